@@ -1,0 +1,1 @@
+"""Answers a query: the model, the index, the search, recall."""

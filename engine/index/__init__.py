@@ -1,0 +1,1 @@
+"""What search reads: LanceDB is the truth, FAISS the cache."""

@@ -1,0 +1,1 @@
+"""Makes the model: data, losses, one loop, recipes."""
