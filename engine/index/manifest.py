@@ -1,0 +1,113 @@
+"""Which model, preprocessing and schema an index was made with; checked whenever it is opened."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from engine.errors import IndexStateError
+
+FILE_NAME = "manifest.json"
+SCHEMA = 1  # of the tables and of this file; raise it when an older qseek would misread them
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What must stay the same for the vectors of one index to be comparable.
+
+    model: its name. model_digest: hex digest of its weights. image_size: pixels of the square that the
+    encoder reads. preprocessing: how a picture becomes that square, in words. num_queries: Q.
+    embed_dim: E. patch_shape: (P, V) of the encoder's output. features: "store" when the patches are
+    kept beside the vectors, else "none". schema: of the tables.
+    """
+
+    model: str
+    model_digest: str
+    image_size: int
+    preprocessing: str
+    num_queries: int
+    embed_dim: int
+    patch_shape: tuple[int, int]
+    features: str = "none"
+    schema: int = SCHEMA
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read it from an index folder.
+
+        Raises IndexStateError: there is none, it cannot be read, or a newer qseek wrote it.
+        """
+        path = Path(folder) / FILE_NAME
+        try:
+            values = json.loads(path.read_bytes())
+            schema = values["schema"]
+        except (FileNotFoundError, NotADirectoryError):
+            raise IndexStateError(
+                f"there is no index at {folder}; make one with `qseek index FOLDER`, "
+                "or say where it is with --index"
+            ) from None
+        except OSError as error:
+            raise IndexStateError(f"{path} cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, f"{type(error).__name__}: {error}") from error
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise IndexStateError(
+                f"{folder} was written by a newer qseek, schema {schema}, this one reads {SCHEMA}; "
+                "update qseek, or give another --index"
+            )
+        return _from_json(path, values)
+
+    def save(self, folder: Path) -> None:
+        """Write it into an index folder, replacing the old one in one step."""
+        path = Path(folder) / FILE_NAME
+        half = path.with_suffix(".json.new")
+        with open(half, "w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(half, path)
+
+    def check_same(self, other: "Manifest") -> None:
+        """Compare the index's manifest (self) with that of the model at hand (other).
+
+        Raises IndexStateError, naming both sides, when vectors of the two cannot be mixed. Whether the
+        patches are kept does not matter.
+        """
+        names = ("model_digest", "preprocessing", "image_size", "num_queries", "embed_dim", "patch_shape")
+        different = [name for name in names if getattr(self, name) != getattr(other, name)]
+        if different:
+            name = different[0]
+            raise IndexStateError(
+                f"the index was made with model {self.model}, {_words(name)} {_shown(getattr(self, name))}; "
+                f"this is model {other.model}, {_words(name)} {_shown(getattr(other, name))}; index again "
+                "with `qseek index --reindex`, or give another --index"
+            )
+
+
+def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
+    kinds = {field.name: field.type for field in fields(Manifest)}
+    if set(values) != set(kinds):
+        names = ", ".join(sorted(set(values) ^ set(kinds)))
+        raise _damaged(path, f"missing or unknown: {names}")
+    shape = values["patch_shape"]
+    if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(side, int) for side in shape)):
+        raise _damaged(path, f"patch_shape is {shape!r}")
+    for name, kind in kinds.items():
+        if isinstance(kind, type) and kind in (str, int) and not isinstance(values[name], kind):
+            raise _damaged(path, f"{name} is {values[name]!r}")
+    return Manifest(**{**values, "patch_shape": (shape[0], shape[1])})
+
+
+def _damaged(path: Path, reason: str) -> IndexStateError:
+    return IndexStateError(
+        f"{path} is damaged ({reason}); restore it, or index again with `qseek index --reindex`"
+    )
+
+
+def _words(name: str) -> str:
+    return name.replace("model_", "").replace("_", " ")
+
+
+def _shown(value: object) -> str:
+    return repr(value) if isinstance(value, str) else str(value)

@@ -1,0 +1,190 @@
+"""One LanceDB table as the store uses it, the schemas, and Lance's errors in words for a person.
+
+A table is pinned to the version it was opened at, so that row ids and rows belong together, until
+`refresh` or a write of our own moves it on. Lance is not fork-safe: workers are spawned.
+"""
+
+import errno
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.errors import IndexStateError
+
+# Compaction copies the whole table, blobs too, so it has to be worth it: measured, a scan of the ids
+# of 100,000 photos opens one file a fragment, some milliseconds for a hundred of them.
+MAX_FRAGMENTS = 128
+
+
+class VanishedError(IndexStateError):
+    """The version that was being read has been compacted away by a writer: refresh, then read again."""
+
+
+def photo_schema(num_queries: int, embed_dim: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("id", pa.int64(), nullable=False),
+            pa.field("digest", pa.string(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("vectors", pa.list_(pa.float16(), num_queries * embed_dim), nullable=False),
+            pa.field("features", pa.large_binary(), metadata={"lance-encoding:blob": "true"}),
+        ]
+    )
+
+
+def text_schema(embed_dim: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("id", pa.int64(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float16(), embed_dim), nullable=False),
+        ]
+    )
+
+
+# Paths are bytes relative to a root, itself bytes: names that are not UTF-8 survive.
+_PATH_FIELDS = [
+    pa.field("root", pa.binary(), nullable=False),
+    pa.field("path", pa.binary(), nullable=False),
+    pa.field("size", pa.int64(), nullable=False),
+    pa.field("mtime_ns", pa.int64(), nullable=False),
+]
+FILE_SCHEMA = pa.schema(
+    [
+        *_PATH_FIELDS,
+        pa.field("digest", pa.string(), nullable=False),
+        pa.field("missing", pa.bool_(), nullable=False),
+    ]
+)
+FAILURE_SCHEMA = pa.schema([*_PATH_FIELDS, pa.field("reason", pa.string(), nullable=False)])
+
+
+class Database:
+    """The folder that holds the tables."""
+
+    def __init__(self, folder: Path) -> None:
+        import lancedb  # late: 1.7 s
+
+        self.folder = folder
+        with _errors_in_words(folder):
+            self._connection = lancedb.connect(str(folder))
+
+    def create(self, name: str, schema: pa.Schema) -> "Table":
+        """Make an empty table; one that is there under that name is replaced."""
+        with _errors_in_words(self.folder):
+            return Table(self._connection.create_table(name, schema=schema, mode="overwrite"), self.folder)
+
+    def open(self, name: str) -> "Table":
+        try:
+            return Table(self._connection.open_table(name), self.folder)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise IndexStateError(
+                f"table {name!r} of the index at {self.folder.parent} is missing or damaged ({error}); "
+                "restore it, or index again with `qseek index --reindex`"
+            ) from error
+
+
+class Table:
+    """A table at one version; every write is one commit."""
+
+    def __init__(self, handle: Any, folder: Path) -> None:
+        self._handle = handle
+        self._folder = folder
+        self.version: int = handle.version
+
+    def refresh(self) -> None:
+        """Move on to the newest version."""
+        with _errors_in_words(self._folder):
+            self._handle.checkout_latest()
+            self.version = self._handle.version
+
+    def count(self, where: str | None = None) -> int:
+        with _errors_in_words(self._folder):
+            return int(self._handle.count_rows(where))
+
+    def read(self, columns: Sequence[str], where: str | None = None, *, row_ids: bool = False) -> pa.Table:
+        """Rows as an Arrow table; with row_ids also `_rowid`, valid at this version."""
+        query = self._handle.search().select(list(columns))
+        if where is not None:
+            query = query.where(where)
+        with _errors_in_words(self._folder):
+            return (query.with_row_id(True) if row_ids else query).to_arrow()
+
+    def take(self, row_ids: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Rows by their ids, in an order of Lance's choice."""
+        with _errors_in_words(self._folder):
+            return self._handle.take_row_ids(row_ids.tolist()).select(list(columns)).to_arrow()
+
+    def blobs(self, column: str, row_ids: np.ndarray) -> list[bytes | None]:
+        """Blobs of one column in the order of row_ids, None where there is none."""
+        with _errors_in_words(self._folder):
+            return self._handle.fetch_blobs(column, row_ids.tolist()).to_pylist()
+
+    def append(self, rows: pa.Table) -> None:
+        with self._commit():
+            self._handle.add(rows)
+
+    def upsert(self, rows: pa.Table, on: Sequence[str]) -> None:
+        """Replace the rows that agree in the columns `on`, and append the others."""
+        with self._commit():
+            merge = self._handle.merge_insert(list(on))
+            merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+    def delete(self, where: str) -> None:
+        with self._commit():
+            self._handle.delete(where)
+
+    def compact(self, max_fragments: int) -> None:
+        """Merge fragments and forget old versions, once there are more fragments than that.
+
+        Only under the writer's lock: readers in other processes get VanishedError and refresh.
+        """
+        with self._commit():
+            if self._handle.stats()["fragment_stats"]["num_fragments"] > max_fragments:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # about concurrent readers, see above
+                    self._handle.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
+
+    @contextmanager
+    def _commit(self) -> Iterator[None]:
+        with _errors_in_words(self._folder):
+            try:
+                yield
+            finally:
+                self.version = self._handle.version
+
+
+@contextmanager
+def _errors_in_words(folder: Path) -> Iterator[None]:
+    """Turn the errors that a user can act on into IndexStateError, and let bugs through."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        # Lance raises RuntimeError with the operating system's words in it, and no errno
+        if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
+            raise IndexStateError(
+                f"the disk that holds {folder} is full; everything committed before is safe: "
+                "free some space and run the same command again"
+            ) from error
+        if "not found" in str(error).lower():
+            raise VanishedError(
+                f"the index at {folder} was rewritten while it was read, or files are missing from it; "
+                f"ask again ({error})"
+            ) from error
+        raise
+
+
+def bytes_literal(value: bytes) -> str:
+    """SQL literal of any bytes, quotes and newlines included."""
+    return f"X'{value.hex()}'"
+
+
+def text_literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
