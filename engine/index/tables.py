@@ -77,9 +77,9 @@ class Database:
             self._connection = lancedb.connect(str(folder))
 
     def create(self, name: str, schema: pa.Schema) -> "Table":
-        """Make an empty table; one that is there under that name is replaced."""
+        """Make an empty table."""
         with _errors_in_words(self.folder):
-            return Table(self._connection.create_table(name, schema=schema, mode="overwrite"), self.folder)
+            return Table(self._connection.create_table(name, schema=schema), self.folder)
 
     def open(self, name: str) -> "Table":
         try:
@@ -188,3 +188,14 @@ def bytes_literal(value: bytes) -> str:
 
 def text_literal(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
+
+
+def to_fixed_lists(vectors: np.ndarray) -> pa.Array:
+    """fixed_size_list<float16> column of (N, ...) vectors, one list a row."""
+    flat = np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), flat.size // len(vectors))
+
+
+def fixed_lists(column: pa.ChunkedArray) -> np.ndarray:
+    """(N, width) array of a fixed_size_list column."""
+    return column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)

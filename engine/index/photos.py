@@ -1,0 +1,126 @@
+"""The table of photos: one row per distinct content, found by id or by digest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.errors import IndexStateError
+from engine.index.tables import Table, fixed_lists, photo_schema, to_fixed_lists
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewPhoto:
+    """A photo to add: vectors_QE are float16 unit vectors; features are the patches' bytes or None."""
+
+    digest: str
+    width: int
+    height: int
+    vectors_QE: np.ndarray
+    features: bytes | None = None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where each photo lies at one version of the table; ids ascend, the others follow them."""
+
+    version: int
+    ids: np.ndarray
+    row_ids: np.ndarray
+    digests: pa.Array
+
+
+class PhotoTable:
+    """Photos are added and deleted, never changed, and an id is never given twice."""
+
+    def __init__(self, table: Table, num_queries: int, embed_dim: int) -> None:
+        self.table = table
+        self._shape = (num_queries, embed_dim)
+        self._rows: _Rows | None = None
+        self._known: tuple[int, dict[str, int]] = (-1, {})
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Ascending int64 ids of every row."""
+        return self._all_rows().ids
+
+    def ids_of_digests(self) -> dict[str, int]:
+        if self._known[0] != self.table.version:
+            rows = self._all_rows()
+            ids = dict(zip(rows.digests.to_pylist(), rows.ids.tolist(), strict=True))
+            self._known = (rows.version, ids)
+        return self._known[1]
+
+    def ids_with_digests(self, digests: pa.Array) -> np.ndarray:
+        """Ascending ids of the photos whose digest is among these."""
+        rows = self._all_rows()
+        return rows.ids[pc.is_in(rows.digests, value_set=digests).to_numpy(zero_copy_only=False)]
+
+    def append(self, photos: Sequence[NewPhoto]) -> list[int]:
+        """Commit those whose digest is new; the ids of all of them, in their order."""
+        known = self.ids_of_digests()
+        new: dict[str, NewPhoto] = {}
+        for photo in photos:
+            if photo.digest not in known:
+                new.setdefault(photo.digest, photo)
+        if new:
+            next_id = max(known.values(), default=-1) + 1
+            ids = range(next_id, next_id + len(new))
+            self.table.append(self._to_rows(ids, list(new.values())))
+            known.update(zip(new, ids, strict=True))
+            self._known = (self.table.version, known)
+        return [known[photo.digest] for photo in photos]
+
+    def delete(self, ids: np.ndarray) -> None:
+        self.table.delete(f"id IN ({','.join(map(str, ids.tolist()))})")
+
+    def take(self, ids: Sequence[int] | np.ndarray, columns: list[str]) -> tuple[np.ndarray, pa.Table]:
+        """Rows of some photos, and for each of ids the place of its row among them."""
+        unique, inverse = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
+        rows = self.table.take(self._row_ids(unique), ["id", *columns])
+        return np.argsort(rows["id"].to_numpy())[inverse], rows
+
+    def vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(N, Q, E) float16 in the order of ids."""
+        if len(ids) == 0:
+            return np.zeros((0, *self._shape), np.float16)
+        places, rows = self.take(ids, ["vectors"])
+        return fixed_lists(rows["vectors"])[places].reshape(-1, *self._shape)
+
+    def features(self, ids: Sequence[int] | np.ndarray) -> list[bytes | None]:
+        return self.table.blobs("features", self._row_ids(ids)) if len(ids) else []
+
+    def _all_rows(self) -> _Rows:
+        version = self.table.version
+        if self._rows is None or self._rows.version != version:
+            rows = self.table.read(["id", "digest"], row_ids=True)
+            rows = rows.take(pc.sort_indices(rows["id"]))
+            digests = rows["digest"].combine_chunks()
+            self._rows = _Rows(version, rows["id"].to_numpy(), rows["_rowid"].to_numpy(), digests)
+        return self._rows
+
+    def _row_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        rows = self._all_rows()
+        wanted = np.asarray(ids, dtype=np.int64)
+        places = np.searchsorted(rows.ids, wanted)
+        found = places < len(rows.ids)
+        found[found] = rows.ids[places[found]] == wanted[found]
+        if not found.all():
+            raise IndexStateError(f"photo {wanted[~found][0]} is no longer in the index; ask again")
+        return rows.row_ids[places]
+
+    def _to_rows(self, ids: range, photos: list[NewPhoto]) -> pa.Table:
+        vectors = np.stack([photo.vectors_QE for photo in photos])
+        if vectors.shape[1:] != self._shape:
+            raise ValueError(f"vectors of a photo are {vectors.shape[1:]}, the index keeps {self._shape}")
+        columns = [
+            ids,
+            [photo.digest for photo in photos],
+            [photo.width for photo in photos],
+            [photo.height for photo in photos],
+            to_fixed_lists(vectors),
+            pa.array([photo.features for photo in photos], pa.large_binary()),
+        ]
+        return pa.table(columns, schema=photo_schema(*self._shape))
