@@ -34,7 +34,7 @@ from engine.index.tables import (
     text_literal,
     text_schema,
 )
-from engine.index.texts import TextTable
+from engine.index.texts import TextTable, ids_condition
 from engine.types import Photo
 
 __all__ = ["FailureRecord", "FileRecord", "NewPhoto", "Store"]
@@ -168,6 +168,11 @@ class Store:
     def failures(self, root: Path | None = None) -> dict[Path, FailureRecord]:
         """By absolute path: all, or those below root."""
         return self._failures.records(root)
+
+    @_retried
+    def all_ids(self) -> np.ndarray:
+        """Ascending int64 ids of every photo, without files too: what the FAISS index holds."""
+        return self._photos.ids
 
     @_retried
     def photo_ids(self) -> dict[str, int]:
@@ -326,17 +331,27 @@ class Store:
         """Texts in the order of ids. Raises IndexStateError for an id that is not there."""
         return self._texts.texts(ids)
 
+    @_retried
+    def all_text_ids(self) -> np.ndarray:
+        """Ascending int64 ids of every text."""
+        return self._texts.ids()
+
+    @_retried
+    def text_vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Vectors (N, E) float16 in the order of ids, which are there."""
+        if len(ids) == 0:
+            return np.zeros((0, self.manifest.embed_dim), np.float16)
+        found, vectors = self._texts.vectors(ids_condition(np.asarray(ids).tolist()))
+        return vectors[np.searchsorted(found, ids)]
+
     def iter_text_vectors(
         self, after_id: int = -1, batch: int = 65536
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(ids int64, vectors (n, E) float16) of every text in id order, n <= batch."""
-        ids, vectors = self._text_vectors(after_id)
+        ids = self.all_text_ids()
+        ids = ids[np.searchsorted(ids, after_id, side="right") :]
         for start in range(0, len(ids), batch):
-            yield ids[start : start + batch], vectors[start : start + batch]
-
-    @_retried
-    def _text_vectors(self, after_id: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._texts.vectors(after_id)
+            yield ids[start : start + batch], self.text_vectors(ids[start : start + batch])
 
     def _tables(self) -> list[Table]:
         return [self._photos.table, self._files.table, self._failures.table, self._texts.table]

@@ -38,15 +38,22 @@ class TextTable:
         if len(ids) == 0:
             return []
         wanted = [int(id_) for id_ in ids]
-        rows = self.table.read(["id", "text"], f"id IN ({','.join(map(str, set(wanted)))})")
+        rows = self.table.read(["id", "text"], ids_condition(wanted))
         known = dict(zip(rows["id"].to_pylist(), rows["text"].to_pylist(), strict=True))
         gone = [id_ for id_ in wanted if id_ not in known]
         if gone:
             raise IndexStateError(f"text {gone[0]} is not in the index; ask again")
         return [known[id_] for id_ in wanted]
 
-    def vectors(self, after_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int64 ascending, vectors (n, E) float16) of the texts after an id."""
-        rows = self.table.read(["id", "vector"], f"id > {after_id}")
+    def ids(self) -> np.ndarray:
+        return np.sort(self.table.read(["id"])["id"].to_numpy())
+
+    def vectors(self, where: str) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int64 ascending, vectors (n, E) float16) of the rows that meet an SQL condition."""
+        rows = self.table.read(["id", "vector"], where)
         rows = rows.take(pc.sort_indices(rows["id"]))
         return rows["id"].to_numpy(), fixed_lists(rows["vector"])
+
+
+def ids_condition(ids: Sequence[int]) -> str:
+    return f"id IN ({','.join(map(str, set(ids)))})"

@@ -1,0 +1,167 @@
+"""FAISS segments on disk: written beside, published in one step, never trusted.
+
+    <root>/current.json          which segments, and the table's version that they follow
+    <root>/<name>/slot-NN.faiss  one file a slot; ids.npy; meta.json with the sizes and checksums
+
+LanceDB is the truth: whatever is wrong here means that it is built again, and never an error.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import IndexStateError
+from engine.index.lock import locked
+from engine.index.segments import Segment
+
+_POINTER = "current.json"
+_CHUNK = 1 << 24
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the pointer names: segments mapped from their folders, and the version they follow."""
+
+    version: int
+    names: list[str]
+    segments: list[Segment]
+
+
+def load(root: Path, num_slots: int, width: int, kind: str) -> Saved | None:
+    """The segments that were published last; None when there are none, others, or damaged ones."""
+    try:
+        pointer = json.loads((root / _POINTER).read_bytes())
+        if pointer["format"] != _format(num_slots, width, kind):
+            return None
+        names = [str(name) for name in pointer["segments"]]
+        segments = [_read_segment(root / name, num_slots, width, kind) for name in names]
+        return Saved(int(pointer["version"]), names, segments)
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        _log.info("the FAISS files at %s are built again: %s", root, error)
+        return None
+
+
+class Writer:
+    """Writes segments and publishes them; once something fails, or without a folder, it does nothing."""
+
+    def __init__(self, root: Path, names: list[str], *, can_write: bool) -> None:
+        self._root = root
+        self._names = list(names)
+        self._can_write = can_write
+
+    def keep(self, segment: Segment) -> Segment:
+        """Write a segment; the same mapped from its files, or as it is when it cannot be written."""
+        if not self._can_write:
+            return segment
+        name = f"{time.time_ns():x}"
+        half = self._root / f"{name}.new"
+        try:
+            half.mkdir()
+            _write_segment(half, segment)
+            os.replace(half, self._root / name)
+            kept = _read_segment(self._root / name, len(segment.slots), segment.slots[0].d, segment.kind)
+        except (OSError, RuntimeError, ValueError) as error:
+            _log.info("the FAISS files at %s are not kept: %s", self._root, error)
+            self._can_write = False
+            return segment
+        self._names.append(name)
+        return kept
+
+    def publish(self, version: int, num_slots: int, width: int, kind: str) -> None:
+        """Make what was kept the current state in one step, then remove what is no longer named."""
+        if not self._can_write:
+            return
+        pointer = {"version": version, "format": _format(num_slots, width, kind), "segments": self._names}
+        half = self._root / f"{_POINTER}.new"
+        try:
+            _write_synced(half, json.dumps(pointer).encode())
+            os.replace(half, self._root / _POINTER)
+        except OSError as error:
+            _log.info("the FAISS files at %s are not kept: %s", self._root, error)
+            return
+        _remove_others(self._root, set(self._names))
+
+
+@contextmanager
+def writer(root: Path, names: list[str]) -> Iterator[Writer]:
+    """A writer that goes on from published segments; one process at a time gets one that writes."""
+    with ExitStack() as stack:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(root))
+        except (OSError, IndexStateError) as error:
+            _log.info("the FAISS files at %s are not kept: %s", root, error)
+            yield Writer(root, names, can_write=False)
+            return
+        _remove_half_written(root)
+        yield Writer(root, names, can_write=True)
+
+
+def _format(num_slots: int, width: int, kind: str) -> list[Any]:
+    return [num_slots, width, kind]
+
+
+def _write_segment(folder: Path, segment: Segment) -> None:
+    paths = segment.write(folder)
+    np.save(folder / "ids.npy", segment.ids)
+    files = {}
+    for path in [*paths, folder / "ids.npy"]:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        status = path.stat()
+        files[path.name] = [status.st_size, status.st_mtime_ns, _checksum(path)]
+    meta = {"rounding": segment.rounding, "files": files}
+    _write_synced(folder / "meta.json", json.dumps(meta).encode())
+
+
+def _read_segment(folder: Path, num_slots: int, width: int, kind: str) -> Segment:
+    meta = json.loads((folder / "meta.json").read_bytes())
+    for name, (size, mtime_ns, checksum) in meta["files"].items():
+        status = (folder / name).stat()
+        # the bytes are read only where something touched the file since: reading all takes seconds
+        touched = status.st_mtime_ns != mtime_ns
+        if status.st_size != size or (touched and _checksum(folder / name) != checksum):
+            raise ValueError(f"{folder / name} is not what was written")
+    ids = np.load(folder / "ids.npy", allow_pickle=False)
+    return Segment.read(folder, num_slots, width, kind, ids, float(meta["rounding"]))
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove_half_written(root: Path) -> None:
+    for path in root.glob("*.new"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_others(root: Path, names: set[str]) -> None:
+    """Readers that have mapped an old segment keep it until they close: it is only unlinked."""
+    for path in root.iterdir():
+        if path.is_dir() and path.name not in names:
+            shutil.rmtree(path, ignore_errors=True)

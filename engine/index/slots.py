@@ -1,0 +1,275 @@
+"""Exact nearest photos with FAISS: one index for each query slot, on the CPU or on a GPU.
+
+The score of photo i and query t is max_s <z_is, t>. A photo among the best k by that maximum is among the
+best k of the slot where it has its maximum, so k hits from each slot, merged by maximum, hold the exact
+top k (ARCHITECTURE, decision 2). Ties at the edge and kinds that round are settled by a bound: what no
+list has shown scores at most the last score of a list, and more is fetched until the k-th hit is above it.
+
+S slots, E embedding, N rows, M queries, K hits, F fetched from one list.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+
+from engine.index.gpu import DeviceCopy, DeviceView
+from engine.index.segments import KINDS, Segment, bitmap_selector
+
+_SPARE = 16  # fetched beyond k, so that a tie at the edge rarely costs a second search
+_ROUNDED_FACTOR = 4  # fetched for each wanted hit where the index rounds
+_QUERIES_AT_ONCE = 256
+_RESCORED_AT_ONCE = 2048  # photos; 64 MB at 32 x 256 as float32
+NOISE = 1e-5  # between two ways to sum one float32 inner product of unit vectors
+
+_log = logging.getLogger(__name__)
+
+VectorsOf = Callable[[np.ndarray], np.ndarray]
+Lists = list[list[tuple[np.ndarray, np.ndarray]]]  # view, slot -> (ids_MF, scores_MF)
+
+
+class _View(Protocol):
+    """The rows of one set of slots that may be found, with how far their scores may be off."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def rounding(self) -> float: ...
+    def search(self, slot: int, queries_ME: np.ndarray, fetch: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class _SegmentView:
+    segment: Segment
+    selector: Any
+    count: int
+
+    @property
+    def rounding(self) -> float:
+        return self.segment.rounding
+
+    def search(self, slot: int, queries_ME: np.ndarray, fetch: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.segment.search(slot, queries_ME, min(fetch, self.count), self.selector)
+
+
+class SlotIndex:
+    """Rows of S unit vectors each, searched exactly.
+
+    kind: "flat" (float32), "fp16" (exact for vectors that are fp16) or "int8" (a quarter of the memory;
+    hits are re-scored). vectors_of: ids (N) -> vectors (N, S, E), needed by "int8", whose own vectors are
+    rounded. device: "auto", "cpu" or "gpu". Raises ValueError for an unknown kind or device.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        width: int,
+        kind: str = "fp16",
+        device: str = "auto",
+        *,
+        vectors_of: VectorsOf | None = None,
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
+        if device not in ("auto", "cpu", "gpu"):
+            raise ValueError(f"device is {device!r}; it must be auto, cpu or gpu")
+        if kind == "int8" and vectors_of is None:
+            raise ValueError("an int8 index needs vectors_of to re-score its hits")
+        self.num_slots = num_slots
+        self.width = width
+        self.kind = kind
+        self.segments: list[Segment] = []
+        on_gpu = device == "gpu" or (device == "auto" and faiss.get_num_gpus() > 0)
+        self._device = DeviceCopy(num_slots, width, kind) if on_gpu else None
+        self._vectors_of = vectors_of or self.reconstruct
+        # FAISS uses one thread for one query on a flat index: the slots are searched side by side
+        self._pool = ThreadPoolExecutor(_num_cores(), "faiss", lambda: faiss.omp_set_num_threads(1))
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self.segments)
+
+    def __repr__(self) -> str:
+        return f"SlotIndex({self.num_slots} slots, width {self.width}, {self.kind}, {len(self)} rows)"
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int64 ids in the order they were added."""
+        return np.concatenate([np.zeros(0, np.int64), *(segment.ids for segment in self.segments)])
+
+    def add(self, ids_N: np.ndarray, vectors_NSE: np.ndarray) -> None:
+        """Append rows, float16 or float32; the ids are new ones."""
+        vectors = np.asarray(vectors_NSE)
+        if vectors.shape != (len(ids_N), self.num_slots, self.width):
+            raise ValueError(f"vectors are {vectors.shape} for {len(ids_N)} ids in {self!r}")
+        if len(ids_N) == 0:
+            return
+        if not self.segments or self.segments[-1].frozen:
+            self.segments.append(Segment.empty(self.num_slots, self.width, self.kind))
+        self.segments[-1].add(np.asarray(ids_N, dtype=np.int64), vectors)
+
+    def search(
+        self, queries_ME: np.ndarray, k: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The exact top k by the maximum over the slots, for each of M unit vectors.
+
+        allowed: ids that may be found, None for all. Gives ids_MK int64 and scores_MK float32, cosines in
+        [-1, 1], best first, ties by lower id, padded with -1 and -inf where there are fewer than k.
+        """
+        queries = np.ascontiguousarray(queries_ME, dtype=np.float32)
+        ids = np.full((len(queries), k), -1, np.int64)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        for start in range(0, len(queries), _QUERIES_AT_ONCE):
+            pending = np.arange(start, min(start + _QUERIES_AT_ONCE, len(queries)))
+            fetch = self._first_fetch(k)
+            while k and len(pending):
+                settled = np.ones(len(pending), bool)
+                hits = self._hits(queries[pending], k, fetch, allowed)
+                for place, (best_ids, best_scores, is_exact) in enumerate(hits):
+                    ids[pending[place], : len(best_ids)] = best_ids
+                    scores[pending[place], : len(best_ids)] = best_scores
+                    settled[place] = is_exact
+                pending, fetch = pending[~settled], 2 * fetch
+        return ids, scores
+
+    def _hits(
+        self, queries_ME: np.ndarray, k: int, fetch: int, allowed: np.ndarray | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+        """Top k from lists of `fetch` hits for each query, and whether no other photo can be among them."""
+        views = self._views(allowed, fetch)
+        lists = self._lists(views, [queries_ME] * self.num_slots, fetch)
+        total = sum(view.count for view in views)
+        all_seen = all(view.count <= fetch for view in views)
+        rounding = max((view.rounding for view in views), default=0.0)
+        last = [view_last.max(axis=0) for view_last in _last_scores(views, lists, fetch)]
+        for row, query in enumerate(queries_ME):
+            ids = [part[row] for view in lists for part, _ in view]
+            scores = [part[row] for view in lists for _, part in view]
+            if rounding:
+                wide_ids, wide_scores = merge_maximum(ids, scores, total if all_seen else fetch)
+                exact = self._cosines(wide_ids, query[None]).max(axis=1)
+                best = np.lexsort((wide_ids, -exact))[:k]
+                best_ids, best_scores = wide_ids[best], exact[best]
+                bound = wide_scores[-1] + rounding + NOISE if len(wide_scores) else 0.0
+            else:
+                best_ids, best_scores = merge_maximum(ids, scores, k)
+                bound = max((view_last[row] for view_last in last), default=0.0)
+            done = all_seen or (len(best_ids) == k and bool(best_scores[-1] > bound))
+            yield best_ids, best_scores, done
+
+    def search_slots(
+        self, vectors_SE: np.ndarray, k: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The exact top k by the mean over the slots of the cosine with the same slot: photo -> photo.
+
+        Fagin's threshold algorithm: what no list has shown scores at most the mean of the lists' last
+        scores. Gives ids_K and scores_K, ordered and padded as in `search`.
+        """
+        queries = np.ascontiguousarray(vectors_SE, dtype=np.float32)
+        seen, means = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        fetch, done = self._first_fetch(k), k == 0
+        while not done:
+            views = self._views(allowed, fetch)
+            lists = self._lists(views, [query[None] for query in queries], fetch)
+            shown = [part[0] for view in lists for part, _ in view]
+            new = np.setdiff1d(np.concatenate([np.zeros(0, np.int64), *shown]), seen)
+            seen = np.concatenate([seen, new])
+            means = np.concatenate([means, self._cosines(new, queries).mean(axis=1)])
+            best = np.lexsort((seen, -means))[:k]
+            last = _last_scores(views, lists, fetch)
+            bounds = [part.mean() + view.rounding + NOISE for view, part in zip(views, last, strict=True)]
+            above = len(best) == k and means[best[-1]] > max(bounds)
+            done, fetch = above or all(view.count <= fetch for view in views), 2 * fetch
+        ids, scores = np.full(k, -1, np.int64), np.full(k, -np.inf, np.float32)
+        if k:
+            ids[: len(best)], scores[: len(best)] = seen[best], means[best]
+        return ids, scores
+
+    def reconstruct(self, ids: np.ndarray) -> np.ndarray:
+        """Vectors (N, S, E) float32 of ids that are there, as the index holds them."""
+        all_ids = self.ids
+        order = np.argsort(all_ids, kind="stable")
+        rows = order[np.searchsorted(all_ids, ids, sorter=order)]
+        vectors = np.empty((len(ids), self.num_slots, self.width), np.float32)
+        start = 0
+        for segment in self.segments:
+            inside = (rows >= start) & (rows < start + len(segment))
+            if inside.any():
+                vectors[inside] = segment.reconstruct(rows[inside] - start)
+            start += len(segment)
+        return vectors
+
+    def _first_fetch(self, k: int) -> int:
+        rounds = self.kind == "int8" or self._device is not None
+        return (_ROUNDED_FACTOR * k if rounds else k) + _SPARE
+
+    def _views(self, allowed: np.ndarray | None, fetch: int) -> Sequence[_View]:
+        """What to search: the copy on the GPU where it can give that many hits, else the segments."""
+        masks = [None if allowed is None else np.isin(segment.ids, allowed) for segment in self.segments]
+        if self._device is not None:
+            try:
+                view = self._device.view(self.segments, masks, fetch)
+            except RuntimeError as error:  # the GPU's memory is taken by something else
+                _log.warning("searching on the CPU: FAISS cannot use the GPU: %s", error)
+                self._device = view = None
+            if view is not None:
+                return [view] if view.count else []
+        views = []
+        for segment, mask in zip(self.segments, masks, strict=True):
+            count = len(segment) if mask is None else int(mask.sum())
+            selector = None if mask is None or count == len(segment) else bitmap_selector(mask)
+            views.append(_SegmentView(segment, selector, count))
+        return [view for view in views if view.count]
+
+    def _lists(self, views: Sequence[_View], queries_SME: Sequence[np.ndarray], fetch: int) -> Lists:
+        if views and isinstance(views[0], DeviceView):  # its resources serve one search at a time
+            return [
+                [view.search(slot, queries_SME[slot], fetch) for slot in range(self.num_slots)]
+                for view in views
+            ]
+        tasks = [(view, slot) for view in views for slot in range(self.num_slots)]
+        found = list(self._pool.map(lambda task: task[0].search(task[1], queries_SME[task[1]], fetch), tasks))
+        return [found[start : start + self.num_slots] for start in range(0, len(found), self.num_slots)]
+
+    def _cosines(self, ids: np.ndarray, queries_SE: np.ndarray) -> np.ndarray:
+        """(N, S) of each photo's slots with the queries; one query serves every slot."""
+        cosines = np.empty((len(ids), self.num_slots), np.float32)
+        for start in range(0, len(ids), _RESCORED_AT_ONCE):
+            part = ids[start : start + _RESCORED_AT_ONCE]
+            vectors = self._vectors_of(part).astype(np.float32, copy=False)
+            cosines[start : start + len(part)] = (vectors * queries_SE).sum(axis=2)
+        return cosines
+
+
+def merge_maximum(
+    ids_MK: np.ndarray | Sequence[np.ndarray], scores_MK: np.ndarray | Sequence[np.ndarray], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merge lists of hits: each id once with its best score; at most k, best first, ties by lower id.
+
+    The exact top k when each list is a top k: photo -> text is one search of the texts for each of the
+    photo's vectors. Entries with id -1 are padding. Lists may differ in length.
+    """
+    ids = np.concatenate([np.ravel(part) for part in ids_MK] or [np.zeros(0, np.int64)])
+    scores = np.concatenate([np.ravel(part) for part in scores_MK] or [np.zeros(0, np.float32)])
+    ids, scores = ids[ids >= 0], scores[ids >= 0]
+    order = np.lexsort((ids, -scores))
+    first = np.sort(np.unique(ids[order], return_index=True)[1])[:k]
+    return ids[order][first], scores[order][first]
+
+
+def _last_scores(views: Sequence[_View], lists: Lists, fetch: int) -> list[np.ndarray]:
+    """(S, M) for each view: what a photo that the list did not show scores at most; -inf if it showed all."""
+    return [
+        np.stack(
+            [scores[:, -1] if view.count > fetch else np.full(len(scores), -np.inf) for _, scores in slots]
+        )
+        for view, slots in zip(views, lists, strict=True)
+    ]
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

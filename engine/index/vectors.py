@@ -1,0 +1,94 @@
+"""The FAISS indexes that follow the store's tables: read from their files, appended to, or built again."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.index import cache
+from engine.index.slots import NOISE, SlotIndex, VectorsOf, merge_maximum
+from engine.index.store import CACHE_FOLDER, Store
+
+__all__ = ["SlotIndex", "merge_maximum", "open_photo_index", "open_text_index"]
+
+_SEGMENT_ROWS = 65536  # then it is written and mapped: building holds 1 GB at 32 x 256 in fp16
+_MAX_PIECES = 8  # smaller segments, each from one update; the next update makes one of them all
+_CHECKED_ROWS = 8  # of each segment, compared with the table when it is opened
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The rows of a table that an index follows; ids ascend, batches(after_id) comes in their order."""
+
+    root: Path
+    version: int
+    ids: np.ndarray
+    batches: Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]]
+    vectors_of: VectorsOf
+    num_slots: int
+    width: int
+
+
+def open_photo_index(store: Store, kind: str = "fp16", device: str = "auto") -> SlotIndex:
+    """The index of a store's photos, from its files where they are good, else built from the table.
+
+    Rows that came since are appended and saved. Photos without files are in it: search with
+    allowed=store.live_ids().
+    """
+    shape = (store.manifest.num_queries, store.manifest.embed_dim)
+    root = store.folder / CACHE_FOLDER / "photos"
+    source = _Source(root, store.version, store.all_ids(), store.iter_vectors, store.vectors, *shape)
+    return _open(source, kind, device)
+
+
+def open_text_index(store: Store, kind: str = "fp16", device: str = "auto") -> SlotIndex:
+    """The index of a store's texts, one slot wide; as `open_photo_index`."""
+
+    def batches(after_id: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return ((ids, vectors[:, None]) for ids, vectors in store.iter_text_vectors(after_id))
+
+    def vectors_of(ids: np.ndarray) -> np.ndarray:
+        return store.text_vectors(ids)[:, None]
+
+    root = store.folder / CACHE_FOLDER / "texts"
+    ids = store.all_text_ids()
+    source = _Source(root, store.texts_version, ids, batches, vectors_of, 1, store.manifest.embed_dim)
+    return _open(source, kind, device)
+
+
+def _open(source: _Source, kind: str, device: str) -> SlotIndex:
+    shape = (source.num_slots, source.width)
+    index = SlotIndex(*shape, kind, device, vectors_of=source.vectors_of if kind == "int8" else None)
+    saved = cache.load(source.root, *shape, kind)
+    if saved is None or not _can_go_on(saved, source):
+        saved = cache.Saved(-1, [], [])
+    index.segments = list(saved.segments)
+    if saved.version == source.version and len(index) == len(source.ids):
+        return index
+    after_id = int(source.ids[len(index) - 1]) if len(index) else -1
+    with cache.writer(source.root, saved.names) as writer:
+        for ids, vectors in source.batches(after_id):
+            index.add(ids, vectors)
+            if len(index.segments[-1]) >= _SEGMENT_ROWS:
+                index.segments[-1] = writer.keep(index.segments[-1])
+        if index.segments and not index.segments[-1].frozen:
+            index.segments[-1] = writer.keep(index.segments[-1])
+        writer.publish(source.version, *shape, kind)
+    return index
+
+
+def _can_go_on(saved: cache.Saved, source: _Source) -> bool:
+    """Whether the saved segments hold the table's first rows, and not in too many pieces."""
+    ids = np.concatenate([np.zeros(0, np.int64), *(segment.ids for segment in saved.segments)])
+    if not np.array_equal(ids, source.ids[: len(ids)]):
+        return False
+    pieces = sum(len(segment) < _SEGMENT_ROWS for segment in saved.segments)
+    if pieces >= _MAX_PIECES and len(ids) < len(source.ids):
+        return False
+    for segment in saved.segments:
+        rows = np.unique(np.linspace(0, len(segment) - 1, _CHECKED_ROWS).astype(np.int64))
+        difference = segment.reconstruct(rows) - source.vectors_of(segment.ids[rows])
+        if not np.linalg.norm(difference, axis=2).max() <= segment.rounding + NOISE:
+            return False
+    return True
