@@ -1,0 +1,80 @@
+"""`qseek`: its commands, and how each of them ends.
+
+A command's module is imported when it runs, and torch, lancedb, faiss, streamlit and rich only inside it, so
+that `qseek --help` answers at once. Exit codes: 0, 1 user error, 2 usage, 3 finished with
+failures, 130 Ctrl-C.
+"""
+
+import errno
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from engine.errors import QseekError
+from ui.render import printable
+from ui.terminal import STOPPED, say
+
+COMMANDS = {
+    "index": "ui.commands_index",
+    "search": "ui.commands_search",
+    "similar": "ui.commands_search",
+    "match": "ui.commands_search",
+    "rerank": "ui.commands_search",
+    "app": "ui.commands_app",
+    "models": "ui.commands_app",
+    "failures": "ui.commands_index",
+    "prune": "ui.commands_index",
+}
+READER_GONE = 141  # 128 + SIGPIPE: what a program gives that is stopped by `| head`
+
+
+class Commands(click.Group):
+    """Imports a command when it is asked for; turns every error meant for a person into one plain message."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return getattr(importlib.import_module(COMMANDS[name]), name) if name in COMMANDS else None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except QseekError as error:
+            raise click.ClickException(_plain(str(error))) from error
+        except KeyboardInterrupt:
+            say("Stopped.")
+            ctx.exit(STOPPED)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                _forget_stdout()
+                ctx.exit(READER_GONE)
+            where = "" if error.filename is None else f": {os.fsdecode(error.filename)}"
+            raise click.ClickException(_plain(f"{error.strerror or error}{where}")) from error
+
+
+def _plain(message: str) -> str:
+    return "\n".join(printable(line) for line in message.split("\n"))
+
+
+def _forget_stdout() -> None:
+    """Nobody reads it any more: without this the interpreter complains of it when it closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="qseek")
+def main() -> None:
+    """Find photos by describing them.
+
+    \b
+        qseek index ~/Pictures
+        qseek search "a dog running through the snow"
+    """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""From what a person gave, --index and --model, to an open store, a model and a searcher.
+
+Everything heavy is imported inside the functions: lancedb takes a second or two, torch as long again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.blip2.checkpoint import Model
+    from engine.index.store import Store
+    from engine.search import Searcher
+
+DEFAULT_MODEL = "mini"
+
+
+def index_folder(given: Path | None) -> Path:
+    """The folder of the index, absolute: the given one, else the one under the user's data folder."""
+    if given is not None:
+        return given.expanduser().absolute()
+    from platformdirs import user_data_path
+
+    return user_data_path("qseek", appauthor=False) / "index"
+
+
+def has_index(folder: Path) -> bool:
+    """Whether an index was begun there."""
+    return (folder / "manifest.json").exists()
+
+
+def open_store(folder: Path) -> Store:
+    """Raises IndexStateError: none there, damaged, or written by a newer qseek."""
+    from engine.index.store import Store
+
+    return Store.open(folder)
+
+
+def load_model(name: str | None) -> Model:
+    """A model by its name or folder, the bundled one without either; raises CheckpointError."""
+    from engine.blip2.checkpoint import load_model
+
+    return load_model(name or DEFAULT_MODEL)
+
+
+def make_searcher(store: Store | None, model: Model) -> Searcher:
+    """Without a store it knows no photos, and can still rerank and match those that are given.
+
+    Raises IndexStateError when another model made the index.
+    """
+    from engine.search import Searcher
+
+    return Searcher(store, model)
+
+
+def open_searcher(folder: Path, model: str | None) -> Searcher:
+    """The index with the model given, else with the one that made it.
+
+    Raises IndexStateError before the model is loaded when there is no index.
+    """
+    store = open_store(folder)
+    return make_searcher(store, load_model(model or store.manifest.model))
+
+
+def open_searcher_anyway(folder: Path, model: str | None) -> Searcher:
+    """As `open_searcher`; where there is no index, a searcher without one."""
+    return open_searcher(folder, model) if has_index(folder) else make_searcher(None, load_model(model))

@@ -1,0 +1,90 @@
+"""Options that several commands share."""
+
+import enum
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Command = Callable[..., Any]
+
+
+class Output(enum.Enum):
+    """How hits are written to stdout."""
+
+    TABLE = "table"
+    JSON = "json"
+    PATHS = "paths"
+    NUL = "nul"
+
+
+index_option = click.option(
+    "--index",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="QSEEK_INDEX",
+    show_envvar=True,
+    metavar="DIR",
+    help="Where the index lies.  [default: in the user's data folder]",
+)
+model_option = click.option(
+    "--model",
+    envvar="QSEEK_MODEL",
+    show_envvar=True,
+    metavar="NAME|FOLDER",
+    help="Which model, see `qseek models`.  [default: the one the index was made with]",
+)
+top_option = click.option(
+    "-k", "--top", type=click.IntRange(min=1), default=20, show_default=True, help="How many to show."
+)
+
+
+def rerank_options(command: Command) -> Command:
+    """--rerank N and --no-rerank as one argument `rerank`, 0 for none."""
+
+    @click.option(
+        "--rerank",
+        type=click.IntRange(min=1),
+        default=128,
+        show_default=True,
+        metavar="N",
+        help="How many of the nearest are read together with the text and put in order.",
+    )
+    @click.option("--no-rerank", is_flag=True, help="Order by the cosine alone: faster, less exact.")
+    @functools.wraps(command)
+    def with_rerank(*args: Any, rerank: int, no_rerank: bool, **others: Any) -> Any:
+        return command(*args, rerank=0 if no_rerank else rerank, **others)
+
+    return with_rerank
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+paths_option = click.option("--paths", "as_paths", is_flag=True, help="Paths alone, one a line.")
+nul_option = click.option(
+    "-0", "--null", "as_nul", is_flag=True, help="Paths alone, each closed by a NUL byte."
+)
+
+
+def chosen_output(as_json: bool, as_paths: bool, as_nul: bool) -> Output:
+    """Raises a usage error where two of them contradict each other."""
+    if as_json and (as_paths or as_nul):
+        raise click.UsageError("--json prints objects, --paths and -0 print paths: give one of them.")
+    if as_json:
+        return Output.JSON
+    if as_nul:
+        return Output.NUL
+    return Output.PATHS if as_paths else Output.TABLE
+
+
+def output_options(command: Command) -> Command:
+    """--json, --paths and -0 as one argument `output`."""
+
+    @json_option
+    @paths_option
+    @nul_option
+    @functools.wraps(command)
+    def with_output(*args: Any, as_json: bool, as_paths: bool, as_nul: bool, **others: Any) -> Any:
+        return command(*args, output=chosen_output(as_json, as_paths, as_nul), **others)
+
+    return with_output

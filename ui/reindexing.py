@@ -1,0 +1,91 @@
+"""--reindex: a new index is made beside the old one and takes its place when it is complete.
+
+Until then the old one answers, whatever happens; a new one that was begun for the same model is gone on with.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import IndexStateError, QueryError
+from ui.opening import has_index, open_store
+from ui.render import count_text
+
+if TYPE_CHECKING:
+    from engine.index.manifest import Manifest
+    from engine.index.store import Store
+
+NEW = "reindex"  # folder in the index's own, so that it lies on the same disk
+PARTS = ("tables", "faiss", "manifest.json")  # the manifest last: without it a folder holds no index
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the old index was made from. roots: its folders. model: its name, None when it cannot be read."""
+
+    roots: tuple[Path, ...]
+    texts: tuple[str, ...] = ()
+    model: str | None = None
+
+
+def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
+    """What to index again: the given folders and all that the old index knows.
+
+    A damaged old index is passed over when folders are given. Raises QueryError for a known folder that is
+    not there, for its photos would be lost; IndexStateError for a damaged index without folders given.
+    """
+    try:
+        store = open_store(folder)
+        files = store.files()
+    except IndexStateError:
+        if not given:
+            raise
+        return Contents(tuple(given))
+    roots = list(dict.fromkeys([*given, *(record.root for record in files.values() if not record.missing)]))
+    for root in roots:
+        if not root.exists() and root not in given:
+            photos = count_text(sum(record.root == root for record in files.values()), "photo")
+            raise QueryError(
+                f"{root} is not there, and its {photos} would be lost: mount its drive, "
+                "or make another index with --index"
+            )
+    ids = [id_ for part, _ in store.iter_text_vectors() for id_ in part.tolist()]
+    return Contents(tuple(roots), tuple(store.texts(ids)), store.manifest.model)
+
+
+def new_store(folder: Path, manifest: Manifest) -> Store:
+    """The new index beside the old one, begun or gone on with."""
+    from engine.index.store import Store
+
+    new = folder / NEW
+    if has_index(new):
+        try:
+            begun = Store.open(new)
+            if begun.manifest == manifest:
+                return begun
+        except IndexStateError:
+            pass
+    shutil.rmtree(new, ignore_errors=True)
+    return Store.create(new, manifest)
+
+
+def take_its_place(folder: Path) -> None:
+    """Put the new index in the place of the old one; may be called again when it was interrupted."""
+    (folder / PARTS[-1]).unlink(missing_ok=True)
+    for part in PARTS[:-1]:
+        if (folder / NEW / part).exists():
+            shutil.rmtree(folder / part, ignore_errors=True)
+            os.replace(folder / NEW / part, folder / part)
+    os.replace(folder / NEW / PARTS[-1], folder / PARTS[-1])
+    shutil.rmtree(folder / NEW)
+
+
+def finish_interrupted(folder: Path) -> None:
+    """Only `take_its_place` leaves a new index beside no old one."""
+    if has_index(folder / NEW) and not has_index(folder):
+        take_its_place(folder)

@@ -1,0 +1,113 @@
+"""The look of the page: its style, a tile of the grid, and the dialog with the whole photo."""
+
+import html
+from collections.abc import Callable
+from pathlib import Path
+
+import streamlit as st
+
+from engine.errors import PhotoError
+from engine.types import Hit, Photo
+from ui.render import percent, printable, size_text
+from ui.thumbnails import is_there, large_picture
+
+STYLE = """<style>
+.stMainBlockContainer { max-width: 1500px; padding-top: 2.2rem; padding-bottom: 4rem; }
+.st-key-grid { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(205px, 44vw), 1fr)); }
+.st-key-grid > div { width: 100%; }
+[class*="st-key-tile-"] { gap: .35rem; }
+[class*="st-key-tile-"] img { aspect-ratio: 1; object-fit: cover; width: 100%; border-radius: .6rem; }
+[class*="st-key-tile-"] button { padding: 0 .2rem; min-height: 1.6rem; }
+[class*="st-key-tile-"] button p { font-size: .82rem; }
+.q-brand { font-size: 1.7rem; font-weight: 700; letter-spacing: -.03em; line-height: 1; }
+.q-brand span { color: #2f8f74; }
+.q-brand small { font-size: .9rem; font-weight: 400; letter-spacing: 0; opacity: .6; margin-left: .7rem; }
+.q-scores { display: flex; align-items: baseline; gap: .5rem; font-size: .86rem; line-height: 1.3; }
+.q-rank { font-weight: 700; font-variant-numeric: tabular-nums; min-width: 1.2em; }
+.q-cosine { opacity: .6; margin-left: auto; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.q-bar { height: 4px; border-radius: 2px; background: rgba(128, 128, 128, .22); margin: .25rem 0 .35rem; }
+.q-bar div { height: 100%; border-radius: 2px; background: #2f8f74; }
+.q-name, .q-where { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; line-height: 1.35; }
+.q-name { font-size: .86rem; }
+.q-where { opacity: .6; font-size: .78rem; }
+.q-gone { display: flex; align-items: center; justify-content: center; text-align: center; aspect-ratio: 1;
+  border-radius: .6rem; background: rgba(128, 128, 128, .14); padding: 1rem; font-size: .85rem; opacity: .8; }
+.q-lost { color: #b3541e; }
+</style>"""
+
+
+def show_brand(line: str) -> None:
+    st.html(f'<div class="q-brand"><span>q</span>seek<small>{html.escape(line)}</small></div>')
+
+
+def show_tile(hit: Hit, picture: bytes | PhotoError, more_like: Callable[[Photo], None]) -> None:
+    """One hit: picture, rank, match probability, cosine, name, size, and what can be done with it."""
+    photo = hit.photo
+    with st.container(key=f"tile-{hit.rank}"):
+        if isinstance(picture, PhotoError):
+            st.html(f'<div class="q-gone">{html.escape(printable(str(picture)))}</div>')
+        else:
+            st.image(picture, width="stretch")
+        st.html(_caption(hit))
+        with st.container(horizontal=True, horizontal_alignment="distribute", gap=None):
+            st.button(
+                "More like this",
+                key=f"like-{hit.rank}",
+                type="tertiary",
+                icon=":material/image_search:",
+                on_click=more_like,
+                args=(photo,),
+            )
+            if st.button("Open", key=f"open-{hit.rank}", type="tertiary", icon=":material/open_in_full:"):
+                show_photo(hit)
+
+
+def _caption(hit: Hit) -> str:
+    path = hit.photo.path
+    where = f"{_pixels(hit.photo)} · {_safe(path.parent.name)}"
+    match = "" if hit.itm is None else f"<span>{percent(hit.itm)} match</span>"
+    bar = (
+        "" if hit.itm is None else f'<div class="q-bar"><div style="width:{100 * hit.itm:.0f}%"></div></div>'
+    )
+    gone = "" if is_there(hit.photo) else ' <span class="q-lost">· gone since it was indexed</span>'
+    return (
+        f'<div class="q-scores"><span class="q-rank">{hit.rank}</span>{match}'
+        f'<span class="q-cosine">cosine {hit.itc:.2f}</span></div>{bar}'
+        f'<div class="q-name" title="{_safe(path)}">{_safe(path.name)}</div>'
+        f'<div class="q-where" title="{_safe(path)}">{where}{gone}</div>'
+    )
+
+
+def _safe(text: str | Path) -> str:
+    return html.escape(printable(str(text)))
+
+
+def _pixels(photo: Photo) -> str:
+    return f"{photo.width:,} × {photo.height:,}".replace(",", "\u202f")
+
+
+@st.dialog("Photo", width="large")
+def show_photo(hit: Hit) -> None:
+    """The whole photo with every place it lies at."""
+    photo = hit.photo
+    try:
+        with st.spinner("Reading the photo"):
+            st.image(large_picture(photo), width="stretch")
+    except PhotoError as error:
+        st.warning(f"The photo cannot be shown: {printable(str(error))}.")
+    st.caption(" · ".join(_facts(hit)))
+    for path in photo.paths:
+        st.code(printable(str(path)), language=None, wrap_lines=True)
+
+
+def _facts(hit: Hit) -> list[str]:
+    facts = [f"rank {hit.rank}"]
+    if hit.itm is not None:
+        facts.append(f"match {percent(hit.itm)}")
+    facts += [f"cosine {hit.itc:.3f}", f"{_pixels(hit.photo)} pixels"]
+    try:
+        facts.append(size_text(hit.photo.path.stat().st_size))
+    except OSError:
+        facts.append("gone since it was indexed")
+    return facts
