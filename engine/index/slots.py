@@ -23,6 +23,7 @@ from engine.index.segments import KINDS, Segment, bitmap_selector
 
 _SPARE = 16  # fetched beyond k, so that a tie at the edge rarely costs a second search
 _ROUNDED_FACTOR = 4  # fetched for each wanted hit where the index rounds
+_MEAN_FACTOR = 32  # fetched for each wanted photo where the slots are averaged: hits agree less
 _QUERIES_AT_ONCE = 256
 _RESCORED_AT_ONCE = 2048  # photos; 64 MB at 32 x 256 as float32
 NOISE = 1e-5  # between two ways to sum one float32 inner product of unit vectors
@@ -167,26 +168,34 @@ class SlotIndex:
         """The exact top k by the mean over the slots of the cosine with the same slot: photo -> photo.
 
         Fagin's threshold algorithm: what no list has shown scores at most the mean of the lists' last
-        scores. Gives ids_K and scores_K, ordered and padded as in `search`.
+        scores, and what some have shown at most the mean with the last score where it was not shown; only
+        what can still be among the best is scored in full. Gives ids_K and scores_K as `search` does.
         """
         queries = np.ascontiguousarray(vectors_SE, dtype=np.float32)
-        seen, means = np.zeros(0, np.int64), np.zeros(0, np.float32)
-        fetch, done = self._first_fetch(k), k == 0
+        scored, means = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        fetch, done = _MEAN_FACTOR * k + _SPARE, k == 0
         while not done:
             views = self._views(allowed, fetch)
             lists = self._lists(views, [query[None] for query in queries], fetch)
-            shown = [part[0] for view in lists for part, _ in view]
-            new = np.setdiff1d(np.concatenate([np.zeros(0, np.int64), *shown]), seen)
-            seen = np.concatenate([seen, new])
-            means = np.concatenate([means, self._cosines(new, queries).mean(axis=1)])
-            best = np.lexsort((seen, -means))[:k]
-            last = _last_scores(views, lists, fetch)
-            bounds = [part.mean() + view.rounding + NOISE for view, part in zip(views, last, strict=True)]
-            above = len(best) == k and means[best[-1]] > max(bounds)
-            done, fetch = above or all(view.count <= fetch for view in views), 2 * fetch
+            last = [part[:, 0] for part in _last_scores(views, lists, fetch)]
+            unseen = max(
+                (_upper(view, part) for view, part in zip(views, last, strict=True)), default=-np.inf
+            )
+            shown, upper = _upper_means(views, lists, last)
+            new = ~np.isin(shown, scored)
+            shown, upper = shown[new], upper[new]
+            promising = np.arange(len(shown)) < 2 * k
+            for part in (promising, ~promising):
+                kth = np.sort(means)[-k] if len(means) >= k else -np.inf
+                done = kth > unseen or all(view.count <= fetch for view in views)
+                if part is promising or done:
+                    ids = shown[part & (upper >= kth)]
+                    scored = np.concatenate([scored, ids])
+                    means = np.concatenate([means, self._cosines(ids, queries).mean(axis=1)])
+            fetch *= 2
+        best = np.lexsort((scored, -means))[:k]
         ids, scores = np.full(k, -1, np.int64), np.full(k, -np.inf, np.float32)
-        if k:
-            ids[: len(best)], scores[: len(best)] = seen[best], means[best]
+        ids[: len(best)], scores[: len(best)] = scored[best], means[best]
         return ids, scores
 
     def reconstruct(self, ids: np.ndarray) -> np.ndarray:
@@ -264,11 +273,32 @@ def merge_maximum(
 def _last_scores(views: Sequence[_View], lists: Lists, fetch: int) -> list[np.ndarray]:
     """(S, M) for each view: what a photo that the list did not show scores at most; -inf if it showed all."""
     return [
-        np.stack(
-            [scores[:, -1] if view.count > fetch else np.full(len(scores), -np.inf) for _, scores in slots]
-        )
+        np.stack([row_scores[:, -1] for _, row_scores in slots])
+        if view.count > fetch
+        else np.full((len(slots), len(slots[0][1])), -np.inf, np.float32)
         for view, slots in zip(views, lists, strict=True)
     ]
+
+
+def _upper_means(
+    views: Sequence[_View], lists: Lists, last: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the lists of one query a slot have shown, best bound first: ids_N, and the mean is at most."""
+    ids, bounds = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+    for view, slots, view_last in zip(views, lists, last, strict=True):
+        shown = np.unique(np.concatenate([slot_ids[0] for slot_ids, _ in slots]))
+        cosines_NS = np.tile(view_last, (len(shown), 1))
+        for slot, (slot_ids, slot_scores) in enumerate(slots):
+            cosines_NS[np.searchsorted(shown, slot_ids[0]), slot] = slot_scores[0]
+        ids.append(shown)
+        bounds.append(cosines_NS.mean(axis=1) + view.rounding + NOISE)
+    order = np.argsort(-np.concatenate(bounds), kind="stable")
+    return np.concatenate(ids)[order], np.concatenate(bounds)[order]
+
+
+def _upper(view: _View, last_S: np.ndarray) -> float:
+    """What the mean of a photo that no list has shown is at most."""
+    return float(last_S.mean()) + view.rounding + NOISE
 
 
 def _num_cores() -> int:
