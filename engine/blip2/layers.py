@@ -1,0 +1,73 @@
+"""The one attention function, the attention layer, the feed-forward and the Q-Former's block.
+
+Post-norm, exact GELU, as in BERT (BLIP-2 starts from BERT-base). Shapes: B pairs, S asking rows, N answering
+rows, Q queries, T tokens, P patches, D width, V vision width, H heads, d width of a head.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.blip2.config import QFormerConfig
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of one attention layer, each (B, H, N, d)."""
+
+
+def attention(q_BHSd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v -> (B, S, H*d). mask broadcasts to (B, H, S, N), True = may attend."""
+    mixed = F.scaled_dot_product_attention(q_BHSd, k_BHNd, v_BHNd, attn_mask=mask, dropout_p=dropout)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with its output projection, residual and norm. `source_width`: where keys come from."""
+
+    def __init__(self, config: QFormerConfig, source_width: int):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(source_width, config.width)
+        self.value = nn.Linear(source_width, config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def keys_values(self, source_BND: Tensor) -> KeysValues:
+        """Keys and values of the source rows; they depend on nothing else and can be kept."""
+        return self._heads(self.key(source_BND)), self._heads(self.value(source_BND))
+
+    def forward(self, hidden_BSD: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
+        dropout = self.dropout.p if self.training else 0.0
+        mixed = attention(self._heads(self.query(hidden_BSD)), *keys_values, mask, dropout)
+        return self.norm(hidden_BSD + self.dropout(self.out(mixed)))
+
+    def _heads(self, rows_BND: Tensor) -> Tensor:
+        return rows_BND.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """Feed-forward with residual and norm."""
+
+    def __init__(self, config: QFormerConfig):
+        super().__init__()
+        self.up = nn.Linear(config.width, config.mlp_width)
+        self.down = nn.Linear(config.mlp_width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_BSD: Tensor) -> Tensor:
+        return self.norm(hidden_BSD + self.dropout(self.down(F.gelu(self.up(hidden_BSD)))))
+
+
+class Block(nn.Module):
+    """One Q-Former layer: shared self-attention, cross-attention for the queries, two feed-forwards.
+
+    BLIP-2, section 3.1 and figure 2. `reads_patches`: whether this layer has cross-attention.
+    """
+
+    def __init__(self, config: QFormerConfig, vision_width: int, reads_patches: bool):
+        super().__init__()
+        self.attention = Attention(config, config.width)
+        self.cross_attention = Attention(config, vision_width) if reads_patches else None
+        self.query_mlp = MLP(config)
+        self.text_mlp = MLP(config)

@@ -1,0 +1,123 @@
+"""The Q-Former: queries + patches (+ text) -> hidden states (BLIP-2, section 3.1).
+
+Four passes over one set of weights. What a pass does not need is not computed: the last layer's rows that
+nobody reads, the patches' keys and values that are already there, the queries' keys and values in ITG.
+
+Shapes: B pairs, Q queries, T tokens, P patches, D width, V vision width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from engine.blip2 import masks
+from engine.blip2.config import QFormerConfig
+from engine.blip2.layers import Block, KeysValues
+
+PhotoKeys = Sequence[KeysValues]
+"""Cross-attention keys and values of the photos, one pair for each layer that reads patches."""
+
+
+class QFormer(nn.Module):
+    """Queries that read patches, and a text encoder and decoder that shares their self-attention."""
+
+    def __init__(self, config: QFormerConfig, vision_width: int):
+        super().__init__()
+        self.config = config
+        self.queries = nn.Parameter(torch.empty(config.num_queries, config.width))
+        self.words = nn.Embedding(config.vocab_size, config.width)
+        self.positions = nn.Embedding(config.max_positions, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            Block(config, vision_width, layer % config.cross_attention_every == 0)
+            for layer in range(config.num_layers)
+        )
+        self.apply(_initialise)
+        nn.init.normal_(self.queries, std=0.02)
+
+    def photo_keys(self, patches_BPV: Tensor) -> list[KeysValues]:
+        """What the queries will read of each photo. Depends on the photo alone: compute once, use for every text."""
+        return [
+            layer.cross_attention.keys_values(patches_BPV)
+            for layer in self.layers
+            if layer.cross_attention is not None
+        ]
+
+    def read_photos(self, photo_keys: PhotoKeys) -> tuple[Tensor, list[KeysValues]]:
+        """Queries alone (ITC, photo side) -> hidden (B, Q, D) and, for ITG, every layer's self-attention keys and
+        values of the queries."""
+        hidden = self._embed_queries(photo_keys[0][0].shape[0])
+        cross = iter(photo_keys)
+        past = []
+        for layer in self.layers:
+            own = layer.attention.keys_values(hidden)
+            past.append(own)
+            hidden = layer.attention(hidden, own, None)
+            if layer.cross_attention is not None:
+                hidden = layer.cross_attention(hidden, next(cross), None)
+            hidden = layer.query_mlp(hidden)
+        return hidden, past
+
+    def read_texts(self, ids_BT: Tensor, text_mask_BT: Tensor, *, first_only: bool = False) -> Tensor:
+        """Text alone (ITC, text side) -> hidden (B, T, D), or the first token's (B, 1, D) when that is all one needs."""
+        hidden = self._embed_texts(ids_BT)
+        mask = masks.padding_mask(text_mask_BT)
+        for number, layer in enumerate(self.layers):
+            own = layer.attention.keys_values(hidden)
+            if first_only and number == len(self.layers) - 1:
+                hidden = hidden[:, :1]
+            hidden = layer.text_mlp(layer.attention(hidden, own, mask))
+        return hidden
+
+    def read_pairs(
+        self, photo_keys: PhotoKeys, ids_BT: Tensor, text_mask_BT: Tensor, *, queries_only: bool = False
+    ) -> Tensor:
+        """Photo and text together (ITM) -> hidden (B, Q+T, D), or the queries' (B, Q, D)."""
+        num_queries = self.config.num_queries
+        queries = self._embed_queries(ids_BT.shape[0])
+        hidden = torch.cat([queries, self._embed_texts(ids_BT)], dim=1)
+        mask = masks.bidirectional_mask(text_mask_BT, num_queries)
+        cross = iter(photo_keys)
+        for number, layer in enumerate(self.layers):
+            own = layer.attention.keys_values(hidden)
+            if queries_only and number == len(self.layers) - 1:
+                hidden = hidden[:, :num_queries]
+            hidden = layer.attention(hidden, own, mask)
+            read, text = hidden[:, :num_queries], hidden[:, num_queries:]
+            if layer.cross_attention is not None:
+                read = layer.cross_attention(read, next(cross), None)
+            read = layer.query_mlp(read)
+            hidden = torch.cat([read, layer.text_mlp(text)], dim=1) if text.shape[1] else read
+        return hidden
+
+    def write_texts(
+        self, past: Sequence[KeysValues], ids_BT: Tensor, text_mask_BT: Tensor
+    ) -> Tensor:
+        """Text that sees the queries and its own past (ITG) -> hidden (B, T, D).
+
+        past: what `read_photos` returned for the same photos.
+        """
+        hidden = self._embed_texts(ids_BT)
+        mask = masks.causal_text_mask(text_mask_BT, self.config.num_queries)
+        for layer, (keys, values) in zip(self.layers, past, strict=True):
+            own_keys, own_values = layer.attention.keys_values(hidden)
+            seen = torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
+            hidden = layer.text_mlp(layer.attention(hidden, seen, mask))
+        return hidden
+
+    def _embed_queries(self, batch: int) -> Tensor:
+        return self.dropout(self.norm(self.queries)).expand(batch, -1, -1)
+
+    def _embed_texts(self, ids_BT: Tensor) -> Tensor:
+        positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        return self.dropout(self.norm(self.words(ids_BT) + self.positions(positions)))
+
+
+def _initialise(module: nn.Module) -> None:
+    """BERT's initialisation: normal with standard deviation 0.02, zero biases."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
