@@ -20,6 +20,7 @@ from ui.tiles import STYLE, show_brand, show_tile
 
 if TYPE_CHECKING:
     from engine.blip2.checkpoint import Model
+    from engine.index.store import Store
     from engine.search import Searcher
 
 EXAMPLES = ("a dog running through the snow", "people sitting at a table", "a red car in a street")
@@ -119,7 +120,7 @@ def show_page(folder: Path, model: str | None) -> None:
     top, rerank, least = show_settings()
     like = st.query_params.get("like")
     if like is not None:
-        show_similar(stamp, Path(os.fsdecode(bytes.fromhex(like))), top)
+        show_similar(stamp, photo_of(store, like), top)
     elif text and text.strip():
         show_found(stamp, text.strip(), top, rerank, least)
     else:
@@ -165,7 +166,14 @@ def forget_like() -> None:
 
 
 def more_like(photo: Photo) -> None:
-    st.query_params["like"] = os.fsencode(photo.path).hex()
+    st.query_params["like"] = photo.digest
+
+
+def photo_of(store: Store, digest: str) -> Photo | None:
+    """The photo of the link, where it is still in the index."""
+    id_ = store.photo_ids().get(digest)
+    photo = None if id_ is None else store.photos([id_])[0]
+    return photo if photo is not None and photo.paths else None
 
 
 def show_found(stamp: Stamp, text: str, top: int, rerank: int, least: float) -> None:
@@ -180,11 +188,15 @@ def show_found(stamp: Stamp, text: str, top: int, rerank: int, least: float) -> 
         st.info(f"No photo matches with {least:.0%} or more: move the slider to the left to see the nearest.")
 
 
-def show_similar(stamp: Stamp, path: Path, top: int) -> None:
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"Photos like **{_markdown(path.name)}**")
+def show_similar(stamp: Stamp, photo: Photo | None, top: int) -> None:
+    if photo is None:
+        st.info("The photo of this link is not in the index any more.")
         st.button("Back", icon=":material/arrow_back:", type="tertiary", on_click=forget_like)
-    results = found_like(stamp, path, top)
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"Photos like **{_markdown(photo.path.name)}**")
+        st.button("Back", icon=":material/arrow_back:", type="tertiary", on_click=forget_like)
+    results = found_like(stamp, photo.path, top)
     show_results(results, count_text(len(results.hits), "photo"), list(results.hits), stamp.folder)
 
 

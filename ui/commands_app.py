@@ -45,7 +45,8 @@ def streamlit_command(port: int | None, open_browser: bool) -> list[str]:
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
-        "theme.primaryColor": "#2f6f5e",
+        "theme.light.primaryColor": "#2f8f74",
+        "theme.dark.primaryColor": "#3fae8f",
     }
     if port is not None:
         settings["server.port"] = str(port)

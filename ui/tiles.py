@@ -11,6 +11,7 @@ from engine.types import Hit, Photo
 from ui.render import percent, printable, size_text
 from ui.thumbnails import is_there, large_picture
 
+GONE = "gone since it was indexed"
 STYLE = """<style>
 .stMainBlockContainer { max-width: 1500px; padding-top: 2.2rem; padding-bottom: 4rem; }
 .st-key-grid { display: grid; gap: 1rem;
@@ -33,7 +34,7 @@ STYLE = """<style>
 .q-where { opacity: .6; font-size: .78rem; }
 .q-gone { display: flex; align-items: center; justify-content: center; text-align: center; aspect-ratio: 1;
   border-radius: .6rem; background: rgba(128, 128, 128, .14); padding: 1rem; font-size: .85rem; opacity: .8; }
-.q-lost { color: #b3541e; }
+[data-testid="stDialog"] img { max-height: 62vh; object-fit: contain; }
 </style>"""
 
 
@@ -46,7 +47,7 @@ def show_tile(hit: Hit, picture: bytes | PhotoError, more_like: Callable[[Photo]
     photo = hit.photo
     with st.container(key=f"tile-{hit.rank}"):
         if isinstance(picture, PhotoError):
-            st.html(f'<div class="q-gone">{html.escape(printable(str(picture)))}</div>')
+            st.html(f'<div class="q-gone">{html.escape(why_not_shown(photo, picture))}</div>')
         else:
             st.image(picture, width="stretch")
         st.html(_caption(hit))
@@ -70,12 +71,13 @@ def _caption(hit: Hit) -> str:
     bar = (
         "" if hit.itm is None else f'<div class="q-bar"><div style="width:{100 * hit.itm:.0f}%"></div></div>'
     )
-    gone = "" if is_there(hit.photo) else ' <span class="q-lost">· gone since it was indexed</span>'
+    if not is_there(hit.photo):
+        where = GONE
     return (
         f'<div class="q-scores"><span class="q-rank">{hit.rank}</span>{match}'
         f'<span class="q-cosine">cosine {hit.itc:.2f}</span></div>{bar}'
         f'<div class="q-name" title="{_safe(path)}">{_safe(path.name)}</div>'
-        f'<div class="q-where" title="{_safe(path)}">{where}{gone}</div>'
+        f'<div class="q-where" title="{_safe(path)}">{where}</div>'
     )
 
 
@@ -87,6 +89,12 @@ def _pixels(photo: Photo) -> str:
     return f"{photo.width:,} × {photo.height:,}".replace(",", "\u202f")
 
 
+def why_not_shown(photo: Photo, error: PhotoError) -> str:
+    if not is_there(photo):
+        return f"This photo is {GONE}"
+    return f"This photo cannot be shown: {printable(str(error))}"
+
+
 @st.dialog("Photo", width="large")
 def show_photo(hit: Hit) -> None:
     """The whole photo with every place it lies at."""
@@ -95,7 +103,7 @@ def show_photo(hit: Hit) -> None:
         with st.spinner("Reading the photo"):
             st.image(large_picture(photo), width="stretch")
     except PhotoError as error:
-        st.warning(f"The photo cannot be shown: {printable(str(error))}.")
+        st.warning(f"{why_not_shown(photo, error)}.")
     st.caption(" · ".join(_facts(hit)))
     for path in photo.paths:
         st.code(printable(str(path)), language=None, wrap_lines=True)
@@ -109,5 +117,5 @@ def _facts(hit: Hit) -> list[str]:
     try:
         facts.append(size_text(hit.photo.path.stat().st_size))
     except OSError:
-        facts.append("gone since it was indexed")
+        facts.append(GONE)
     return facts
