@@ -80,9 +80,8 @@ class PathTable(Generic[Record]):
             for known in self.roots()
             if any(known != root and (_is_below(known, root) or _is_below(root, known)) for root in roots)
         ]
-        rows = self._to_rows(latest.values())
         where = _where(latest, others)
-        self.table.upsert(rows, KEY)
+        self.upsert(self._to_rows(latest.values()))
         if where and self.table.count(where):
             self._drop_other_roots(latest, others)
 
@@ -92,16 +91,20 @@ class PathTable(Generic[Record]):
         return self.table.read(self._schema.names, where or "false")
 
     def upsert(self, rows: pa.Table) -> None:
+        roots = {*self.roots(), *pc.unique(rows["root"]).to_pylist()}
         self.table.upsert(rows, KEY)
+        self._roots = (self.table.version, sorted(roots))  # known: a scan for each batch would add up
 
     def delete(self, paths: Iterable[Path]) -> None:
         """Forget these absolute paths; those that are not there are ignored."""
         where = _where(paths, self.roots())
         if where and self.table.count(where):
+            roots = self.roots()
             self.table.delete(where)
+            self._roots = (self.table.version, roots)
 
     def roots(self) -> list[bytes]:
-        """Every root that has a row."""
+        """Every root that has a row, or had one."""
         version = self.table.version
         if self._roots[0] != version:
             roots = pc.unique(self.table.read(["root"])["root"]).to_pylist()

@@ -105,10 +105,10 @@ def _append(index: Any, kind: str, vectors_NE: np.ndarray) -> float:
         return 0.0
     vectors = np.ascontiguousarray(vectors_NE, dtype=np.float32)
     if not index.is_trained:
-        # QT_8bit cuts off what lies outside the range it has seen; components of unit vectors are
-        # about 1/sqrt(E) large, so four times that is room for the rows that come later
+        # QT_8bit cuts off what lies outside the range it has seen, which rows that come later may:
+        # so a quarter more, and no less than four times 1/sqrt(E), a unit vector's usual component
         room = np.full((1, index.d), 4 / np.sqrt(index.d), np.float32)
-        index.train(np.concatenate([vectors[:_TRAINING_ROWS], room, -room]))
+        index.train(np.concatenate([1.25 * vectors[:_TRAINING_ROWS], room, -room]))
     index.add(vectors)
     if kind == "flat":
         return 0.0

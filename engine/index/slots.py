@@ -151,11 +151,9 @@ class SlotIndex:
             ids = [part[row] for view in lists for part, _ in view]
             scores = [part[row] for view in lists for _, part in view]
             if rounding:
-                wide_ids, wide_scores = merge_maximum(ids, scores, total if all_seen else fetch)
-                exact = self._cosines(wide_ids, query[None]).max(axis=1)
-                best = np.lexsort((wide_ids, -exact))[:k]
-                best_ids, best_scores = wide_ids[best], exact[best]
-                bound = wide_scores[-1] + rounding + NOISE if len(wide_scores) else 0.0
+                best_ids, best_scores = merge_maximum(ids, scores, total if all_seen else fetch)
+                bound = best_scores[-1] + rounding + NOISE if len(best_scores) else 0.0
+                best_ids, best_scores = self._rescored(best_ids, best_scores + rounding + NOISE, query, k)
             else:
                 best_ids, best_scores = merge_maximum(ids, scores, k)
                 bound = max((view_last[row] for view_last in last), default=0.0)
@@ -243,6 +241,17 @@ class SlotIndex:
         tasks = [(view, slot) for view in views for slot in range(self.num_slots)]
         found = list(self._pool.map(lambda task: task[0].search(task[1], queries_SME[task[1]], fetch), tasks))
         return [found[start : start + self.num_slots] for start in range(0, len(found), self.num_slots)]
+
+    def _rescored(
+        self, ids: np.ndarray, upper: np.ndarray, query_E: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The exact top k of some ids, whose scores are at most `upper`, itself best first."""
+        scores = self._cosines(ids[:k], query_E[None]).max(axis=1)
+        possible = ids[k:][upper[k:] >= scores.min(initial=np.inf)]
+        ids = np.concatenate([ids[:k], possible])
+        scores = np.concatenate([scores, self._cosines(possible, query_E[None]).max(axis=1)])
+        best = np.lexsort((ids, -scores))[:k]
+        return ids[best], scores[best]
 
     def _cosines(self, ids: np.ndarray, queries_SE: np.ndarray) -> np.ndarray:
         """(N, S) of each photo's slots with the queries; one query serves every slot."""

@@ -151,6 +151,7 @@ class Store:
         return len(self.live_ids())
 
     @property
+    @_retried
     def num_files(self) -> int:
         """Paths that hold a photo and are not missing."""
         return self._files.table.count("NOT missing")
