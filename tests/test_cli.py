@@ -161,6 +161,25 @@ class TestIndex:
         assert str(tmp_path / "nowhere") in result.stderr
         assert not (tmp_path / "index").exists()
 
+    def test_one_of_two_folders_is_not_there(self, tmp_path, photos):
+        assert qseek("index", photos, tmp_path / "nowhere").exit_code == 1
+        assert not (tmp_path / "index").exists()
+
+    def test_what_failed_is_read_again_when_asked(self, tmp_path, photos):
+        (photos / "late.jpg").write_text("x" * 500)
+        assert qseek("index", photos).exit_code == 3
+        before = (photos / "late.jpg").stat()
+        paint(photos / "late.jpg", BLUE, (40, 30))
+        size = (photos / "late.jpg").stat().st_size
+        with open(
+            photos / "late.jpg", "ab"
+        ) as file:  # the same size and time as before: only --retry looks again
+            file.write(b"\0" * (before.st_size - size))
+        os.utime(photos / "late.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert qseek("index", photos).exit_code == 3
+        result = qseek("index", photos, "--retry")
+        assert (result.exit_code, result.stdout[:8]) == (0, "1 added,")
+
     def test_a_folder_without_photos(self, tmp_path, indexed):
         (tmp_path / "empty").mkdir()
         for index in (tmp_path / "index", tmp_path / "fresh"):
@@ -261,7 +280,9 @@ class TestReindex:
             raise KeyboardInterrupt
 
         monkeypatch.setattr("indexer.build.build_index", stopped)
-        assert qseek("index", "--reindex").exit_code == 130
+        result = qseek("index", "--reindex")
+        assert result.exit_code == 130
+        assert "The old index still answers; the new one holds 0 photos" in result.stderr
         assert lines(qseek("search", "red", "--json", "-k", 1))[0]["itc"] == pytest.approx(1, abs=1e-3)
 
     def test_a_replacement_that_was_cut_off_is_finished(self, tmp_path, indexed):
@@ -286,6 +307,12 @@ class TestReindex:
         assert qseek("index", "--reindex").exit_code == 1
         assert qseek("index", "--reindex", indexed).exit_code == 0
         assert Store.open(tmp_path / "index").num_photos == 4
+
+    def test_without_an_index_there_is_nothing_to_make_anew(self, tmp_path):
+        result = qseek("index", "--reindex")
+        assert result.exit_code == 1
+        assert "there is no index" in result.stderr
+        assert not (tmp_path / "index").exists()
 
 
 class TestSearch:

@@ -85,9 +85,9 @@ def found_like(stamp: Stamp, path: Path, top: int) -> Results:
 def main() -> None:
     st.set_page_config(page_title="qseek", page_icon=":material/image_search:", layout="wide")
     st.html(STYLE)
-    folder = opening.index_folder(Path(os.environ["QSEEK_INDEX"]) if "QSEEK_INDEX" in os.environ else None)
+    given = os.environ.get("QSEEK_INDEX")
     try:
-        show_page(folder, os.environ.get("QSEEK_MODEL"))
+        show_page(opening.index_folder(Path(given) if given else None), os.environ.get("QSEEK_MODEL"))
     except QseekError as error:
         st.error(printable(str(error)))
 

@@ -71,6 +71,8 @@ def index(
     roots = [Path(folder).expanduser().absolute() for folder in folders]
     lines = read_texts(texts) if texts else []
     finish_interrupted(target)
+    if reindex and not has_index(target) and not roots:
+        raise IndexStateError(f"there is no index at {target} to make anew; name a folder of photos")
     if reindex and has_index(target):
         report = _reindex(target, roots, lines, model, features, workers)
     else:
@@ -96,7 +98,7 @@ def _open_or_create(
     from engine.index.store import Store
     from indexer.scan import scan
 
-    if roots and not any(next(scan(root), None) for root in roots):
+    if not any([next(scan(root), None) for root in roots]) and roots:
         raise _no_photos(roots)
     loaded = load_model(model)
     return Store.create(folder, _manifest(loaded, features)), loaded
@@ -121,7 +123,13 @@ def _no_photos(roots: Sequence[Path]) -> QueryError:
 
 
 def _fill(
-    store: Store, model: Model, roots: Sequence[Path], lines: Sequence[str], workers: int | None, retry: bool
+    store: Store,
+    model: Model,
+    roots: Sequence[Path],
+    lines: Sequence[str],
+    workers: int | None,
+    retry: bool,
+    which: str = "The index",
 ) -> BuildReport | None:
     """Index photos, then texts; None without roots. Ctrl-C says what is kept and ends with its exit code."""
     report = None
@@ -131,7 +139,7 @@ def _fill(
         _add_texts(store, model, lines)
     except KeyboardInterrupt:
         kept = render.count_text(store.num_photos, "photo")
-        say(f"Stopped. The index holds {kept}; the same command goes on from there.")
+        say(f"Stopped. {which} holds {kept}; the same command goes on from there.")
         click.get_current_context().exit(STOPPED)
     return report
 
@@ -188,7 +196,9 @@ def _reindex(
         loaded = load_model(model or contents.model)
         store = new_store(folder, _manifest(loaded, features))
         say("Making the index anew; until it is complete the old one answers.")
-        report = _fill(store, loaded, contents.roots, [*contents.texts, *lines], workers, retry=False)
+        texts = [*contents.texts, *lines]
+        which = "The old index still answers; the new one"
+        report = _fill(store, loaded, contents.roots, texts, workers, retry=False, which=which)
         take_its_place(folder)
     return report
 
