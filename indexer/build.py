@@ -27,6 +27,7 @@ from indexer.workers import decode_all
 COMMIT_BYTES = 2**28  # of features: at 0.7 MB a photo, memory would fill before the seconds are over
 RATE_SECONDS = 20.0  # photos/s and the time left follow the last seconds, for folders differ in their photos
 TELL_SECONDS = 0.1
+MAX_CANDIDATES = 100  # digests sent along with a file; BMPs of one camera all have one size
 ROW_BYTES = 300  # digest, sizes and path of a photo
 
 
@@ -197,7 +198,9 @@ class _Run:
         for record in self.plan.known.values():
             if record.digest in self.stored:
                 by_size[record.size].add(record.digest)
-        known = {size: frozenset(digests) for size, digests in by_size.items()}
+        known = {
+            size: frozenset(digests) for size, digests in by_size.items() if len(digests) <= MAX_CANDIDATES
+        }
         return [Task(file.path, known.get(file.size, frozenset())) for _, file in self.plan.to_read]
 
     def _take(self, root: Path, file: ScannedFile, outcome: Outcome) -> None:

@@ -27,7 +27,8 @@ def decode_all(tasks: Iterable[Task], image_size: int, workers: int) -> Generato
     """Yield an outcome for each task, in the order of the tasks.
 
     workers: processes; 0 decodes in this one. A photo that kills its worker gives a PhotoError, the others
-    are decoded all the same.
+    are decoded all the same. Raises BrokenProcessPool when workers cannot start, as in a script that calls
+    this without `if __name__ == "__main__"`.
     """
     tasks = iter(tasks)
     first = list(islice(tasks, FEW))
@@ -88,7 +89,10 @@ class _Pools:
         return future.result
 
     def decode_apart(self, task: Task) -> Outcome:
-        self.apart = self.apart or _start(1)
+        """Raises BrokenProcessPool when no worker can start at all, for then no photo is at fault."""
+        if self.apart is None:
+            self.apart = _start(1)
+            self.apart.submit(attempt, [], self.image_size).result()
         try:
             return self.apart.submit(attempt, [task], self.image_size).result()[0]
         except BrokenProcessPool:
@@ -109,7 +113,7 @@ def _start(workers: int) -> ProcessPoolExecutor:
 def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
     warnings.simplefilter("ignore")  # damaged EXIF and the like, amid the progress bar
-    os.nice(10)  # a full window waits for the encoder, so the encoder goes first
+    os.nice(5)  # a full window waits for the encoder, so the encoder goes first
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,21 @@ def test_copies_share_one_photo(tmp_path: Path, store: Store) -> None:
     report, _ = build(store, root)
     assert counts(report) == {"removed": 1, "unchanged": 4}
     assert report.num_photos == 3
+
+
+def test_many_photos_of_one_size_are_still_told_apart(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer.build, "MAX_CANDIDATES", 2)  # no digests go to the workers then
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number in range(4):
+        Image.new("RGB", (12, 10), colour(number)).save(root / f"{number}.bmp")
+    build(store, root)
+    for number in range(4):
+        (root / f"{number}.bmp").rename(root / f"{number}-renamed.bmp")
+    report, encoded = build(store, root)
+    assert (counts(report), encoded) == ({"moved": 4}, 0)
 
 
 def test_one_gone_path_is_moved_once(tmp_path: Path, store: Store) -> None:
@@ -444,7 +460,8 @@ def test_a_full_disk_keeps_what_was_committed(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = photos(tmp_path / "photos", range(20))
-    real, commits = store.add, []
+    real = store.add
+    commits: list[int] = []
 
     def add(*batch: object) -> list[int]:
         if len(commits) == 2:
@@ -545,22 +562,42 @@ def test_ctrl_c_ends_at_once_and_quietly(tmp_path: Path, store: Store) -> None:
     assert done <= len(stored_colours(store)) < 400
 
 
+def run_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """In every Python started from now on: it imports sitecustomize from PYTHONPATH."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", os.fspath(tmp_path / "site"), prepend=os.pathsep)
+
+
+def test_when_no_worker_can_start_no_photo_is_blamed(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = photos(tmp_path / "photos", range(20))
+    run_at_start(
+        tmp_path, monkeypatch, "import os, sys\nif 'spawn_main' in str(sys.orig_argv): os._exit(1)\n"
+    )
+    with pytest.raises(BrokenProcessPool):
+        build(store, root, workers=2)
+    assert store.failures() == {}
+    assert counts(build(store, root, workers=0)[0]) == {"added": 20}
+
+
 def test_a_photo_that_kills_its_worker_is_the_only_one_that_fails(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Workers are new interpreters that inherit PYTHONPATH: there, opening poison.png ends the process."""
+    """In the workers, opening a file that ends in poison.png ends the process."""
     root = photos(tmp_path / "photos", range(40))
     paint(root / "0011-poison.png", 50)
     paint(root / "0030-poison.png", 51)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(
+    run_at_start(
+        tmp_path,
+        monkeypatch,
         "import os, sys\n"
         "def hook(event, args):\n"
         "    if event == 'open' and str(args[0]).endswith('poison.png'):\n"
         "        os._exit(9)\n"
-        "sys.addaudithook(hook)\n"
+        "sys.addaudithook(hook)\n",
     )
-    monkeypatch.setenv("PYTHONPATH", os.fspath(tmp_path / "site"), prepend=os.pathsep)
     report, encoded = build(store, root, workers=2)
     assert counts(report) == {"added": 40, "failed": 2}
     assert [failure.path.name for failure in report.failed] == ["0011-poison.png", "0030-poison.png"]
@@ -594,8 +631,14 @@ def test_many_features_are_committed_before_memory_fills(
             return super().encode(pixels_BHWC)[0], [bytes(100)] * len(pixels_BHWC)
 
     monkeypatch.setattr(indexer.build, "COMMIT_BYTES", 900)
-    real, sizes = store.add, []
-    monkeypatch.setattr(store, "add", lambda *batch: sizes.append(len(batch[0])) or real(*batch))
+    real = store.add
+    sizes: list[int] = []
+
+    def add(*batch: list) -> list[int]:
+        sizes.append(len(batch[0]))
+        return real(*batch)
+
+    monkeypatch.setattr(store, "add", add)
     build(store, photos(tmp_path / "photos", range(25)), encoder=Large(), batch_size=5, commit_seconds=1000)
     assert sizes == [10, 10, 5]
 
