@@ -76,6 +76,7 @@ class Writer:
         except (OSError, RuntimeError, ValueError) as error:
             _log.info("the FAISS files at %s are not kept: %s", self._root, error)
             self._can_write = False
+            shutil.rmtree(half, ignore_errors=True)  # a full disk needs the room
             return segment
         self._names.append(name)
         return kept

@@ -29,7 +29,10 @@ def locked(folder: Path) -> Iterator[None]:
                 f"another qseek (process {process}) is writing the index at {folder}; "
                 "wait until it is done, or give another --index"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        except OSError as error:
+            raise IndexStateError(f"the index at {folder} cannot be written: {error.strerror}") from error
         yield

@@ -59,14 +59,20 @@ class Manifest:
         return _from_json(path, values)
 
     def save(self, folder: Path) -> None:
-        """Write it into an index folder, replacing the old one in one step."""
+        """Write it into an index folder, replacing the old one in one step.
+
+        Raises IndexStateError when it cannot be written; the old one is then still there.
+        """
         path = Path(folder) / FILE_NAME
         half = path.with_suffix(".json.new")
-        with open(half, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(half, path)
+        try:
+            with open(half, "w", encoding="utf-8") as file:
+                json.dump(asdict(self), file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(half, path)
+        except OSError as error:
+            raise IndexStateError(f"{path} cannot be written: {error.strerror}") from error
 
     def check_same(self, other: "Manifest") -> None:
         """Compare the index's manifest (self) with that of the model at hand (other).
