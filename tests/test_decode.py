@@ -189,12 +189,12 @@ def test_a_large_jpeg_comes_scaled_down_and_turned_with_its_true_size(tmp_path: 
 def test_scaling_in_the_jpeg_decoder_hardly_shows(tmp_path: Path) -> None:
     y, x = np.mgrid[0:1200, 0:1600].astype(np.float32)
     waves = [
-        127 + 100 * np.sin(x / (20 + 30 * channel)) * np.cos(y / (35 - 9 * channel)) for channel in range(3)
+        127 + 100 * np.sin(x / (10 + 15 * channel)) * np.cos(y / (17 - 4 * channel)) for channel in range(3)
     ]
     Image.fromarray(np.stack(waves, axis=2).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
-    whole = open_picture(tmp_path / "a.jpg").resize((64, 64), Image.Resampling.BICUBIC)
-    difference = np.abs(decode(tmp_path / "a.jpg", 64).pixels.astype(int) - np.asarray(whole).astype(int))
-    assert difference.mean() < 1.5
+    whole = open_picture(tmp_path / "a.jpg").resize((128, 128), Image.Resampling.BICUBIC)
+    difference = np.abs(decode(tmp_path / "a.jpg", 128).pixels.astype(int) - np.asarray(whole).astype(int))
+    assert difference.mean() < 0.5  # 0.3 with twice the size kept, 1.1 with once
 
 
 def png_header(width: int, height: int) -> bytes:
