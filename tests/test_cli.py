@@ -127,6 +127,12 @@ class TestIndex:
         }
         assert {name: report[name] for name in expected} == expected
 
+    def test_faiss_files_are_there_for_the_first_search(self, tmp_path, photos):
+        report = lines(qseek("index", photos, "--texts", "-", "--json", stdin=b"a red thing\n"))[0]
+        faiss = tmp_path / "index" / "faiss"
+        assert any((faiss / "photos").iterdir()) and any((faiss / "texts").iterdir())
+        assert report["disk_bytes"] > sum(path.stat().st_size for path in faiss.rglob("*") if path.is_file())
+
     def test_progress_is_plain_lines_on_stderr(self, photos):
         result = qseek("index", photos)
         assert "4 of 4 photos" in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -137,11 +138,20 @@ def _fill(
         if roots:
             report = _build(store, model, roots, workers, retry)
         _add_texts(store, model, lines)
+        _save_vectors(store)
     except KeyboardInterrupt:
         kept = render.count_text(store.num_photos, "photo")
         say(f"Stopped. {which} holds {kept}; the same command goes on from there.")
         click.get_current_context().exit(STOPPED)
-    return report
+    return report and replace(report, disk_bytes=store.disk_bytes())
+
+
+def _save_vectors(store: Store) -> None:
+    """Write FAISS' files now, so that the first search finds them."""
+    from engine.index.vectors import open_photo_index, open_text_index
+
+    open_photo_index(store)
+    open_text_index(store)
 
 
 def _build(
