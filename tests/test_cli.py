@@ -408,6 +408,14 @@ class TestSimilar:
         monkeypatch.chdir(tmp_path)
         assert qseek("similar", "new.png", "--paths", "-k", 1).stdout == f"{indexed / 'blue.png'}\n"
 
+    def test_an_indexed_photo_is_known_by_any_spelling_of_its_path(self, indexed, monkeypatch):
+        (indexed / "sub").mkdir()
+        monkeypatch.chdir(indexed / "sub")
+        asked = []
+        monkeypatch.setattr(FakeSearcher, "_vector", lambda self, path: asked.append(path))
+        result = qseek("similar", "../orange.png", "--paths", "-k", 1)
+        assert (result.stdout, asked) == (f"{indexed / 'orange.png'}\n", []), "its stored vectors answer"
+
     def test_of_a_file_that_is_no_photo(self, indexed, tmp_path):
         (tmp_path / "x.jpg").write_text("words")
         result = qseek("similar", tmp_path / "x.jpg")

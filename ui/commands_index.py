@@ -15,7 +15,7 @@ from ui import render
 from ui.opening import has_index, index_folder, load_model, make_searcher, open_store
 from ui.options import Output, index_option, json_option, model_option, output_options
 from ui.progress import duration_text, shown_progress
-from ui.reading import read_texts
+from ui.reading import absolute, read_texts
 from ui.reindexing import contents_of, finish_interrupted, new_store, take_its_place
 from ui.terminal import STOPPED, finish_with_failures, say, say_failures, write
 
@@ -69,7 +69,7 @@ def index(
     if not (folders or texts or reindex):
         raise click.UsageError("Name a folder of photos, for example: qseek index ~/Pictures")
     target = index_folder(index)
-    roots = [Path(folder).expanduser().absolute() for folder in folders]
+    roots = [absolute(folder) for folder in folders]
     lines = read_texts(texts) if texts else []
     finish_interrupted(target)
     if reindex and not has_index(target) and not roots:

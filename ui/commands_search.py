@@ -20,7 +20,7 @@ from ui.options import (
     rerank_options,
     top_option,
 )
-from ui.reading import checked_text, read_paths, read_texts
+from ui.reading import absolute, checked_text, read_paths, read_texts
 from ui.terminal import finish_with_failures, say, say_failures, write
 
 photo_argument = click.argument("photo", type=click.Path(path_type=Path))
@@ -49,7 +49,7 @@ def search(
 @output_options
 def similar(photo: Path, index: Path | None, model: str | None, top: int, output: Output) -> None:
     """Find the photos that look like PHOTO, indexed or not."""
-    show(open_searcher(index_folder(index), model).similar(photo.absolute(), top=top), output)
+    show(open_searcher(index_folder(index), model).similar(absolute(photo), top=top), output)
 
 
 @click.command()
@@ -78,7 +78,7 @@ def match(
     lines = None if texts is None else read_texts(texts)
     open_it = open_searcher if lines is None else open_searcher_anyway
     searcher = open_it(index_folder(index), model)
-    show_texts(searcher.match(photo.absolute(), lines, top=top, rerank=rerank), as_json)
+    show_texts(searcher.match(absolute(photo), lines, top=top, rerank=rerank), as_json)
 
 
 @click.command()

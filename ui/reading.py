@@ -8,6 +8,11 @@ from engine.errors import DataError, QueryError
 from ui.render import printable
 
 
+def absolute(path: Path) -> Path:
+    """As the index has it: from the root, `..` resolved by name, links kept."""
+    return Path(os.path.abspath(path.expanduser()))
+
+
 def checked_text(text: str) -> str:
     """Raises QueryError for an argument whose bytes are no text."""
     try:
@@ -38,7 +43,7 @@ def read_paths(file: BinaryIO, separator: bytes) -> list[Path]:
     """Absolute paths, empty ones left out; raises DataError where there are none."""
     ending = b"\r" if separator == b"\n" else b""
     names = [name.removesuffix(ending) for name in file.read().split(separator)]
-    paths = [Path(os.fsdecode(name)).absolute() for name in names if name]
+    paths = [absolute(Path(os.fsdecode(name))) for name in names if name]
     if not paths:
         raise DataError(f"{_name(file)} names no photo; one path a line is expected.")
     return paths
