@@ -204,6 +204,8 @@ class TestIndex:
         (tmp_path / "captions.txt").write_bytes("\ufeffa red thing\n\nblue sky\r\n".encode())
         result = qseek("index", photos, "--texts", tmp_path / "captions.txt")
         assert "2 texts added, 2 in the index." in result.stderr
+        found = lines(qseek("match", photos / "red.png", "--json"))
+        assert [one["text"] for one in found] == ["a red thing", "blue sky"]
         again = qseek("index", "--texts", "-", stdin=b"blue sky\ngreen grass\n")
         assert again.exit_code == 0
         assert "1 text added, 3 in the index." in again.stderr

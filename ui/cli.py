@@ -8,7 +8,6 @@ failures, 130 Ctrl-C.
 import errno
 import importlib
 import os
-import sys
 from typing import Any
 
 import click
@@ -50,7 +49,6 @@ class Commands(click.Group):
             ctx.exit(STOPPED)
         except OSError as error:
             if error.errno == errno.EPIPE:
-                _forget_stdout()
                 ctx.exit(READER_GONE)
             where = "" if error.filename is None else f": {os.fsdecode(error.filename)}"
             raise click.ClickException(_plain(f"{error.strerror or error}{where}")) from error
@@ -58,11 +56,6 @@ class Commands(click.Group):
 
 def _plain(message: str) -> str:
     return "\n".join(printable(line) for line in message.split("\n"))
-
-
-def _forget_stdout() -> None:
-    """Nobody reads it any more: without this the interpreter complains of it when it closes stdout."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
