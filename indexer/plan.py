@@ -7,8 +7,8 @@ from pathlib import Path
 
 from engine.errors import QueryError
 from engine.index.store import FailureRecord, FileRecord, Store
+from engine.pictures import is_curable
 from engine.types import Failure
-from indexer.decode import is_curable
 from indexer.scan import ScannedFile, scan
 
 

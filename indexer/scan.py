@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import QueryError
+from engine.pictures import RAW_SUFFIXES
 from engine.types import Failure
 
 HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
-RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"})
 # HEIC and RAW are named whether or not their extra is installed: decode says which extra is missing.
 PHOTO_SUFFIXES = (
     HEIC_SUFFIXES

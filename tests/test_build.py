@@ -385,7 +385,7 @@ def test_a_missing_extra_is_tried_again_by_itself(
         assert [failure.reason for failure in report.failed] == [reason]
     record = store.files().get(root / "phone.heic")
     assert record is None
-    monkeypatch.setattr("indexer.decode._register_heic", lambda: None)  # as though it had been installed
+    monkeypatch.setattr("engine.pictures._register_heic", lambda: None)  # as though it had been installed
     report, _ = build(store, root)
     assert len(report.failed) == 1
     assert report.failed[0].reason != reason

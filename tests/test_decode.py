@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from engine.errors import PhotoError
+from engine.pictures import is_curable, open_picture
 from indexer import decode as module
-from indexer.decode import Decoded, Known, Task, attempt, decode, is_curable, open_picture
+from indexer.decode import Decoded, Known, Task, attempt, decode
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 

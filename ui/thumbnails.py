@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from engine.errors import PhotoError
+from engine.pictures import open_picture
 from engine.types import Photo
-from indexer.decode import open_picture
 
 SIDE = 400  # pixels; a tile is about 200 wide, on a screen of two pixels a point
 LARGE_SIDE = 1600

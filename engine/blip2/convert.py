@@ -69,7 +69,9 @@ LAVIS: tuple[tuple[str, str | None], ...] = (
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
-    return re.compile(re.escape(pattern).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", r"(?P<rest>.+)") + "$")
+    return re.compile(
+        re.escape(pattern).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", r"(?P<rest>.+)") + "$"
+    )
 
 
 _LAVIS_PATTERNS = tuple((_compile(theirs), ours) for theirs, ours in LAVIS)
@@ -113,5 +115,7 @@ def resize_positions(positions_1NV: Tensor, side: int, *, align_corners: bool) -
     if old == side:
         return positions_1NV
     grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=align_corners)
+    grid = torch.nn.functional.interpolate(
+        grid, size=(side, side), mode="bicubic", align_corners=align_corners
+    )
     return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

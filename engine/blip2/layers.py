@@ -13,7 +13,9 @@ KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one attention layer, each (B, H, N, d)."""
 
 
-def attention(q_BHSd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+def attention(
+    q_BHSd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, mask: Tensor | None, dropout: float = 0.0
+) -> Tensor:
     """softmax(q k^T / sqrt(d)) v -> (B, S, H*d). mask broadcasts to (B, H, S, N), True = may attend."""
     mixed = F.scaled_dot_product_attention(q_BHSd, k_BHNd, v_BHNd, attn_mask=mask, dropout_p=dropout)
     return mixed.transpose(1, 2).flatten(2)

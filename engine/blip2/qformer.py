@@ -6,7 +6,7 @@ nobody reads, the patches' keys and values that are already there, the queries' 
 Shapes: B pairs, Q queries, T tokens, P patches, D width, V vision width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class QFormer(nn.Module):
         self.positions = nn.Embedding(config.max_positions, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(
+        self.layers: Iterable[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(config, vision_width, layer % config.cross_attention_every == 0)
             for layer in range(config.num_layers)
         )
@@ -66,7 +66,7 @@ class QFormer(nn.Module):
         mask = masks.padding_mask(text_mask_BT)
         for number, layer in enumerate(self.layers):
             own = layer.attention.keys_values(hidden)
-            if first_only and number == len(self.layers) - 1:
+            if first_only and number == self.config.num_layers - 1:
                 hidden = hidden[:, :1]
             hidden = layer.text_mlp(layer.attention(hidden, own, mask))
         return hidden
@@ -82,7 +82,7 @@ class QFormer(nn.Module):
         cross = iter(photo_keys)
         for number, layer in enumerate(self.layers):
             own = layer.attention.keys_values(hidden)
-            if queries_only and number == len(self.layers) - 1:
+            if queries_only and number == self.config.num_layers - 1:
                 hidden = hidden[:, :num_queries]
             hidden = layer.attention(hidden, own, mask)
             read, text = hidden[:, :num_queries], hidden[:, num_queries:]
@@ -92,9 +92,7 @@ class QFormer(nn.Module):
             hidden = torch.cat([read, layer.text_mlp(text)], dim=1) if text.shape[1] else read
         return hidden
 
-    def write_texts(
-        self, past: Sequence[KeysValues], ids_BT: Tensor, text_mask_BT: Tensor
-    ) -> Tensor:
+    def write_texts(self, past: Sequence[KeysValues], ids_BT: Tensor, text_mask_BT: Tensor) -> Tensor:
         """Text that sees the queries and its own past (ITG) -> hidden (B, T, D).
 
         past: what `read_photos` returned for the same photos.

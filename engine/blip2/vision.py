@@ -3,6 +3,8 @@
 Shapes: B photos, P patches, V vision width, H W pixels or feature map.
 """
 
+from typing import Any
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,9 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = config
         try:
-            self.backbone = timm.create_model(config.timm_name, num_classes=0, global_pool="", **config.timm_args)
+            self.backbone: Any = timm.create_model(
+                config.timm_name, num_classes=0, global_pool="", **config.timm_args
+            )
         except (RuntimeError, TypeError) as error:
             raise CheckpointError(
                 f"timm {timm.__version__} cannot make the image encoder {config.timm_name!r} with {config.timm_args}: "

@@ -1,0 +1,192 @@
+"""A checkpoint is a folder: config.json + model.safetensors + tokenizer.json.
+
+Loading is strict: every tensor the config asks for, no other, each of its shape. Writing replaces the folder's
+files one by one, the config last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from platformdirs import user_data_path
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+
+from engine.blip2.config import Blip2Config
+from engine.blip2.model import Model
+from engine.blip2.preprocess import TextTokenizer
+from engine.blip2.retriever import Retriever
+from engine.errors import CheckpointError
+
+BUNDLED = Path(__file__).parent / "pretrained"
+DEFAULT = "mini"
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model on this machine. num_bytes: of its weights' file. image_size: pixels of the square it reads."""
+
+    name: str
+    folder: Path
+    digest: str
+    num_parameters: int
+    num_bytes: int
+    image_size: int
+
+
+def models_folder() -> Path:
+    """Where a user's own models lie, one folder each; QSEEK_MODELS overrides it."""
+    return Path(os.environ.get("QSEEK_MODELS") or user_data_path("qseek") / "models")
+
+
+def list_models() -> list[ModelInfo]:
+    """The bundled models and the user's own, by name; folders without a config.json are passed over."""
+    found: dict[str, Path] = {}
+    for place in (BUNDLED, models_folder()):
+        if place.is_dir():
+            found |= {
+                folder.name: folder for folder in sorted(place.iterdir()) if (folder / CONFIG).is_file()
+            }
+    return [_info(name, folder) for name, folder in found.items()]
+
+
+def _info(name: str, folder: Path) -> ModelInfo:
+    config = _read_config(folder)
+    with _open_weights(folder) as stored:
+        sizes = [stored.get_slice(key).get_shape() for key in stored.keys()]  # noqa: SIM118 (not a dict)
+    count = sum(int(torch.Size(size).numel()) for size in sizes)
+    num_bytes = (folder / WEIGHTS).stat().st_size
+    return ModelInfo(name, folder, digest_of(folder), count, num_bytes, config.vision.image_size)
+
+
+def find_model(name: str) -> Path:
+    """The folder of a model given by name or folder. Raises CheckpointError naming where it was looked for."""
+    for folder in (BUNDLED / name, models_folder() / name, Path(name).expanduser()):
+        if (folder / CONFIG).is_file():
+            return folder
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        raise CheckpointError(f"{folder} is no model: it has no {CONFIG}.")
+    known = ", ".join(sorted(info.name for info in list_models())) or "none"
+    raise CheckpointError(
+        f"There is no model {name!r}: not among those here ({known}), not in {models_folder()}, and not a folder. "
+        "`qseek models` lists what there is."
+    )
+
+
+def load_model(name: str = DEFAULT, *, device: str = "auto", dtype: str = "auto") -> Model:
+    """Load a checkpoint by name or folder.
+
+    device: "auto" (a GPU when there is one), "cpu", "cuda", ... dtype: "auto" (bfloat16 where the processor has
+    it in hardware), "bfloat16" or "float32". Raises CheckpointError for a missing, extra, misshapen or unreadable
+    tensor, naming it.
+    """
+    folder = find_model(name)
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    number = (
+        _fast_dtype(place)
+        if dtype == "auto"
+        else {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
+    )
+    config = _read_config(folder)
+    net = Retriever(config)
+    _load_weights(net, folder)
+    tokenizer = _read_tokenizer(folder, config)
+    known = folder.name if folder.parent in (BUNDLED, models_folder()) else str(folder.resolve())
+    return Model(
+        net, tokenizer, name=known, digest=digest_of(folder), folder=folder, device=place, dtype=number
+    )
+
+
+def save_checkpoint(
+    folder: Path, net: Retriever, tokenizer: Tokenizer, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write net as a checkpoint folder; floating tensors in dtype, counters as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in net.state_dict().items()
+    }
+    save_file(state, folder / (WEIGHTS + ".new"))
+    os.replace(folder / (WEIGHTS + ".new"), folder / WEIGHTS)
+    tokenizer.save(str(folder / TOKENIZER))
+    (folder / (CONFIG + ".new")).write_text(json.dumps(net.config.to_dict(), indent=1) + "\n")
+    os.replace(folder / (CONFIG + ".new"), folder / CONFIG)
+
+
+def digest_of(folder: Path) -> str:
+    """Hex blake2b-128 of what decides the model's numbers: config, weights, tokenizer."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in (CONFIG, WEIGHTS, TOKENIZER):
+        with open(folder / name, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_config(folder: Path) -> Blip2Config:
+    try:
+        return Blip2Config.from_dict(json.loads((folder / CONFIG).read_text()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is not readable JSON: {error}") from error
+
+
+def _read_tokenizer(folder: Path, config: Blip2Config) -> TextTokenizer:
+    path = folder / TOKENIZER
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {TOKENIZER}; copy the model folder again.")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{path} is not a readable tokenizer: {error}") from error
+    if tokenizer.get_vocab_size() > config.qformer.vocab_size:
+        raise CheckpointError(
+            f"{path} has {tokenizer.get_vocab_size()} tokens, {CONFIG} says {config.qformer.vocab_size}."
+        )
+    return TextTokenizer(tokenizer, config.max_tokens)
+
+
+def _open_weights(folder: Path) -> Any:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {WEIGHTS}; copy the model folder again.")
+    try:
+        return safe_open(str(path), framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file: {error}; copy it again."
+        ) from error
+
+
+def _load_weights(net: Retriever, folder: Path) -> None:
+    wanted = net.state_dict()
+    with _open_weights(folder) as stored:
+        names = set(stored.keys())
+        problems = [f"missing {name}" for name in sorted(wanted.keys() - names)]
+        problems += [f"unknown {name}" for name in sorted(names - wanted.keys())]
+        for name in sorted(names & wanted.keys()):
+            shape = tuple(stored.get_slice(name).get_shape())
+            if shape != tuple(wanted[name].shape):
+                problems.append(f"{name} is {shape}, should be {tuple(wanted[name].shape)}")
+        if problems:
+            shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+            raise CheckpointError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {shown}.")
+        with torch.no_grad():
+            for name in names:
+                wanted[name].copy_(stored.get_tensor(name))
+
+
+def _fast_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
+        return torch.bfloat16
+    return torch.float32

@@ -1,0 +1,155 @@
+"""The model as the rest of qseek uses it: pictures and sentences in, numbers out.
+
+Shapes: B photos, N pairs, P patches, V vision width, Q queries, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.blip2.config import Blip2Config
+from engine.blip2.preprocess import TextTokenizer, to_pixels
+from engine.blip2.qformer import PhotoKeys
+from engine.blip2.retriever import Retriever
+from engine.index.manifest import Manifest
+
+PHOTOS_AT_ONCE = 64
+TEXTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class PhotoEncoder:
+    """What indexing asks of a model: uint8 pictures -> what the store keeps of them."""
+
+    model: Model
+    keep_features: bool
+
+    @property
+    def image_size(self) -> int:
+        return self.model.image_size
+
+    def encode(self, pixels_BHWC: np.ndarray, /) -> tuple[np.ndarray, list[bytes] | None]:
+        """uint8 (B, H, W, 3) -> unit vectors (B, Q, E) float16, and each photo's patches (P, V) as float16 bytes."""
+        patches = self.model.encode_patches(pixels_BHWC)
+        vectors = self.model.encode_photos(patches).astype(np.float16)
+        if not self.keep_features:
+            return vectors, None
+        rows = patches.to(torch.float16).cpu().numpy()
+        return vectors, [row.tobytes() for row in rows]
+
+
+class Model:
+    """A loaded retrieval checkpoint. name, digest: which one. dtype: bfloat16 or float32, of weights and passes."""
+
+    def __init__(
+        self, net: Retriever, tokenizer: TextTokenizer, *, name: str, digest: str, folder: Path,
+        device: torch.device, dtype: torch.dtype,
+    ):  # fmt: skip
+        net = net.eval().requires_grad_(False)
+        self.net = net.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        self.tokenizer, self.device, self.dtype = tokenizer, device, dtype
+        self.name, self.digest, self.folder = name, digest, folder
+        self.num_patches = net.vision.num_patches()
+
+    @property
+    def config(self) -> Blip2Config:
+        return self.net.config
+
+    @property
+    def image_size(self) -> int:
+        return self.config.vision.image_size
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """(P, V)."""
+        return self.num_patches, self.config.vision.num_channels
+
+    def manifest(self, features: str) -> Manifest:
+        """What an index made with this model says of it. features: "store" or "none"."""
+        vision = self.config.vision
+        preprocessing = f"squash-bicubic-{vision.image_size} mean={vision.mean} std={vision.std}"
+        return Manifest(
+            model=self.name,
+            model_digest=self.digest,
+            image_size=vision.image_size,
+            preprocessing=preprocessing,
+            num_queries=self.config.qformer.num_queries,
+            embed_dim=self.config.embed_dim,
+            patch_shape=self.patch_shape,
+            features=features,
+        )
+
+    def photo_encoder(self, features: bool) -> PhotoEncoder:
+        """features: whether patches are kept for reranking."""
+        return PhotoEncoder(self, features)
+
+    @torch.inference_mode()
+    def encode_patches(self, pictures_BHWC: np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3) pictures of `image_size` -> patches (B, P, V) on the device."""
+        vision = self.config.vision
+        pixels = to_pixels(pictures_BHWC, vision.mean, vision.std, self.device)
+        return self.net.encode_patches(pixels.to(self.dtype))
+
+    @torch.inference_mode()
+    def encode_photos(self, patches_BPV: Tensor) -> np.ndarray:
+        """Patches -> unit vectors (B, Q, E) float32."""
+        return self.net.encode_photos(self.net.photo_keys(patches_BPV)).cpu().numpy()
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+        """Texts -> unit vectors (B, E) float32, and how many tokens of each were cut off.
+
+        Raises QueryError for an empty text.
+        """
+        vectors = np.empty((len(texts), self.config.embed_dim), np.float32)
+        cut = [0] * len(texts)
+        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding in each batch
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            rows = by_length[start : start + TEXTS_AT_ONCE]
+            ids, mask, lost = self.tokenizer([texts[i] for i in rows])
+            vectors[rows] = self.net.encode_texts(ids.to(self.device), mask.to(self.device)).cpu().numpy()
+            for row, count in zip(rows, lost, strict=True):
+                cut[row] = count
+        return vectors, cut
+
+    def patches_from_bytes(self, rows: Sequence[bytes]) -> Tensor:
+        """What `PhotoEncoder` kept -> patches (B, P, V) on the device."""
+        shape = (len(rows), *self.patch_shape)
+        patches = np.frombuffer(b"".join(rows), np.float16).reshape(shape)
+        return torch.from_numpy(patches.copy()).to(self.device, self.dtype)
+
+    @torch.inference_mode()
+    def photo_keys(self, patches_BPV: Tensor) -> PhotoKeys:
+        """The cross-attention keys and values of photos; see `QFormer.photo_keys`."""
+        return self.net.photo_keys(patches_BPV)
+
+    @torch.inference_mode()
+    def match(self, photo_keys: PhotoKeys, texts: Sequence[str]) -> np.ndarray:
+        """Match logits (N, 2) float32, [no match, match], of pairs, of one text and many photos, or the reverse."""
+        num_photos, num_texts = len(photo_keys[0][0]), len(texts)
+        ids, mask, _ = self.tokenizer(texts)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        logits = np.empty((max(num_photos, num_texts), 2), np.float32)
+        for start in range(0, len(logits), PHOTOS_AT_ONCE):
+            part = slice(start, min(start + PHOTOS_AT_ONCE, len(logits)))
+            count = part.stop - part.start
+            some = [(_rows(k, part, count), _rows(v, part, count)) for k, v in photo_keys]
+            logits[part] = (
+                self.net.match(some, _rows(ids, part, count), _rows(mask, part, count)).cpu().numpy()
+            )
+        return logits
+
+
+def _rows(tensor: Tensor, part: slice, count: int) -> Tensor:
+    return tensor.expand(count, *tensor.shape[1:]) if len(tensor) == 1 else tensor[part]
+
+
+def match_probability(logits_N2: np.ndarray) -> np.ndarray:
+    """Softmax over [no match, match] -> probability of a match (N,)."""
+    return 1 / (1 + np.exp(np.clip(logits_N2[:, 0] - logits_N2[:, 1], -80, 80)))

@@ -1,0 +1,324 @@
+"""Retrieve by ITC, rerank by ITM: text -> photos, photo -> texts, photo -> photos.
+
+The order after reranking is `itm_logit + itc_cosine`, as the published numbers were made with (LAVIS' evaluation;
+the paper, section 4.4, says only that the best k = 128 are reranked by ITM). Ranks beyond k keep the ITC order.
+
+Shapes: N photos, M texts, P patches, V vision width, Q queries, E embedding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.blip2.model import PHOTOS_AT_ONCE, Model, match_probability
+from engine.blip2.preprocess import squash
+from engine.errors import IndexStateError, PhotoError, QueryError
+from engine.index.store import Store
+from engine.index.vectors import SlotIndex, merge_maximum, open_photo_index, open_text_index
+from engine.pictures import open_picture
+from engine.types import Failure, Hit, Photo, Results, TextHit, TextResults
+
+RERANK = 128
+"""Candidates that ITM reads, k in BLIP-2, section 4.4."""
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+class Searcher:
+    """Answers questions to one index with one model.
+
+    store: None for a searcher that knows no photos and can still rerank and match what it is given. Raises
+    IndexStateError when another model made the index.
+    """
+
+    def __init__(self, store: Store | None, model: Model) -> None:
+        if store is not None:
+            store.manifest.check_same(model.manifest(store.manifest.features))
+        self.store, self.model = store, model
+        self._photo_index: tuple[int, SlotIndex] | None = None
+        self._text_index: tuple[int, SlotIndex] | None = None
+
+    def search(self, text: str, *, top: int = 20, rerank: int = RERANK) -> Results:
+        """The photos that fit a text. top: how many, >= 1. rerank: how many candidates ITM reads, 0 = none.
+
+        Raises QueryError for an empty text.
+        """
+        clock, store = Clock(), self._store()
+        text = _checked(text)
+        with clock.phase("encode"):
+            vectors, cut = self.model.encode_texts([text])
+        notes = self._text_notes(cut[0])
+        with clock.phase("retrieve"):
+            live = store.live_ids()
+            ids, itc = self._photos().search(vectors, max(top, rerank), live)
+            ids, itc = ids[0][ids[0] >= 0], itc[0][ids[0] >= 0]
+        notes += _size_notes(len(live), top)
+        hits, failures = self._ranked(text, store.photos(ids), itc, top, rerank, clock)
+        return Results(hits, tuple(notes), tuple(failures), clock.seconds)
+
+    def similar(self, path: Path, *, top: int = 20) -> Results:
+        """The photos that look like one, itself left out: by the mean over the slots of the cosine.
+
+        A photo of the index is found by its stored vectors, another is read now. Raises QueryError when it
+        cannot be read.
+        """
+        clock, store = Clock(), self._store()
+        photo = store.photo_at(path)
+        with clock.phase("encode"):
+            query_QE = store.vectors([photo.id])[0] if photo else self._encode_file(path)[0][0]
+        with clock.phase("retrieve"):
+            live = store.live_ids()
+            ids, itc = self._photos().search_slots(query_QE.astype(np.float32), top + 1, live)
+            found = [
+                (i, s) for i, s in zip(ids, itc, strict=True) if i >= 0 and (photo is None or i != photo.id)
+            ]
+            found = found[:top]
+        photos = store.photos([i for i, _ in found])
+        hits = tuple(
+            Hit(rank, one, float(score), float(score))
+            for rank, (one, (_, score)) in enumerate(zip(photos, found, strict=True), 1)
+        )
+        notes = _size_notes(len(live) - (photo is not None), top)
+        return Results(hits, tuple(notes), (), clock.seconds)
+
+    def match(
+        self, path: Path, texts: Sequence[str] | None, *, top: int = 20, rerank: int = RERANK
+    ) -> TextResults:
+        """The texts that fit a photo. texts: what to choose from; None: the indexed texts.
+
+        Raises QueryError: the photo cannot be read, a text is empty, or there are no texts.
+        """
+        clock = Clock()
+        with clock.phase("encode"):
+            vectors, patches = self._encode_file(path)
+        with clock.phase("retrieve"):
+            if texts is None:
+                chosen, itc, notes = self._indexed_texts(vectors[0], max(top, rerank))
+            else:
+                chosen, itc, notes = self._given_texts(vectors[0], [_checked(text) for text in texts])
+        with clock.phase("rerank"):
+            count = min(rerank, len(chosen))
+            scores = itc.astype(np.float64)
+            itm: list[float | None] = [None] * len(chosen)
+            order = np.arange(len(chosen))
+            if count:
+                logits = self.model.match(self.model.photo_keys(patches), chosen[:count])
+                scores[:count] = logits[:, 1] + itc[:count]
+                itm[:count] = match_probability(logits).tolist()
+                order = _reordered(scores, count)
+        hits = [
+            TextHit(rank, chosen[i], float(scores[i]), float(itc[i]), itm[i])
+            for rank, i in enumerate(order[:top], 1)
+        ]
+        return TextResults(tuple(hits), tuple(notes), clock.seconds)
+
+    def rerank(self, text: str, paths: Sequence[Path], *, top: int | None = None) -> Results:
+        """Put any photos in order by how well they fit a text, indexed or not; the unreadable are in `failures`.
+
+        top: how many to return, None = all. Raises QueryError for an empty text or no path.
+        """
+        clock = Clock()
+        text = _checked(text)
+        unique = list(dict.fromkeys(paths))
+        if not unique:
+            raise QueryError("There is no photo to rerank: give paths, one a line.")
+        with clock.phase("encode"):
+            vectors, cut = self.model.encode_texts([text])
+        known = [self._known(path) for path in unique]
+        with clock.phase("rerank"):
+            kept, itc, logits, failures = self._match(text, known, vectors[0])
+        scores = logits[:, 1] + itc
+        order = _reordered(scores, len(scores))[:top]
+        itm = match_probability(logits)
+        hits = tuple(
+            Hit(rank, known[kept[i]], float(scores[i]), float(itc[i]), float(itm[i]))
+            for rank, i in enumerate(order, 1)
+        )
+        return Results(hits, tuple(self._text_notes(cut[0])), tuple(failures), clock.seconds)
+
+    def add_texts(self, texts: Sequence[str]) -> int:
+        """Index texts, so that `match` finds them; returns how many were new. Raises QueryError for an empty one."""
+        store = self._store()
+        before = store.num_texts
+        chosen = [_checked(text) for text in texts]
+        store.add_texts(chosen, self.model.encode_texts(chosen)[0].astype(np.float16))
+        return store.num_texts - before
+
+    def _ranked(
+        self, text: str, photos: list[Photo], itc: np.ndarray, top: int, rerank: int, clock: Clock
+    ) -> tuple[tuple[Hit, ...], list[Failure]]:
+        """Candidates, best ITC first -> hits, the first `rerank` of them reordered by ITM."""
+        order = np.arange(len(photos))
+        failures: list[Failure] = []
+        scores = itc.astype(np.float64)
+        itm: list[float | None] = [None] * len(photos)
+        if rerank and photos:
+            with clock.phase("rerank"):
+                count = min(rerank, len(photos))
+                read, _, logits, failures = self._match(text, photos[:count])
+                kept = np.asarray(read, dtype=np.int64)
+                # A candidate whose file cannot be read any more stays behind the others, in ITC's order.
+                scores[kept] = logits[:, 1] + itc[kept]
+                for row, probability in zip(read, match_probability(logits).tolist(), strict=True):
+                    itm[row] = probability
+                rest = np.setdiff1d(order, kept)
+                order = np.concatenate(
+                    [np.asarray(kept, dtype=int)[_reordered(scores[kept], len(kept))], rest]
+                )
+        hits = tuple(
+            Hit(rank, photos[i], float(scores[i]), float(itc[i]), itm[i])
+            for rank, i in enumerate(order[:top], 1)
+        )
+        return hits, failures
+
+    def _match(
+        self, text: str, photos: Sequence[Photo], query_E: np.ndarray | None = None
+    ) -> tuple[list[int], np.ndarray, np.ndarray, list[Failure]]:
+        """-> the rows that could be read, their ITC (zeros without `query_E`), match logits (N, 2), failures."""
+        kept: list[int] = []
+        failures: list[Failure] = []
+        itc, logits = [np.zeros(0, np.float32)], [np.zeros((0, 2), np.float32)]
+        for rows, patches, failed in self._patches(photos):
+            failures += failed
+            if not rows:
+                continue
+            kept += rows
+            keys = self.model.photo_keys(patches)
+            logits.append(self.model.match(keys, [text]))
+            if query_E is None:
+                itc.append(np.zeros(len(rows), np.float32))
+            else:
+                itc.append((self.model.encode_photos(patches) @ query_E).max(axis=1))
+        return kept, np.concatenate(itc), np.concatenate(logits), failures
+
+    def _patches(self, photos: Sequence[Photo]) -> Iterator[tuple[list[int], torch.Tensor, list[Failure]]]:
+        """Batches of (rows, their patches, failures): stored patches where there are, else read and encoded now."""
+        stored = self._stored_patches(photos)
+        for start in range(0, len(photos), PHOTOS_AT_ONCE):
+            rows = range(start, min(start + PHOTOS_AT_ONCE, len(photos)))
+            have = [row for row in rows if row in stored]
+            if have:
+                yield have, self.model.patches_from_bytes([stored[row] for row in have]), []
+            read, pictures, failures = [], [], []
+            for row in (row for row in rows if row not in stored):
+                try:
+                    pictures.append(self._picture(photos[row]))
+                    read.append(row)
+                except PhotoError as error:
+                    failures.append(Failure(photos[row].path, str(error)))
+            patches = self.model.encode_patches(np.stack(pictures)) if pictures else torch.empty(0)
+            if read or failures:
+                yield read, patches, failures
+
+    def _stored_patches(self, photos: Sequence[Photo]) -> dict[int, bytes]:
+        if self.store is None or self.store.manifest.features != "store":
+            return {}
+        rows = [row for row, photo in enumerate(photos) if photo.id >= 0]
+        found = self.store.features([photos[row].id for row in rows])
+        return {row: patches for row, patches in zip(rows, found, strict=True) if patches is not None}
+
+    def _picture(self, photo: Photo) -> np.ndarray:
+        """The first of its files that can be read -> uint8 (H, W, 3)."""
+        size = self.model.image_size
+        for path in photo.paths:
+            try:
+                return squash(open_picture(path, least_side=2 * size), size)
+            except PhotoError as error:
+                problem = error
+        raise problem
+
+    def _encode_file(self, path: Path) -> tuple[np.ndarray, torch.Tensor]:
+        """A photo outside the index -> unit vectors (1, Q, E) float32 and patches (1, P, V)."""
+        try:
+            picture = self._picture(Photo(-1, "", 0, 0, (path,)))
+        except PhotoError as error:
+            raise QueryError(f"{path} cannot be read: {error}") from error
+        patches = self.model.encode_patches(picture[None])
+        return self.model.encode_photos(patches), patches
+
+    def _known(self, path: Path) -> Photo:
+        photo = self.store.photo_at(path) if self.store is not None else None
+        if photo is None:
+            return Photo(-1, "", 0, 0, (path,))
+        return replace(photo, paths=(path, *(other for other in photo.paths if other != path)))
+
+    def _indexed_texts(self, photo_QE: np.ndarray, k: int) -> tuple[list[str], np.ndarray, list[str]]:
+        store = self._store()
+        if not store.num_texts:
+            raise QueryError(
+                "The index holds no texts: add some with `qseek index --texts FILE`, or give them with --texts."
+            )
+        if self._text_index is None or self._text_index[0] != store.texts_version:
+            self._text_index = store.texts_version, open_text_index(store)
+        # One list for each of the photo's vectors; merged by maximum they hold the exact best (ARCHITECTURE, 2).
+        ids, scores = merge_maximum(*self._text_index[1].search(photo_QE, k), k)
+        ids, scores = ids[ids >= 0], scores[ids >= 0]
+        return store.texts(ids), scores, []
+
+    def _given_texts(self, photo_QE: np.ndarray, texts: list[str]) -> tuple[list[str], np.ndarray, list[str]]:
+        if not texts:
+            raise QueryError("There are no texts to choose from.")
+        texts = list(dict.fromkeys(texts))
+        vectors, cut = self.model.encode_texts(texts)
+        itc = (vectors @ photo_QE.T).max(axis=1)
+        order = np.argsort(-itc, kind="stable")
+        num_cut = sum(count > 0 for count in cut)
+        limit = self.model.tokenizer.max_tokens - 2
+        notes = [f"{num_cut} texts were longer than the model reads and were cut to {limit} tokens."]
+        return [texts[i] for i in order], itc[order], notes if num_cut else []
+
+    def _text_notes(self, num_cut: int) -> list[str]:
+        limit = self.model.tokenizer.max_tokens - 2
+        return (
+            [f"The model reads {limit} tokens; the last {num_cut} of the text were left out."]
+            if num_cut
+            else []
+        )
+
+    def _photos(self) -> SlotIndex:
+        store = self._store()
+        if self._photo_index is None or self._photo_index[0] != store.version:
+            self._photo_index = store.version, open_photo_index(store)
+        return self._photo_index[1]
+
+    def _store(self) -> Store:
+        if self.store is None:
+            raise IndexStateError("There is no index: make one with `qseek index FOLDER`.")
+        self.store.refresh()
+        return self.store
+
+
+def _checked(text: str) -> str:
+    if not text.strip():
+        raise QueryError("The text is empty; describe what the photo shows.")
+    return text.strip()
+
+
+def _reordered(scores: np.ndarray, count: int) -> np.ndarray:
+    """The first `count` rows by score, best first, equal ones as they were; then the rest as they were."""
+    best = np.argsort(-scores[:count], kind="stable")
+    return np.concatenate([best, np.arange(count, len(scores))])
+
+
+def _size_notes(num_photos: int, top: int) -> list[str]:
+    if not num_photos:
+        return ["The index holds no photos; add some with `qseek index FOLDER`."]
+    return []

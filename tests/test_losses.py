@@ -1,0 +1,107 @@
+"""The stage-1 losses: against the original's numbers and gradients (goldens e, f), and against arithmetic."""
+
+import math
+
+import pytest
+import torch
+from reference import load_golden, normal, small_config, small_lavis_state
+
+from engine.blip2.convert import name_from_lavis, state_from_lavis
+from engine.blip2.retriever import Retriever
+from engine.errors import TrainingError
+from training import losses
+from training.stage1 import stage1_losses
+
+
+@pytest.mark.parametrize("case", ["e_stage1_std", "e_stage1_strong", "f_coco_retrieval_std", "f_coco_retrieval_strong"])
+def test_equal_to_the_original(case: str) -> None:
+    info, want = load_golden(case)
+    model = Retriever(small_config()).eval()
+    model.load_state_dict(state_from_lavis(small_lavis_state(info)))
+    model.vision.requires_grad_(False)
+    ids, mask = want["input_ids"], want["attention_mask"].bool()
+    got = stage1_losses(
+        model, model.encode_patches(normal(301, (4, 3, 56, 56))), ids, mask, dec_id=30522,
+        image_ids=want.get("image_id"), negatives=(want["neg_image_for_text"], want["neg_text_for_image"]),
+    )  # fmt: skip
+    for name, value in (("loss", got.total), ("loss_itc", got.itc), ("loss_itm", got.itm), ("loss_lm", got.itg)):
+        torch.testing.assert_close(value.detach(), want[name], atol=2e-5, rtol=0)
+    torch.testing.assert_close(got.match_logits.detach(), want["itm_logits"], atol=2e-5, rtol=0)
+    got.total.backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    checked = 0
+    for key in (k for k in want if k.startswith("gradfull:")):
+        ours = grads[name_from_lavis(key.removeprefix("gradfull:"))]
+        torch.testing.assert_close(ours.reshape(want[key].shape), want[key], atol=2e-5, rtol=1e-5)
+        checked += 1
+    for key, norm in info["grad_norms_full"].items():
+        name = name_from_lavis(key)
+        if name is not None:
+            assert float(grads[name].norm()) == pytest.approx(norm, abs=2e-5, rel=1e-5), key
+            checked += 1
+    assert checked > 100
+
+
+@pytest.mark.parametrize("case", ["e_stage1_strong", "f_coco_retrieval_strong"])
+def test_negative_weights_equal_the_original(case: str) -> None:
+    info, want = load_golden(case)
+    model = Retriever(small_config()).eval().requires_grad_(False)
+    model.load_state_dict(state_from_lavis(small_lavis_state(info)))
+    keys = model.photo_keys(model.encode_patches(normal(301, (4, 3, 56, 56))))
+    photos = model.encode_photos(keys)
+    texts = model.encode_texts(want["input_ids"], want["attention_mask"].bool())
+    ids = want.get("image_id", torch.arange(4))
+    same = ids[:, None] == ids[None]
+    sims = losses.itc_similarities(photos, texts, photos, texts, model.temperature)
+    for scores, name in ((sims.text_to_photo, "weights_t2i"), (sims.photo_to_text, "weights_i2t")):
+        torch.testing.assert_close(losses.negative_weights(scores, same), want[name], atol=2e-5, rtol=0)
+
+
+def unit(*rows: list[float]) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float32), dim=-1)
+
+
+def test_itc_by_hand_and_worse_when_shuffled() -> None:
+    photos = torch.stack([unit([1, 0], [0, 1])[[0]], unit([0, 1])])  # (2, 1, 2)
+    texts = unit([1, 0], [0, 1])
+    temperature = torch.tensor(1.0)
+    loss = losses.itc_loss(losses.itc_similarities(photos, texts, photos, texts, temperature), label_smoothing=0.0)
+    assert float(loss) == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
+    wrong = texts.flip(0)
+    shuffled = losses.itc_loss(losses.itc_similarities(photos, wrong, photos, wrong, temperature), label_smoothing=0.0)
+    assert float(shuffled) == pytest.approx(math.log(1 + math.e), abs=1e-6)
+
+
+def test_soft_targets_spread_over_the_same_photo() -> None:
+    scores = losses.Similarities(torch.zeros(2, 2), torch.zeros(2, 2))
+    same = torch.ones(2, 2, dtype=torch.bool)
+    assert float(losses.itc_loss(scores, same_photo_BN=same)) == pytest.approx(math.log(2))
+    sharp = losses.Similarities(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([[9.0, 0.0], [0.0, 9.0]]))
+    # Both texts describe both photos, so being sure of one is punished.
+    assert float(losses.itc_loss(sharp, same_photo_BN=same)) > 4.0
+
+
+def test_negatives_are_never_the_pair_and_follow_the_scores() -> None:
+    torch.manual_seed(0)
+    scores = torch.tensor([[9.0, 2.0, 0.0]] * 2000)
+    positive = torch.zeros(2000, 3, dtype=torch.bool)
+    positive[:, 0] = True
+    drawn = losses.draw_negatives(scores, positive)
+    assert not (drawn == 0).any()
+    assert float((drawn == 1).float().mean()) == pytest.approx(math.exp(2) / (math.exp(2) + 1), abs=0.03)
+
+
+def test_captioning_ignores_padding_and_shifts() -> None:
+    ids, mask = torch.tensor([[7, 1, 2, 0]]), torch.tensor([[True, True, True, False]])
+    logits = torch.full((1, 4, 8), -20.0)
+    logits[0, 0, 1] = logits[0, 1, 2] = 20.0
+    logits[0, 2, 5] = 20.0  # would predict 5 after the end: not asked for
+    assert float(losses.itg_loss(logits, ids, mask, label_smoothing=0.0)) == pytest.approx(0.0, abs=1e-6)
+    assert float(losses.itg_loss(logits.roll(1, dims=1), ids, mask, label_smoothing=0.0)) > 10
+
+
+def test_a_batch_of_one_is_refused() -> None:
+    model = Retriever(small_config())
+    one = torch.ones(1, 3, dtype=torch.long)
+    with pytest.raises(TrainingError, match="no negatives"):
+        stage1_losses(model, torch.zeros(1, 5, 88), one, one.bool(), dec_id=2)

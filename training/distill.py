@@ -1,0 +1,193 @@
+"""Distil a small image encoder of our own from a pretrained one, block by block.
+
+The student has the teacher's layout and starts from random weights. Every block is asked for what the teacher's
+block gives (hints, FitNets, arXiv:1412.6550), in units of the teacher's variance. At first each block reads the
+teacher's activations, so that all blocks learn at once (as in blockwise distillation, arXiv:1911.13053); then
+each reads what the student's own blocks before it give, so that errors do not add up.
+
+Shapes: B photos, C channels, H W pixels or feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.blip2.config import VisionConfig
+from engine.blip2.preprocess import to_pixels
+from engine.blip2.vision import VisionEncoder
+from engine.errors import DataError
+from training.loop import OptimConfig, train
+
+Part = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Parts [first, last) of the network, trained on square windows of what the first of them reads.
+
+    crop: the window's side, in pixels when first = 0, else in positions of the teacher's feature map there.
+    forced: share of the steps in which every part reads the teacher's activations instead of the student's own.
+    """
+
+    name: str
+    first: int
+    last: int
+    crop: int
+    forced: float
+    optim: OptimConfig
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """vision: the student. pictures: shards to learn from, names below the data folder. phases: in order."""
+
+    vision: VisionConfig
+    pictures: tuple[str, ...]
+    phases: tuple[Phase, ...] = field(default_factory=tuple)
+
+
+def load_teacher(vision: VisionConfig, folder: Path) -> VisionEncoder:
+    """The teacher in the student's layout, from `mobilenet_v2.npz`: convN.weight, convN.bias in network order, batch
+    norms folded in (so that only their activations stay). Raises DataError when it is not there or does not fit."""
+    path = folder / "mobilenet_v2.npz"
+    if not path.is_file():
+        raise DataError(f"No teacher at {path}; give its folder with --teacher.")
+    encoder = VisionEncoder(vision).eval().requires_grad_(False)
+    convs = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
+    with np.load(path) as stored:
+        for number, conv in enumerate(convs):
+            weight = torch.from_numpy(stored[f"conv{number}.weight"]).float()
+            if weight.shape != conv.weight.shape:
+                raise DataError(
+                    f"{path}: conv{number} is {tuple(weight.shape)}, {vision.timm_name} wants {tuple(conv.weight.shape)}."
+                )
+            conv.weight.copy_(weight)
+            conv.bias = nn.Parameter(
+                torch.from_numpy(stored[f"conv{number}.bias"]).float(), requires_grad=False
+            )
+    for module in list(encoder.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, child.act)
+    return encoder.to(memory_format=torch.channels_last)
+
+
+def network_parts(encoder: VisionEncoder) -> list[tuple[nn.ModuleList, Part]]:
+    """The backbone (timm's EfficientNet family) as a chain: stem, every block, head; with the modules of each."""
+    net: Any = encoder.backbone
+    parts: list[tuple[nn.ModuleList, Part]] = [
+        (nn.ModuleList([net.conv_stem, net.bn1]), lambda x: net.bn1(net.conv_stem(x)))
+    ]
+    parts += [(nn.ModuleList([block]), block) for stage in net.blocks for block in stage]
+    parts.append((nn.ModuleList([net.conv_head, net.bn2]), lambda x: net.bn2(net.conv_head(x))))
+    return parts
+
+
+def hint_error(got_BCHW: Tensor, want_BCHW: Tensor) -> Tensor:
+    """Mean squared error in units of the wanted channel's variance; 1 = as good as a constant, 0 = perfect.
+
+    Channels that hardly vary are held by 5% of the mean variance.
+    """
+    want = want_BCHW.float()
+    variance = want.var((0, 2, 3))
+    variance = variance + 0.05 * variance.mean()
+    return ((got_BCHW.float() - want).square().mean((0, 2, 3)) / variance).mean()
+
+
+class DistillTask:
+    """One phase; see `Phase`. pictures: uint8 (N, H, W, 3)."""
+
+    def __init__(
+        self,
+        student: VisionEncoder,
+        teacher: VisionEncoder,
+        pictures: np.ndarray,
+        phase: Phase,
+        device: torch.device,
+    ):
+        self.phase, self.vision, self.device = phase, student.config, device
+        student_parts, teacher_parts = network_parts(student), network_parts(teacher)
+        self.teacher = [part for _, part in teacher_parts[phase.first : phase.last]]
+        chosen = student_parts[phase.first : phase.last]
+        self.student = [part for _, part in chosen]
+        self.model = nn.ModuleList(modules for modules, _ in chosen).train()
+        self.inputs = torch.from_numpy(pictures)  # (N, H, W, 3) uint8, or (N, H, W, C) bfloat16
+        if phase.first:
+            self.inputs = self._feature_maps(pictures, [part for _, part in teacher_parts[: phase.first]])
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        x = self._windows()
+        forced = step < self.phase.forced * self.phase.optim.steps
+        with torch.autocast(self.device.type, torch.bfloat16):
+            hints, seen = [], x
+            with torch.no_grad():
+                for part in self.teacher:
+                    seen = part(seen)
+                    hints.append(seen)
+            errors = []
+            for part, hint in zip(self.student, hints, strict=True):
+                own = part(x)
+                errors.append(hint_error(own, hint))
+                x = hint if forced else own
+        return {"loss": torch.stack(errors).sum(), "last": errors[-1]}
+
+    def _windows(self) -> Tensor:
+        """A batch of inputs (B, C, crop, crop): one random window and flip for all (B is random enough)."""
+        crop, size = self.phase.crop, self.inputs.shape[1]
+        chosen = torch.randint(len(self.inputs), (self.phase.optim.batch,))
+        top, left = torch.randint(size - crop + 1, (2,)).tolist()
+        windows = self.inputs[chosen][:, top : top + crop, left : left + crop]
+        if torch.rand(()) < 0.5:
+            windows = windows.flip(2)
+        if self.phase.first:
+            return windows.to(self.device).permute(0, 3, 1, 2)
+        return to_pixels(windows.numpy(), self.vision.mean, self.vision.std, self.device)
+
+    def _feature_maps(self, pictures: np.ndarray, before: list[Part], batch: int = 50) -> Tensor:
+        """What the teacher's parts before this phase make of every picture -> (N, H, W, C) bfloat16."""
+        maps = []
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
+            for start in range(0, len(pictures), batch):
+                x = to_pixels(pictures[start : start + batch], self.vision.mean, self.vision.std, self.device)
+                for part in before:
+                    x = part(x)
+                maps.append(x.permute(0, 2, 3, 1).to("cpu", torch.bfloat16))
+        return torch.cat(maps).clone()
+
+
+def measure(student: VisionEncoder, teacher: VisionEncoder, pictures: np.ndarray, batch: int = 50) -> float:
+    """Error of the student's patches against the teacher's on pictures (N, H, W, 3), in the units of `hint_error`."""
+    errors = []
+    config, device = student.config, student.device
+    student.eval()
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+        for start in range(0, len(pictures), batch):
+            pixels = to_pixels(pictures[start : start + batch], config.mean, config.std, device)
+            got, want = student.backbone.forward_features(pixels), teacher.backbone.forward_features(pixels)
+            errors.append(hint_error(got, want))
+    return float(torch.stack(errors).mean())
+
+
+def distill(
+    config: DistillConfig, teacher: VisionEncoder, pictures: np.ndarray, folder: Path, *,
+    only: str | None = None, say: Callable[[str], None] = lambda line: None,
+) -> VisionEncoder:  # fmt: skip
+    """Run the phases in order and return the trained encoder. Each phase resumes from `folder/<phase>/`.
+
+    only: run that one phase alone (phases that share no parts may run at the same time in two processes).
+    """
+    torch.manual_seed(config.phases[0].optim.seed)
+    student = VisionEncoder(config.vision).to(teacher.device).to(memory_format=torch.channels_last)
+    for phase in config.phases:
+        if only in (None, phase.name):
+            say(f"phase {phase.name}: parts {phase.first} to {phase.last}, {phase.optim.steps} steps")
+            task = DistillTask(student, teacher, pictures, phase, teacher.device)
+            train(task, phase.optim, folder / phase.name, say=say)
+    return student.eval()

@@ -1,0 +1,96 @@
+"""The three stage-1 objectives as pure functions (BLIP-2, section 3.2; ITC with soft targets: ALBEF).
+
+Shapes: B pairs of this process, N pairs of all processes (N = B on one), Q queries, E embedding, T tokens,
+K vocabulary. Matched pairs share their row number, shifted by `offset` in the gathered side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.blip2.retriever import itc_scores
+
+IGNORED = -100
+"""The label of a token that is not to be predicted (PyTorch's cross-entropy default)."""
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """ITC scores divided by the temperature: photo_to_text (B, N), text_to_photo (B, N)."""
+
+    photo_to_text: Tensor
+    text_to_photo: Tensor
+
+
+def itc_similarities(
+    photos_BQE: Tensor, texts_BE: Tensor, all_photos_NQE: Tensor, all_texts_NE: Tensor, temperature: Tensor
+) -> Similarities:
+    """Every photo of this process against all texts, and every text against all photos (max over the queries)."""
+    return Similarities(
+        itc_scores(photos_BQE, all_texts_NE) / temperature,
+        itc_scores(all_photos_NQE, texts_BE).T / temperature,
+    )
+
+
+def itc_loss(
+    similarities: Similarities,
+    offset: int = 0,
+    label_smoothing: float = 0.1,
+    same_photo_BN: Tensor | None = None,
+) -> Tensor:
+    """Contrastive loss, mean of both directions.
+
+    same_photo_BN: bool, which of all pairs show the same photo (image ids, COCO fine-tuning): the targets become
+    `(1 - label_smoothing)` spread over them and `label_smoothing` over all, instead of the one pair.
+    """
+    batch, total = similarities.photo_to_text.shape
+    device = similarities.photo_to_text.device
+    targets = torch.arange(offset, offset + batch, device=device)
+    if same_photo_BN is None:
+        smoothing = label_smoothing
+    else:
+        share = same_photo_BN.float() / same_photo_BN.float().sum(1, keepdim=True)
+        targets, smoothing = (1 - label_smoothing) * share + label_smoothing / total, 0.0
+    losses = [
+        F.cross_entropy(scores, targets, label_smoothing=smoothing)
+        for scores in (similarities.photo_to_text, similarities.text_to_photo)
+    ]
+    return (losses[0] + losses[1]) / 2
+
+
+def draw_negatives(scores_BN: Tensor, positives_BN: Tensor) -> Tensor:
+    """One hard negative a row, drawn from the softmax of the scores with the positives left out -> (B,) int64.
+
+    A row without any negative (every pair shows the same photo) draws uniformly from all.
+    """
+    return torch.multinomial(negative_weights(scores_BN, positives_BN), 1)[:, 0]
+
+
+def negative_weights(scores_BN: Tensor, positives_BN: Tensor) -> Tensor:
+    """The distribution that `draw_negatives` draws from: softmax over the pairs that are not positive."""
+    return scores_BN.detach().float().masked_fill(positives_BN, -10000.0).softmax(dim=1)
+
+
+def itm_loss(logits_M2: Tensor, num_matching: int) -> Tensor:
+    """Matching loss: the first `num_matching` of M pairs match, the others do not (1 : 2 in BLIP-2)."""
+    labels = torch.zeros(len(logits_M2), dtype=torch.long, device=logits_M2.device)
+    labels[:num_matching] = 1
+    return F.cross_entropy(logits_M2.float(), labels)
+
+
+def itg_loss(logits_BTK: Tensor, ids_BT: Tensor, mask_BT: Tensor, label_smoothing: float = 0.1) -> Tensor:
+    """Captioning loss: position t predicts token t+1; padding is ignored; mean over predicted tokens.
+
+    ids_BT: the text as read ([DEC] first), whose tokens from the second on are the targets.
+    """
+    targets = ids_BT.masked_fill(~mask_BT, IGNORED)[:, 1:]
+    return F.cross_entropy(
+        logits_BTK[:, :-1].flatten(0, 1).float(),
+        targets.flatten(),
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+    )

@@ -1,0 +1,48 @@
+"""Recipes: functions that return one full, typed config each. The command is `qseek train <what> --recipe <name>`."""
+
+from engine.blip2.config import mini
+from training.distill import DistillConfig, Phase
+from training.loop import OptimConfig
+from training.stage1 import Stage1Config
+from training.text import TextConfig
+
+UNLABELLED = ("coco-unlabelled-*.tar", "imagenet-sample-*.tar", "imagenette-*.tar")
+
+
+def mini_encoder() -> DistillConfig:
+    """mini's image encoder: a MobileNetV2 from random weights, taught block by block; about an hour on two cores.
+
+    17,054 pictures (Flickr8k train, unlabelled COCO, an ImageNet sample, Imagenette). Parts: stem 0, blocks 1-17,
+    head 18. "early" (to stride 8) and "late" share no parts.
+    """
+    early = OptimConfig(
+        steps=3000, batch=32, lr=6e-3, warmup=200, betas=(0.9, 0.99), weight_decay=0.0, seed=1
+    )
+    late = OptimConfig(steps=2600, batch=32, lr=4e-3, warmup=200, betas=(0.9, 0.99), weight_decay=0.0, seed=2)
+    joint = OptimConfig(steps=700, batch=32, lr=1e-3, warmup=50, betas=(0.9, 0.99), weight_decay=0.0, seed=3)
+    return DistillConfig(
+        vision=mini().vision,
+        pictures=("flickr8k-train-*.tar", *UNLABELLED),
+        phases=(
+            Phase("early", 0, 7, crop=64, forced=0.4, optim=early),
+            Phase("late", 7, 19, crop=16, forced=0.7, optim=late),
+            Phase("joint", 0, 19, crop=128, forced=0.0, optim=joint),
+        ),
+    )
+
+
+def mini_text() -> TextConfig:
+    """mini's text half, from paraphrases: 136,310 captions of 27,262 photos (Flickr30k train, none of Flickr8k's)."""
+    optim = OptimConfig(steps=1500, batch=192, lr=5e-4, warmup=100, weight_decay=0.05, clip=1.0, seed=4)
+    return TextConfig(mini(), ("flickr30k-train-captions.tsv.gz",), optim)
+
+
+def mini_stage1() -> Stage1Config:
+    """mini's Q-Former: ITC + ITM + ITG on Flickr8k train (6,000 pictures, 5 captions each), batch 192."""
+    optim = OptimConfig(steps=1200, batch=192, lr=6e-4, min_lr=1e-5, warmup=100, clip=1.0, seed=5)
+    return Stage1Config(mini(), ("flickr8k-train-*.tar",), optim, views=4)
+
+
+DISTILL = {"mini-encoder": mini_encoder}
+TEXT = {"mini-text": mini_text}
+STAGE1 = {"mini": mini_stage1}

@@ -1,0 +1,191 @@
+"""Stage 1: ITC + ITM + ITG over a frozen image encoder (BLIP-2, section 3.2).
+
+Every pass of a batch reads the same photos, so their cross-attention keys and values are made once.
+Shapes: B pairs, P patches, V vision width, Q queries, T tokens, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.blip2.config import Blip2Config
+from engine.blip2.preprocess import TextTokenizer, to_pixels
+from engine.blip2.qformer import PhotoKeys
+from engine.blip2.retriever import Retriever
+from engine.errors import DataError, TrainingError
+from training.data import CaptionedPicture
+from training.loop import OptimConfig, train
+from training.losses import Similarities, draw_negatives, itc_loss, itc_similarities, itg_loss, itm_loss
+
+Negatives = tuple[Tensor, Tensor]
+"""For each text the number of a photo that does not fit, for each photo that of such a text; (B,) int64 each."""
+
+
+@dataclass(frozen=True)
+class Stage1Losses:
+    """The three losses (equal weights in BLIP-2) and what they were made from."""
+
+    itc: Tensor
+    itm: Tensor
+    itg: Tensor
+    match_logits: Tensor
+    negatives: Negatives
+
+    @property
+    def total(self) -> Tensor:
+        return self.itc + self.itm + self.itg
+
+
+def stage1_losses(
+    model: Retriever, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, *, dec_id: int,
+    image_ids: Tensor | None = None, negatives: Negatives | None = None, label_smoothing: float = 0.1,
+) -> Stage1Losses:  # fmt: skip
+    """All three losses of a batch of matching pairs.
+
+    patches: after `vision_norm`. ids, mask: [CLS] ... [SEP], padded. dec_id: takes the place of [CLS] for ITG.
+    image_ids (B,): pairs with equal ids show the same photo (soft targets, never each other's negatives).
+    negatives: forced ones, for tests; drawn when not given. Raises TrainingError for a batch of one photo.
+    """
+    batch = len(ids_BT)
+    if batch < 2:
+        raise TrainingError(f"A batch of {batch} pair has no negatives; use at least 2.")
+    keys = model.photo_keys(patches_BPV)
+    hidden, past = model.qformer.read_photos(keys)
+    similarities = _similarities(model, hidden, ids_BT, mask_BT)
+    own = torch.eye(batch, dtype=torch.bool, device=ids_BT.device)
+    same = own if image_ids is None else image_ids[:, None] == image_ids[None, :]
+    itc = itc_loss(
+        similarities, label_smoothing=label_smoothing, same_photo_BN=None if image_ids is None else same
+    )
+    if negatives is None:
+        negatives = (
+            draw_negatives(similarities.text_to_photo, same),
+            draw_negatives(similarities.photo_to_text, same),
+        )
+    logits = _match_with_negatives(model, keys, ids_BT, mask_BT, negatives)
+    caption_ids = torch.cat([torch.full_like(ids_BT[:, :1], dec_id), ids_BT[:, 1:]], dim=1)
+    itg = itg_loss(model.caption_logits(past, caption_ids, mask_BT), caption_ids, mask_BT, label_smoothing)
+    return Stage1Losses(itc, itm_loss(logits, batch), itg, logits, negatives)
+
+
+def _similarities(model: Retriever, hidden_BQD: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Similarities:
+    photos, texts = model.project_photos(hidden_BQD), model.encode_texts(ids_BT, mask_BT)
+    return itc_similarities(photos, texts, photos, texts, model.temperature)
+
+
+def _match_with_negatives(
+    model: Retriever, keys: PhotoKeys, ids_BT: Tensor, mask_BT: Tensor, negatives: Negatives
+) -> Tensor:
+    """Match logits (3B, 2): the pairs, each text with a wrong photo, each photo with a wrong text."""
+    photo_for_text, text_for_photo = negatives
+    own = torch.arange(len(ids_BT), device=ids_BT.device)
+    photos = torch.cat([own, photo_for_text, own])
+    texts = torch.cat([own, own, text_for_photo])
+    pairs = [(k[photos], v[photos]) for k, v in keys]
+    return model.match(pairs, ids_BT[texts], mask_BT[texts])
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """model: the architecture. pictures: captioned shards, names below the data folder. views: how many crops of
+    each picture the frozen encoder reads once, before training (1 = the whole picture alone). label_smoothing: of
+    ITC and ITG. smallest_crop: share of the side."""
+
+    model: Blip2Config
+    pictures: tuple[str, ...]
+    optim: OptimConfig
+    views: int = 1
+    label_smoothing: float = 0.1
+    smallest_crop: float = 0.6
+
+
+class Stage1Task:
+    """Stage 1 on patches that the frozen encoder made once, a batch of one caption of each of B pictures."""
+
+    def __init__(
+        self, net: Retriever, tokenizer: TextTokenizer, patches_NWPV: Tensor,
+        samples: Sequence[CaptionedPicture], config: Stage1Config,
+    ):  # fmt: skip
+        self.net, self.tokenizer, self.patches, self.config = net, tokenizer, patches_NWPV, config
+        self.samples = samples
+        uncaptioned = [s.key for s in samples if not s.captions]
+        if uncaptioned:
+            raise DataError(f"{len(uncaptioned)} pictures have no caption (first: {uncaptioned[0]}).")
+        net.requires_grad_(True)
+        net.vision.requires_grad_(False)
+        self.model = net.train()
+        net.vision.eval()
+        self.steps_an_epoch = len(samples) // config.optim.batch
+        if not self.steps_an_epoch:
+            raise DataError(f"{len(samples)} pictures are fewer than a batch of {config.optim.batch}.")
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        device = self.net.temperature.device
+        chosen = self._pictures_of(step)
+        views = torch.randint(self.patches.shape[1], (len(chosen),))
+        captions = []
+        for number in chosen.tolist():
+            texts = self.samples[number].captions
+            captions.append(texts[int(torch.randint(len(texts), ()))])
+        ids, mask, _ = self.tokenizer(captions)
+        with torch.autocast(device.type, torch.bfloat16):
+            patches = self.net.vision_norm(self.patches[chosen, views].to(device).float())
+            losses = stage1_losses(
+                self.net, patches, ids.to(device), mask.to(device), dec_id=self.tokenizer.dec_id,
+                label_smoothing=self.config.label_smoothing,
+            )  # fmt: skip
+        return {"loss": losses.total, "itc": losses.itc, "itm": losses.itm, "itg": losses.itg}
+
+    def _pictures_of(self, step: int) -> Tensor:
+        """Every picture once an epoch, in an order that depends on (seed, epoch)."""
+        epoch, number = divmod(step, self.steps_an_epoch)
+        order = torch.randperm(
+            len(self.samples), generator=torch.Generator().manual_seed((self.config.optim.seed << 20) + epoch)
+        )
+        return order[number * self.config.optim.batch : (number + 1) * self.config.optim.batch]
+
+
+def encode_views(net: Retriever, pictures: np.ndarray, config: Stage1Config, batch: int = 50) -> Tensor:
+    """The frozen encoder's patches of every picture, whole and (views - 1) times cropped -> (N, W, P, V) bfloat16.
+
+    Crops are squares of `smallest_crop` to 1 of the side, half of them mirrored; drawn from the seed.
+    """
+    vision, size = net.vision, pictures.shape[1]
+    generator = torch.Generator().manual_seed(config.optim.seed)
+    device = vision.device
+    rows = []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+        for start in range(0, len(pictures), batch):
+            whole = to_pixels(pictures[start : start + batch], vision.config.mean, vision.config.std, device)
+            views = [vision(whole)]
+            for _ in range(config.views - 1):
+                views.append(vision(_random_crop(whole, size, config.smallest_crop, generator)))
+            rows.append(torch.stack(views, dim=1).to("cpu", torch.bfloat16))
+    return torch.cat(rows).clone()
+
+
+def _random_crop(pixels_B3HW: Tensor, size: int, smallest: float, generator: torch.Generator) -> Tensor:
+    """One window and flip for the whole batch, resized back to the full side."""
+    share, y, x, flip = torch.rand(4, generator=generator).tolist()
+    side = round(size * (smallest + (1 - smallest) * share))
+    top, left = round(y * (size - side)), round(x * (size - side))
+    window = pixels_B3HW[:, :, top : top + side, left : left + side]
+    window = F.interpolate(window, size=(size, size), mode="bicubic", antialias=True)
+    return window.flip(3) if flip < 0.5 else window
+
+
+def train_stage1(
+    config: Stage1Config, net: Retriever, tokenizer: TextTokenizer, pictures: np.ndarray,
+    samples: Sequence[CaptionedPicture], folder: Path, say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Train everything but the encoder in place; resumes from `folder`."""
+    say(f"reading {len(pictures)} pictures, {config.views} views each, with the frozen encoder")
+    patches = encode_views(net, pictures, config)
+    train(Stage1Task(net, tokenizer, patches, samples, config), config.optim, folder, say=say)
