@@ -103,7 +103,7 @@ def test_a_query_shows_photos_in_order_with_their_scores(store):
     test.text_input(key="q").set_value("red").run()
     assert not test.exception
     assert names(test)[:2] == ["red.png", "orange.png"]
-    second = [html for html in texts(test) if "orange.png" in html][0]
+    second = next(html for html in texts(test) if "orange.png" in html)
     assert '<span class="q-rank">2</span>' in second
     assert "80% match" in second, "0.9 of the cosine 0.894"
     assert "cosine 0.89" in second
@@ -217,7 +217,7 @@ def test_a_name_cannot_become_html_or_markdown(store, tmp_path):
     (photos / "red.png").rename(photos / "<img src=x onerror=alert(1)> **b** $x$.png")
     build_index([photos], store, FakeModel().photo_encoder(False), workers=0)
     test = page(q="red")
-    tile = [html for html in texts(test) if 'class="q-name"' in html][0]
+    tile = next(html for html in texts(test) if 'class="q-name"' in html)
     assert "<img src=x" not in tile and "&lt;img src=x onerror=alert(1)&gt;" in tile
     button(test, "like-1").click().run()
     assert "Photos like **\\<img src=x onerror=alert\\(1\\)\\> \\*\\*b\\*\\* \\$x\\$\\.png**" in all_words(

@@ -19,7 +19,7 @@ from ui.thumbnails import thumbnail
 from ui.tiles import STYLE, show_brand, show_tile
 
 if TYPE_CHECKING:
-    from engine.blip2.checkpoint import Model
+    from engine.blip2.model import Model
     from engine.index.store import Store
     from engine.search import Searcher
 
@@ -211,6 +211,9 @@ def show_results(results: Results, line: str, hits: list, folder: Path) -> None:
     st.caption(line)
     for note in results.notes:
         st.caption(f":material/info: {_markdown(note)}")
+    if results.failures:
+        unread = count_text(len(results.failures), "photo")
+        st.caption(f":material/info: {unread} could not be read any more and stand behind the others.")
     with ThreadPoolExecutor(max_workers=4) as pool:  # Pillow decodes without holding the interpreter's lock
         pictures = list(pool.map(lambda hit: picture_of(hit.photo, folder), hits))
     with st.container(key="grid"):

@@ -20,7 +20,7 @@ from ui.reindexing import contents_of, finish_interrupted, new_store, take_its_p
 from ui.terminal import STOPPED, finish_with_failures, say, say_failures, write
 
 if TYPE_CHECKING:
-    from engine.blip2.checkpoint import Model
+    from engine.blip2.model import Model
     from engine.index.manifest import Manifest
     from engine.index.store import Store
     from indexer.build import BuildReport, Progress
@@ -242,7 +242,7 @@ def _show_report(report: BuildReport | None, roots: Sequence[Path], as_json: boo
             f"{render.size_text(report.disk_bytes)} on disk, {duration_text(report.seconds)}\n"
         )
     if report.failed:
-        say_failures(report.failed, "`qseek failures` lists them.")
+        say_failures(report.failed, "; `qseek failures` lists them.")
         finish_with_failures()
 
 

@@ -126,7 +126,7 @@ def show(results: Results, output: Output) -> None:
     else:
         write(_rendered(results.hits, output))
     if results.failures:
-        say_failures(results.failures, "they are left out of the results.")
+        say_failures(results.failures)
         finish_with_failures()
 
 

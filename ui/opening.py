@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.blip2.checkpoint import Model
+    from engine.blip2.model import Model
     from engine.index.store import Store
     from engine.search import Searcher
 

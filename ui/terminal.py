@@ -25,15 +25,15 @@ def say(message: str) -> None:
     click.echo("\n".join(printable(line) for line in message.split("\n")), err=True)
 
 
-def say_failures(failures: Sequence[Failure], more: str) -> None:
-    """The first few unreadable photos with their reasons; `more` is the command that lists the rest."""
+def say_failures(failures: Sequence[Failure], more: str = "") -> None:
+    """The first few unreadable photos with their reasons; more: says where the rest are listed."""
     if not failures:
         return
     say(f"{count_text(len(failures), 'photo')} could not be read:")
     for failure in failures[:MOST_FAILURES_SHOWN]:
         say("  " + failures_table([failure]).rstrip("\n"))
     if len(failures) > MOST_FAILURES_SHOWN:
-        say(f"  and {len(failures) - MOST_FAILURES_SHOWN:,} more; {more}")
+        say(f"  and {len(failures) - MOST_FAILURES_SHOWN:,} more{more}")
 
 
 def finish_with_failures() -> NoReturn:
