@@ -102,6 +102,11 @@ class Chromium:
             f"{script} did not become true; the page says: {self.run('document.body.innerText')}"
         )
 
+    def click(self, selector: str) -> None:
+        """Once the element is there."""
+        self.wait_for(f"document.querySelector('{selector}') != null")
+        self.run(f"document.querySelector('{selector}').click()")
+
     def type(self, text: str) -> None:
         """Into the element that has the focus, closed by Enter."""
         self._call("Input.insertText", text=text)

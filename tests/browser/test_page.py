@@ -22,6 +22,7 @@ from indexer.build import build_index
 
 HERE = Path(__file__).parent
 TILES = "document.querySelectorAll('[class*=\"st-key-tile-\"] img')"
+IDLE = "document.querySelector('[data-test-script-state=notRunning]') != null"
 COLOURS = {
     "red": (230, 20, 20), "orange": (240, 130, 20), "yellow": (240, 230, 40), "green": (20, 200, 40),
     "blue": (20, 40, 230), "white": (250, 250, 250), "black": (6, 5, 5), "pink": (250, 120, 160),
@@ -98,7 +99,7 @@ def screenshot(browser, tmp_path):
 
 def wait_for_tiles(browser: Chromium, number: int) -> None:
     loaded = f"Array.from({TILES}).every(picture => picture.complete && picture.naturalWidth)"
-    browser.wait_for(f"{TILES}.length == {number} && {loaded}")
+    browser.wait_for(f"{IDLE} && {TILES}.length == {number} && {loaded}")
 
 
 def boxes(browser: Chromium) -> list[tuple[int, int, int, int]]:
@@ -164,11 +165,11 @@ def test_more_like_this_then_the_whole_photo(browser, address, screenshot):
     browser.resize(1280, 900)
     browser.open(f"{address}/?q=yellow")
     wait_for_tiles(browser, len(COLOURS))
-    browser.run("document.querySelector('.st-key-like-2 button').click()")
+    browser.click(".st-key-like-2 button")
     browser.wait_for("document.body.innerText.includes('Photos like')")
     wait_for_tiles(browser, len(COLOURS))
     assert "like=" in browser.run("location.search")
-    browser.run("document.querySelector('.st-key-open-1 button').click()")
+    browser.click(".st-key-open-1 button")
     browser.wait_for("document.querySelector('[role=dialog] img')?.naturalWidth > 0")
     screenshot("dialog")
     height = browser.run("document.querySelector('[role=dialog] img').getBoundingClientRect().height")
