@@ -180,9 +180,7 @@ class Searcher:
                 for row, probability in zip(read, match_probability(logits).tolist(), strict=True):
                     itm[row] = probability
                 rest = np.setdiff1d(order, kept)
-                order = np.concatenate(
-                    [np.asarray(kept, dtype=int)[_reordered(scores[kept], len(kept))], rest]
-                )
+                order = np.concatenate([kept[_reordered(scores[kept], len(kept))], rest])
         hits = tuple(
             Hit(rank, photos[i], float(scores[i]), float(itc[i]), itm[i])
             for rank, i in enumerate(order[:top], 1)

@@ -17,15 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engine.blip2.config import VisionConfig
 from engine.blip2.preprocess import to_pixels
 from engine.blip2.vision import VisionEncoder
 from engine.errors import DataError
+from training.data import find_shards, load_pictures, read_shards
 from training.loop import OptimConfig, train
 
 Part = Callable[[Tensor], Tensor]
+ENCODER = "encoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def load_teacher(vision: VisionConfig, folder: Path) -> VisionEncoder:
             weight = torch.from_numpy(stored[f"conv{number}.weight"]).float()
             if weight.shape != conv.weight.shape:
                 raise DataError(
-                    f"{path}: conv{number} is {tuple(weight.shape)}, {vision.timm_name} wants {tuple(conv.weight.shape)}."
+                    f"{path}: conv{number} is {tuple(weight.shape)}, "
+                    f"{vision.timm_name} wants {tuple(conv.weight.shape)}."
                 )
             conv.weight.copy_(weight)
             conv.bias = nn.Parameter(
@@ -191,3 +195,28 @@ def distill(
             task = DistillTask(student, teacher, pictures, phase, teacher.device)
             train(task, phase.optim, folder / phase.name, say=say)
     return student.eval()
+
+
+def run_distill(
+    config: DistillConfig,
+    data: Path,
+    teacher_folder: Path,
+    output: Path,
+    *,
+    only: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Train config.vision on the shards below `data` and write `output/encoder.safetensors`.
+
+    only: one phase by name; then the encoder is not written. Raises DataError and TrainingError.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = load_teacher(config.vision, teacher_folder).to(device)
+    samples = list(read_shards(find_shards(config.pictures, data)))
+    pictures, _, failures = load_pictures(samples, config.vision.image_size)
+    say(f"{len(pictures)} pictures, {len(failures)} unreadable")
+    student = distill(config, teacher, pictures, output, only=only, say=say)
+    if only is None:
+        save_file({k: v.contiguous() for k, v in student.state_dict().items()}, output / ENCODER)
+        error = measure(student, teacher, pictures[:: max(1, len(pictures) // 500)])
+        say(f"wrote {output / ENCODER}; its patches differ from the teacher's by {error:.3f} of the variance")

@@ -1,5 +1,8 @@
 """One flat training loop for every task: warm-up and cosine per step, bf16, checkpoints, exact resume.
 
+With `dtype="bfloat16"` the model computes in bfloat16 while the optimizer keeps and updates float32 master weights
+(mixed precision, arXiv:1710.03740; bfloat16 needs no loss scaling).
+
 A task gives a model and the losses of a step number. All randomness of a step (which samples, crops, dropout,
 negatives) is drawn from (seed, step), so a run resumed from a checkpoint repeats the same losses without any
 state of generators being kept.
@@ -11,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -39,6 +42,7 @@ class OptimConfig:
     weight_decay: float = 0.05
     clip: float = 0.0
     seed: int = 0
+    dtype: str = "float32"
     checkpoint_minutes: float = 5.0
     log_every: int = 50
 
@@ -60,12 +64,62 @@ def learning_rate(step: int, config: OptimConfig) -> float:
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over what is trainable, without weight decay on 1-D parameters (norms, biases) and scalars."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+class Weights:
+    """What is trained of a model: its parameters, and float32 masters where the model computes in bfloat16.
+
+    In float32 the masters are the parameters themselves.
+    """
+
+    def __init__(self, model: nn.Module, dtype: str):
+        self.model = model
+        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.masters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self.lowered = dtype != "float32"
+        if self.lowered:
+            self.masters = [p.detach().float().clone().requires_grad_() for p in self.masters]
+            model.to(torch.bfloat16)
+        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+
+    def take_gradients(self) -> None:
+        """Before the optimizer's step: the parameters' gradients become the masters'."""
+        if self.lowered:
+            for master, parameter in zip(self.masters, self.parameters, strict=True):
+                master.grad = None if parameter.grad is None else parameter.grad.float()
+                parameter.grad = None
+
+    def give_values(self) -> None:
+        """After it: the masters' values become the parameters'."""
+        if self.lowered:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, self.masters)
+
+    def raise_again(self) -> None:
+        """Training is over: the model is float32 again and holds the masters' values."""
+        if self.lowered:
+            self.model.float()
+            self.give_values()
+
+    def state(self) -> dict[str, Tensor]:
+        """Trained values in float32, and buffers."""
+        named = dict(zip(self.names, self.masters, strict=True))
+        return {name: value.detach() for name, value in [*named.items(), *self.model.named_buffers()]}
+
+    def load(self, state: dict[str, Tensor]) -> bool:
+        """Put a `state` back; False, and nothing changed, when it is another model's."""
+        own = self.state()
+        if state.keys() != own.keys() or any(state[name].shape != own[name].shape for name in own):
+            return False
+        for name, value in own.items():
+            value.copy_(state[name])
+        self.give_values()
+        return True
+
+
+def make_optimizer(weights: Sequence[Tensor], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW without weight decay on 1-D parameters (norms, biases) and scalars."""
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
@@ -86,8 +140,9 @@ def train(
     KeyboardInterrupt saves a checkpoint first.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model, optimizer = task.model, make_optimizer(task.model, config)
-    first = _resume(folder, model, optimizer, config)
+    weights = Weights(task.model, config.dtype)
+    optimizer = make_optimizer(weights.masters, config)
+    first = _resume(folder, weights, optimizer, config)
     rows: list[dict[str, float]] = []
     started = saved = time.monotonic()
     sums: dict[str, Tensor] = {}
@@ -101,9 +156,11 @@ def train(
             losses = task.losses(step)
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
+            weights.take_gradients()
             if config.clip:
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                nn.utils.clip_grad_norm_(weights.masters, config.clip)
             optimizer.step()
+            weights.give_values()
             # ----------------------------------------------------------------------------------------
             step += 1
             for name, value in losses.items():
@@ -113,12 +170,13 @@ def train(
                 rows.append(_log(folder, step, first, count, sums, config, time.monotonic() - started, say))
                 sums = {}
             if time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                _save(folder, model, optimizer, config, step)
+                _save(folder, weights, optimizer, config, step)
                 saved = time.monotonic()
     except KeyboardInterrupt:
-        _save(folder, model, optimizer, config, step)
+        _save(folder, weights, optimizer, config, step)
         raise
-    _save(folder, model, optimizer, config, step)
+    _save(folder, weights, optimizer, config, step)
+    weights.raise_again()
     return rows
 
 
@@ -143,33 +201,36 @@ def _log(
 
 
 def _save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: OptimConfig, step: int
+    folder: Path, weights: Weights, optimizer: torch.optim.Optimizer, config: OptimConfig, step: int
 ) -> None:
     """Replace the checkpoint atomically: a kill leaves the old one or the new one."""
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    buffers = {name for name, _ in model.named_buffers()}
-    kept = {name: value for name, value in model.state_dict().items() if name in trained | buffers}
-    state = {"model": kept, "optimizer": optimizer.state_dict(), "step": step, "config": asdict(config)}
+    state = {
+        "model": weights.state(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "config": asdict(config),
+    }
     torch.save(state, folder / "checkpoint.tmp")
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
 
 
-def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: OptimConfig) -> int:
+def _resume(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer, config: OptimConfig) -> int:
     path = folder / "checkpoint.pt"
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
     ours = asdict(config)
     free = {"checkpoint_minutes", "log_every"}
-    other = [f"{k}: {state['config'].get(k)!r} then, {v!r} now" for k, v in ours.items()
-             if k not in free and state["config"].get(k) != v]  # fmt: skip
+    other = [
+        f"{name}: {state['config'].get(name)!r} then, {value!r} now"
+        for name, value in ours.items()
+        if name not in free and state["config"].get(name) != value
+    ]
     if other:
         raise TrainingError(
             f"{path} was made with other settings ({'; '.join(other)}); use them, or another --output folder."
         )
-    left_out = model.load_state_dict(state["model"], strict=False)
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    if left_out.unexpected_keys or trained & set(left_out.missing_keys):
+    if not weights.load(state["model"]):
         raise TrainingError(f"{path} holds another model; use another --output folder.")
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])

@@ -33,14 +33,24 @@ def mini_encoder() -> DistillConfig:
 
 def mini_text() -> TextConfig:
     """mini's text half, from paraphrases: 136,310 captions of 27,262 photos (Flickr30k train, none of Flickr8k's)."""
-    optim = OptimConfig(steps=1500, batch=192, lr=5e-4, warmup=100, weight_decay=0.05, clip=1.0, seed=4)
+    optim = OptimConfig(steps=700, batch=192, lr=8e-4, warmup=60, clip=1.0, seed=4, dtype="bfloat16")
     return TextConfig(mini(), ("flickr30k-train-captions.tsv.gz",), optim)
 
 
 def mini_stage1() -> Stage1Config:
-    """mini's Q-Former: ITC + ITM + ITG on Flickr8k train (6,000 pictures, 5 captions each), batch 192."""
-    optim = OptimConfig(steps=1200, batch=192, lr=6e-4, min_lr=1e-5, warmup=100, clip=1.0, seed=5)
-    return Stage1Config(mini(), ("flickr8k-train-*.tar",), optim, views=4)
+    """mini's Q-Former: ITC, then ITC + ITM + ITG, on Flickr8k train (6,000 pictures, 5 captions each), batch 192."""
+    optim = OptimConfig(
+        steps=1250, batch=192, lr=6e-4, min_lr=1e-5, warmup=100, clip=1.0, seed=5, dtype="bfloat16"
+    )
+    return Stage1Config(
+        mini(),
+        ("flickr8k-train-*.tar",),
+        optim,
+        views=4,
+        itc_steps=900,
+        patch_share=0.7,
+        label_smoothing=0.1,
+    )
 
 
 DISTILL = {"mini-encoder": mini_encoder}

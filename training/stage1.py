@@ -13,16 +13,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from engine.blip2.checkpoint import save_checkpoint
 from engine.blip2.config import Blip2Config
 from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever
 from engine.errors import DataError, TrainingError
-from training.data import CaptionedPicture
+from training.data import CaptionedPicture, find_shards, load_pictures, read_shards
+from training.distill import ENCODER
 from training.loop import OptimConfig, train
 from training.losses import Similarities, draw_negatives, itc_loss, itc_similarities, itg_loss, itm_loss
+from training.text import TEXT_HALF, TOKENIZER, text_half
 
 Negatives = tuple[Tensor, Tensor]
 """For each text the number of a photo that does not fit, for each photo that of such a text; (B,) int64 each."""
@@ -75,6 +80,14 @@ def stage1_losses(
     return Stage1Losses(itc, itm_loss(logits, batch), itg, logits, negatives)
 
 
+def itc_alone(
+    model: Retriever, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, label_smoothing: float = 0.1
+) -> Tensor:
+    """The contrastive loss of `stage1_losses` without the passes of the other two."""
+    hidden, _ = model.qformer.read_photos(model.photo_keys(patches_BPV))
+    return itc_loss(_similarities(model, hidden, ids_BT, mask_BT), label_smoothing=label_smoothing)
+
+
 def _similarities(model: Retriever, hidden_BQD: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Similarities:
     photos, texts = model.project_photos(hidden_BQD), model.encode_texts(ids_BT, mask_BT)
     return itc_similarities(photos, texts, photos, texts, model.temperature)
@@ -94,16 +107,22 @@ def _match_with_negatives(
 
 @dataclass(frozen=True)
 class Stage1Config:
-    """model: the architecture. pictures: captioned shards, names below the data folder. views: how many crops of
+    """model: the architecture. pictures: captioned shards, names below the data folder. encoder, text: the runs
+    (`training.distill`, `training.text`) that it builds on. views: how many crops of
     each picture the frozen encoder reads once, before training (1 = the whole picture alone). label_smoothing: of
-    ITC and ITG. smallest_crop: share of the side."""
+    ITC and ITG. smallest_crop: share of the side. itc_steps: so many steps have ITC alone, which is cheap, before ITM
+    and ITG join. patch_share: of the patches read in a step (arXiv:2212.00794 masks patches to the same ends)."""
 
     model: Blip2Config
     pictures: tuple[str, ...]
     optim: OptimConfig
+    encoder: str = "mini-encoder"
+    text: str = "mini-text"
     views: int = 1
     label_smoothing: float = 0.1
     smallest_crop: float = 0.6
+    itc_steps: int = 0
+    patch_share: float = 1.0
 
 
 class Stage1Task:
@@ -135,13 +154,28 @@ class Stage1Task:
             texts = self.samples[number].captions
             captions.append(texts[int(torch.randint(len(texts), ()))])
         ids, mask, _ = self.tokenizer(captions)
-        with torch.autocast(device.type, torch.bfloat16):
-            patches = self.net.vision_norm(self.patches[chosen, views].to(device).float())
-            losses = stage1_losses(
-                self.net, patches, ids.to(device), mask.to(device), dec_id=self.tokenizer.dec_id,
-                label_smoothing=self.config.label_smoothing,
-            )  # fmt: skip
+        patches = self._some_patches(
+            self.patches[chosen, views].to(device, self.net.vision_norm.weight.dtype)
+        )
+        patches = self.net.vision_norm(patches)
+        ids, mask = ids.to(device), mask.to(device)
+        if step < self.config.itc_steps:
+            itc = itc_alone(self.net, patches, ids, mask, self.config.label_smoothing)
+            return {"loss": itc, "itc": itc}
+        losses = stage1_losses(
+            self.net,
+            patches,
+            ids,
+            mask,
+            dec_id=self.tokenizer.dec_id,
+            label_smoothing=self.config.label_smoothing,
+        )
         return {"loss": losses.total, "itc": losses.itc, "itm": losses.itm, "itg": losses.itg}
+
+    def _some_patches(self, patches_BPV: Tensor) -> Tensor:
+        """A random `patch_share` of the patches, the same for the batch: less to read, harder to learn by heart."""
+        count = patches_BPV.shape[1]
+        return patches_BPV[:, torch.randperm(count)[: max(1, round(self.config.patch_share * count))]]
 
     def _pictures_of(self, step: int) -> Tensor:
         """Every picture once an epoch, in an order that depends on (seed, epoch)."""
@@ -181,11 +215,37 @@ def _random_crop(pixels_B3HW: Tensor, size: int, smallest: float, generator: tor
     return window.flip(3) if flip < 0.5 else window
 
 
-def train_stage1(
-    config: Stage1Config, net: Retriever, tokenizer: TextTokenizer, pictures: np.ndarray,
-    samples: Sequence[CaptionedPicture], folder: Path, say: Callable[[str], None],
-) -> None:  # fmt: skip
-    """Train everything but the encoder in place; resumes from `folder`."""
-    say(f"reading {len(pictures)} pictures, {config.views} views each, with the frozen encoder")
+def run_stage1(
+    config: Stage1Config,
+    data: Path,
+    runs: Path,
+    output: Path,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Stage 1 from the runs it builds on; writes the checkpoint folder `output/model`.
+
+    data: holds the shards. runs: holds the folders `config.encoder` (its encoder.safetensors) and `config.text`
+    (its tokenizer and text half). Raises DataError naming what is missing.
+    """
+    for needed in (runs / config.encoder / ENCODER, runs / config.text / TEXT_HALF):
+        if not needed.is_file():
+            raise DataError(
+                f"{needed} is not there; train it first (`qseek train distill`, `qseek train text`)."
+            )
+    torch.manual_seed(config.optim.seed)
+    net = Retriever(config.model)
+    net.vision.load_state_dict(load_file(runs / config.encoder / ENCODER))
+    text_half(net).load_state_dict(load_file(runs / config.text / TEXT_HALF))
+    for layer in net.qformer.layers:  # the queries' feed-forwards start as the text's (BLIP-2, section 3.1)
+        layer.query_mlp.load_state_dict(layer.text_mlp.state_dict())
+    net.to("cuda" if torch.cuda.is_available() else "cpu")
+    words = Tokenizer.from_file(str(runs / config.text / TOKENIZER))
+    samples = list(read_shards(find_shards(config.pictures, data)))
+    pictures, samples, failures = load_pictures(samples, config.model.vision.image_size)
+    say(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
     patches = encode_views(net, pictures, config)
-    train(Stage1Task(net, tokenizer, patches, samples, config), config.optim, folder, say=say)
+    task = Stage1Task(net, TextTokenizer(words, config.model.max_tokens), patches, samples, config)
+    train(task, config.optim, output, say=say)
+    save_checkpoint(output / "model", net, words, dtype=torch.float16)
+    say(f"wrote {output / 'model'}")

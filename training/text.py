@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ from engine.blip2.retriever import Retriever
 from engine.errors import DataError
 from training.loop import OptimConfig, train
 
+TEXT_HALF, TOKENIZER = "text.safetensors", "tokenizer.json"
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
 
 
@@ -86,8 +88,7 @@ class TextTask:
             firsts.append(group[a])
             seconds.append(group[b])
         ids, mask, _ = self.tokenizer(firsts + seconds)
-        with torch.autocast(device.type, torch.bfloat16):
-            vectors = self.net.encode_texts(ids.to(device), mask.to(device))
+        vectors = self.net.encode_texts(ids.to(device), mask.to(device))
         scores = vectors[: self.batch] @ vectors[self.batch :].T / self.net.temperature
         targets = torch.arange(self.batch, device=device)
         loss = (F.cross_entropy(scores, targets) + F.cross_entropy(scores.T, targets)) / 2
@@ -108,9 +109,19 @@ def text_half(net: Retriever) -> nn.ModuleDict:
     return nn.ModuleDict(parts)
 
 
-def train_text(
-    config: TextConfig, net: Retriever, tokenizer: TextTokenizer, groups: Sequence[Sequence[str]], folder: Path,
-    say: Callable[[str], None],
-) -> None:  # fmt: skip
-    """Train net's text half in place; resumes from `folder`."""
-    train(TextTask(net, tokenizer, groups, config.optim.batch), config.optim, folder, say=say)
+def run_text(
+    config: TextConfig, data: Path, output: Path, *, say: Callable[[str], None] = lambda line: None
+) -> None:
+    """Train a tokenizer and the text half; write `output/tokenizer.json` and `output/text.safetensors`."""
+    groups = read_caption_groups(data / name for name in config.captions)
+    tokenizer = train_tokenizer((text for group in groups for text in group), config.model.qformer.vocab_size)
+    say(f"{sum(map(len, groups))} captions of {len(groups)} photos, {tokenizer.get_vocab_size()} tokens")
+    torch.manual_seed(config.optim.seed)
+    net = Retriever(config.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    task = TextTask(net, TextTokenizer(tokenizer, config.model.max_tokens), groups, config.optim.batch)
+    train(task, config.optim, output, say=say)
+    save_file(
+        {name: value.cpu().contiguous() for name, value in task.model.state_dict().items()},
+        output / TEXT_HALF,
+    )
+    tokenizer.save(str(output / TOKENIZER))

@@ -22,6 +22,8 @@ COMMANDS = {
     "similar": "ui.commands_search",
     "match": "ui.commands_search",
     "rerank": "ui.commands_search",
+    "recall": "ui.commands_model",
+    "train": "ui.commands_model",
     "app": "ui.commands_app",
     "models": "ui.commands_app",
     "failures": "ui.commands_index",

@@ -125,6 +125,12 @@ def mini(vocab_size: int = 8192) -> Blip2Config:
         std=(0.5, 0.5, 0.5),
     )
     qformer = QFormerConfig(
-        num_layers=4, width=256, num_heads=4, mlp_width=1024, vocab_size=vocab_size, max_positions=64
+        num_layers=4,
+        width=256,
+        num_heads=4,
+        mlp_width=1024,
+        vocab_size=vocab_size,
+        max_positions=64,
+        dropout=0.0,
     )
     return Blip2Config(vision, qformer)

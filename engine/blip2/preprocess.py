@@ -28,7 +28,7 @@ def squash(picture: Image.Image, size: int) -> np.ndarray:
     """
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(picture, dtype=np.uint8)
+    return np.array(picture, dtype=np.uint8)
 
 
 def to_pixels(

@@ -61,7 +61,7 @@ class QFormer(nn.Module):
         return hidden, past
 
     def read_texts(self, ids_BT: Tensor, text_mask_BT: Tensor, *, first_only: bool = False) -> Tensor:
-        """Text alone (ITC, text side) -> hidden (B, T, D), or the first token's (B, 1, D) when that is all one needs."""
+        """Text alone (ITC, text side) -> hidden (B, T, D), or the first token's (B, 1, D) alone."""
         hidden = self._embed_texts(ids_BT)
         mask = masks.padding_mask(text_mask_BT)
         for number, layer in enumerate(self.layers):
