@@ -37,6 +37,7 @@ class Phase:
 
     crop: the window's side, in pixels when first = 0, else in positions of the teacher's feature map there.
     forced: share of the steps in which every part reads the teacher's activations instead of the student's own.
+    own_inputs: the first part reads what the student's earlier parts (trained before, fixed now) give.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Phase:
     crop: int
     forced: float
     optim: OptimConfig
+    own_inputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,15 +124,21 @@ class DistillTask:
         chosen = student_parts[phase.first : phase.last]
         self.student = [part for _, part in chosen]
         self.model = nn.ModuleList(modules for modules, _ in chosen).train()
-        self.inputs = torch.from_numpy(pictures)  # (N, H, W, 3) uint8, or (N, H, W, C) bfloat16
+        # What the first part reads, and what the teacher reads there: (N, H, W, 3) uint8, or (N, H, W, C) bfloat16.
+        self.inputs = self.teacher_inputs = torch.from_numpy(pictures)
         if phase.first:
-            self.inputs = self._feature_maps(pictures, [part for _, part in teacher_parts[: phase.first]])
+            before = [part for _, part in teacher_parts[: phase.first]]
+            self.inputs = self.teacher_inputs = self._feature_maps(pictures, before)
+        if phase.own_inputs:
+            for modules, _ in student_parts[: phase.first]:
+                modules.eval()
+            self.inputs = self._feature_maps(pictures, [part for _, part in student_parts[: phase.first]])
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        x = self._windows()
+        x, seen = self._windows()
         forced = step < self.phase.forced * self.phase.optim.steps
         with torch.autocast(self.device.type, torch.bfloat16):
-            hints, seen = [], x
+            hints = []
             with torch.no_grad():
                 for part in self.teacher:
                     seen = part(seen)
@@ -142,17 +150,23 @@ class DistillTask:
                 x = hint if forced else own
         return {"loss": torch.stack(errors).sum(), "last": errors[-1]}
 
-    def _windows(self) -> Tensor:
-        """A batch of inputs (B, C, crop, crop): one random window and flip for all (B is random enough)."""
+    def _windows(self) -> tuple[Tensor, Tensor]:
+        """A batch for the student and for the teacher (B, C, crop, crop): one random window and flip for all (B is
+        random enough)."""
         crop, size = self.phase.crop, self.inputs.shape[1]
         chosen = torch.randint(len(self.inputs), (self.phase.optim.batch,))
         top, left = torch.randint(size - crop + 1, (2,)).tolist()
-        windows = self.inputs[chosen][:, top : top + crop, left : left + crop]
-        if torch.rand(()) < 0.5:
-            windows = windows.flip(2)
-        if self.phase.first:
-            return windows.to(self.device).permute(0, 3, 1, 2)
-        return to_pixels(windows.numpy(), self.vision.mean, self.vision.std, self.device)
+        flip = bool(torch.rand(()) < 0.5)
+
+        def cut(inputs: Tensor) -> Tensor:
+            windows = inputs[chosen][:, top : top + crop, left : left + crop]
+            windows = windows.flip(2) if flip else windows
+            if self.phase.first:
+                return windows.to(self.device).permute(0, 3, 1, 2)
+            return to_pixels(windows.numpy(), self.vision.mean, self.vision.std, self.device)
+
+        own = cut(self.inputs)
+        return own, own if self.teacher_inputs is self.inputs else cut(self.teacher_inputs)
 
     def _feature_maps(self, pictures: np.ndarray, before: list[Part], batch: int = 50) -> Tensor:
         """What the teacher's parts before this phase make of every picture -> (N, H, W, C) bfloat16."""
@@ -185,12 +199,21 @@ def distill(
 ) -> VisionEncoder:  # fmt: skip
     """Run the phases in order and return the trained encoder. Each phase resumes from `folder/<phase>/`.
 
-    only: run that one phase alone (phases that share no parts may run at the same time in two processes).
+    only: run that one phase alone, upon what is there of those before it (phases that share no parts may run at the
+    same time in two processes).
     """
     torch.manual_seed(config.phases[0].optim.seed)
     student = VisionEncoder(config.vision).to(teacher.device).to(memory_format=torch.channels_last)
     for phase in config.phases:
-        if only in (None, phase.name):
+        if only not in (None, phase.name):
+            checkpoint = folder / phase.name / "checkpoint.pt"
+            if checkpoint.exists():
+                state = torch.load(checkpoint, weights_only=True)["model"]
+                parts = nn.ModuleList(
+                    modules for modules, _ in network_parts(student)[phase.first : phase.last]
+                )
+                parts.load_state_dict(state)
+        else:
             say(f"phase {phase.name}: parts {phase.first} to {phase.last}, {phase.optim.steps} steps")
             task = DistillTask(student, teacher, pictures, phase, teacher.device)
             train(task, phase.optim, folder / phase.name, say=say)

@@ -19,13 +19,17 @@ def mini_encoder() -> DistillConfig:
         steps=3000, batch=32, lr=6e-3, warmup=200, betas=(0.9, 0.99), weight_decay=0.0, seed=1
     )
     late = OptimConfig(steps=2600, batch=32, lr=4e-3, warmup=200, betas=(0.9, 0.99), weight_decay=0.0, seed=2)
-    joint = OptimConfig(steps=700, batch=32, lr=1e-3, warmup=50, betas=(0.9, 0.99), weight_decay=0.0, seed=3)
+    chain = OptimConfig(
+        steps=1500, batch=32, lr=3e-3, warmup=100, betas=(0.9, 0.99), weight_decay=0.0, seed=6
+    )
+    joint = OptimConfig(steps=400, batch=32, lr=1e-3, warmup=50, betas=(0.9, 0.99), weight_decay=0.0, seed=3)
     return DistillConfig(
         vision=mini().vision,
         pictures=("flickr8k-train-*.tar", *UNLABELLED),
         phases=(
             Phase("early", 0, 7, crop=64, forced=0.4, optim=early),
             Phase("late", 7, 19, crop=16, forced=0.7, optim=late),
+            Phase("chain", 7, 19, crop=16, forced=0.0, optim=chain, own_inputs=True),
             Phase("joint", 0, 19, crop=128, forced=0.0, optim=joint),
         ),
     )
