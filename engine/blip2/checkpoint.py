@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from engine.errors import CheckpointError
 BUNDLED = Path(__file__).parent / "pretrained"
 DEFAULT = "mini"
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,22 +48,37 @@ class ModelInfo:
 
 def models_folder() -> Path:
     """Where a user's own models lie, one folder each; QSEEK_MODELS overrides it."""
-    return Path(os.environ.get("QSEEK_MODELS") or user_data_path("qseek") / "models")
+    given = os.environ.get("QSEEK_MODELS")
+    return Path(given).expanduser() if given else user_data_path("qseek", appauthor=False) / "models"
 
 
 def list_models() -> list[ModelInfo]:
-    """The bundled models and the user's own, by name; folders without a config.json are passed over."""
+    """The bundled models and the user's own, by name; one that is damaged is left out, with a logged warning.
+
+    Folders without a config.json are no models and are passed over. Weights and tokenizer are not read whole.
+    """
+    found = []
+    for name, folder in _model_folders().items():
+        try:
+            found.append(_info(name, folder))
+        except CheckpointError as error:
+            _log.warning("the model %s is left out: %s", name, error)
+    return found
+
+
+def _model_folders() -> dict[str, Path]:
+    """By name; a bundled model hides one of the same name among the user's own, as in `find_model`."""
     found: dict[str, Path] = {}
-    for place in (BUNDLED, models_folder()):
+    for place in (models_folder(), BUNDLED):
         if place.is_dir():
-            found |= {
-                folder.name: folder for folder in sorted(place.iterdir()) if (folder / CONFIG).is_file()
-            }
-    return [_info(name, folder) for name, folder in found.items()]
+            found |= {folder.name: folder for folder in place.iterdir() if (folder / CONFIG).is_file()}
+    return dict(sorted(found.items()))
 
 
 def _info(name: str, folder: Path) -> ModelInfo:
     config = _read_config(folder)
+    if not (folder / TOKENIZER).is_file():
+        raise _lacks(folder, TOKENIZER)
     with _open_weights(folder) as stored:
         sizes = [stored.get_slice(key).get_shape() for key in stored.keys()]  # noqa: SIM118 (not a dict)
     count = sum(int(torch.Size(size).numel()) for size in sizes)
@@ -68,14 +87,19 @@ def _info(name: str, folder: Path) -> ModelInfo:
 
 
 def find_model(name: str) -> Path:
-    """The folder of a model given by name or folder. Raises CheckpointError naming where it was looked for."""
-    for folder in (BUNDLED / name, models_folder() / name, Path(name).expanduser()):
-        if (folder / CONFIG).is_file():
-            return folder
+    """The folder of a model given by name or folder. Raises CheckpointError naming where it was looked for.
+
+    A bundled model comes before the user's own of the same name, and both before a folder that is called so;
+    with a separator in it ("./mini") a name is a folder.
+    """
     folder = Path(name).expanduser()
+    is_path = any(separator and separator in name for separator in (os.sep, os.altsep))
+    for place in [folder] if is_path else [BUNDLED / name, models_folder() / name, folder]:
+        if (place / CONFIG).is_file():
+            return place
     if folder.is_dir():
         raise CheckpointError(f"{folder} is no model: it has no {CONFIG}.")
-    known = ", ".join(sorted(info.name for info in list_models())) or "none"
+    known = ", ".join(_model_folders()) or "none"
     raise CheckpointError(
         f"There is no model {name!r}: not among those here ({known}), not in {models_folder()}, and not a folder. "
         "`qseek models` lists what there is."
@@ -87,22 +111,25 @@ def load_model(name: str = DEFAULT, *, device: str = "auto", dtype: str = "auto"
 
     device: "auto" (a GPU when there is one), "cpu", "cuda", ... dtype: "auto" (bfloat16 where the processor has
     it in hardware), "bfloat16" or "float32". Raises CheckpointError for a missing, extra, misshapen or unreadable
-    tensor, naming it.
+    tensor, naming it, and for a config or tokenizer that does not fit; ValueError for an unknown dtype.
     """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(DTYPES)}")
     folder = find_model(name)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    number = (
-        _fast_dtype(place)
-        if dtype == "auto"
-        else {"bfloat16": torch.bfloat16, "float32": torch.float32}[dtype]
-    )
     config = _read_config(folder)
-    net = Retriever(config)
+    net = _make_net(config, folder)
     _load_weights(net, folder)
     tokenizer = _read_tokenizer(folder, config)
-    known = folder.name if folder.parent in (BUNDLED, models_folder()) else str(folder.resolve())
+    known = folder.name if _model_folders().get(folder.name) == folder else str(folder.resolve())
     return Model(
-        net, tokenizer, name=known, digest=digest_of(folder), folder=folder, device=place, dtype=number
+        net,
+        tokenizer,
+        name=known,
+        digest=digest_of(folder),
+        folder=folder,
+        device=place,
+        dtype=_fast_dtype(place) if dtype == "auto" else DTYPES[dtype],
     )
 
 
@@ -132,17 +159,43 @@ def digest_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def _lacks(folder: Path, name: str) -> CheckpointError:
+    return CheckpointError(f"{folder} has no {name}; copy the model folder again.")
+
+
 def _read_config(folder: Path) -> Blip2Config:
     try:
-        return Blip2Config.from_dict(json.loads((folder / CONFIG).read_text()))
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG} is not readable JSON: {error}") from error
+    try:
+        return Blip2Config.from_dict(values)
+    except CheckpointError as error:
+        raise CheckpointError(f"In {folder}: {error}") from error
+
+
+def _make_net(config: Blip2Config, folder: Path) -> Retriever:
+    former = config.qformer
+    try:
+        if former.width % former.num_heads:
+            raise ValueError(f"width {former.width} is not a multiple of num_heads {former.num_heads}")
+        if not 2 < config.max_tokens <= former.max_positions:
+            raise ValueError(
+                f"max_tokens {config.max_tokens} is not in 3 to max_positions {former.max_positions}"
+            )
+        return Retriever(config)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # values of another kind or sign, from torch and timm
+        raise CheckpointError(f"{folder / CONFIG} describes no model that can be made: {error}") from error
 
 
 def _read_tokenizer(folder: Path, config: Blip2Config) -> TextTokenizer:
     path = folder / TOKENIZER
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no {TOKENIZER}; copy the model folder again.")
+        raise _lacks(folder, TOKENIZER)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
@@ -157,10 +210,10 @@ def _read_tokenizer(folder: Path, config: Blip2Config) -> TextTokenizer:
 def _open_weights(folder: Path) -> Any:
     path = folder / WEIGHTS
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no {WEIGHTS}; copy the model folder again.")
+        raise _lacks(folder, WEIGHTS)
     try:
         return safe_open(str(path), framework="pt")
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a readable safetensors file: {error}; copy it again."
         ) from error

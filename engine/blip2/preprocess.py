@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from engine.errors import QueryError
+from engine.errors import CheckpointError, QueryError
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,8 @@ def to_pixels(
 class TextTokenizer:
     """WordPiece ids with BERT's layout: [CLS] words [SEP], padded to the batch's longest.
 
-    Wraps a `tokenizers.Tokenizer` that has [PAD], [CLS], [SEP] and, for captions, [DEC].
+    Wraps a `tokenizers.Tokenizer` that has [PAD], [CLS], [SEP] and [DEC]. Raises CheckpointError when it has not.
+    max_tokens: the longest text, [CLS] and [SEP] counted, >= 3.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int):
@@ -63,7 +64,7 @@ class TextTokenizer:
     def _id(self, token: str) -> int:
         number = self.tokenizer.token_to_id(token)
         if number is None:
-            raise QueryError(f"The tokenizer has no {token} token; a BLIP-2 tokenizer.json needs it.")
+            raise CheckpointError(f"The tokenizer has no {token} token; a BLIP-2 tokenizer.json needs it.")
         return number
 
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
