@@ -268,7 +268,7 @@ def test_an_unknown_name_says_where_it_looked(folder: Path, own_models: Path) ->
     with pytest.raises(CheckpointError, match=r"no model 'blip3'.*\(mine\)") as caught:
         load_model("blip3")
     assert str(own_models) in str(caught.value)
-    with pytest.raises(CheckpointError, match="is no model: it has no config.json"):
+    with pytest.raises(CheckpointError, match=r"is no model: it has no config\.json"):
         load_model(str(own_models))
 
 

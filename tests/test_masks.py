@@ -1,0 +1,123 @@
+"""The three masks of figure 2 written out by hand, and the model's separate passes beside one joint pass."""
+
+import pytest
+import torch
+from tiny import tiny_net, tiny_tokenizer
+from torch import Tensor
+
+from engine.blip2 import masks
+from engine.blip2.preprocess import TextTokenizer
+from engine.blip2.retriever import Retriever
+
+# Two queries; a text of three tokens, then one of two and a padding token.
+TEXTS = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
+
+
+def drawn(*rows: str) -> Tensor:
+    return torch.tensor([[mark == "x" for mark in row.replace(" ", "")] for row in rows])
+
+
+def test_padding_mask() -> None:
+    got = masks.padding_mask(TEXTS)
+    assert got.shape == (2, 1, 1, 3)
+    assert torch.equal(got[:, 0, 0], drawn("xxx", "xx."))
+
+
+def test_bidirectional_mask() -> None:
+    got = masks.bidirectional_mask(TEXTS, 2)
+    assert got.shape == (2, 1, 1, 5)
+    assert torch.equal(got[:, 0, 0], drawn("xx xxx", "xx xx."))
+
+
+def test_causal_text_mask() -> None:
+    got = masks.causal_text_mask(TEXTS, 2)
+    assert got.shape == (2, 1, 3, 5)
+    assert torch.equal(got[0, 0], drawn("xx x..", "xx xx.", "xx xxx"))
+    assert torch.equal(got[1, 0], drawn("xx x..", "xx xx.", "xx xx."))
+
+
+def test_unimodal_mask() -> None:
+    got = masks.unimodal_mask(TEXTS, 2)
+    assert got.shape == (2, 1, 5, 5)
+    assert torch.equal(got[0, 0], drawn("xx ...", "xx ...", ".. xxx", ".. xxx", ".. xxx"))
+    assert torch.equal(got[1, 0], drawn("xx ...", "xx ...", ".. xx.", ".. xx.", ".. xx."))
+
+
+def test_multimodal_causal_mask() -> None:
+    got = masks.multimodal_causal_mask(TEXTS, 2)
+    assert got.shape == (2, 1, 5, 5)
+    assert torch.equal(got[0, 0], drawn("xx ...", "xx ...", "xx x..", "xx xx.", "xx xxx"))
+    assert torch.equal(got[1, 0], drawn("xx ...", "xx ...", "xx x..", "xx xx.", "xx xx."))
+
+
+# One joint pass of queries and text, with the model's own layers, beside its separate passes.
+
+
+@pytest.fixture(scope="module")
+def net() -> Retriever:
+    return tiny_net().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def patches() -> Tensor:
+    return torch.randn(3, 17, 32, generator=torch.Generator().manual_seed(3))
+
+
+def tokens() -> tuple[Tensor, Tensor]:
+    ids, mask, _ = TextTokenizer(tiny_tokenizer(), 12)(["a red dog in the snow", "cat", "the blue house"])
+    assert mask.sum(1).tolist() == [8, 3, 5]
+    return ids, mask
+
+
+def joint_pass(net: Retriever, patches: Tensor, ids: Tensor, mask_B1RR: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and text in one sequence under one mask -> hidden of the queries, of the text."""
+    former = net.qformer
+    count = former.config.num_queries
+    text = former.words(ids) + former.positions.weight[: ids.shape[1]]
+    hidden = former.norm(torch.cat([former.queries.expand(len(ids), -1, -1), text], dim=1))
+    for layer in former.layers:
+        hidden = layer.attention(hidden, layer.attention.keys_values(hidden), mask_B1RR)
+        read, text = hidden[:, :count], hidden[:, count:]
+        if layer.cross_attention is not None:
+            read = layer.cross_attention(read, layer.cross_attention.keys_values(patches), None)
+        hidden = torch.cat([layer.query_mlp(read), layer.text_mlp(text)], dim=1)
+    return hidden[:, :count], hidden[:, count:]
+
+
+def near(got: Tensor, want: Tensor) -> None:
+    assert got.shape == want.shape
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+def test_itc_is_the_unimodal_pass(net: Retriever, patches: Tensor) -> None:
+    ids, mask = tokens()
+    queries, text = joint_pass(net, patches, ids, masks.unimodal_mask(mask, 8))
+    near(net.qformer.read_photos(net.photo_keys(patches))[0], queries)
+    near(net.qformer.read_texts(ids, mask)[mask], text[mask])
+    near(net.qformer.read_texts(ids, mask, first_only=True), text[:, :1])
+
+
+def test_itg_is_the_multimodal_causal_pass(net: Retriever, patches: Tensor) -> None:
+    ids, mask = tokens()
+    queries, text = joint_pass(net, patches, ids, masks.multimodal_causal_mask(mask, 8))
+    seen, past = net.qformer.read_photos(net.photo_keys(patches))
+    near(seen, queries)
+    near(net.qformer.write_texts(past, ids, mask)[mask], text[mask])
+
+
+def test_itm_is_the_bidirectional_pass(net: Retriever, patches: Tensor) -> None:
+    ids, mask = tokens()
+    queries, text = joint_pass(net, patches, ids, masks.bidirectional_mask(mask, 8))
+    hidden = net.qformer.read_pairs(net.photo_keys(patches), ids, mask)
+    near(hidden[:, :8], queries)
+    near(hidden[:, 8:][mask], text[mask])
+    near(net.qformer.read_pairs(net.photo_keys(patches), ids, mask, queries_only=True), queries)
+
+
+def test_the_passes_differ(net: Retriever, patches: Tensor) -> None:
+    """Were the masks without effect, the tests above would hold all the same."""
+    ids, mask = tokens()
+    made = [masks.unimodal_mask, masks.multimodal_causal_mask, masks.bidirectional_mask]
+    texts = [joint_pass(net, patches, ids, mask_of(mask, 8))[1][mask] for mask_of in made]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert (texts[first] - texts[second]).abs().max() > 0.1

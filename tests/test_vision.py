@@ -1,0 +1,102 @@
+"""Any timm encoder gives patches (B, P, V), row by row, with or without its class token."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.blip2.config import VisionConfig
+from engine.blip2.vision import VisionEncoder
+from engine.errors import CheckpointError
+
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
+
+
+def encoder(name: str, size: int, channels: int, seed: int = 0, **fields: object) -> VisionEncoder:
+    torch.manual_seed(seed)
+    made = VisionEncoder(VisionConfig(name, size, channels, **fields)).eval()  # type: ignore[arg-type]
+    return made.requires_grad_(False)
+
+
+def pixels(size: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_vit_keeps_or_drops_its_class_token() -> None:
+    kept = encoder("vit_tiny_patch16_224", 32, 32, timm_args=VIT)
+    dropped = encoder("vit_tiny_patch16_224", 32, 32, timm_args=VIT, class_token=False)
+    dropped.load_state_dict(kept.state_dict())
+    with_class, without = kept(pixels(32)), dropped(pixels(32))
+    assert with_class.shape == (2, 17, 32) and without.shape == (2, 16, 32)
+    assert torch.equal(with_class[:, 1:], without)
+    assert (kept.num_patches(), dropped.num_patches()) == (17, 16)
+
+
+def test_every_prefix_token_goes() -> None:
+    """Register tokens are no patches either."""
+    args = {**VIT, "reg_tokens": 3, "no_embed_class": True}
+    kept = encoder("vit_tiny_patch16_224", 32, 32, timm_args=args)
+    dropped = encoder("vit_tiny_patch16_224", 32, 32, timm_args=args, class_token=False)
+    dropped.load_state_dict(kept.state_dict())
+    assert kept(pixels(32)).shape[1] == 20
+    assert torch.equal(kept(pixels(32))[:, 4:], dropped(pixels(32)))
+
+
+def test_the_last_norm_is_a_choice() -> None:
+    bare = encoder("vit_tiny_patch16_224", 32, 32, timm_args=VIT)
+    normed = encoder("vit_tiny_patch16_224", 32, 32, timm_args=VIT, final_norm=True)
+    assert isinstance(bare.backbone.norm, nn.Identity) and isinstance(normed.backbone.norm, nn.LayerNorm)
+    normed.load_state_dict({**normed.state_dict(), **bare.state_dict()})
+    with torch.no_grad():
+        normed.backbone.norm.weight.uniform_(0.5, 2)
+    want = normed.backbone.norm(bare(pixels(32)))
+    torch.testing.assert_close(normed(pixels(32)), want)
+    assert not torch.allclose(bare(pixels(32)), want, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "channels", "side", "fields"),
+    [
+        ("vit_tiny_patch16_224", 32, 32, 4, {"timm_args": VIT, "class_token": False}),
+        ("test_resnet", 96, 96, 3, {}),
+        ("test_efficientnet", 160, 256, 5, {}),
+        ("test_convnext", 96, 64, 3, {}),
+        ("mobilenetv2_100", 160, 1280, 5, {"timm_args": {"pad_type": "same"}, "final_norm": True}),
+        ("swin_tiny_patch4_window7_224", 64, 16, 8, {"timm_args": SWIN}),
+    ],
+)
+def test_patches_go_row_by_row(name: str, size: int, channels: int, side: int, fields: dict) -> None:
+    made = encoder(name, size, channels, **fields)
+    patches = made(pixels(size, 1))
+    assert patches.shape == (1, side * side, channels) and made.num_patches() == side * side
+    assert torch.isfinite(patches).all()
+
+    def changes(row: int, column: int) -> Tensor:
+        """How much each patch changes with one part of the picture."""
+        step = size // side
+        changed = pixels(size, 1)
+        changed[:, :, row * step : (row + 1) * step, column * step : (column + 1) * step] *= -1
+        return (made(changed) - patches).norm(dim=2)[0]
+
+    right, below = side - 1, side * (side - 1)  # the upper right and the lower left corner
+    of_right, of_below = changes(0, side - 1), changes(side - 1, 0)
+    assert of_right[right] * of_below[below] > 1.2 * of_right[below] * of_below[right]
+
+
+def test_conv_features_are_the_map_transposed() -> None:
+    made = encoder("test_resnet", 96, 96)
+    grid = made.backbone.forward_features(pixels(96))
+    patches = made(pixels(96))
+    assert grid.shape == (2, 96, 3, 3) and patches.shape == (2, 9, 96)
+    for row in range(3):
+        for column in range(3):
+            assert torch.equal(patches[:, 3 * row + column], grid[:, :, row, column])
+
+
+def test_what_timm_cannot_make_is_said() -> None:
+    with pytest.raises(CheckpointError, match="cannot make the image encoder 'vit_enormous'"):
+        VisionEncoder(VisionConfig("vit_enormous", 32, 32))
+    with pytest.raises(CheckpointError, match=r"cannot make .*'num_wings': 2"):
+        VisionEncoder(VisionConfig("vit_tiny_patch16_224", 32, 32, {"num_wings": 2}))
+    with pytest.raises(CheckpointError, match=r"'test_resnet' gives 96 channels, config.json says 97"):
+        VisionEncoder(VisionConfig("test_resnet", 32, 97))
