@@ -87,7 +87,7 @@ def test_blocks_learn_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
     lines: list[str] = []
     student = distill.distill(config, teacher, pictures, tmp_path / "run", say=lines.append)
     first = float(next(line for line in lines if "step 10/" in line).split("loss")[1].split()[0])
-    last = float([line for line in lines if "step 30/" in line][0].split("loss")[1].split()[0])
+    last = float(next(line for line in lines if "step 30/" in line).split("loss")[1].split()[0])
     assert last < first
     again = distill.distill(config, teacher, pictures, tmp_path / "run")  # every phase is done: read back
     for name, value in student.state_dict().items():

@@ -2,6 +2,8 @@
 
 from functools import cache
 
+import golden_small
+import numpy as np
 import pytest
 import torch
 from reference import load_golden, normal, small_config, small_lavis_state, weight
@@ -44,7 +46,9 @@ def test_eva_encoder(scale: str) -> None:
 def test_eva_positions_resized() -> None:
     _, want = load_golden("a_eva_interp_std")
     config = small_config().vision
-    larger = VisionEncoder(VisionConfig(config.timm_name, 84, 88, {**config.timm_args, "img_size": 84})).eval()
+    larger = VisionEncoder(
+        VisionConfig(config.timm_name, 84, 88, {**config.timm_args, "img_size": 84})
+    ).eval()
     state = small_model("std").vision.state_dict()
     state["backbone.pos_embed"] = resize_positions(state["backbone.pos_embed"], 6, align_corners=False)
     close(state["backbone.pos_embed"], want["pos_embed"])
@@ -59,7 +63,9 @@ def test_clip_encoder() -> None:
     backbone = {k.removeprefix("vision."): v for k, v in ours.items() if k.startswith("vision.")}
     args = {"patch_size": 14, "embed_dim": 64, "depth": 3, "num_heads": 4}
     for side, seed, name in ((4, 101, "features"), (6, 102, "interp_features")):
-        config = VisionConfig("vit_large_patch14_clip_quickgelu_224", 14 * side, 64, {**args, "img_size": 14 * side})
+        config = VisionConfig(
+            "vit_large_patch14_clip_quickgelu_224", 14 * side, 64, {**args, "img_size": 14 * side}
+        )
         encoder = VisionEncoder(config).eval().requires_grad_(False)
         positions = resize_positions(backbone["backbone.pos_embed"], side, align_corners=True)
         if side == 6:
@@ -144,3 +150,12 @@ def test_feature_extraction(scale: str) -> None:
     close(projected[mask], want["text_embeds_proj"][mask])
     close(model.qformer.read_pairs(keys, ids, mask, queries_only=True), want["multimodal_embeds"])
     close(model.qformer.read_pairs(keys, ids, mask)[:, :8], want["multimodal_embeds"])
+
+
+def test_own_golden_set() -> None:
+    with np.load(golden_small.FILE) as stored:
+        want = {name: stored[name] for name in stored.files}
+    got = golden_small.compute()
+    assert got.keys() == want.keys()
+    for name, values in want.items():
+        np.testing.assert_allclose(got[name], values, atol=2e-5, rtol=0, err_msg=name)

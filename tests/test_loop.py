@@ -19,7 +19,7 @@ class Toy:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3), nn.BatchNorm1d(8), nn.Linear(8, 1))
+        self.model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3), nn.LayerNorm(8), nn.Linear(8, 1))
 
     def losses(self, step: int) -> dict[str, Tensor]:
         x = torch.randn(4, 6).to(next(self.model.parameters()).dtype)

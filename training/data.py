@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def read_shards(shards: Sequence[Path]) -> Iterator[CaptionedPicture]:
                 yield CaptionedPicture(
                     sample["__key__"], sample[suffix], _captions(facts.get("captions", []), shard)
                 )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, tarfile.TarError) as error:
             raise DataError(f"{shard} is not a readable shard: {error}") from error
 
 

@@ -77,7 +77,7 @@ class Weights:
         self.lowered = dtype != "float32"
         if self.lowered:
             self.masters = [p.detach().float().clone().requires_grad_() for p in self.masters]
-            model.to(torch.bfloat16)
+            self._cast(torch.bfloat16)
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
 
     def take_gradients(self) -> None:
@@ -96,8 +96,14 @@ class Weights:
     def raise_again(self) -> None:
         """Training is over: the model is float32 again and holds the masters' values."""
         if self.lowered:
-            self.model.float()
+            self._cast(torch.float32)
             self.give_values()
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        """What is trained alone: frozen parts and running statistics keep their precision."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
 
     def state(self) -> dict[str, Tensor]:
         """Trained values in float32, and buffers."""

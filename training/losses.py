@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.blip2.retriever import itc_scores
 
+LEAST_TEMPERATURE = 0.01
 IGNORED = -100
 """The label of a token that is not to be predicted (PyTorch's cross-entropy default)."""
 
@@ -29,7 +30,12 @@ class Similarities:
 def itc_similarities(
     photos_BQE: Tensor, texts_BE: Tensor, all_photos_NQE: Tensor, all_texts_NE: Tensor, temperature: Tensor
 ) -> Similarities:
-    """Every photo of this process against all texts, and every text against all photos (max over the queries)."""
+    """Every photo of this process against all texts, and every text against all photos (max over the queries).
+
+    The temperature acts from LEAST_TEMPERATURE up (CLIP's bound, arXiv:2103.00020, section 2.5): near 0 one bad step
+    would throw training off for good.
+    """
+    temperature = temperature.clamp(min=LEAST_TEMPERATURE)
     return Similarities(
         itc_scores(photos_BQE, all_texts_NE) / temperature,
         itc_scores(all_photos_NQE, texts_BE).T / temperature,

@@ -108,10 +108,10 @@ def _match_with_negatives(
 @dataclass(frozen=True)
 class Stage1Config:
     """model: the architecture. pictures: captioned shards, names below the data folder. encoder, text: the runs
-    (`training.distill`, `training.text`) that it builds on. views: how many crops of
-    each picture the frozen encoder reads once, before training (1 = the whole picture alone). label_smoothing: of
-    ITC and ITG. smallest_crop: share of the side. itc_steps: so many steps have ITC alone, which is cheap, before ITM
-    and ITG join. patch_share: of the patches read in a step (arXiv:2212.00794 masks patches to the same ends)."""
+    (`training.distill`, `training.text`) that it builds on. optim: of the run with all losses. itc_optim: of a run
+    with ITC alone before it. views: how many crops of each picture the frozen encoder reads once, before training (1 =
+    the whole picture alone). smallest_crop: their least share of the side. patch_share: of the patches read in a step
+    (arXiv:2212.00794 masks patches to the same ends). label_smoothing: of ITC and ITG."""
 
     model: Blip2Config
     pictures: tuple[str, ...]
@@ -121,7 +121,7 @@ class Stage1Config:
     views: int = 1
     label_smoothing: float = 0.1
     smallest_crop: float = 0.6
-    itc_steps: int = 0
+    itc_optim: OptimConfig | None = None
     patch_share: float = 1.0
 
 
@@ -158,18 +158,13 @@ class Stage1Task:
             self.patches[chosen, views].to(device, self.net.vision_norm.weight.dtype)
         )
         patches = self.net.vision_norm(patches)
-        ids, mask = ids.to(device), mask.to(device)
-        if step < self.config.itc_steps:
-            itc = itc_alone(self.net, patches, ids, mask, self.config.label_smoothing)
-            return {"loss": itc, "itc": itc}
+        return self._losses(patches, ids.to(device), mask.to(device))
+
+    def _losses(self, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
         losses = stage1_losses(
-            self.net,
-            patches,
-            ids,
-            mask,
-            dec_id=self.tokenizer.dec_id,
-            label_smoothing=self.config.label_smoothing,
-        )
+            self.net, patches_BPV, ids_BT, mask_BT,
+            dec_id=self.tokenizer.dec_id, label_smoothing=self.config.label_smoothing,
+        )  # fmt: skip
         return {"loss": losses.total, "itc": losses.itc, "itm": losses.itm, "itg": losses.itg}
 
     def _some_patches(self, patches_BPV: Tensor) -> Tensor:
@@ -184,6 +179,14 @@ class Stage1Task:
             len(self.samples), generator=torch.Generator().manual_seed((self.config.optim.seed << 20) + epoch)
         )
         return order[number * self.config.optim.batch : (number + 1) * self.config.optim.batch]
+
+
+class ItcTask(Stage1Task):
+    """The same with the contrastive loss alone, a fifth of the work: it brings the two sides together first."""
+
+    def _losses(self, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
+        loss = itc_alone(self.net, patches_BPV, ids_BT, mask_BT, self.config.label_smoothing)
+        return {"loss": loss}
 
 
 def encode_views(net: Retriever, pictures: np.ndarray, config: Stage1Config, batch: int = 50) -> Tensor:
@@ -245,7 +248,9 @@ def run_stage1(
     pictures, samples, failures = load_pictures(samples, config.model.vision.image_size)
     say(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
     patches = encode_views(net, pictures, config)
-    task = Stage1Task(net, TextTokenizer(words, config.model.max_tokens), patches, samples, config)
-    train(task, config.optim, output, say=say)
+    parts = net, TextTokenizer(words, config.model.max_tokens), patches, samples, config
+    if config.itc_optim is not None:
+        train(ItcTask(*parts), config.itc_optim, output / "itc", say=say)
+    train(Stage1Task(*parts), config.optim, output / "all", say=say)
     save_checkpoint(output / "model", net, words, dtype=torch.float16)
     say(f"wrote {output / 'model'}")

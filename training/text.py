@@ -25,6 +25,7 @@ from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever
 from engine.errors import DataError
 from training.loop import OptimConfig, train
+from training.losses import LEAST_TEMPERATURE
 
 TEXT_HALF, TOKENIZER = "text.safetensors", "tokenizer.json"
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
@@ -89,7 +90,11 @@ class TextTask:
             seconds.append(group[b])
         ids, mask, _ = self.tokenizer(firsts + seconds)
         vectors = self.net.encode_texts(ids.to(device), mask.to(device))
-        scores = vectors[: self.batch] @ vectors[self.batch :].T / self.net.temperature
+        scores = (
+            vectors[: self.batch]
+            @ vectors[self.batch :].T
+            / self.net.temperature.clamp(min=LEAST_TEMPERATURE)
+        )
         targets = torch.arange(self.batch, device=device)
         loss = (F.cross_entropy(scores, targets) + F.cross_entropy(scores.T, targets)) / 2
         return {"loss": loss, "right": (scores.argmax(1) == targets).float().mean()}

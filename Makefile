@@ -1,0 +1,32 @@
+# Two commands: `make demo` and `make test`. Both set everything up first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test lint bench golden clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "qseek needs Python 3.11: set PYTHON to its command" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo,dev]"
+	touch $@
+
+demo: setup  ## index real photos, search them, say how to open the page. PHOTOS=folder uses your own.
+	@BIN=$(BIN) PHOTOS="$(PHOTOS)" sh tests/demo.sh
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+golden: setup  ## write tests/golden anew; look at the diff before you commit it
+	PYTHONPATH=tests:. $(BIN)/python tests/golden_small.py
+
+clean:
+	rm -rf $(VENV) .demo

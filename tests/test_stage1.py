@@ -1,0 +1,155 @@
+"""Stage 1 trains: it learns eight pairs by heart, not when they are shuffled at every step; the run makes a model."""
+
+import io
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from engine.blip2.checkpoint import load_model
+from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
+from engine.blip2.preprocess import TextTokenizer
+from engine.blip2.retriever import Retriever, itc_scores
+from engine.errors import DataError
+from training.data import CaptionedPicture
+from training.loop import OptimConfig, train
+from training.stage1 import ItcTask, Stage1Config, Stage1Task, encode_views, run_stage1
+from training.text import TEXT_HALF, TextTask, text_half, train_tokenizer
+
+COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
+CAPTIONS = [(f"a {colour} wall", f"the wall is {colour}") for colour in COLOURS]
+VISION = VisionConfig(
+    "test_vit", 32, 64, {"img_size": 32}, class_token=True, final_norm=True, mean=(0.5,) * 3, std=(0.5,) * 3
+)
+
+
+def config(**changes: object) -> Stage1Config:
+    words = train_tokenizer((text for group in CAPTIONS for text in group), 100)
+    qformer = QFormerConfig(
+        num_layers=2, width=32, num_heads=2, mlp_width=64, num_queries=4, vocab_size=words.get_vocab_size(),
+        max_positions=16, dropout=0.0,
+    )  # fmt: skip
+    model = Blip2Config(VISION, qformer, embed_dim=16, max_tokens=12)
+    optim = OptimConfig(steps=300, batch=8, lr=5e-3, warmup=10, weight_decay=0.0, log_every=50)
+    return replace(Stage1Config(model, ("s-*.tar",), optim), **changes)
+
+
+def eight_pairs(
+    chosen: Stage1Config,
+) -> tuple[Retriever, TextTokenizer, torch.Tensor, list[CaptionedPicture]]:
+    torch.manual_seed(0)
+    net = Retriever(chosen.model)
+    words = train_tokenizer((text for group in CAPTIONS for text in group), 100)
+    pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
+    samples = [CaptionedPicture(c, b"", texts) for c, texts in zip(COLOURS, CAPTIONS, strict=True)]
+    return net, TextTokenizer(words, 12), encode_views(net, pictures, chosen), samples
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_eight_pairs_by_heart(tmp_path: Path, dtype: str) -> None:
+    chosen = config()
+    chosen = replace(chosen, optim=replace(chosen.optim, dtype=dtype))
+    net, tokenizer, patches, samples = eight_pairs(chosen)
+    frozen = {name: value.clone() for name, value in net.vision.state_dict().items()}
+    rows = train(Stage1Task(net, tokenizer, patches, samples, chosen), chosen.optim, tmp_path)
+    assert rows[-1]["itg"] < 0.6 * rows[0]["itg"] and rows[-1]["itm"] < 0.5
+    net.eval()
+    with torch.no_grad():
+        ids, mask, _ = tokenizer([texts[0] for texts in CAPTIONS])
+        keys = net.photo_keys(net.vision_norm(patches[:, 0].float()))
+        scores = itc_scores(net.encode_photos(keys), net.encode_texts(ids, mask))
+        own = net.match(keys, ids, mask)[:, 1]
+        wrong = net.match(keys, ids.roll(1, 0), mask.roll(1, 0))[:, 1]
+    assert (scores.argmax(0) == torch.arange(8)).all() and (scores.argmax(1) == torch.arange(8)).all()
+    assert (own > wrong).all()
+    assert all(torch.equal(value, frozen[name]) for name, value in net.vision.state_dict().items())
+
+
+def test_shuffled_pairs_are_not_learned(tmp_path: Path) -> None:
+    chosen = config()
+    net, tokenizer, patches, samples = eight_pairs(chosen)
+
+    class Shuffled(Stage1Task):
+        def _pictures_of(self, step: int) -> torch.Tensor:
+            self.patches = self.patches[torch.randperm(8)]
+            return super()._pictures_of(step)
+
+    rows = train(Shuffled(net, tokenizer, patches, samples, chosen), chosen.optim, tmp_path)
+    assert rows[-1]["itc"] > 1.9  # ln 8 = 2.08 is chance
+    assert rows[-1]["itm"] > 0.6  # the share of matching pairs, 1/3, gives 0.64
+
+
+def test_contrast_alone_first(tmp_path: Path) -> None:
+    chosen = config(patch_share=0.5, views=3)
+    net, tokenizer, patches, samples = eight_pairs(chosen)
+    assert patches.shape[1] == 3 and not torch.equal(patches[:, 0], patches[:, 1])
+    rows = train(ItcTask(net, tokenizer, patches, samples, chosen), chosen.optim, tmp_path)
+    assert set(rows[0]) == {"step", "loss", "lr", "samples_per_second"}
+    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+
+
+def test_every_picture_once_an_epoch() -> None:
+    chosen = config()
+    chosen = replace(chosen, optim=replace(chosen.optim, batch=4))
+    net, tokenizer, patches, samples = eight_pairs(chosen)
+    task = Stage1Task(net, tokenizer, patches, samples, chosen)
+    epochs = [torch.cat([task._pictures_of(2 * e), task._pictures_of(2 * e + 1)]).tolist() for e in range(2)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs) and epochs[0] != epochs[1]
+
+
+def test_paraphrases_find_each_other(tmp_path: Path) -> None:
+    chosen = config()
+    torch.manual_seed(0)
+    net = Retriever(chosen.model)
+    words = train_tokenizer((text for group in CAPTIONS for text in group), 100)
+    task = TextTask(net, TextTokenizer(words, 12), CAPTIONS, 8)
+    rows = train(task, replace(chosen.optim, steps=60, log_every=20, lr=1e-3), tmp_path)
+    assert rows[-1]["right"] > 0.95 > rows[0]["right"]
+
+
+def test_a_run_makes_a_model(tmp_path: Path) -> None:
+    """From shards and the runs before it to a folder that load_model reads; missing runs are named."""
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    data.mkdir()
+    with tarfile.open(data / "s-000.tar", "w") as tar:
+        for colour, texts in zip(COLOURS, CAPTIONS, strict=True):
+            file = io.BytesIO()
+            Image.new("RGB", (40, 32), colour).save(file, "PNG")
+            facts = json.dumps({"captions": texts}).encode()
+            for name, content in ((f"{colour}.png", file.getvalue()), (f"{colour}.json", facts)):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    chosen = config()
+    chosen = replace(
+        chosen,
+        optim=replace(chosen.optim, steps=3),
+        itc_optim=replace(chosen.optim, steps=2),
+        encoder="e",
+        text="t",
+    )
+    with pytest.raises(DataError, match="train it first"):
+        run_stage1(chosen, data, runs, runs / "out")
+    net = Retriever(chosen.model)
+    (runs / "e").mkdir(parents=True)
+    (runs / "t").mkdir()
+    save_file(net.vision.state_dict(), runs / "e" / "encoder.safetensors")
+    save_file(text_half(net).state_dict(), runs / "t" / TEXT_HALF)
+    train_tokenizer((t for g in CAPTIONS for t in g), 100).save(str(runs / "t" / "tokenizer.json"))
+    run_stage1(chosen, data, runs, runs / "out")
+    model = load_model(str(runs / "out" / "model"), dtype="float32")
+    assert model.encode_texts(["a red wall"])[0].shape == (1, 16)
+
+
+def test_pictures_without_captions_are_refused() -> None:
+    chosen = config()
+    net, tokenizer, patches, samples = eight_pairs(chosen)
+    samples[3] = CaptionedPicture("bare", b"", ())
+    with pytest.raises(DataError, match=r"1 pictures have no caption \(first: bare\)"):
+        Stage1Task(net, tokenizer, patches, samples, chosen)
