@@ -119,7 +119,11 @@ def run_text(
 ) -> None:
     """Train a tokenizer and the text half; write `output/tokenizer.json` and `output/text.safetensors`."""
     groups = read_caption_groups(data / name for name in config.captions)
-    tokenizer = train_tokenizer((text for group in groups for text in group), config.model.qformer.vocab_size)
+    output.mkdir(parents=True, exist_ok=True)
+    if not (output / TOKENIZER).exists():  # a resumed run keeps its token numbers
+        texts = (text for group in groups for text in group)
+        train_tokenizer(texts, config.model.qformer.vocab_size).save(str(output / TOKENIZER))
+    tokenizer = Tokenizer.from_file(str(output / TOKENIZER))
     say(f"{sum(map(len, groups))} captions of {len(groups)} photos, {tokenizer.get_vocab_size()} tokens")
     torch.manual_seed(config.optim.seed)
     net = Retriever(config.model).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,4 +133,3 @@ def run_text(
         {name: value.cpu().contiguous() for name, value in task.model.state_dict().items()},
         output / TEXT_HALF,
     )
-    tokenizer.save(str(output / TOKENIZER))
