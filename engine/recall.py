@@ -15,13 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from engine.blip2.model import PHOTOS_AT_ONCE, Model
+from engine.blip2.model import BEHIND, PHOTOS_AT_ONCE, Model
 from engine.blip2.retriever import itc_scores
 from engine.errors import DataError
 
 KS = (1, 5, 10)
-BEHIND = 1000.0
-"""Taken off the score of what was not reranked: it stays behind, in the order of ITC."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,15 @@ def evaluate_retrieval(
     """BLIP-2's protocol: ITC over the whole set, the k best of each photo and each caption reranked by ITM + ITC.
 
     pictures: uint8 (N, H, W, 3) of the model's size. captions: of each picture, one or more. k: 0 = no reranking; more
-    than there are is all of them. say: called with a progress line. Raises DataError for a picture without captions.
+    than there are is all of them. say: called with a progress line. Raises DataError: no pictures, or one without
+    captions.
     """
-    bare = [number for number, texts in enumerate(captions) if not texts]
-    if bare or len(captions) != len(pictures_NHWC):
-        raise DataError(f"{len(bare)} of {len(pictures_NHWC)} pictures have no captions; leave them out.")
+    if len(captions) != len(pictures_NHWC):
+        raise DataError(f"{len(pictures_NHWC)} pictures and captions of {len(captions)} do not go together.")
+    if num_bare := sum(not texts for texts in captions):
+        raise DataError(f"{num_bare} of {len(pictures_NHWC)} pictures have no captions; leave them out.")
+    if not len(pictures_NHWC):
+        raise DataError("There are no pictures to evaluate.")
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     patches = [
@@ -105,11 +107,20 @@ def evaluate_retrieval(
         matched = rerank_pairs(model, torch.cat(patches), texts, candidates(itc, k), say)
         num_pairs = int(np.isfinite(matched).sum())
         # Each direction reranks its own candidates: a pair that only the other one read keeps its ITC place.
-        by_text = np.where(candidates_of_rows(itc.T, k).T, matched + itc, itc - BEHIND)
-        by_photo = np.where(candidates_of_rows(itc, k), matched + itc, itc - BEHIND)
+        by_text = reranked(itc, matched, candidates_of_rows(itc.T, k).T)
+        by_photo = reranked(itc, matched, candidates_of_rows(itc, k))
         after = merged(recall(by_photo, owner), recall(by_text, owner))
         seconds["rerank"] = time.perf_counter() - reranking
     return RecallReport(len(photos), len(texts), k, num_pairs, before, after, seconds)
+
+
+def reranked(itc_NM: np.ndarray, logits_NM: np.ndarray, chosen_NM: np.ndarray) -> np.ndarray:
+    """Scores (N, M) float64: match logit + ITC of the chosen pairs, the others behind them in ITC's order.
+
+    In float32 a cosine less `BEHIND` would keep four decimals, and equal ranks come of that.
+    """
+    itc = itc_NM.astype(np.float64)
+    return np.where(chosen_NM, logits_NM + itc, itc - BEHIND)
 
 
 def merged(of_photos: dict[str, float], of_captions: dict[str, float]) -> dict[str, float]:

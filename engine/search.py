@@ -1,7 +1,9 @@
 """Retrieve by ITC, rerank by ITM: text -> photos, photo -> texts, photo -> photos.
 
 The order after reranking is `itm_logit + itc_cosine`, as the published numbers were made with (LAVIS' evaluation;
-the paper, section 4.4, says only that the best k = 128 are reranked by ITM). Ranks beyond k keep the ITC order.
+the paper, section 4.4, says only that the best k = 128 are reranked by ITM). What ITM has not read, for it is
+beyond k or its file cannot be read, stays behind in ITC's order, with the score `itc - BEHIND`: scores fall with
+the rank, always.
 
 Shapes: N photos, M texts, P patches, V vision width, Q queries, E embedding.
 """
@@ -17,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.blip2.model import PHOTOS_AT_ONCE, Model, match_probability
+from engine.blip2.model import BEHIND, PHOTOS_AT_ONCE, Model, match_probability
 from engine.blip2.preprocess import squash
+from engine.blip2.qformer import PhotoKeys
 from engine.errors import IndexStateError, PhotoError, QueryError
 from engine.index.store import Store
 from engine.index.vectors import SlotIndex, merge_maximum, open_photo_index, open_text_index
@@ -59,18 +62,18 @@ class Searcher:
     def search(self, text: str, *, top: int = 20, rerank: int = RERANK) -> Results:
         """The photos that fit a text. top: how many, >= 1. rerank: how many candidates ITM reads, 0 = none.
 
+        A candidate whose file cannot be read any more is named in `failures` and comes behind the others.
         Raises QueryError for an empty text.
         """
         clock, store = Clock(), self._store()
         text = _checked(text)
         with clock.phase("encode"):
             vectors, cut = self.model.encode_texts([text])
-        notes = self._text_notes(cut[0])
         with clock.phase("retrieve"):
             live = store.live_ids()
             ids, itc = self._photos().search(vectors, max(top, rerank), live)
             ids, itc = ids[0][ids[0] >= 0], itc[0][ids[0] >= 0]
-        notes += _size_notes(len(live), top)
+        notes = self._text_notes(cut[0]) + _size_notes(len(live), top)
         hits, failures = self._ranked(text, store.photos(ids), itc, top, rerank, clock)
         return Results(hits, tuple(notes), tuple(failures), clock.seconds)
 
@@ -83,10 +86,13 @@ class Searcher:
         clock, store = Clock(), self._store()
         photo = store.photo_at(path)
         with clock.phase("encode"):
-            query_QE = store.vectors([photo.id])[0] if photo else self._encode_file(path)[0][0]
+            if photo is not None:
+                query_QE = store.vectors([photo.id])[0].astype(np.float32)
+            else:
+                query_QE = self._encode_file(path)[0]
         with clock.phase("retrieve"):
             live = store.live_ids()
-            ids, itc = self._photos().search_slots(query_QE.astype(np.float32), top + 1, live)
+            ids, itc = self._photos().search_slots(query_QE, top + 1, live)
             found = [
                 (i, s) for i, s in zip(ids, itc, strict=True) if i >= 0 and (photo is None or i != photo.id)
             ]
@@ -96,7 +102,7 @@ class Searcher:
             Hit(rank, one, float(score), float(score))
             for rank, (one, (_, score)) in enumerate(zip(photos, found, strict=True), 1)
         )
-        notes = _size_notes(len(live) - (photo is not None), top)
+        notes = _size_notes(len(live), top) if photo is None else _other_notes(len(live) - 1, top)
         return Results(hits, tuple(notes), (), clock.seconds)
 
     def match(
@@ -104,29 +110,28 @@ class Searcher:
     ) -> TextResults:
         """The texts that fit a photo. texts: what to choose from; None: the indexed texts.
 
-        Raises QueryError: the photo cannot be read, a text is empty, or there are no texts.
+        A photo of the index whose patches are kept is not read. Raises QueryError: the photo cannot be read, a
+        text is empty, or there are no texts.
         """
         clock = Clock()
         with clock.phase("encode"):
-            vectors, patches = self._encode_file(path)
+            photo_QE, keys = self._encode_file(path)
         with clock.phase("retrieve"):
             if texts is None:
-                chosen, itc, notes = self._indexed_texts(vectors[0], max(top, rerank))
+                chosen, itc, notes = self._indexed_texts(photo_QE, max(top, rerank))
             else:
-                chosen, itc, notes = self._given_texts(vectors[0], [_checked(text) for text in texts])
-        with clock.phase("rerank"):
-            count = min(rerank, len(chosen))
-            scores = itc.astype(np.float64)
-            itm: list[float | None] = [None] * len(chosen)
-            order = np.arange(len(chosen))
-            if count:
-                logits = self.model.match(self.model.photo_keys(patches), chosen[:count])
-                scores[:count] = logits[:, 1] + itc[:count]
-                itm[:count] = match_probability(logits).tolist()
-                order = _reordered(scores, count)
+                chosen, itc, notes = self._given_texts(photo_QE, [_checked(text) for text in texts])
+        scores = itc.astype(np.float64)
+        itm: list[float | None] = [None] * len(chosen)
+        if rerank:
+            with clock.phase("rerank"):
+                logits = self.model.match(keys, chosen[:rerank])
+            scores -= BEHIND
+            scores[:rerank] = logits[:, 1] + itc[:rerank]
+            itm[:rerank] = match_probability(logits).tolist()
         hits = [
             TextHit(rank, chosen[i], float(scores[i]), float(itc[i]), itm[i])
-            for rank, i in enumerate(order[:top], 1)
+            for rank, i in enumerate(_best_first(scores)[:top], 1)
         ]
         return TextResults(tuple(hits), tuple(notes), clock.seconds)
 
@@ -142,15 +147,16 @@ class Searcher:
             raise QueryError("There is no photo to rerank: give paths, one a line.")
         with clock.phase("encode"):
             vectors, cut = self.model.encode_texts([text])
-        known = [self._known(path) for path in unique]
         with clock.phase("rerank"):
+            if self.store is not None:
+                self.store.refresh()
+            known = [self._known(path) for path in unique]
             kept, itc, logits, failures = self._match(text, known, vectors[0])
         scores = logits[:, 1] + itc
-        order = _reordered(scores, len(scores))[:top]
         itm = match_probability(logits)
         hits = tuple(
             Hit(rank, known[kept[i]], float(scores[i]), float(itc[i]), float(itm[i]))
-            for rank, i in enumerate(order, 1)
+            for rank, i in enumerate(_best_first(scores)[:top], 1)
         )
         return Results(hits, tuple(self._text_notes(cut[0])), tuple(failures), clock.seconds)
 
@@ -166,24 +172,19 @@ class Searcher:
         self, text: str, photos: list[Photo], itc: np.ndarray, top: int, rerank: int, clock: Clock
     ) -> tuple[tuple[Hit, ...], list[Failure]]:
         """Candidates, best ITC first -> hits, the first `rerank` of them reordered by ITM."""
-        order = np.arange(len(photos))
         failures: list[Failure] = []
         scores = itc.astype(np.float64)
         itm: list[float | None] = [None] * len(photos)
-        if rerank and photos:
+        if rerank:
             with clock.phase("rerank"):
-                count = min(rerank, len(photos))
-                read, _, logits, failures = self._match(text, photos[:count])
-                kept = np.asarray(read, dtype=np.int64)
-                # A candidate whose file cannot be read any more stays behind the others, in ITC's order.
-                scores[kept] = logits[:, 1] + itc[kept]
-                for row, probability in zip(read, match_probability(logits).tolist(), strict=True):
-                    itm[row] = probability
-                rest = np.setdiff1d(order, kept)
-                order = np.concatenate([kept[_reordered(scores[kept], len(kept))], rest])
+                read, _, logits, failures = self._match(text, photos[:rerank])
+            scores -= BEHIND
+            scores[read] = logits[:, 1] + itc[read]
+            for row, probability in zip(read, match_probability(logits).tolist(), strict=True):
+                itm[row] = probability
         hits = tuple(
             Hit(rank, photos[i], float(scores[i]), float(itc[i]), itm[i])
-            for rank, i in enumerate(order[:top], 1)
+            for rank, i in enumerate(_best_first(scores)[:top], 1)
         )
         return hits, failures
 
@@ -194,37 +195,36 @@ class Searcher:
         kept: list[int] = []
         failures: list[Failure] = []
         itc, logits = [np.zeros(0, np.float32)], [np.zeros((0, 2), np.float32)]
-        for rows, patches, failed in self._patches(photos):
-            failures += failed
-            if not rows:
-                continue
-            kept += rows
-            keys = self.model.photo_keys(patches)
-            logits.append(self.model.match(keys, [text]))
-            if query_E is None:
-                itc.append(np.zeros(len(rows), np.float32))
-            else:
-                itc.append((self.model.encode_photos(patches) @ query_E).max(axis=1))
+        for start in range(0, len(photos), PHOTOS_AT_ONCE):
+            for rows, patches in self._patches(photos[start : start + PHOTOS_AT_ONCE], failures):
+                kept += [start + row for row in rows]
+                keys = self.model.photo_keys(patches)
+                logits.append(self.model.match(keys, [text]))
+                if query_E is None:
+                    itc.append(np.zeros(len(rows), np.float32))
+                else:
+                    itc.append((self.model.photo_vectors(keys) @ query_E).max(axis=1))
         return kept, np.concatenate(itc), np.concatenate(logits), failures
 
-    def _patches(self, photos: Sequence[Photo]) -> Iterator[tuple[list[int], torch.Tensor, list[Failure]]]:
-        """Batches of (rows, their patches, failures): stored patches where there are, else read and encoded now."""
+    def _patches(
+        self, photos: Sequence[Photo], failures: list[Failure]
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Rows and their patches (B, P, V): those that are stored, then those read and encoded now.
+
+        A photo that cannot be read is added to `failures`.
+        """
         stored = self._stored_patches(photos)
-        for start in range(0, len(photos), PHOTOS_AT_ONCE):
-            rows = range(start, min(start + PHOTOS_AT_ONCE, len(photos)))
-            have = [row for row in rows if row in stored]
-            if have:
-                yield have, self.model.patches_from_bytes([stored[row] for row in have]), []
-            read, pictures, failures = [], [], []
-            for row in (row for row in rows if row not in stored):
-                try:
-                    pictures.append(self._picture(photos[row]))
-                    read.append(row)
-                except PhotoError as error:
-                    failures.append(Failure(photos[row].path, str(error)))
-            patches = self.model.encode_patches(np.stack(pictures)) if pictures else torch.empty(0)
-            if read or failures:
-                yield read, patches, failures
+        if stored:
+            yield list(stored), self.model.patches_from_bytes(list(stored.values()))
+        read, pictures = [], []
+        for row in (row for row in range(len(photos)) if row not in stored):
+            try:
+                pictures.append(self._picture(photos[row]))
+                read.append(row)
+            except PhotoError as error:
+                failures.append(Failure(photos[row].path, str(error)))
+        if read:
+            yield read, self.model.encode_patches(np.stack(pictures))
 
     def _stored_patches(self, photos: Sequence[Photo]) -> dict[int, bytes]:
         if self.store is None or self.store.manifest.features != "store":
@@ -243,14 +243,13 @@ class Searcher:
                 problem = error
         raise problem
 
-    def _encode_file(self, path: Path) -> tuple[np.ndarray, torch.Tensor]:
-        """A photo outside the index -> unit vectors (1, Q, E) float32 and patches (1, P, V)."""
-        try:
-            picture = self._picture(Photo(-1, "", 0, 0, (path,)))
-        except PhotoError as error:
-            raise QueryError(f"{path} cannot be read: {error}") from error
-        patches = self.model.encode_patches(picture[None])
-        return self.model.encode_photos(patches), patches
+    def _encode_file(self, path: Path) -> tuple[np.ndarray, PhotoKeys]:
+        """A photo, indexed or not -> unit vectors (Q, E) float32, and its keys and values."""
+        failures: list[Failure] = []
+        for _, patches in self._patches([self._known(path)], failures):
+            keys = self.model.photo_keys(patches)
+            return self.model.photo_vectors(keys)[0], keys
+        raise QueryError(f"{path} cannot be read: {failures[0].reason}")
 
     def _known(self, path: Path) -> Photo:
         photo = self.store.photo_at(path) if self.store is not None else None
@@ -280,16 +279,18 @@ class Searcher:
         order = np.argsort(-itc, kind="stable")
         num_cut = sum(count > 0 for count in cut)
         limit = self.model.tokenizer.max_tokens - 2
-        notes = [f"{num_cut} texts were longer than the model reads and were cut to {limit} tokens."]
-        return [texts[i] for i in order], itc[order], notes if num_cut else []
+        were = "text was" if num_cut == 1 else "texts were"
+        notes = (
+            [f"{num_cut} {were} longer than the model reads and cut to {limit} tokens."] if num_cut else []
+        )
+        return [texts[i] for i in order], itc[order], notes
 
     def _text_notes(self, num_cut: int) -> list[str]:
+        if not num_cut:
+            return []
         limit = self.model.tokenizer.max_tokens - 2
-        return (
-            [f"The model reads {limit} tokens; the last {num_cut} of the text were left out."]
-            if num_cut
-            else []
-        )
+        end = "token was" if num_cut == 1 else f"{num_cut} tokens were"
+        return [f"The model reads {limit} tokens; the text's last {end} left out."]
 
     def _photos(self) -> SlotIndex:
         store = self._store()
@@ -310,13 +311,20 @@ def _checked(text: str) -> str:
     return text.strip()
 
 
-def _reordered(scores: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` rows by score, best first, equal ones as they were; then the rest as they were."""
-    best = np.argsort(-scores[:count], kind="stable")
-    return np.concatenate([best, np.arange(count, len(scores))])
+def _best_first(scores: np.ndarray) -> np.ndarray:
+    """Rows by score; equal ones as they were, which is ITC's order."""
+    return np.argsort(-scores, kind="stable")
 
 
 def _size_notes(num_photos: int, top: int) -> list[str]:
     if not num_photos:
         return ["The index holds no photos; add some with `qseek index FOLDER`."]
-    return []
+    count = "1 photo" if num_photos == 1 else f"{num_photos} photos"
+    return [f"The index holds {count}."] if num_photos < top else []
+
+
+def _other_notes(num_others: int, top: int) -> list[str]:
+    if not num_others:
+        return ["The index holds no other photo; add some with `qseek index FOLDER`."]
+    count = "1 other photo" if num_others == 1 else f"{num_others} other photos"
+    return [f"The index holds {count}."] if num_others < top else []

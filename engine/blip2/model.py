@@ -21,6 +21,8 @@ from engine.index.manifest import Manifest
 
 PHOTOS_AT_ONCE = 64
 TEXTS_AT_ONCE = 256
+BEHIND = 1000.0
+"""Taken off the ITC of what ITM has not read: it stays behind what ITM has read, in ITC's order (LAVIS gives -100)."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Model:
     @torch.inference_mode()
     def encode_photos(self, patches_BPV: Tensor) -> np.ndarray:
         """Patches -> unit vectors (B, Q, E) float32."""
-        return self.net.encode_photos(self.net.photo_keys(patches_BPV)).cpu().numpy()
+        return self.photo_vectors(self.photo_keys(patches_BPV))
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
@@ -128,6 +130,11 @@ class Model:
     def photo_keys(self, patches_BPV: Tensor) -> PhotoKeys:
         """The cross-attention keys and values of photos; see `QFormer.photo_keys`."""
         return self.net.photo_keys(patches_BPV)
+
+    @torch.inference_mode()
+    def photo_vectors(self, photo_keys: PhotoKeys) -> np.ndarray:
+        """What `photo_keys` made -> unit vectors (B, Q, E) float32."""
+        return self.net.encode_photos(photo_keys).cpu().numpy()
 
     @torch.inference_mode()
     def match(self, photo_keys: PhotoKeys, texts: Sequence[str]) -> np.ndarray:
