@@ -1,0 +1,184 @@
+"""The arrows of ARCHITECTURE: ui -> indexer -> engine <- training; who owns which library; what stays light."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("engine", "indexer", "training", "ui")
+MAY_IMPORT = {
+    "engine": {"engine"},
+    "indexer": {"indexer", "engine"},
+    "training": {"training", "engine"},
+    "ui": {"ui", "indexer", "training", "engine"},
+}
+OWNERS = {
+    "lancedb": {"engine/index/tables.py"},
+    "lance": {"engine/index/tables.py"},
+    "faiss": {"engine/index/slots.py", "engine/index/segments.py", "engine/index/gpu.py"},
+    "click": {f"ui/{path.name}" for path in (ROOT / "ui").glob("*.py")},
+    "streamlit": {f"ui/{path.name}" for path in (ROOT / "ui").glob("*.py")},
+    "rich": {f"ui/{path.name}" for path in (ROOT / "ui").glob("*.py")},
+}
+HEAVY = ("torch", "timm", "transformers", "lancedb", "lance", "pyarrow", "faiss", "streamlit", "pandas")
+# Imported before anything is known of what is asked, or by every worker process.
+LIGHT = {
+    "engine.types": HEAVY,
+    "engine.errors": HEAVY,
+    "engine.pictures": HEAVY,
+    "engine.blip2": HEAVY,
+    "engine.blip2.preprocess": HEAVY,
+    "indexer.decode": HEAVY,
+    "indexer.scan": HEAVY,
+    "ui.cli": (*HEAVY, "numpy", "PIL", "rich"),
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """file: relative to the root. name: dotted, from the root of its package."""
+
+    file: str
+    line: int
+    name: str
+
+    @property
+    def package(self) -> str:
+        return self.name.split(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.name}"
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_bytes(), str(path))
+
+
+def imports_of(file: str, tree: ast.AST) -> Iterator[Import]:
+    """All of them, also inside functions and for type checkers; relative ones resolved."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(file, node.lineno, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            parts = file.removesuffix(".py").split("/")[: -node.level] if node.level else []
+            base = ".".join([*parts, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield Import(file, node.lineno, f"{base}.{alias.name}")
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func)
+            in (
+                "import_module",
+                "importlib.import_module",
+            )
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+        ):
+            yield Import(file, node.lineno, str(node.args[0].value))
+
+
+ALL = [one for file, tree in sources() for one in imports_of(file, tree)]
+
+
+def turned_round(imports: list[Import]) -> list[str]:
+    """Those that go against the arrows."""
+    ours = [one for one in imports if one.package in FOLDERS or one.package == "tests"]
+    return [str(one) for one in ours if one.package not in MAY_IMPORT[one.file.split("/")[0]]]
+
+
+def calls_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield node.lineno, ast.unparse(node.func)
+
+
+def prints_or_exits(file: str, tree: ast.AST) -> list[str]:
+    """Calls that print, write to a standard stream or exit, outside of ui.
+
+    os._exit is not among them: a worker process whose parent has died has nobody to return to."""
+    words = {"print", "input", "exit", "quit", "sys.exit"}
+    streams = ("sys.stdout.", "sys.stderr.", "click.", "traceback.print")
+    found = [
+        f"{file}:{line} calls {name}"
+        for line, name in calls_of(tree)
+        if name in words or name.startswith(streams)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and node.exc is not None and "SystemExit" in ast.unparse(node.exc):
+            found.append(f"{file}:{node.lineno} raises SystemExit")
+    return [] if file.startswith("ui/") else found
+
+
+def test_all_sources_are_seen() -> None:
+    files = {one.file for one in ALL}
+    assert {"engine/search.py", "indexer/build.py", "training/loop.py", "ui/cli.py"} <= files
+    assert any(one.name == "torch" for one in ALL) and len(ALL) > 200
+
+
+def test_arrows_point_one_way() -> None:
+    assert not turned_round(ALL)
+
+
+def test_each_library_has_its_owner() -> None:
+    strangers = [str(one) for one in ALL if one.package in OWNERS and one.file not in OWNERS[one.package]]
+    assert not strangers
+    for library in ("lancedb", "faiss", "click", "streamlit", "rich"):
+        assert any(one.package == library for one in ALL), (
+            f"nobody imports {library}: is the table above right?"
+        )
+
+
+def test_tables_and_vectors_have_one_door() -> None:
+    """Outside engine/index only its doors are imported, not the rooms behind them."""
+    doors = {"store", "vectors", "manifest", "lock"}
+    inside = [
+        one
+        for one in ALL
+        if one.name.startswith("engine.index.") and not one.file.startswith("engine/index/")
+    ]
+    assert inside and not [str(one) for one in inside if one.name.split(".")[2] not in doors]
+
+
+def test_only_ui_prints_or_exits() -> None:
+    assert not [found for file, tree in sources() for found in prints_or_exits(file, tree)]
+
+
+def test_the_rules_can_fail() -> None:
+    def turned(file: str, code: str) -> list[str]:
+        return turned_round(list(imports_of(file, ast.parse(code))))
+
+    assert turned("engine/search.py", "def f():\n    from indexer import scan")
+    assert turned("engine/blip2/model.py", "import training.loop as loop")
+    assert turned("indexer/build.py", "from ui.render import printable")
+    assert turned("training/loop.py", "import importlib\nimportlib.import_module('indexer.build')")
+    assert turned("engine/index/store.py", "from ...ui import cli")
+    assert not turned("engine/index/store.py", "from . import tables\nfrom ..errors import QseekError")
+    for code in (
+        "print(1)",
+        "sys.exit(2)",
+        "def f():\n    raise SystemExit",
+        "sys.stderr.write('x')",
+        "exit()",
+    ):
+        assert prints_or_exits("engine/search.py", ast.parse(code))
+        assert not prints_or_exits("ui/cli.py", ast.parse(code))
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_stay_light(module: str) -> None:
+    code = f"import sys, {module}; print(*[name for name in {LIGHT[module]!r} if name in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == []
