@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -153,3 +154,20 @@ def test_pictures_without_captions_are_refused() -> None:
     samples[3] = CaptionedPicture("bare", b"", ())
     with pytest.raises(DataError, match=r"1 pictures have no caption \(first: bare\)"):
         Stage1Task(net, tokenizer, patches, samples, chosen)
+
+
+def test_the_frozen_encoder_stays_as_it_is() -> None:
+    """Batch norms of a convolutional encoder must neither take the batch's statistics nor change their own."""
+    chosen = config()
+    vision = VisionConfig("test_resnet", 32, 64, class_token=False, mean=(0.5,) * 3, std=(0.5,) * 3)
+    net = Retriever(replace(chosen.model, vision=replace(vision, num_channels=_channels("test_resnet"))))
+    before = {name: value.clone() for name, value in net.vision.state_dict().items()}
+    pictures = np.random.default_rng(0).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
+    together = encode_views(net, pictures, chosen)
+    alone = encode_views(net, pictures[:1], chosen)
+    torch.testing.assert_close(together[:1], alone, atol=0.02, rtol=0.02)
+    assert all(torch.equal(value, before[name]) for name, value in net.vision.state_dict().items())
+
+
+def _channels(name: str) -> int:
+    return timm.create_model(name, num_classes=0).num_features

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +125,25 @@ class DistillTask:
         chosen = student_parts[phase.first : phase.last]
         self.student = [part for _, part in chosen]
         self.model = nn.ModuleList(modules for modules, _ in chosen).train()
-        # What the first part reads, and what the teacher reads there: (N, H, W, 3) uint8, or (N, H, W, C) bfloat16.
-        self.inputs = self.teacher_inputs = torch.from_numpy(pictures)
-        if phase.first:
-            before = [part for _, part in teacher_parts[: phase.first]]
-            self.inputs = self.teacher_inputs = self._feature_maps(pictures, before)
-        if phase.own_inputs:
-            for modules, _ in student_parts[: phase.first]:
-                modules.eval()
-            self.inputs = self._feature_maps(pictures, [part for _, part in student_parts[: phase.first]])
+        self.pictures = pictures
+        self.student_before = student_parts[: phase.first]
+        self.teacher_before = teacher_parts[: phase.first]
+
+    @cached_property
+    def teacher_inputs(self) -> Tensor:
+        """What the teacher's first part reads: (N, H, W, 3) uint8, or (N, H, W, C) bfloat16. Made at the first step."""
+        if not self.phase.first:
+            return torch.from_numpy(self.pictures)
+        return self._feature_maps([part for _, part in self.teacher_before])
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """The same for the student's first part."""
+        if not self.phase.own_inputs:
+            return self.teacher_inputs
+        for modules, _ in self.student_before:
+            modules.eval()
+        return self._feature_maps([part for _, part in self.student_before])
 
     def losses(self, step: int) -> dict[str, Tensor]:
         x, seen = self._windows()
@@ -168,9 +179,9 @@ class DistillTask:
         own = cut(self.inputs)
         return own, own if self.teacher_inputs is self.inputs else cut(self.teacher_inputs)
 
-    def _feature_maps(self, pictures: np.ndarray, before: list[Part], batch: int = 50) -> Tensor:
-        """What the teacher's parts before this phase make of every picture -> (N, H, W, C) bfloat16."""
-        maps = []
+    def _feature_maps(self, before: list[Part], batch: int = 50) -> Tensor:
+        """What these parts make of every picture -> (N, H, W, C) bfloat16."""
+        maps, pictures = [], self.pictures
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
             for start in range(0, len(pictures), batch):
                 x = to_pixels(pictures[start : start + batch], self.vision.mean, self.vision.std, self.device)

@@ -13,8 +13,8 @@ def mini_encoder() -> DistillConfig:
     """mini's image encoder: a MobileNetV2 from random weights, taught block by block; about an hour on two cores.
 
     17,054 pictures (Flickr8k train, unlabelled COCO, an ImageNet sample, Imagenette). Parts: stem 0, blocks 1-17,
-    head 18. "early" (to stride 8) and "late" share no parts and may run at the same time (`--phase`); "chain" teaches the
-    late ones again to mend what the early ones get wrong.
+    head 18. "early" (to stride 8) and "late" share no parts and may run at the same time (`--phase`); "chain" teaches
+    the late ones again to mend what the early ones get wrong.
     """
     early = OptimConfig(
         steps=3000, batch=32, lr=6e-3, warmup=200, betas=(0.9, 0.99), weight_decay=0.0, seed=1
@@ -43,7 +43,7 @@ def mini_text() -> TextConfig:
 def mini_stage1() -> Stage1Config:
     """mini's Q-Former: ITC, then ITC + ITM + ITG, on Flickr8k train (6,000 pictures, 5 captions each), batch 192."""
     itc = OptimConfig(steps=900, batch=192, lr=8e-4, warmup=60, clip=1.0, seed=5, dtype="bfloat16")
-    optim = OptimConfig(steps=350, batch=192, lr=5e-4, warmup=20, clip=1.0, seed=6, dtype="bfloat16")
+    optim = OptimConfig(steps=280, batch=192, lr=5e-4, warmup=20, clip=1.0, seed=6, dtype="bfloat16")
     return Stage1Config(mini(), ("flickr8k-train-*.tar",), optim, views=4, itc_optim=itc, patch_share=0.7)
 
 

@@ -194,7 +194,7 @@ def encode_views(net: Retriever, pictures: np.ndarray, config: Stage1Config, bat
 
     Crops are squares of `smallest_crop` to 1 of the side, half of them mirrored; drawn from the seed.
     """
-    vision, size = net.vision, pictures.shape[1]
+    vision, size = net.vision.eval(), pictures.shape[1]  # frozen: batch norms neither learn nor see the batch
     generator = torch.Generator().manual_seed(config.optim.seed)
     device = vision.device
     rows = []
