@@ -272,6 +272,12 @@ def test_an_unknown_name_says_where_it_looked(folder: Path, own_models: Path) ->
         load_model(str(own_models))
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/model", "m" * 5000, "nul\0name", ""])
+def test_names_that_no_folder_can_have(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"There is no model|is no model"):
+        load_model(name)
+
+
 def test_an_unknown_dtype(folder: Path) -> None:
     with pytest.raises(ValueError, match="dtype is 'float16'; it must be auto or one of bfloat16, float32"):
         load_model(str(folder), device="cpu", dtype="float16")

@@ -318,9 +318,9 @@ def test_photos_of_another_process_are_found(
     paths[5].unlink()
     other = Store.open(searcher.store.folder)  # type: ignore[union-attr]
     build_index([paths[0].parents[1]], other, model.photo_encoder(False), workers=0)
+    assert searcher.rerank(QUERY, [new]).hits[0].photo.id >= 0
     found = searcher.search(QUERY, top=50)
     assert {hit.photo.path for hit in found.hits} == {new, *paths} - {paths[5]}
-    assert searcher.rerank(QUERY, [new]).hits[0].photo.id >= 0
 
 
 def test_bfloat16_is_near(shelf: Path, searcher: Searcher, tmp_path: Path) -> None:
@@ -431,6 +431,15 @@ def test_texts_of_a_photo(
             else:
                 assert hit.itm is None
                 assert hit.score == pytest.approx(itc[number] - (BEHIND if rerank else 0), abs=atol)
+
+
+def test_new_texts_are_found_by_an_open_searcher(tmp_path: Path, model: Model, shelf: Path) -> None:
+    path, store = shelf / "photos" / NAMES[2], Store.create(tmp_path / "index", model.manifest("none"))
+    first, second = Searcher(store, model), Searcher(Store.open(store.folder), model)
+    first.add_texts(TEXTS[:2])
+    assert {hit.text for hit in second.match(path, None).hits} == set(TEXTS[:2])
+    first.add_texts(TEXTS)
+    assert {hit.text for hit in second.match(path, None).hits} == set(TEXTS)
 
 
 def test_texts_are_said_to_be_cut(searcher: Searcher, shelf: Path) -> None:

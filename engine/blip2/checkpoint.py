@@ -55,7 +55,8 @@ def models_folder() -> Path:
 def list_models() -> list[ModelInfo]:
     """The bundled models and the user's own, by name; one that is damaged is left out, with a logged warning.
 
-    Folders without a config.json are no models and are passed over. Weights and tokenizer are not read whole.
+    Folders without a config.json are no models and are passed over. Every file is read for the digest, but only
+    the weights' header and the config are checked.
     """
     found = []
     for name, folder in _model_folders().items():
@@ -92,12 +93,12 @@ def find_model(name: str) -> Path:
     A bundled model comes before the user's own of the same name, and both before a folder that is called so;
     with a separator in it ("./mini") a name is a folder.
     """
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))  # "~nobody" stays as it is
     is_path = any(separator and separator in name for separator in (os.sep, os.altsep))
     for place in [folder] if is_path else [BUNDLED / name, models_folder() / name, folder]:
-        if (place / CONFIG).is_file():
+        if os.path.isfile(place / CONFIG):  # False for a name that no file can have, Path.is_file raises
             return place
-    if folder.is_dir():
+    if os.path.isdir(folder):
         raise CheckpointError(f"{folder} is no model: it has no {CONFIG}.")
     known = ", ".join(_model_folders()) or "none"
     raise CheckpointError(
