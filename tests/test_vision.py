@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.blip2.config import VisionConfig
-from engine.blip2.vision import VisionEncoder
+from engine.blip2.config import VisionConfig, mini
+from engine.blip2.vision import VisionEncoder, folded
 from engine.errors import CheckpointError
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -100,3 +100,28 @@ def test_what_timm_cannot_make_is_said() -> None:
         VisionEncoder(VisionConfig("vit_tiny_patch16_224", 32, 32, {"num_wings": 2}))
     with pytest.raises(CheckpointError, match=r"'test_resnet' gives 96 channels, config.json says 97"):
         VisionEncoder(VisionConfig("test_resnet", 32, 97))
+
+
+def test_folding_batch_norms_changes_no_number() -> None:
+    encoder = VisionEncoder(mini().vision).eval()
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # statistics of a trained network, not the fresh 0 and 1
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    lean = folded(encoder)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in lean.modules())
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in encoder.modules())
+    pixels = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(lean(pixels), encoder(pixels), atol=1e-4, rtol=1e-3)
+
+
+def test_a_net_that_norms_first_is_left_alone() -> None:
+    """Where batch norms do not follow the convolution they stand behind, folding would change the numbers."""
+    encoder = VisionEncoder(VisionConfig("resnetv2_18", 64, 512, class_token=False)).eval()
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.2, 3.0)
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(encoder)(pixels), encoder(pixels), atol=1e-3, rtol=1e-3)

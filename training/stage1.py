@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from engine.blip2.checkpoint import save_checkpoint
+from engine.blip2.checkpoint import fast_dtype, save_checkpoint
 from engine.blip2.config import Blip2Config
 from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever
+from engine.blip2.vision import folded
 from engine.errors import DataError, TrainingError
 from training.data import CaptionedPicture, find_shards, load_pictures, read_shards
 from training.distill import ENCODER
@@ -194,16 +195,18 @@ def encode_views(net: Retriever, pictures: np.ndarray, config: Stage1Config, bat
 
     Crops are squares of `smallest_crop` to 1 of the side, half of them mirrored; drawn from the seed.
     """
-    vision, size = net.vision.eval(), pictures.shape[1]  # frozen: batch norms neither learn nor see the batch
+    size = pictures.shape[1]
+    device = net.vision.device
+    dtype = fast_dtype(device)
+    vision = folded(net.vision.eval()).to(dtype)  # frozen: batch norms neither learn nor see the batch
     generator = torch.Generator().manual_seed(config.optim.seed)
-    device = vision.device
     rows = []
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+    with torch.inference_mode():
         for start in range(0, len(pictures), batch):
             whole = to_pixels(pictures[start : start + batch], vision.config.mean, vision.config.std, device)
-            views = [vision(whole)]
+            views = [vision(whole.to(dtype))]
             for _ in range(config.views - 1):
-                views.append(vision(_random_crop(whole, size, config.smallest_crop, generator)))
+                views.append(vision(_random_crop(whole, size, config.smallest_crop, generator).to(dtype)))
             rows.append(torch.stack(views, dim=1).to("cpu", torch.bfloat16))
     return torch.cat(rows).clone()
 

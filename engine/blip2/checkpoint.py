@@ -130,7 +130,7 @@ def load_model(name: str = DEFAULT, *, device: str = "auto", dtype: str = "auto"
         digest=digest_of(folder),
         folder=folder,
         device=place,
-        dtype=_fast_dtype(place) if dtype == "auto" else DTYPES[dtype],
+        dtype=fast_dtype(place) if dtype == "auto" else DTYPES[dtype],
     )
 
 
@@ -238,7 +238,8 @@ def _load_weights(net: Retriever, folder: Path) -> None:
                 wanted[name].copy_(stored.get_tensor(name))
 
 
-def _fast_dtype(device: torch.device) -> torch.dtype:
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the GPU or processor has it in hardware, else float32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):

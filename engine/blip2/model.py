@@ -17,6 +17,7 @@ from engine.blip2.config import Blip2Config
 from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever
+from engine.blip2.vision import folded
 from engine.index.manifest import Manifest
 
 PHOTOS_AT_ONCE = 64
@@ -54,6 +55,7 @@ class Model:
         device: torch.device, dtype: torch.dtype,
     ):  # fmt: skip
         net = net.eval().requires_grad_(False)
+        net.vision = folded(net.vision)
         self.net = net.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
         self.tokenizer, self.device, self.dtype = tokenizer, device, dtype
         self.name, self.digest, self.folder = name, digest, folder

@@ -3,11 +3,14 @@
 Shapes: B photos, P patches, V vision width, H W pixels or feature map.
 """
 
+import copy
+from itertools import pairwise
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from engine.blip2.config import VisionConfig
 from engine.errors import CheckpointError
@@ -64,3 +67,32 @@ class VisionEncoder(nn.Module):
         with torch.inference_mode():
             dtype = next(self.parameters()).dtype
             return self(torch.zeros(1, 3, size, size, device=self.device, dtype=dtype)).shape[1]
+
+
+def folded(encoder: VisionEncoder) -> VisionEncoder:
+    """A copy for inference whose batch norms are folded into the convolutions before them: the same numbers, faster.
+
+    A norm is folded where its module stands right behind a convolution. Whether that is also the order in which they
+    run is decided by the numbers: when one picture comes out otherwise than before, the encoder itself is returned.
+    """
+    copied = copy.deepcopy(encoder).eval()
+    num_folded = 0
+    for module in list(copied.modules()):
+        children = list(module.named_children())
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(
+                    module, norm_name, getattr(norm, "act", nn.Identity())
+                )  # timm's norms carry the activation
+                num_folded += 1
+    if not num_folded:
+        return encoder
+    size = encoder.config.image_size
+    picture = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(encoder.device)
+    was_training = encoder.training
+    with torch.inference_mode():
+        want, got = encoder.eval()(picture), copied(picture)
+    encoder.train(was_training)
+    same = want.shape == got.shape and torch.allclose(got, want, atol=1e-3 * float(want.abs().max()), rtol=0)
+    return copied if same else encoder
