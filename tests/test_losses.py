@@ -13,7 +13,9 @@ from training import losses
 from training.stage1 import stage1_losses
 
 
-@pytest.mark.parametrize("case", ["e_stage1_std", "e_stage1_strong", "f_coco_retrieval_std", "f_coco_retrieval_strong"])
+@pytest.mark.parametrize(
+    "case", ["e_stage1_std", "e_stage1_strong", "f_coco_retrieval_std", "f_coco_retrieval_strong"]
+)
 def test_equal_to_the_original(case: str) -> None:
     info, want = load_golden(case)
     model = Retriever(small_config()).eval()
@@ -24,7 +26,12 @@ def test_equal_to_the_original(case: str) -> None:
         model, model.encode_patches(normal(301, (4, 3, 56, 56))), ids, mask, dec_id=30522,
         image_ids=want.get("image_id"), negatives=(want["neg_image_for_text"], want["neg_text_for_image"]),
     )  # fmt: skip
-    for name, value in (("loss", got.total), ("loss_itc", got.itc), ("loss_itm", got.itm), ("loss_lm", got.itg)):
+    for name, value in (
+        ("loss", got.total),
+        ("loss_itc", got.itc),
+        ("loss_itm", got.itm),
+        ("loss_lm", got.itg),
+    ):
         torch.testing.assert_close(value.detach(), want[name], atol=2e-5, rtol=0)
     torch.testing.assert_close(got.match_logits.detach(), want["itm_logits"], atol=2e-5, rtol=0)
     got.total.backward()
@@ -65,10 +72,14 @@ def test_itc_by_hand_and_worse_when_shuffled() -> None:
     photos = torch.stack([unit([1, 0], [0, 1])[[0]], unit([0, 1])])  # (2, 1, 2)
     texts = unit([1, 0], [0, 1])
     temperature = torch.tensor(1.0)
-    loss = losses.itc_loss(losses.itc_similarities(photos, texts, photos, texts, temperature), label_smoothing=0.0)
+    loss = losses.itc_loss(
+        losses.itc_similarities(photos, texts, photos, texts, temperature), label_smoothing=0.0
+    )
     assert float(loss) == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
     wrong = texts.flip(0)
-    shuffled = losses.itc_loss(losses.itc_similarities(photos, wrong, photos, wrong, temperature), label_smoothing=0.0)
+    shuffled = losses.itc_loss(
+        losses.itc_similarities(photos, wrong, photos, wrong, temperature), label_smoothing=0.0
+    )
     assert float(shuffled) == pytest.approx(math.log(1 + math.e), abs=1e-6)
 
 
@@ -76,7 +87,9 @@ def test_soft_targets_spread_over_the_same_photo() -> None:
     scores = losses.Similarities(torch.zeros(2, 2), torch.zeros(2, 2))
     same = torch.ones(2, 2, dtype=torch.bool)
     assert float(losses.itc_loss(scores, same_photo_BN=same)) == pytest.approx(math.log(2))
-    sharp = losses.Similarities(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([[9.0, 0.0], [0.0, 9.0]]))
+    sharp = losses.Similarities(
+        torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([[9.0, 0.0], [0.0, 9.0]])
+    )
     # Both texts describe both photos, so being sure of one is punished.
     assert float(losses.itc_loss(sharp, same_photo_BN=same)) > 4.0
 

@@ -23,9 +23,7 @@ def hit(rank: int, path: str, itc: float, itm: float | None = None, copies: tupl
 def test_the_table_is_aligned_and_says_match_and_cosine():
     hits = [hit(1, "/p/dog.jpg", 0.41234, 0.93), hit(10, "/p/a cat.png", -0.05)]
     assert render.hits_table(hits) == (
-        " #  match  cosine  photo\n"
-        " 1    93%   0.412  /p/dog.jpg\n"
-        "10      -  -0.050  /p/a cat.png\n"
+        " #  match  cosine  photo\n 1    93%   0.412  /p/dog.jpg\n10      -  -0.050  /p/a cat.png\n"
     )
 
 
