@@ -30,8 +30,8 @@ class Hit:
 
     rank: from 1. itc: cosine in [-1, 1], the maximum over the queries (photo-to-photo: the mean over the
     slots). itm: match probability in [0, 1], None when not reranked. score: what the order was made
-    with: `itm_logit + itc` after reranking (BLIP-2, section 4.4 and LAVIS' evaluation), else `itc`; what ITM was to read
-    and could not, and what lies beyond the reranked, has `itc - 1000` and so stays behind.
+    with: `itm_logit + itc` after reranking (BLIP-2, section 4.4 and LAVIS' evaluation), else `itc`; what ITM was to
+    read and could not, and what lies beyond the reranked, has `itc - 1000` and so stays behind.
     """
 
     rank: int
