@@ -127,7 +127,7 @@ def make_optimizer(weights: Sequence[Tensor], config: OptimConfig) -> torch.opti
         {"params": [p for p in weights if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def seed_step(seed: int, step: int) -> None:
