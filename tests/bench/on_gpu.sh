@@ -1,0 +1,142 @@
+#!/usr/bin/env bash
+# Everything for a session that is lent a GPU machine; nothing to write while the lease runs.
+#   bash tests/bench/on_gpu.sh STAGE...      stages run in the order given, each within its seconds:
+#   keep     put carried pieces aside (call once for each .carry/NAME-NN folder; the machine must stay warm: 30 s)
+#   install  wheels -> $SITE; says what is there              90 s
+#   check    the tests of model, losses, vectors, with GPU    200 s
+#   slots    FAISS on the GPU against brute force             120 s
+#   text     qseek train text    --recipe $TEXT_RECIPE        180 s
+#   distill  qseek train distill --recipe $DISTILL_RECIPE     540 s
+#   stage1   qseek train stage1  --recipe $STAGE1_RECIPE      540 s
+#   train    text, distill, stage1 after each other; goes on from checkpoints when called again on a warm machine
+#   recall   qseek recall on Flickr8k dev with the model just trained, else $MODEL   180 s
+#   bench    index_speed and search_speed with the same model                        300 s
+# Results land in $OUT (at most 8 files of 16 MiB come back). One call lasts 10 minutes: choose stages to fit.
+# A stage that fails or runs out of time is said and the next one runs; the exit status is the number of such stages.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+HOME_HERE=${QSEEK_GPU_HOME:-/tmp/qseek}
+OUT=${OUT:-$HOME_HERE/out}
+SITE=$HOME_HERE/site
+RUNS=$HOME_HERE/runs
+DATA=$HOME_HERE/data
+PYTHON=${PYTHON:-python3}
+MODEL=${MODEL:-mini}
+TEXT_RECIPE=${TEXT_RECIPE:-mini-text}
+DISTILL_RECIPE=${DISTILL_RECIPE:-mini-encoder}
+STAGE1_RECIPE=${STAGE1_RECIPE:-mini}
+export PYTHONPATH=$SITE:$PWD PYTHONUNBUFFERED=1 QSEEK_BENCH_RESULTS=$OUT/results
+mkdir -p "$HOME_HERE/parts" "$SITE" "$RUNS" "$OUT/results"
+failed=0
+
+bounded() { # SECONDS COMMAND...: Ctrl-C first, so that training writes its checkpoint
+    timeout --signal=INT --kill-after=20 "$@"
+}
+
+unpack() { # NAME FOLDER: join the pieces when all are there
+    local total found
+    [ -e "$2/.unpacked" ] && return 0
+    total=$(cat "$HOME_HERE/parts/$1.total" 2>/dev/null) || { echo "no pieces of $1 were carried"; return 1; }
+    found=$(find "$HOME_HERE/parts" -name "$1.part-*" | wc -l)
+    [ "$found" = "$total" ] || { echo "$found of $total pieces of $1 are here: carry the others first"; return 1; }
+    mkdir -p "$2" && cat "$HOME_HERE/parts/$1".part-* | tar -C "$2" -xf - && touch "$2/.unpacked"
+}
+
+stage_keep() {
+    find .carry -type f \( -name '*.part-*' -o -name '*.total' \) -exec mv -f {} "$HOME_HERE/parts/" \; 2>/dev/null
+    ls -l "$HOME_HERE/parts"
+}
+
+stage_install() {
+    unpack wheels "$HOME_HERE/wheels" || return 1
+    bounded 90 "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade \
+        --target "$SITE" "$HOME_HERE"/wheels/wheels/*.whl || return 1
+    bounded 60 "$PYTHON" - <<'PY'
+import torch
+print("torch", torch.__version__, torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU")
+for name in ("faiss", "lancedb", "webdataset", "timm", "tokenizers", "safetensors", "platformdirs"):
+    try:
+        module = __import__(name)
+        print(name, getattr(module, "__version__", "there"))
+    except Exception as error:  # every one is to be seen before the lease is spent
+        print(name, "FAILED:", type(error).__name__, error)
+import faiss
+print("GPUs that FAISS sees:", faiss.get_num_gpus())
+PY
+}
+
+stage_check() {
+    QSEEK_TEST_GPU=0 bounded 200 "$PYTHON" -m pytest -q -p no:cacheprovider --timeout=120 \
+        tests/test_goldens.py tests/test_losses.py tests/test_vectors.py tests/test_loop.py
+}
+
+stage_slots() { bounded 120 "$PYTHON" tests/bench/slots_speed.py; }
+
+stage_text() {
+    unpack data "$DATA" || return 1
+    bounded 180 "$PYTHON" -m ui.cli train text --recipe "$TEXT_RECIPE" --data "$DATA" --runs "$RUNS"
+}
+
+stage_distill() {
+    unpack data "$DATA" || return 1
+    bounded 540 "$PYTHON" -m ui.cli train distill --recipe "$DISTILL_RECIPE" --data "$DATA" \
+        --teacher "$DATA/teacher" --runs "$RUNS"
+}
+
+stage_stage1() {
+    unpack data "$DATA" || return 1
+    bounded 540 "$PYTHON" -m ui.cli train stage1 --recipe "$STAGE1_RECIPE" --data "$DATA" --runs "$RUNS"
+}
+
+stage_train() { stage_text && stage_distill && stage_stage1; }
+
+chosen_model() {
+    if [ -f "$RUNS/$STAGE1_RECIPE/model/config.json" ]; then echo "$RUNS/$STAGE1_RECIPE/model"; else echo "$MODEL"; fi
+}
+
+stage_recall() {
+    unpack data "$DATA" || return 1
+    bounded 180 "$PYTHON" -m ui.cli recall "$DATA/flickr8k-dev-000.tar" --model "$(chosen_model)" |
+        tee "$OUT/results/recall.md"
+}
+
+stage_bench() {
+    bounded 120 "$PYTHON" tests/bench/index_speed.py --count "${COUNT:-2000}" --model "$(chosen_model)"
+    local first=$?
+    # shellcheck disable=SC2086
+    bounded 180 "$PYTHON" tests/bench/search_speed.py --sizes ${SIZES:-1000 100000} --model "$(chosen_model)"
+    return $((first + $?))
+}
+
+bring_back() { # 8 files, 16 MiB each, two folders deep at most
+    tar -C "$OUT" -czf "$OUT/results.tgz" results && rm -r "$OUT/results"
+    find "$RUNS" -name log.jsonl -print0 | tar --null -T - -czf "$OUT/run-logs.tgz" 2>/dev/null
+    local kept=() file
+    for file in "$DISTILL_RECIPE/encoder.safetensors" "$TEXT_RECIPE/text.safetensors" \
+        "$TEXT_RECIPE/tokenizer.json" "$STAGE1_RECIPE/model"; do
+        [ -e "$RUNS/$file" ] && kept+=("$file")
+    done
+    if [ ${#kept[@]} -gt 0 ]; then
+        tar -C "$RUNS" -cf - "${kept[@]}" | split -b 16000000 -d -a 1 - "$OUT/runs.tar."
+        echo "join with: cat runs.tar.* | tar -x"
+    fi
+    ls -l "$OUT"
+}
+
+[ $# -gt 0 ] || { sed -n '2,16p' "$0"; exit 2; }
+for stage in "$@"; do
+    if ! declare -F "stage_$stage" >/dev/null; then
+        echo "there is no stage $stage" >&2
+        exit 2
+    fi
+done
+for stage in "$@"; do
+    started=$SECONDS
+    echo "=== $stage"
+    "stage_$stage" 2>&1 | tee -a "$OUT/log.txt"
+    status=${PIPESTATUS[0]}
+    [ "$status" = 0 ] || failed=$((failed + 1))
+    echo "=== $stage: status $status, $((SECONDS - started)) s" | tee -a "$OUT/log.txt"
+done
+if [ "$*" != keep ]; then bring_back; fi
+exit "$failed"
