@@ -72,19 +72,24 @@ stage_check() {
 
 stage_slots() { bounded 120 "$PYTHON" tests/bench/slots_speed.py; }
 
-stage_text() {
+unpack_data() { # a folder called runs among the data is where training goes on from
     unpack data "$DATA" || return 1
+    if [ -d "$DATA/runs" ]; then cp -rn "$DATA/runs/." "$RUNS/"; fi
+}
+
+stage_text() {
+    unpack_data || return 1
     bounded 180 "$PYTHON" -m ui.cli train text --recipe "$TEXT_RECIPE" --data "$DATA" --runs "$RUNS"
 }
 
 stage_distill() {
-    unpack data "$DATA" || return 1
+    unpack_data || return 1
     bounded 540 "$PYTHON" -m ui.cli train distill --recipe "$DISTILL_RECIPE" --data "$DATA" \
         --teacher "$DATA/teacher" --runs "$RUNS"
 }
 
 stage_stage1() {
-    unpack data "$DATA" || return 1
+    unpack_data || return 1
     bounded 540 "$PYTHON" -m ui.cli train stage1 --recipe "$STAGE1_RECIPE" --data "$DATA" --runs "$RUNS"
 }
 
@@ -95,7 +100,7 @@ chosen_model() {
 }
 
 stage_recall() {
-    unpack data "$DATA" || return 1
+    unpack_data || return 1
     bounded 180 "$PYTHON" -m ui.cli recall "$DATA/flickr8k-dev-000.tar" --model "$(chosen_model)" |
         tee "$OUT/results/recall.md"
 }
