@@ -11,10 +11,7 @@ from skimage import data
 from sklearn.datasets import load_sample_images
 
 # Those that lie in scikit-image's wheel; its others would be downloaded.
-SKIMAGE = (
-    "astronaut brick camera cat clock coffee coins grass gravel hubble_deep_field immunohistochemistry moon page retina"
-    " rocket"
-).split()
+SKIMAGE = ["astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "moon", "page", "retina", "rocket"]
 
 
 def write_photos(folder: Path) -> int:

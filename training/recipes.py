@@ -42,7 +42,7 @@ def mini_text() -> TextConfig:
 
 def mini_stage1() -> Stage1Config:
     """mini's Q-Former: ITC, then ITC + ITM + ITG, on Flickr8k train (6,000 pictures, 5 captions each), batch 192."""
-    itc = OptimConfig(steps=450, batch=192, lr=1e-3, warmup=40, clip=1.0, seed=5, dtype="bfloat16")
+    itc = OptimConfig(steps=500, batch=192, lr=1e-3, warmup=40, clip=1.0, seed=5, dtype="bfloat16")
     optim = OptimConfig(steps=230, batch=192, lr=5e-4, warmup=20, clip=1.0, seed=6, dtype="bfloat16")
     return Stage1Config(mini(), ("flickr8k-train-*.tar",), optim, views=2, itc_optim=itc, patch_share=0.6)
 

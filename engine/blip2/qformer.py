@@ -67,7 +67,7 @@ class QFormer(nn.Module):
         for number, layer in enumerate(self.layers):
             own = layer.attention.keys_values(hidden)
             if first_only and number == self.config.num_layers - 1:
-                hidden = hidden[:, :1]
+                hidden = hidden[:, :1].contiguous()
             hidden = layer.text_mlp(layer.attention(hidden, own, mask))
         return hidden
 
@@ -83,9 +83,10 @@ class QFormer(nn.Module):
         for number, layer in enumerate(self.layers):
             own = layer.attention.keys_values(hidden)
             if queries_only and number == self.config.num_layers - 1:
-                hidden = hidden[:, :num_queries]
+                hidden = hidden[:, :num_queries].contiguous()
             hidden = layer.attention(hidden, own, mask)
-            read, text = hidden[:, :num_queries], hidden[:, num_queries:]
+            # Contiguous: a linear layer on a slice would copy its weights for every pair.
+            read, text = hidden[:, :num_queries].contiguous(), hidden[:, num_queries:].contiguous()
             if layer.cross_attention is not None:
                 read = layer.cross_attention(read, next(cross), None)
             read = layer.query_mlp(read)
@@ -106,7 +107,7 @@ class QFormer(nn.Module):
         return hidden
 
     def _embed_queries(self, batch: int) -> Tensor:
-        return self.dropout(self.norm(self.queries)).expand(batch, -1, -1)
+        return self.dropout(self.norm(self.queries)).expand(batch, -1, -1).contiguous()
 
     def _embed_texts(self, ids_BT: Tensor) -> Tensor:
         positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)
