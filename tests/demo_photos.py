@@ -11,7 +11,23 @@ from skimage import data
 from sklearn.datasets import load_sample_images
 
 # Those that lie in scikit-image's wheel; its others would be downloaded.
-SKIMAGE = ["astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "moon", "page", "retina", "rocket"]
+SKIMAGE = [
+    "astronaut",
+    "brick",
+    "camera",
+    "cat",
+    "clock",
+    "coffee",
+    "coins",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "moon",
+    "page",
+    "retina",
+    "rocket",
+]
 
 
 def write_photos(folder: Path) -> int:
