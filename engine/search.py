@@ -67,13 +67,14 @@ class Searcher:
         """
         clock, store = Clock(), self._store()
         text = _checked(text)
+        rerank, notes = self._ready(rerank)
         with clock.phase("encode"):
             vectors, cut = self.model.encode_texts([text])
         with clock.phase("retrieve"):
             live = store.live_ids()
             ids, itc = self._photos().search(vectors, max(top, rerank), live)
             ids, itc = ids[0][ids[0] >= 0], itc[0][ids[0] >= 0]
-        notes = self._text_notes(cut[0]) + _size_notes(len(live), top)
+        notes += self._text_notes(cut[0]) + _size_notes(len(live), top)
         hits, failures = self._ranked(text, store.photos(ids), itc, top, rerank, clock)
         return Results(hits, tuple(notes), tuple(failures), clock.seconds)
 
@@ -114,13 +115,14 @@ class Searcher:
         text is empty, or there are no texts.
         """
         clock = Clock()
+        rerank, notes = self._ready(rerank)
         with clock.phase("encode"):
             photo_QE, keys = self._encode_file(path)
         with clock.phase("retrieve"):
             if texts is None:
-                chosen, itc, notes = self._indexed_texts(photo_QE, max(top, rerank))
+                chosen, itc, more = self._indexed_texts(photo_QE, max(top, rerank))
             else:
-                chosen, itc, notes = self._given_texts(photo_QE, [_checked(text) for text in texts])
+                chosen, itc, more = self._given_texts(photo_QE, [_checked(text) for text in texts])
         scores = itc.astype(np.float64)
         itm: list[float | None] = [None] * len(chosen)
         if rerank:
@@ -133,7 +135,7 @@ class Searcher:
             TextHit(rank, chosen[i], float(scores[i]), float(itc[i]), itm[i])
             for rank, i in enumerate(_best_first(scores)[:top], 1)
         ]
-        return TextResults(tuple(hits), tuple(notes), clock.seconds)
+        return TextResults(tuple(hits), (*notes, *more), clock.seconds)
 
     def rerank(self, text: str, paths: Sequence[Path], *, top: int | None = None) -> Results:
         """Put any photos in order by how well they fit a text, indexed or not; the unreadable are in `failures`.
@@ -152,13 +154,21 @@ class Searcher:
                 self.store.refresh()
             known = [self._known(path) for path in unique]
             kept, itc, logits, failures = self._match(text, known, vectors[0])
-        scores = logits[:, 1] + itc
+        ready, notes = self._ready(len(kept))
+        scores = logits[:, 1] + itc if ready else itc
         itm = match_probability(logits)
         hits = tuple(
-            Hit(rank, known[kept[i]], float(scores[i]), float(itc[i]), float(itm[i]))
+            Hit(rank, known[kept[i]], float(scores[i]), float(itc[i]), float(itm[i]) if ready else None)
             for rank, i in enumerate(_best_first(scores)[:top], 1)
         )
-        return Results(hits, tuple(self._text_notes(cut[0])), tuple(failures), clock.seconds)
+        return Results(hits, (*notes, *self._text_notes(cut[0])), tuple(failures), clock.seconds)
+
+    def _ready(self, rerank: int) -> tuple[int, list[str]]:
+        """How many candidates ITM may put in order, and what to say when the checkpoint's ITM head may not."""
+        if rerank == 0 or self.model.config.match_ready:
+            return rerank, []
+        name = self.model.name
+        return 0, [f"{name}'s matching head is not trained well enough to rerank: the order is the cosine's."]
 
     def add_texts(self, texts: Sequence[str]) -> int:
         """Index texts, so that `match` finds them; returns how many were new. Raises QueryError for an empty one."""

@@ -6,6 +6,7 @@ The tiny model, a real index, real picture files. ITC truth is the stored vector
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -547,3 +548,19 @@ def test_another_models_index_is_refused(shelf: Path, tmp_path: Path) -> None:
     other = load_model(str(tiny_checkpoint(tmp_path / "other", seed=1)), device="cpu")
     with pytest.raises(IndexStateError, match=r"made with model .*tiny.*this is model .*other.*--reindex"):
         Searcher(Store.open(shelf / "none"), other)
+
+
+def test_a_model_that_cannot_rerank_yet_keeps_itcs_order(
+    searcher: Searcher, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = searcher.search("a red dog", rerank=0)
+    paths = [hit.photo.path for hit in plain.hits]
+    monkeypatch.setattr(model.net, "config", replace(model.config, match_ready=False))
+    results = searcher.search("a red dog")
+    assert results.hits == plain.hits and all(hit.itm is None for hit in results.hits)
+    assert any("matching head is not trained" in note for note in results.notes)
+    again = searcher.rerank("a red dog", paths[::-1])
+    assert [hit.photo.path for hit in again.hits] == paths and all(hit.itm is None for hit in again.hits)
+    found = searcher.match(paths[0], ["a red dog", "a blue house"])
+    assert all(hit.itm is None for hit in found.hits) and found.notes
+    assert not searcher.search("a red dog", rerank=0).notes  # asked for the cosine: nothing to say

@@ -59,13 +59,18 @@ class QFormerConfig:
 
 @dataclass(frozen=True)
 class Blip2Config:
-    """The retrieval model: encoder, Q-Former, ITC width E, the longest text it reads (with [CLS] and [SEP])."""
+    """The retrieval model: encoder, Q-Former, ITC width E, the longest text it reads (with [CLS] and [SEP]).
+
+    match_ready: whether the ITM head puts photos in a better order than ITC. A checkpoint whose training did not
+    get there says so, and search keeps ITC's order.
+    """
 
     vision: VisionConfig
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     embed_dim: int = 256
     max_tokens: int = 32
     vision_norm_eps: float = 1e-5
+    match_ready: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -133,4 +138,5 @@ def mini(vocab_size: int = 8192) -> Blip2Config:
         max_positions=64,
         dropout=0.0,
     )
-    return Blip2Config(vision, qformer)
+    # Not ready: its ITM loss had just left chance when training ended, and reranking lowered recall (model card).
+    return Blip2Config(vision, qformer, match_ready=False)
