@@ -37,7 +37,7 @@ def find_shards(names: Iterable[str], folder: Path) -> list[Path]:
     for name in names:
         shards = sorted(folder.glob(name))
         if not shards:
-            raise DataError(f"No shard {name} in {folder}; give the folder that holds them with --data.")
+            raise DataError(f"No shard {name} in {folder}; check the folder and the name.")
         found += shards
     return found
 
