@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import webdataset
-from PIL import Image, ImageOps
 
 from engine.blip2.preprocess import squash
-from engine.errors import DataError
+from engine.errors import DataError, PhotoError
+from engine.pictures import open_picture
 from engine.types import Failure
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -102,10 +101,8 @@ def load_pictures(
 
     def decode(sample: CaptionedPicture) -> np.ndarray | Failure:
         try:
-            source = io.BytesIO(sample.picture) if isinstance(sample.picture, bytes) else sample.picture
-            with Image.open(source) as picture:
-                return squash(ImageOps.exif_transpose(picture).convert("RGB"), size)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            return squash(open_picture(sample.picture), size)
+        except PhotoError as error:
             return Failure(Path(sample.key), str(error))
 
     with ThreadPoolExecutor(4) as pool:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from engine.index.store import Store
     from engine.search import Searcher
 
-DEFAULT_MODEL = "mini"
-
 
 def index_folder(given: Path | None) -> Path:
     """The folder of the index, absolute: the given one, else the one under the user's data folder."""
@@ -41,7 +39,7 @@ def load_model(name: str | None) -> Model:
     """A model by its name or folder, the bundled one without either; raises CheckpointError."""
     from engine.blip2.checkpoint import load_model
 
-    return load_model(name or DEFAULT_MODEL)
+    return load_model(name) if name else load_model()
 
 
 def make_searcher(store: Store | None, model: Model) -> Searcher:
