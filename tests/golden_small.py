@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from reference import normal, small_config, weight
 
+from engine.blip2.describe import describe
 from engine.blip2.retriever import Retriever
 from training.stage1 import stage1_losses
 
@@ -35,6 +36,8 @@ def compute() -> dict[str, np.ndarray]:
         "texts": model.encode_texts(IDS, mask)[..., ::4],
         "match": model.match(keys, IDS, mask),
         "caption_logits": model.caption_logits(past, IDS, mask)[..., ::997][mask],
+        "greedy": describe(model, keys, dec_id=30522, sep_id=102, max_length=8),
+        "beams": describe(model, keys, dec_id=30522, sep_id=102, num_beams=3, max_length=8),
         "losses": torch.stack([losses.itc, losses.itm, losses.itg]),
     }
     return {name: value.numpy() for name, value in arrays.items()}

@@ -118,3 +118,32 @@ def test_a_batch_of_one_is_refused() -> None:
     one = torch.ones(1, 3, dtype=torch.long)
     with pytest.raises(TrainingError, match="no negatives"):
         stage1_losses(model, torch.zeros(1, 5, 88), one, one.bool(), dec_id=2)
+
+
+def test_match_distillation_by_hand() -> None:
+    """Two pairs, their negatives each other: from ITC's softmax over three scores to that of ITM's margins."""
+    similarities = losses.Similarities(
+        torch.tensor([[3.0, 1.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [1.0, 2.0]])
+    )
+    other = torch.tensor([1, 0])
+    margins = torch.tensor(
+        [2.0, 0.0, -1.0, 1.0, 0.5, -0.5]
+    )  # pairs, texts' wrong photos, photos' wrong texts
+    logits = torch.stack([torch.zeros(6), margins], dim=1).requires_grad_()
+    got = losses.match_distillation_loss(logits, similarities, other, other)
+    rows = (((3.0, 0.0, 1.0), (2.0, -1.0, 0.5)), ((2.0, 1.0, 0.0), (0.0, 1.0, -0.5)))
+    want = 0.0
+    for scores, found in rows:
+        aim = [math.exp(s) / sum(map(math.exp, scores)) for s in scores]
+        want -= sum(
+            a * math.log(math.exp(f) / sum(map(math.exp, found))) for a, f in zip(aim, found, strict=True)
+        )
+    assert float(got.detach()) == pytest.approx(want / 2, abs=1e-6)
+
+
+def test_match_distillation_teaches_itm_alone() -> None:
+    to_text, to_photo = torch.randn(2, 3, 3).requires_grad_()
+    logits = torch.randn(9, 2).requires_grad_()
+    numbers = torch.tensor([1, 2, 0])
+    loss = losses.match_distillation_loss(logits, losses.Similarities(to_text, to_photo), numbers, numbers)
+    assert torch.autograd.grad(loss, [logits, to_text], allow_unused=True)[1] is None

@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from engine.blip2.checkpoint import load_model
+from engine.blip2.checkpoint import load_model, save_checkpoint
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
+from engine.blip2.layers import KeysValues
 from engine.blip2.preprocess import TextTokenizer
+from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever, itc_scores
 from engine.errors import DataError
 from training.data import CaptionedPicture
@@ -114,11 +116,8 @@ def test_paraphrases_find_each_other(tmp_path: Path) -> None:
     assert rows[-1]["right"] > 0.95 > rows[0]["right"]
 
 
-def test_a_run_makes_a_model(tmp_path: Path) -> None:
-    """From shards and the runs before it to a folder that load_model reads; missing runs are named."""
-    data, runs = tmp_path / "data", tmp_path / "runs"
-    data.mkdir()
-    with tarfile.open(data / "s-000.tar", "w") as tar:
+def write_shard(path: Path) -> None:
+    with tarfile.open(path, "w") as tar:
         for colour, texts in zip(COLOURS, CAPTIONS, strict=True):
             file = io.BytesIO()
             Image.new("RGB", (40, 32), colour).save(file, "PNG")
@@ -127,6 +126,13 @@ def test_a_run_makes_a_model(tmp_path: Path) -> None:
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
+
+
+def test_a_run_makes_a_model(tmp_path: Path) -> None:
+    """From shards and the runs before it to a folder that load_model reads; missing runs are named."""
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    data.mkdir()
+    write_shard(data / "s-000.tar")
     chosen = config()
     chosen = replace(
         chosen,
@@ -146,6 +152,39 @@ def test_a_run_makes_a_model(tmp_path: Path) -> None:
     run_stage1(chosen, data, runs, runs / "out")
     model = load_model(str(runs / "out" / "model"), dtype="float32")
     assert model.encode_texts(["a red wall"])[0].shape == (1, 16)
+
+
+def test_a_run_goes_on_from_another_runs_model(tmp_path: Path) -> None:
+    data, runs = tmp_path, tmp_path / "runs"
+    chosen = config()
+    net, tokenizer, _, _ = eight_pairs(chosen)
+    save_checkpoint(runs / "first" / "model", net, tokenizer.tokenizer)
+    write_shard(data / "s-000.tar")
+    more = replace(chosen, start="first", optim=replace(chosen.optim, steps=1, warmup=0, lr=1e-9))
+    run_stage1(more, data, runs, runs / "more")
+    first, second = (load_model(str(runs / name / "model"), dtype="float32") for name in ("first", "more"))
+    np.testing.assert_allclose(*(m.encode_texts(["a red wall"])[0] for m in (first, second)), atol=2e-3)
+    other = replace(more, model=replace(more.model, max_tokens=11))
+    with pytest.raises(DataError, match="another architecture"):
+        run_stage1(other, data, runs, runs / "other")
+
+
+def test_some_queries_and_patches_take_part(tmp_path: Path) -> None:
+    chosen = config(query_share=0.5, patch_share=0.5, match_distillation=1.0)
+    chosen = replace(chosen, optim=replace(chosen.optim, steps=60, log_every=20))
+    net, tokenizer, patches, samples = eight_pairs(chosen)
+    seen: list[tuple[int, ...]] = []
+    read = net.qformer.read_photos
+
+    def count(keys: PhotoKeys, queries: torch.Tensor) -> tuple[torch.Tensor, list[KeysValues]]:
+        seen.append((keys[0][0].shape[2], *queries.tolist()))
+        return read(keys, queries)
+
+    net.qformer.read_photos = count  # type: ignore[method-assign]
+    rows = train(Stage1Task(net, tokenizer, patches, samples, chosen), chosen.optim, tmp_path)
+    assert set(rows[0]) >= {"itc", "itm", "itg", "distilled"} and rows[-1]["itc"] < rows[0]["itc"]
+    assert all(num == round(patches.shape[2] / 2) and len(queries) == 2 for num, *queries in seen)
+    assert len({tuple(queries) for _, *queries in seen}) == 6  # every pair of the four queries
 
 
 def test_pictures_without_captions_are_refused() -> None:

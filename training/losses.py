@@ -88,6 +88,26 @@ def itm_loss(logits_M2: Tensor, num_matching: int) -> Tensor:
     return F.cross_entropy(logits_M2.float(), labels)
 
 
+def match_distillation_loss(
+    logits_M2: Tensor, similarities: Similarities, photo_for_text_B: Tensor, text_for_photo_B: Tensor
+) -> Tensor:
+    """ITM learns ITC's order: over each pair and its two negatives, cross-entropy from the softmax of ITC's scores to
+    that of ITM's margins (match less no match).
+
+    Not in BLIP-2. A small Q-Former that starts from nothing stays at chance with `itm_loss` alone for hundreds of
+    steps; an order to imitate says more than yes or no. logits: (3B, 2), the pairs, each text with its wrong photo,
+    each photo with its wrong text, all of this process. Gradients reach ITM alone.
+    """
+    batch = len(photo_for_text_B)
+    own = torch.arange(batch, device=logits_M2.device)
+    to_text, to_photo = similarities.photo_to_text.detach(), similarities.text_to_photo.detach()
+    scores_B3 = torch.stack(
+        [to_text[own, own], to_photo[own, photo_for_text_B], to_text[own, text_for_photo_B]], dim=1
+    )
+    margins_B3 = (logits_M2[:, 1] - logits_M2[:, 0]).float().view(3, batch).T
+    return F.cross_entropy(margins_B3, scores_B3.softmax(dim=1))
+
+
 def itg_loss(logits_BTK: Tensor, ids_BT: Tensor, mask_BT: Tensor, label_smoothing: float = 0.1) -> Tensor:
     """Captioning loss: position t predicts token t+1; padding is ignored; mean over predicted tokens.
 

@@ -36,15 +36,24 @@ def mini_encoder() -> DistillConfig:
 
 def mini_text() -> TextConfig:
     """mini's text half, from paraphrases: 136,310 captions of 27,262 photos (Flickr30k train, none of Flickr8k's)."""
-    optim = OptimConfig(steps=700, batch=192, lr=8e-4, warmup=60, clip=1.0, seed=4, dtype="bfloat16")
+    optim = OptimConfig(steps=1600, batch=192, lr=8e-4, warmup=60, clip=1.0, seed=4, dtype="bfloat16")
     return TextConfig(mini(), ("flickr30k-train-captions.tsv.gz",), optim)
 
 
 def mini_stage1() -> Stage1Config:
-    """mini's Q-Former: ITC, then ITC + ITM + ITG, on Flickr8k train (6,000 pictures, 5 captions each), batch 192."""
+    """mini's Q-Former: ITC, then ITC + ITM + ITG, on Flickr8k train (6,000 pictures, 5 captions each)."""
     itc = OptimConfig(steps=500, batch=192, lr=1e-3, warmup=40, clip=1.0, seed=5, dtype="bfloat16")
-    optim = OptimConfig(steps=230, batch=192, lr=5e-4, warmup=20, clip=1.0, seed=6, dtype="bfloat16")
-    return Stage1Config(mini(), ("flickr8k-train-*.tar",), optim, views=2, itc_optim=itc, patch_share=0.6)
+    optim = OptimConfig(steps=3200, batch=96, lr=5e-4, warmup=40, clip=1.0, seed=6, dtype="bfloat16")
+    return Stage1Config(
+        mini(),
+        ("flickr8k-train-*.tar",),
+        optim,
+        views=3,
+        itc_optim=itc,
+        patch_share=0.6,
+        query_share=0.5,
+        match_distillation=1.0,
+    )
 
 
 DISTILL = {"mini-encoder": mini_encoder}

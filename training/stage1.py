@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from engine.blip2.checkpoint import fast_dtype, save_checkpoint
+from engine.blip2.checkpoint import fast_dtype, load_net, save_checkpoint
 from engine.blip2.config import Blip2Config
 from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.blip2.qformer import PhotoKeys
@@ -27,8 +27,18 @@ from engine.errors import DataError, TrainingError
 from training.data import CaptionedPicture, find_shards, load_pictures, read_shards
 from training.distill import ENCODER
 from training.loop import OptimConfig, train
-from training.losses import Similarities, draw_negatives, itc_loss, itc_similarities, itg_loss, itm_loss
+from training.losses import (
+    Similarities,
+    draw_negatives,
+    itc_loss,
+    itc_similarities,
+    itg_loss,
+    itm_loss,
+    match_distillation_loss,
+)
 from training.text import TEXT_HALF, TOKENIZER, text_half
+
+LENGTH_GROUPS = 4
 
 Negatives = tuple[Tensor, Tensor]
 """For each text the number of a photo that does not fit, for each photo that of such a text; (B,) int64 each."""
@@ -43,6 +53,7 @@ class Stage1Losses:
     itg: Tensor
     match_logits: Tensor
     negatives: Negatives
+    similarities: Similarities
 
     @property
     def total(self) -> Tensor:
@@ -52,18 +63,20 @@ class Stage1Losses:
 def stage1_losses(
     model: Retriever, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, *, dec_id: int,
     image_ids: Tensor | None = None, negatives: Negatives | None = None, label_smoothing: float = 0.1,
+    queries: Tensor | None = None,
 ) -> Stage1Losses:  # fmt: skip
     """All three losses of a batch of matching pairs.
 
     patches: after `vision_norm`. ids, mask: [CLS] ... [SEP], padded. dec_id: takes the place of [CLS] for ITG.
     image_ids (B,): pairs with equal ids show the same photo (soft targets, never each other's negatives).
-    negatives: forced ones, for tests; drawn when not given. Raises TrainingError for a batch of one photo.
+    negatives: forced ones, for tests; drawn when not given. queries: numbers of those that take part, all when not
+    given. Raises TrainingError for a batch of one photo.
     """
     batch = len(ids_BT)
     if batch < 2:
         raise TrainingError(f"A batch of {batch} pair has no negatives; use at least 2.")
     keys = model.photo_keys(patches_BPV)
-    hidden, past = model.qformer.read_photos(keys)
+    hidden, past = model.qformer.read_photos(keys, queries)
     similarities = _similarities(model, hidden, ids_BT, mask_BT)
     own = torch.eye(batch, dtype=torch.bool, device=ids_BT.device)
     same = own if image_ids is None else image_ids[:, None] == image_ids[None, :]
@@ -75,17 +88,18 @@ def stage1_losses(
             draw_negatives(similarities.text_to_photo, same),
             draw_negatives(similarities.photo_to_text, same),
         )
-    logits = _match_with_negatives(model, keys, ids_BT, mask_BT, negatives)
+    logits = _match_with_negatives(model, keys, ids_BT, mask_BT, negatives, queries)
     caption_ids = torch.cat([torch.full_like(ids_BT[:, :1], dec_id), ids_BT[:, 1:]], dim=1)
     itg = itg_loss(model.caption_logits(past, caption_ids, mask_BT), caption_ids, mask_BT, label_smoothing)
-    return Stage1Losses(itc, itm_loss(logits, batch), itg, logits, negatives)
+    return Stage1Losses(itc, itm_loss(logits, batch), itg, logits, negatives, similarities)
 
 
 def itc_alone(
-    model: Retriever, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, label_smoothing: float = 0.1
-) -> Tensor:
+    model: Retriever, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, *, label_smoothing: float = 0.1,
+    queries: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The contrastive loss of `stage1_losses` without the passes of the other two."""
-    hidden, _ = model.qformer.read_photos(model.photo_keys(patches_BPV))
+    hidden, _ = model.qformer.read_photos(model.photo_keys(patches_BPV), queries)
     return itc_loss(_similarities(model, hidden, ids_BT, mask_BT), label_smoothing=label_smoothing)
 
 
@@ -95,24 +109,40 @@ def _similarities(model: Retriever, hidden_BQD: Tensor, ids_BT: Tensor, mask_BT:
 
 
 def _match_with_negatives(
-    model: Retriever, keys: PhotoKeys, ids_BT: Tensor, mask_BT: Tensor, negatives: Negatives
-) -> Tensor:
-    """Match logits (3B, 2): the pairs, each text with a wrong photo, each photo with a wrong text."""
+    model: Retriever, keys: PhotoKeys, ids_BT: Tensor, mask_BT: Tensor, negatives: Negatives,
+    queries: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Match logits (3B, 2): the pairs, each text with a wrong photo, each photo with a wrong text.
+
+    Pairs go in groups of like length: half of a batch padded to its longest text is padding.
+    """
     photo_for_text, text_for_photo = negatives
     own = torch.arange(len(ids_BT), device=ids_BT.device)
     photos = torch.cat([own, photo_for_text, own])
     texts = torch.cat([own, own, text_for_photo])
-    pairs = [(k[photos], v[photos]) for k, v in keys]
-    return model.match(pairs, ids_BT[texts], mask_BT[texts])
+    lengths = mask_BT.sum(1)[texts]
+    by_length = lengths.argsort()
+    logits = []
+    for some in by_length.chunk(LENGTH_GROUPS):
+        longest = int(lengths[some[-1]])
+        pairs = [(k[photos[some]], v[photos[some]]) for k, v in keys]
+        ids, mask = ids_BT[texts[some], :longest], mask_BT[texts[some], :longest]
+        logits.append(model.match(pairs, ids, mask, queries))
+    return torch.cat(logits)[by_length.argsort()]
 
 
 @dataclass(frozen=True)
 class Stage1Config:
-    """model: the architecture. pictures: captioned shards, names below the data folder. encoder, text: the runs
-    (`training.distill`, `training.text`) that it builds on. optim: of the run with all losses. itc_optim: of a run
-    with ITC alone before it. views: how many crops of each picture the frozen encoder reads once, before training (1 =
-    the whole picture alone). smallest_crop: their least share of the side. patch_share: of the patches read in a step
-    (arXiv:2212.00794 masks patches to the same ends). label_smoothing: of ITC and ITG."""
+    """What stage 1 learns from, and how.
+
+    model: the architecture. pictures: captioned shards, names below the data folder. optim: of the run with all
+    losses; itc_optim: of a run with ITC alone before it. encoder, text: the runs (`training.distill`, `training.text`)
+    that it builds on; start: a stage-1 run whose model is trained on instead. views: how many crops of each picture
+    the frozen encoder reads once, before training (1 = the whole picture alone); smallest_crop: their least share of
+    the side. patch_share: of the patches that are read in a step (arXiv:2212.00794 masks patches to the same ends);
+    query_share: of the queries that take part in it. match_distillation: weight of
+    `losses.match_distillation_loss`. label_smoothing: of ITC and ITG.
+    """
 
     model: Blip2Config
     pictures: tuple[str, ...]
@@ -124,6 +154,9 @@ class Stage1Config:
     smallest_crop: float = 0.6
     itc_optim: OptimConfig | None = None
     patch_share: float = 1.0
+    query_share: float = 1.0
+    match_distillation: float = 0.0
+    start: str | None = None
 
 
 class Stage1Task:
@@ -131,10 +164,10 @@ class Stage1Task:
 
     def __init__(
         self, net: Retriever, tokenizer: TextTokenizer, patches_NWPV: Tensor,
-        samples: Sequence[CaptionedPicture], config: Stage1Config,
+        samples: Sequence[CaptionedPicture], config: Stage1Config, optim: OptimConfig | None = None,
     ):  # fmt: skip
         self.net, self.tokenizer, self.patches, self.config = net, tokenizer, patches_NWPV, config
-        self.samples = samples
+        self.samples, self.optim = samples, optim or config.optim
         uncaptioned = [s.key for s in samples if not s.captions]
         if uncaptioned:
             raise DataError(f"{len(uncaptioned)} pictures have no caption (first: {uncaptioned[0]}).")
@@ -142,9 +175,9 @@ class Stage1Task:
         net.vision.requires_grad_(False)
         self.model = net.train()
         net.vision.eval()
-        self.steps_an_epoch = len(samples) // config.optim.batch
+        self.steps_an_epoch = len(samples) // self.optim.batch
         if not self.steps_an_epoch:
-            raise DataError(f"{len(samples)} pictures are fewer than a batch of {config.optim.batch}.")
+            raise DataError(f"{len(samples)} pictures are fewer than a batch of {self.optim.batch}.")
 
     def losses(self, step: int) -> dict[str, Tensor]:
         device = self.net.temperature.device
@@ -159,34 +192,56 @@ class Stage1Task:
             self.patches[chosen, views].to(device, self.net.vision_norm.weight.dtype)
         )
         patches = self.net.vision_norm(patches)
-        return self._losses(patches, ids.to(device), mask.to(device))
+        return self._losses(patches, ids.to(device), mask.to(device), self._some_queries().to(device))
 
-    def _losses(self, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
+    def _losses(
+        self, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, queries: Tensor
+    ) -> dict[str, Tensor]:
         losses = stage1_losses(
             self.net, patches_BPV, ids_BT, mask_BT,
-            dec_id=self.tokenizer.dec_id, label_smoothing=self.config.label_smoothing,
+            dec_id=self.tokenizer.dec_id, label_smoothing=self.config.label_smoothing, queries=queries,
         )  # fmt: skip
-        return {"loss": losses.total, "itc": losses.itc, "itm": losses.itm, "itg": losses.itg}
+        parts = {"itc": losses.itc, "itm": losses.itm, "itg": losses.itg}
+        if not self.config.match_distillation:
+            return {"loss": losses.total, **parts}
+        parts["distilled"] = match_distillation_loss(
+            losses.match_logits, losses.similarities, *losses.negatives
+        )
+        return {"loss": losses.total + self.config.match_distillation * parts["distilled"], **parts}
 
     def _some_patches(self, patches_BPV: Tensor) -> Tensor:
         """A random `patch_share` of the patches, the same for the batch: less to read, harder to learn by heart."""
         count = patches_BPV.shape[1]
         return patches_BPV[:, torch.randperm(count)[: max(1, round(self.config.patch_share * count))]]
 
+    def _some_queries(self) -> Tensor:
+        """A random `query_share` of the queries, likewise: ITM's rows are mostly theirs."""
+        count = self.net.config.qformer.num_queries
+        return torch.randperm(count)[: max(1, round(self.config.query_share * count))].sort().values
+
     def _pictures_of(self, step: int) -> Tensor:
         """Every picture once an epoch, in an order that depends on (seed, epoch)."""
         epoch, number = divmod(step, self.steps_an_epoch)
         order = torch.randperm(
-            len(self.samples), generator=torch.Generator().manual_seed((self.config.optim.seed << 20) + epoch)
+            len(self.samples), generator=torch.Generator().manual_seed((self.optim.seed << 20) + epoch)
         )
-        return order[number * self.config.optim.batch : (number + 1) * self.config.optim.batch]
+        return order[number * self.optim.batch : (number + 1) * self.optim.batch]
 
 
 class ItcTask(Stage1Task):
     """The same with the contrastive loss alone, a fifth of the work: it brings the two sides together first."""
 
-    def _losses(self, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
-        loss = itc_alone(self.net, patches_BPV, ids_BT, mask_BT, self.config.label_smoothing)
+    def _losses(
+        self, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, queries: Tensor
+    ) -> dict[str, Tensor]:
+        loss = itc_alone(
+            self.net,
+            patches_BPV,
+            ids_BT,
+            mask_BT,
+            label_smoothing=self.config.label_smoothing,
+            queries=queries,
+        )
         return {"loss": loss}
 
 
@@ -234,26 +289,37 @@ def run_stage1(
     data: holds the shards. runs: holds the folders `config.encoder` (its encoder.safetensors) and `config.text`
     (its tokenizer and text half). Raises DataError naming what is missing.
     """
+    net, tokenizer = _start(config, runs)
+    net.to("cuda" if torch.cuda.is_available() else "cpu")
+    samples = list(read_shards(find_shards(config.pictures, data)))
+    pictures, samples, failures = load_pictures(samples, config.model.vision.image_size)
+    say(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
+    patches = encode_views(net, pictures, config)
+    parts = net, tokenizer, patches, samples, config
+    if config.itc_optim is not None:
+        train(ItcTask(*parts, config.itc_optim), config.itc_optim, output / "itc", say=say)
+    train(Stage1Task(*parts), config.optim, output / "all", say=say)
+    save_checkpoint(output / "model", net, tokenizer.tokenizer, dtype=torch.float16)
+    say(f"wrote {output / 'model'}")
+
+
+def _start(config: Stage1Config, runs: Path) -> tuple[Retriever, TextTokenizer]:
+    """The network as training finds it: a new Q-Former around what runs before it taught, or another run's model."""
+    torch.manual_seed(config.optim.seed)
+    if config.start is not None:
+        net, tokenizer = load_net(runs / config.start / "model")
+        if net.config != config.model:
+            raise DataError(f"{runs / config.start / 'model'} is another architecture than the recipe's.")
+        return net, tokenizer
     for needed in (runs / config.encoder / ENCODER, runs / config.text / TEXT_HALF):
         if not needed.is_file():
             raise DataError(
                 f"{needed} is not there; train it first (`qseek train distill`, `qseek train text`)."
             )
-    torch.manual_seed(config.optim.seed)
     net = Retriever(config.model)
     net.vision.load_state_dict(load_file(runs / config.encoder / ENCODER))
     text_half(net).load_state_dict(load_file(runs / config.text / TEXT_HALF))
     for layer in net.qformer.layers:  # the queries' feed-forwards start as the text's (BLIP-2, section 3.1)
         layer.query_mlp.load_state_dict(layer.text_mlp.state_dict())
-    net.to("cuda" if torch.cuda.is_available() else "cpu")
     words = Tokenizer.from_file(str(runs / config.text / TOKENIZER))
-    samples = list(read_shards(find_shards(config.pictures, data)))
-    pictures, samples, failures = load_pictures(samples, config.model.vision.image_size)
-    say(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
-    patches = encode_views(net, pictures, config)
-    parts = net, TextTokenizer(words, config.model.max_tokens), patches, samples, config
-    if config.itc_optim is not None:
-        train(ItcTask(*parts), config.itc_optim, output / "itc", say=say)
-    train(Stage1Task(*parts), config.optim, output / "all", say=say)
-    save_checkpoint(output / "model", net, words, dtype=torch.float16)
-    say(f"wrote {output / 'model'}")
+    return net, TextTokenizer(words, config.model.max_tokens)

@@ -118,10 +118,7 @@ def load_model(name: str = DEFAULT, *, device: str = "auto", dtype: str = "auto"
         raise ValueError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(DTYPES)}")
     folder = find_model(name)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    config = _read_config(folder)
-    net = _make_net(config, folder)
-    _load_weights(net, folder)
-    tokenizer = _read_tokenizer(folder, config)
+    net, tokenizer = load_net(folder)
     known = folder.name if _model_folders().get(folder.name) == folder else str(folder.resolve())
     return Model(
         net,
@@ -132,6 +129,17 @@ def load_model(name: str = DEFAULT, *, device: str = "auto", dtype: str = "auto"
         device=place,
         dtype=fast_dtype(place) if dtype == "auto" else DTYPES[dtype],
     )
+
+
+def load_net(folder: Path) -> tuple[Retriever, TextTokenizer]:
+    """The network of a checkpoint folder as it was saved, in float32 and ready to be trained on.
+
+    Raises CheckpointError as `load_model` does.
+    """
+    config = _read_config(folder)
+    net = _make_net(config, folder)
+    _load_weights(net, folder)
+    return net, _read_tokenizer(folder, config)
 
 
 def save_checkpoint(

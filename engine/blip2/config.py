@@ -138,5 +138,4 @@ def mini(vocab_size: int = 8192) -> Blip2Config:
         max_positions=64,
         dropout=0.0,
     )
-    # Not ready: its ITM loss had just left chance when training ended, and reranking lowered recall (model card).
-    return Blip2Config(vision, qformer, match_ready=False)
+    return Blip2Config(vision, qformer)

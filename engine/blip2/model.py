@@ -125,8 +125,10 @@ class Model:
     def patches_from_bytes(self, rows: Sequence[bytes]) -> Tensor:
         """What `PhotoEncoder` kept -> patches (B, P, V) on the device."""
         shape = (len(rows), *self.patch_shape)
-        patches = np.frombuffer(b"".join(rows), np.float16).reshape(shape)
-        return torch.from_numpy(patches.copy()).to(self.device, self.dtype)
+        patches = torch.frombuffer(
+            bytearray().join(rows), dtype=torch.float16
+        )  # of a writable copy, as torch asks
+        return patches.view(shape).to(self.device, self.dtype)
 
     @torch.inference_mode()
     def photo_keys(self, patches_BPV: Tensor) -> PhotoKeys:

@@ -45,10 +45,12 @@ class QFormer(nn.Module):
             if layer.cross_attention is not None
         ]
 
-    def read_photos(self, photo_keys: PhotoKeys) -> tuple[Tensor, list[KeysValues]]:
+    def read_photos(
+        self, photo_keys: PhotoKeys, chosen: Tensor | None = None
+    ) -> tuple[Tensor, list[KeysValues]]:
         """Queries alone (ITC, photo side) -> hidden (B, Q, D) and, for ITG, every layer's self-attention keys and
-        values of the queries."""
-        hidden = self._embed_queries(photo_keys[0][0].shape[0])
+        values of the queries. chosen: numbers of the queries that take part; all of them when not given."""
+        hidden = self._embed_queries(photo_keys[0][0].shape[0], chosen)
         cross = iter(photo_keys)
         past = []
         for layer in self.layers:
@@ -72,11 +74,12 @@ class QFormer(nn.Module):
         return hidden
 
     def read_pairs(
-        self, photo_keys: PhotoKeys, ids_BT: Tensor, text_mask_BT: Tensor, *, queries_only: bool = False
-    ) -> Tensor:
-        """Photo and text together (ITM) -> hidden (B, Q+T, D), or the queries' (B, Q, D)."""
-        num_queries = self.config.num_queries
-        queries = self._embed_queries(ids_BT.shape[0])
+        self, photo_keys: PhotoKeys, ids_BT: Tensor, text_mask_BT: Tensor, *, queries_only: bool = False,
+        chosen: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Photo and text together (ITM) -> hidden (B, Q+T, D), or the queries' (B, Q, D). chosen: as above."""
+        queries = self._embed_queries(ids_BT.shape[0], chosen)
+        num_queries = queries.shape[1]
         hidden = torch.cat([queries, self._embed_texts(ids_BT)], dim=1)
         mask = masks.bidirectional_mask(text_mask_BT, num_queries)
         cross = iter(photo_keys)
@@ -99,15 +102,32 @@ class QFormer(nn.Module):
         past: what `read_photos` returned for the same photos.
         """
         hidden = self._embed_texts(ids_BT)
-        mask = masks.causal_text_mask(text_mask_BT, self.config.num_queries)
+        mask = masks.causal_text_mask(text_mask_BT, past[0][0].shape[2])
         for layer, (keys, values) in zip(self.layers, past, strict=True):
             own_keys, own_values = layer.attention.keys_values(hidden)
             seen = torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
             hidden = layer.text_mlp(layer.attention(hidden, seen, mask))
         return hidden
 
-    def _embed_queries(self, batch: int) -> Tensor:
-        return self.dropout(self.norm(self.queries)).expand(batch, -1, -1).contiguous()
+    def write_next(
+        self, past: Sequence[KeysValues], ids_B: Tensor, position: int
+    ) -> tuple[Tensor, list[KeysValues]]:
+        """One more token of each text (ITG, generation) -> its hidden (B, 1, D), and the past with it.
+
+        past: of the queries (`read_photos`) and of the tokens before. position: of this token, from 0.
+        """
+        hidden = self.norm(self.words(ids_B[:, None]) + self.positions.weight[position])
+        longer = []
+        for layer, (keys, values) in zip(self.layers, past, strict=True):
+            own_keys, own_values = layer.attention.keys_values(hidden)
+            seen = torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
+            longer.append(seen)
+            hidden = layer.text_mlp(layer.attention(hidden, seen, None))
+        return hidden, longer
+
+    def _embed_queries(self, batch: int, chosen: Tensor | None) -> Tensor:
+        queries = self.queries if chosen is None else self.queries[chosen]
+        return self.dropout(self.norm(queries)).expand(batch, -1, -1).contiguous()
 
     def _embed_texts(self, ids_BT: Tensor) -> Tensor:
         positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)

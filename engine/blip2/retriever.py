@@ -68,9 +68,14 @@ class Retriever(nn.Module):
         """Query outputs -> unit vectors (B, Q, E) in float32."""
         return F.normalize(self.photo_head(hidden_BQD).float(), dim=-1)
 
-    def match(self, photo_keys: PhotoKeys, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Pairs -> logits (B, 2) in float32, averaged over the queries; class 1 = they match."""
-        hidden = self.qformer.read_pairs(photo_keys, ids_BT, mask_BT, queries_only=True)
+    def match(
+        self, photo_keys: PhotoKeys, ids_BT: Tensor, mask_BT: Tensor, chosen: Tensor | None = None
+    ) -> Tensor:
+        """Pairs -> logits (B, 2) in float32, averaged over the queries; class 1 = they match.
+
+        chosen: numbers of the queries that take part, all when not given.
+        """
+        hidden = self.qformer.read_pairs(photo_keys, ids_BT, mask_BT, queries_only=True, chosen=chosen)
         return self.match_head(hidden).float().mean(dim=1)
 
     def caption_logits(self, past: Sequence[KeysValues], ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
