@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +153,7 @@ class Searcher:
         with clock.phase("rerank"):
             if self.store is not None:
                 self.store.refresh()
-            known = [self._known(path) for path in unique]
+            known = self._known(unique)
             kept, itc, logits, failures = self._match(text, known, vectors[0])
         ready, notes = self._ready(len(kept))
         scores = logits[:, 1] + itc if ready else itc
@@ -226,13 +227,17 @@ class Searcher:
         stored = self._stored_patches(photos)
         if stored:
             yield list(stored), self.model.patches_from_bytes(list(stored.values()))
+        missing = [row for row in range(len(photos)) if row not in stored]
         read, pictures = [], []
-        for row in (row for row in range(len(photos)) if row not in stored):
-            try:
-                pictures.append(self._picture(photos[row]))
-                read.append(row)
-            except PhotoError as error:
-                failures.append(Failure(photos[row].path, str(error)))
+        with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
+            for row, picture in zip(
+                missing, pool.map(self._picture, (photos[r] for r in missing)), strict=True
+            ):
+                if isinstance(picture, Failure):
+                    failures.append(picture)
+                else:
+                    read.append(row)
+                    pictures.append(picture)
         if read:
             yield read, self.model.encode_patches(np.stack(pictures))
 
@@ -243,29 +248,33 @@ class Searcher:
         found = self.store.features([photos[row].id for row in rows])
         return {row: patches for row, patches in zip(rows, found, strict=True) if patches is not None}
 
-    def _picture(self, photo: Photo) -> np.ndarray:
+    def _picture(self, photo: Photo) -> np.ndarray | Failure:
         """The first of its files that can be read -> uint8 (H, W, 3)."""
         size = self.model.image_size
         for path in photo.paths:
             try:
                 return squash(open_picture(path, least_side=2 * size), size)
             except PhotoError as error:
-                problem = error
-        raise problem
+                problem = str(error)
+        return Failure(photo.path, problem)
 
     def _encode_file(self, path: Path) -> tuple[np.ndarray, PhotoKeys]:
         """A photo, indexed or not -> unit vectors (Q, E) float32, and its keys and values."""
         failures: list[Failure] = []
-        for _, patches in self._patches([self._known(path)], failures):
+        for _, patches in self._patches(self._known([path]), failures):
             keys = self.model.photo_keys(patches)
             return self.model.photo_vectors(keys)[0], keys
         raise QueryError(f"{path} cannot be read: {failures[0].reason}")
 
-    def _known(self, path: Path) -> Photo:
-        photo = self.store.photo_at(path) if self.store is not None else None
-        if photo is None:
-            return Photo(-1, "", 0, 0, (path,))
-        return replace(photo, paths=(path, *(other for other in photo.paths if other != path)))
+    def _known(self, paths: Sequence[Path]) -> list[Photo]:
+        """The photos of the index at these paths, that path first; one that is not indexed has the id -1."""
+        found = [None] * len(paths) if self.store is None else self.store.photos_at(paths)
+        return [
+            Photo(-1, "", 0, 0, (path,))
+            if photo is None
+            else replace(photo, paths=(path, *(other for other in photo.paths if other != path)))
+            for path, photo in zip(paths, found, strict=True)
+        ]
 
     def _indexed_texts(self, photo_QE: np.ndarray, k: int) -> tuple[list[str], np.ndarray, list[str]]:
         store = self._store()

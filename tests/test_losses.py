@@ -105,12 +105,25 @@ def test_negatives_are_never_the_pair_and_follow_the_scores() -> None:
 
 
 def test_captioning_ignores_padding_and_shifts() -> None:
-    ids, mask = torch.tensor([[7, 1, 2, 0]]), torch.tensor([[True, True, True, False]])
-    logits = torch.full((1, 4, 8), -20.0)
-    logits[0, 0, 1] = logits[0, 1, 2] = 20.0
-    logits[0, 2, 5] = 20.0  # would predict 5 after the end: not asked for
-    assert float(losses.itg_loss(logits, ids, mask, label_smoothing=0.0)) == pytest.approx(0.0, abs=1e-6)
-    assert float(losses.itg_loss(logits.roll(1, dims=1), ids, mask, label_smoothing=0.0)) > 10
+    """The sum over each text of what its own tokens predict, in texts of unlike length, with and without smoothing."""
+    torch.manual_seed(0)
+    model = Retriever(small_config()).eval().requires_grad_(False)
+    patches = torch.randn(2, 5, 88)
+    ids = torch.tensor([[101, 7, 8, 102, 0, 0], [101, 9, 102, 0, 0, 0]])
+    mask = ids != 0
+    for smoothing in (0.0, 0.1):
+        got = stage1_losses(model, patches, ids, mask, dec_id=30522, label_smoothing=smoothing).itg
+        want = []
+        for row, length in enumerate(mask.sum(1).tolist()):
+            _, past = model.qformer.read_photos(model.photo_keys(patches[row : row + 1]))
+            read = torch.cat([torch.tensor([30522]), ids[row, 1:length]])[None]
+            log_probs = model.caption_logits(past, read, torch.ones_like(read, dtype=torch.bool)).log_softmax(
+                -1
+            )[0]
+            for place in range(length - 1):
+                own = log_probs[place, ids[row, place + 1]]
+                want.append(-(1 - smoothing) * own - smoothing * log_probs[place].mean())
+        torch.testing.assert_close(got, torch.stack(want).mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_a_batch_of_one_is_refused() -> None:

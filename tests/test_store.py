@@ -434,6 +434,20 @@ def test_an_empty_index(store: Store) -> None:
         store.photos([0])
 
 
-def test_a_text_literal_cannot_be_left() -> None:
-    assert tables.text_literal("it's '; --") == "'it''s ''; --'"
+def test_a_literal_cannot_be_left() -> None:
     assert tables.bytes_literal(b"'\n\xff") == "X'270aff'"
+
+
+def test_photos_at_many_paths(store: Store) -> None:
+    """Copies, missing and unknown paths, more than one SQL condition's worth."""
+    store.add([a_photo(0), a_photo(1)], [a_file(0, "a.jpg"), a_file(1, "b.jpg"), a_file(0, "c.jpg")])
+    store.mark_missing([ROOT / "b.jpg"])
+    paths = [ROOT / f"none{number}.jpg" for number in range(2500)]
+    paths[7], paths[1200], paths[2499], paths[3] = (
+        ROOT / name for name in ("a.jpg", "c.jpg", "a.jpg", "b.jpg")
+    )
+    found = store.photos_at(paths)
+    assert [row for row, photo in enumerate(found) if photo] == [7, 1200, 2499]
+    assert {photo.id for photo in found if photo} == {0} and found[7] == store.photo_at(ROOT / "c.jpg")
+    assert found[7] is not None and found[7].paths == (ROOT / "a.jpg", ROOT / "c.jpg")
+    assert store.photos_at([]) == []

@@ -15,8 +15,6 @@ from torch import Tensor
 from engine.blip2.retriever import itc_scores
 
 LEAST_TEMPERATURE = 0.01
-IGNORED = -100
-"""The label of a token that is not to be predicted (PyTorch's cross-entropy default)."""
 
 
 @dataclass(frozen=True)
@@ -108,15 +106,6 @@ def match_distillation_loss(
     return F.cross_entropy(margins_B3, scores_B3.softmax(dim=1))
 
 
-def itg_loss(logits_BTK: Tensor, ids_BT: Tensor, mask_BT: Tensor, label_smoothing: float = 0.1) -> Tensor:
-    """Captioning loss: position t predicts token t+1; padding is ignored; mean over predicted tokens.
-
-    ids_BT: the text as read ([DEC] first), whose tokens from the second on are the targets.
-    """
-    targets = ids_BT.masked_fill(~mask_BT, IGNORED)[:, 1:]
-    return F.cross_entropy(
-        logits_BTK[:, :-1].flatten(0, 1).float(),
-        targets.flatten(),
-        ignore_index=IGNORED,
-        label_smoothing=label_smoothing,
-    )
+def itg_loss(logits_MK: Tensor, targets_M: Tensor, label_smoothing: float = 0.1) -> Tensor:
+    """Captioning loss: mean over all tokens to be predicted, M of them in the batch. targets: their ids."""
+    return F.cross_entropy(logits_MK.float(), targets_M, label_smoothing=label_smoothing)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from engine.blip2.checkpoint import fast_dtype, load_net, save_checkpoint
 from engine.blip2.config import Blip2Config
+from engine.blip2.layers import KeysValues
 from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever
@@ -89,8 +90,7 @@ def stage1_losses(
             draw_negatives(similarities.photo_to_text, same),
         )
     logits = _match_with_negatives(model, keys, ids_BT, mask_BT, negatives, queries)
-    caption_ids = torch.cat([torch.full_like(ids_BT[:, :1], dec_id), ids_BT[:, 1:]], dim=1)
-    itg = itg_loss(model.caption_logits(past, caption_ids, mask_BT), caption_ids, mask_BT, label_smoothing)
+    itg = _caption_loss(model, past, ids_BT, mask_BT, dec_id, label_smoothing)
     return Stage1Losses(itc, itm_loss(logits, batch), itg, logits, negatives, similarities)
 
 
@@ -129,6 +129,18 @@ def _match_with_negatives(
         ids, mask = ids_BT[texts[some], :longest], mask_BT[texts[some], :longest]
         logits.append(model.match(pairs, ids, mask, queries))
     return torch.cat(logits)[by_length.argsort()]
+
+
+def _caption_loss(
+    model: Retriever, past: Sequence[KeysValues], ids_BT: Tensor, mask_BT: Tensor, dec_id: int,
+    label_smoothing: float,
+) -> Tensor:  # fmt: skip
+    """Every token predicts the next one; the vocabulary is scored for those alone that have one."""
+    read_BT = torch.cat([torch.full_like(ids_BT[:, :1], dec_id), ids_BT[:, 1:]], dim=1)
+    hidden_BTD = model.qformer.write_texts(past, read_BT, mask_BT)
+    followed_BT = mask_BT[:, 1:]
+    logits = model.caption_head(hidden_BTD[:, :-1][followed_BT], model.qformer.words)
+    return itg_loss(logits, read_BT[:, 1:][followed_BT], label_smoothing)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from engine.blip2.vision import folded
 from engine.index.manifest import Manifest
 
 PHOTOS_AT_ONCE = 64
+VISION_AT_ONCE = 16  # on a CPU: a convolution's rows stay in its cache, 1.6 times as fast as 64
 TEXTS_AT_ONCE = 256
 BEHIND = 1000.0
 """Taken off the ITC of what ITM has not read: it stays behind what ITM has read, in ITC's order (LAVIS gives -100)."""
@@ -97,8 +98,13 @@ class Model:
     def encode_patches(self, pictures_BHWC: np.ndarray) -> Tensor:
         """uint8 (B, H, W, 3) pictures of `image_size` -> patches (B, P, V) on the device."""
         vision = self.config.vision
-        pixels = to_pixels(pictures_BHWC, vision.mean, vision.std, self.device)
-        return self.net.encode_patches(pixels.to(self.dtype))
+        at_once = VISION_AT_ONCE if self.device.type == "cpu" else max(1, len(pictures_BHWC))
+        parts = []
+        for start in range(0, len(pictures_BHWC), at_once):
+            some = pictures_BHWC[start : start + at_once]
+            pixels = to_pixels(some, vision.mean, vision.std, self.device)
+            parts.append(self.net.encode_patches(pixels.to(self.dtype)))
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def encode_photos(self, patches_BPV: Tensor) -> np.ndarray:

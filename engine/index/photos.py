@@ -24,12 +24,14 @@ class NewPhoto:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Where each photo lies at one version of the table; ids ascend, the others follow them."""
+    """All of each photo but vectors and features, at one version of the table; ids ascend, the others follow them."""
 
     version: int
     ids: np.ndarray
     row_ids: np.ndarray
     digests: pa.Array
+    widths: np.ndarray
+    heights: np.ndarray
 
 
 class PhotoTable:
@@ -53,10 +55,28 @@ class PhotoTable:
             self._known = (rows.version, ids)
         return self._known[1]
 
-    def ids_with_digests(self, digests: pa.Array) -> np.ndarray:
-        """Ascending ids of the photos whose digest is among these."""
+    def places_of_digests(self, digests: pa.ChunkedArray) -> np.ndarray:
+        """For each digest the place of its photo among `ids`, -1 where there is none."""
+        places = pc.index_in(digests, value_set=self._all_rows().digests)
+        return places.fill_null(-1).to_numpy().astype(np.int64)
+
+    def places(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """For each id its place among `ids`. Raises IndexStateError for one that is not there."""
         rows = self._all_rows()
-        return rows.ids[pc.is_in(rows.digests, value_set=digests).to_numpy(zero_copy_only=False)]
+        wanted = np.asarray(ids, dtype=np.int64)
+        places = np.searchsorted(rows.ids, wanted)
+        found = places < len(rows.ids)
+        found[found] = rows.ids[places[found]] == wanted[found]
+        if not found.all():
+            raise IndexStateError(f"photo {wanted[~found][0]} is no longer in the index; ask again")
+        return places
+
+    def facts(self, places: np.ndarray) -> list[tuple[int, str, int, int]]:
+        """Id, digest, width and height of the photos at these places."""
+        rows = self._all_rows()
+        digests = rows.digests.take(pa.array(places)).to_pylist()
+        numbers = (values[places].tolist() for values in (rows.widths, rows.heights))
+        return list(zip(rows.ids[places].tolist(), digests, *numbers, strict=True))
 
     def append(self, photos: Sequence[NewPhoto]) -> list[int]:
         """Commit those whose digest is new; the ids of all of them, in their order."""
@@ -76,17 +96,13 @@ class PhotoTable:
     def delete(self, ids: np.ndarray) -> None:
         self.table.delete(f"id IN ({','.join(map(str, ids.tolist()))})")
 
-    def take(self, ids: Sequence[int] | np.ndarray, columns: list[str]) -> tuple[np.ndarray, pa.Table]:
-        """Rows of some photos, and for each of ids the place of its row among them."""
-        unique, inverse = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
-        rows = self.table.take(self._row_ids(unique), ["id", *columns])
-        return np.argsort(rows["id"].to_numpy())[inverse], rows
-
     def vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """(N, Q, E) float16 in the order of ids."""
         if len(ids) == 0:
             return np.zeros((0, *self._shape), np.float16)
-        places, rows = self.take(ids, ["vectors"])
+        unique, inverse = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
+        rows = self.table.take(self._row_ids(unique), ["id", "vectors"])
+        places = np.argsort(rows["id"].to_numpy())[inverse]
         return fixed_lists(rows["vectors"])[places].reshape(-1, *self._shape)
 
     def features(self, ids: Sequence[int] | np.ndarray) -> list[bytes | None]:
@@ -95,21 +111,16 @@ class PhotoTable:
     def _all_rows(self) -> _Rows:
         version = self.table.version
         if self._rows is None or self._rows.version != version:
-            rows = self.table.read(["id", "digest"], row_ids=True)
-            rows = rows.take(pc.sort_indices(rows["id"]))
+            rows = self.table.read(["id", "digest", "width", "height"], row_ids=True)
+            rows = rows.take(pc.sort_indices(rows["id"])).combine_chunks()
             digests = rows["digest"].combine_chunks()
-            self._rows = _Rows(version, rows["id"].to_numpy(), rows["_rowid"].to_numpy(), digests)
+            numbers = (rows[name].to_numpy() for name in ("id", "_rowid", "width", "height"))
+            ids, row_ids, widths, heights = numbers
+            self._rows = _Rows(version, ids, row_ids, digests, widths, heights)
         return self._rows
 
     def _row_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        rows = self._all_rows()
-        wanted = np.asarray(ids, dtype=np.int64)
-        places = np.searchsorted(rows.ids, wanted)
-        found = places < len(rows.ids)
-        found[found] = rows.ids[places[found]] == wanted[found]
-        if not found.all():
-            raise IndexStateError(f"photo {wanted[~found][0]} is no longer in the index; ask again")
-        return rows.row_ids[places]
+        return self._all_rows().row_ids[self.places(ids)]
 
     def _to_rows(self, ids: range, photos: list[NewPhoto]) -> pa.Table:
         vectors = np.stack([photo.vectors_QE for photo in photos])

@@ -10,7 +10,9 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
+from itertools import islice
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -31,7 +33,6 @@ from engine.index.tables import (
     Table,
     VanishedError,
     photo_schema,
-    text_literal,
     text_schema,
 )
 from engine.index.texts import TextTable, ids_condition
@@ -41,6 +42,7 @@ __all__ = ["FailureRecord", "FileRecord", "NewPhoto", "Store"]
 
 CACHE_FOLDER = "faiss"
 TABLES_FOLDER = "tables"
+_PATHS_AT_ONCE = 1000  # in one SQL condition
 _SMALL_TABLE_FRAGMENTS = 8  # files, failures and texts hold no vectors worth sparing
 
 P = ParamSpec("P")
@@ -63,6 +65,20 @@ def _retried(
     return retried
 
 
+@dataclass(frozen=True)
+class _Live:
+    """The files that are not missing, in memory: a search must not scan the table for the paths of its hits.
+
+    versions: of the photos' and the files' table. ids: ascending, of the photos that have a file. places: for each file
+    its photo's place in the table, ascending; files: their root and path, in the same order.
+    """
+
+    versions: tuple[int, int]
+    ids: np.ndarray
+    places: np.ndarray
+    files: pa.Table
+
+
 class Store:
     """One index folder. Made by `Store.create` or `Store.open`."""
 
@@ -76,7 +92,7 @@ class Store:
         self._texts = TextTable(texts, manifest.embed_dim)
         self._writer = threading.RLock()
         self._writing = 0
-        self._live: tuple[tuple[int, int], np.ndarray] | None = None
+        self._live: _Live | None = None
 
     @classmethod
     def create(cls, folder: Path, manifest: Manifest, *, replace: bool = False) -> "Store":
@@ -183,11 +199,7 @@ class Store:
     @_retried
     def live_ids(self) -> np.ndarray:
         """Ascending int64 ids of the photos with a file that is not missing: what may be found."""
-        versions = (self._photos.table.version, self._files.table.version)
-        if self._live is None or self._live[0] != versions:
-            digests = self._files.table.read(["digest"], "NOT missing")["digest"].combine_chunks()
-            self._live = (versions, self._photos.ids_with_digests(digests))
-        return self._live[1]
+        return self._live_files().ids
 
     @_retried
     def photos(self, ids: Sequence[int] | np.ndarray) -> list[Photo]:
@@ -197,27 +209,34 @@ class Store:
         """
         if len(ids) == 0:
             return []
-        places, rows = self._photos.take(ids, ["digest", "width", "height"])
-        digests, widths, heights = (rows[name].to_pylist() for name in ("digest", "width", "height"))
-        wanted = ",".join(text_literal(digest) for digest in digests)
-        where = f"NOT missing AND digest IN ({wanted})"
-        files = self._files.table.read(["root", "path", "digest"], where)
-        paths: dict[str, list[Path]] = {digest: [] for digest in digests}
-        for file in files.to_pylist():
-            paths[file["digest"]].append(absolute(file["root"], file["path"]))
+        places = self._photos.places(ids)
+        live = self._live_files()
+        starts, stops = (np.searchsorted(live.places, places, side) for side in ("left", "right"))
+        lies = [np.arange(start, stop) for start, stop in zip(starts, stops, strict=True)]
+        files = live.files.take(pa.array(np.concatenate(lies))).to_pylist()
+        paths = iter([absolute(file["root"], file["path"]) for file in files])
         return [
-            Photo(int(id_), digests[row], widths[row], heights[row], tuple(sorted(paths[digests[row]])))
-            for id_, row in zip(ids, places.tolist(), strict=True)
+            Photo(id_, digest, width, height, tuple(sorted(islice(paths, len(own)))))
+            for (id_, digest, width, height), own in zip(self._photos.facts(places), lies, strict=True)
         ]
 
-    @_retried
     def photo_at(self, path: Path) -> Photo | None:
         """The photo at an absolute path; None when that path is not indexed or missing."""
-        rows = self._files.of_paths([path]).filter(pc.invert(pc.field("missing")))
-        if rows.num_rows == 0:
-            return None
-        id_ = self._photos.ids_of_digests().get(rows["digest"][0].as_py())
-        return None if id_ is None else self.photos([id_])[0]
+        return self.photos_at([path])[0]
+
+    @_retried
+    def photos_at(self, paths: Sequence[Path]) -> list[Photo | None]:
+        """The photo at each absolute path, None where none is indexed or the file is missing."""
+        files: dict[Path, str] = {}
+        for start in range(0, len(paths), _PATHS_AT_ONCE):
+            rows = self._files.of_paths(paths[start : start + _PATHS_AT_ONCE])
+            for row in rows.filter(pc.invert(pc.field("missing"))).to_pylist():
+                files[absolute(row["root"], row["path"])] = row["digest"]
+        known = self._photos.ids_of_digests()
+        ids = {path: known[digest] for path, digest in files.items() if digest in known}
+        unique = sorted(set(ids.values()))
+        photos = dict(zip(unique, self.photos(unique), strict=True))
+        return [photos[ids[path]] if path in ids else None for path in paths]
 
     @_retried
     def vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -353,6 +372,18 @@ class Store:
         ids = ids[np.searchsorted(ids, after_id, side="right") :]
         for start in range(0, len(ids), batch):
             yield ids[start : start + batch], self.text_vectors(ids[start : start + batch])
+
+    def _live_files(self) -> "_Live":
+        versions = (self._photos.table.version, self._files.table.version)
+        if self._live is None or self._live.versions != versions:
+            files = self._files.table.read(["digest", "root", "path"], "NOT missing")
+            places = self._photos.places_of_digests(files["digest"])
+            order = np.argsort(places, kind="stable")
+            order = order[np.searchsorted(places[order], 0) :]
+            files = files.select(["root", "path"]).take(pa.array(order)).combine_chunks()
+            ids = self._photos.ids[np.unique(places[order])]
+            self._live = _Live(versions, ids, places[order], files)
+        return self._live
 
     def _tables(self) -> list[Table]:
         return [self._photos.table, self._files.table, self._failures.table, self._texts.table]

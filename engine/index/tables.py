@@ -186,10 +186,6 @@ def bytes_literal(value: bytes) -> str:
     return f"X'{value.hex()}'"
 
 
-def text_literal(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
 def to_fixed_lists(vectors: np.ndarray) -> pa.Array:
     """fixed_size_list<float16> column of (N, ...) vectors, one list a row."""
     flat = np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1)
