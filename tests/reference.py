@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
+from engine.blip2.convert import LAVIS, renamed, stored
 
 SHARED = Path(os.environ.get("QSEEK_SHARED", Path(__file__).parents[2] / "shared"))
 GOLDENS = SHARED / "goldens"
@@ -66,3 +67,14 @@ def small_lavis_state(info: dict[str, Any]) -> dict[str, torch.Tensor]:
         for name, shape in shapes.items()
         if not name.endswith("position_ids")
     }
+
+
+def from_lavis(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Through the converter's table."""
+    theirs = {name: stored(tensor) for name, tensor in state.items()}
+    return {name: one.read() for name, one in renamed(theirs, LAVIS).items()}
+
+
+def small_state(info: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The formula's weights of the small model, under our names."""
+    return from_lavis(small_lavis_state(info))

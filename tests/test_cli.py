@@ -505,11 +505,33 @@ def test_models_lists_what_is_there(monkeypatch):
         image_size=160,
     )
     monkeypatch.setattr(checkpoint, "list_models", lambda: [one])
-    assert (
-        qseek("models").stdout.splitlines()[1]
-        == "mini      19.4 M  38.8 MB      160 px  abababababab  /m/mini"
-    )
+    table = [row.split() for row in qseek("models").stdout.splitlines()]
+    assert table[1] == ["mini", "19.4", "M", "38.8", "MB", "160", "px", "abababababab", "/m/mini"]
+    assert [row[0] for row in table[2:]] == ["blip2-itm-vit-g", "blip2-itm-vit-g-coco"]
+    assert all("not here" in " ".join(row) for row in table[2:])
     assert lines(qseek("models", "--json"))[0]["digest"] == "ab" * 16
+
+
+def test_convert_both_ways(tmp_path):
+    """A transformers folder becomes ours and goes back; what cannot be is said, and nothing is written over."""
+    from safetensors.torch import load_file
+    from test_transformers_parity import random_theirs, save_theirs
+
+    save_theirs(random_theirs(), tmp_path / "theirs")
+    assert qseek("models", "convert", tmp_path / "theirs", tmp_path / "ours").exit_code == 0
+    assert (
+        qseek("models", "convert", tmp_path / "ours", tmp_path / "back", "--to", "transformers").exit_code
+        == 0
+    )
+    first, last = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "back"))
+    assert first.keys() == last.keys() and all(first[name].equal(last[name]) for name in first)
+    full = qseek("models", "convert", tmp_path / "theirs", tmp_path / "ours")
+    assert full.exit_code == 1 and "is not empty" in full.stderr
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    words = tmp_path / "theirs" / "tokenizer.json"
+    bad = qseek("models", "convert", tmp_path / "text.pth", tmp_path / "new", "--vocabulary", words)
+    assert bad.exit_code == 1 and "was refused" in bad.stderr and not (tmp_path / "new").exists()
+    assert qseek("models", "convert", tmp_path / "theirs", tmp_path / "new", "--pixels", 364).exit_code == 2
 
 
 def test_app_listens_on_this_computer_alone(monkeypatch, tmp_path):

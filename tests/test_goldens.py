@@ -6,10 +6,10 @@ import golden_small
 import numpy as np
 import pytest
 import torch
-from reference import load_golden, normal, small_config, small_lavis_state, weight
+from reference import from_lavis, load_golden, normal, small_config, small_state, weight
 
 from engine.blip2.config import VisionConfig
-from engine.blip2.convert import resize_positions, state_from_lavis
+from engine.blip2.convert import resize_positions
 from engine.blip2.describe import describe
 from engine.blip2.retriever import Retriever, itc_scores
 from engine.blip2.vision import VisionEncoder
@@ -26,7 +26,7 @@ def close(got: torch.Tensor, want: torch.Tensor, atol: float = 2e-5) -> None:
 def small_model(scale: str) -> Retriever:
     info, _ = load_golden(f"b_itc_{scale}")
     model = Retriever(small_config()).eval().requires_grad_(False)
-    model.load_state_dict(state_from_lavis(small_lavis_state(info)))
+    model.load_state_dict(small_state(info))
     return model
 
 
@@ -60,7 +60,7 @@ def test_eva_positions_resized() -> None:
 def test_clip_encoder() -> None:
     info, want = load_golden("a_clip_std")
     state = {n: weight(n, s, info["w_scale"], info["b_scale"]) for n, s in info["shapes"].items()}
-    ours = state_from_lavis(state)
+    ours = from_lavis(state)
     backbone = {k.removeprefix("vision."): v for k, v in ours.items() if k.startswith("vision.")}
     args = {"patch_size": 14, "embed_dim": 64, "depth": 3, "num_heads": 4}
     for side, seed, name in ((4, 101, "features"), (6, 102, "interp_features")):

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from reference import load_golden, normal, small_config, small_lavis_state
+from reference import load_golden, normal, small_config, small_state
 
-from engine.blip2.convert import name_from_lavis, state_from_lavis
+from engine.blip2.convert import LAVIS, our_name
 from engine.blip2.retriever import Retriever
 from engine.errors import TrainingError
 from training import losses
@@ -19,7 +19,7 @@ from training.stage1 import stage1_losses
 def test_equal_to_the_original(case: str) -> None:
     info, want = load_golden(case)
     model = Retriever(small_config()).eval()
-    model.load_state_dict(state_from_lavis(small_lavis_state(info)))
+    model.load_state_dict(small_state(info))
     model.vision.requires_grad_(False)
     ids, mask = want["input_ids"], want["attention_mask"].bool()
     got = stage1_losses(
@@ -38,11 +38,11 @@ def test_equal_to_the_original(case: str) -> None:
     grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     checked = 0
     for key in (k for k in want if k.startswith("gradfull:")):
-        ours = grads[name_from_lavis(key.removeprefix("gradfull:"))]
+        ours = grads[our_name(key.removeprefix("gradfull:"), LAVIS)]
         torch.testing.assert_close(ours.reshape(want[key].shape), want[key], atol=2e-5, rtol=1e-5)
         checked += 1
     for key, norm in info["grad_norms_full"].items():
-        name = name_from_lavis(key)
+        name = our_name(key, LAVIS)
         if name is not None:
             assert float(grads[name].norm()) == pytest.approx(norm, abs=2e-5, rel=1e-5), key
             checked += 1
@@ -53,7 +53,7 @@ def test_equal_to_the_original(case: str) -> None:
 def test_negative_weights_equal_the_original(case: str) -> None:
     info, want = load_golden(case)
     model = Retriever(small_config()).eval().requires_grad_(False)
-    model.load_state_dict(state_from_lavis(small_lavis_state(info)))
+    model.load_state_dict(small_state(info))
     keys = model.photo_keys(model.encode_patches(normal(301, (4, 3, 56, 56))))
     photos = model.encode_photos(keys)
     texts = model.encode_texts(want["input_ids"], want["attention_mask"].bool())

@@ -1,6 +1,6 @@
-"""Beside another implementation: transformers' Blip2ForImageTextRetrieval with random weights, carried over by name."""
+"""Beside another implementation: transformers' Blip2ForImageTextRetrieval with random weights, saved and read by us."""
 
-import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import Blip2Config as TheirConfig
 from transformers import Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2VisionConfig, OPTConfig
 
-from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
+from engine.blip2.checkpoint import load_net
 from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever, itc_scores
 
@@ -17,74 +17,11 @@ SIZE, PATCH, V, D, Q, E = 56, 14, 88, 64, 8, 24
 VOCABULARY = tiny_tokenizer().get_vocab_size()
 TEXTS = ("a red dog runs in the snow", "cat", "the blue house")
 ATOL = 2e-5
-
-# transformers' names, and ours.
-NAMES = (
-    ("vision_model.embeddings.class_embedding", "vision.backbone.cls_token"),
-    ("vision_model.embeddings.position_embedding", "vision.backbone.pos_embed"),
-    ("vision_model.embeddings.patch_embedding.*", "vision.backbone.patch_embed.proj.*"),
-    ("vision_model.encoder.layers.{i}.layer_norm1.*", "vision.backbone.blocks.{i}.norm1.*"),
-    ("vision_model.encoder.layers.{i}.layer_norm2.*", "vision.backbone.blocks.{i}.norm2.*"),
-    ("vision_model.encoder.layers.{i}.self_attn.qkv.weight", "vision.backbone.blocks.{i}.attn.qkv.weight"),
-    ("vision_model.encoder.layers.{i}.self_attn.projection.*", "vision.backbone.blocks.{i}.attn.proj.*"),
-    ("vision_model.encoder.layers.{i}.mlp.*", "vision.backbone.blocks.{i}.mlp.*"),
-    ("vision_model.post_layernorm.*", "vision_norm.*"),
-    ("embeddings.word_embeddings.weight", "qformer.words.weight"),
-    ("embeddings.position_embeddings.weight", "qformer.positions.weight"),
-    ("qformer.layernorm.*", "qformer.norm.*"),
-    ("qformer.encoder.layer.{i}.attention.attention.*", "qformer.layers.{i}.attention.*"),
-    ("qformer.encoder.layer.{i}.attention.output.dense.*", "qformer.layers.{i}.attention.out.*"),
-    ("qformer.encoder.layer.{i}.attention.output.LayerNorm.*", "qformer.layers.{i}.attention.norm.*"),
-    ("qformer.encoder.layer.{i}.crossattention.attention.*", "qformer.layers.{i}.cross_attention.*"),
-    ("qformer.encoder.layer.{i}.crossattention.output.dense.*", "qformer.layers.{i}.cross_attention.out.*"),
-    (
-        "qformer.encoder.layer.{i}.crossattention.output.LayerNorm.*",
-        "qformer.layers.{i}.cross_attention.norm.*",
-    ),
-    ("qformer.encoder.layer.{i}.intermediate.dense.*", "qformer.layers.{i}.text_mlp.up.*"),
-    ("qformer.encoder.layer.{i}.output.dense.*", "qformer.layers.{i}.text_mlp.down.*"),
-    ("qformer.encoder.layer.{i}.output.LayerNorm.*", "qformer.layers.{i}.text_mlp.norm.*"),
-    ("qformer.encoder.layer.{i}.intermediate_query.dense.*", "qformer.layers.{i}.query_mlp.up.*"),
-    ("qformer.encoder.layer.{i}.output_query.dense.*", "qformer.layers.{i}.query_mlp.down.*"),
-    ("qformer.encoder.layer.{i}.output_query.LayerNorm.*", "qformer.layers.{i}.query_mlp.norm.*"),
-    ("vision_projection.*", "photo_head.*"),
-    ("text_projection.*", "text_head.*"),
-    ("itm_head.*", "match_head.*"),
-)
+Pair = tuple[Blip2ForImageTextRetrieval, Retriever]
 
 
-def our_name(key: str) -> str:
-    for theirs, ours in NAMES:
-        pattern = re.escape(theirs).replace(r"\{i\}", r"(\d+)").replace(r"\*", "(.+)")
-        if found := re.fullmatch(pattern, key):
-            for part in found.groups():
-                ours = re.sub(r"\{i\}|\*", part, ours, count=1)
-            return ours
-    raise AssertionError(f"{key} has no place in our model")
-
-
-def carried_over(state: dict[str, Tensor], ours: Retriever) -> None:
-    """Every tensor of theirs has a place, every one of ours is filled but those transformers has not."""
-    made = {}
-    for key, tensor in state.items():
-        if key == "query_tokens":
-            made["qformer.queries"] = tensor[0]
-        elif found := re.fullmatch(r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.bias", key):
-            # EVA has no bias for the keys; in transformers it is one tensor with zeros in the middle.
-            q_bias, k_bias, v_bias = tensor.chunk(3)
-            assert not k_bias.any()
-            block = f"vision.backbone.blocks.{found[1]}.attn"
-            made[f"{block}.q_bias"], made[f"{block}.v_bias"] = q_bias, v_bias
-        else:
-            made[our_name(key)] = tensor
-    missing, unexpected = ours.load_state_dict(made, strict=False)
-    assert not unexpected
-    assert all(name == "temperature" or name.startswith("caption_head.") for name in missing)
-
-
-@pytest.fixture(scope="module")
-def pair() -> tuple[Blip2ForImageTextRetrieval, Retriever]:
-    """(theirs, ours) with the same weights."""
+def random_theirs() -> Blip2ForImageTextRetrieval:
+    """A small model of theirs whose weights say different things of different photos."""
     qformer = Blip2QFormerConfig(
         vocab_size=VOCABULARY,
         hidden_size=D,
@@ -124,18 +61,25 @@ def pair() -> tuple[Blip2ForImageTextRetrieval, Retriever]:
                 parameter.view(3, -1)[1] = 0
         else:
             parameter.copy_(noise * (1.5 / parameter[0].numel() ** 0.5))
-    args = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": V, "depth": 3, "num_heads": 4}
-    ours = Retriever(
-        Blip2Config(
-            VisionConfig("eva_giant_patch14_clip_224", SIZE, V, args),
-            QFormerConfig(4, D, 4, 128, Q, vocab_size=VOCABULARY, max_positions=32),
-            embed_dim=E,
-            max_tokens=16,
-            vision_norm_eps=1e-6,
-        )
-    )
-    carried_over(theirs.state_dict(), ours)
-    return theirs, ours.eval().requires_grad_(False)
+    return theirs
+
+
+@pytest.fixture(scope="module", params=["one file", "shards", "bin"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """(theirs, ours) with the same weights, ours read from what theirs saved."""
+    theirs, folder = random_theirs(), tmp_path_factory.mktemp("theirs")
+    save_theirs(theirs, folder, request.param)
+    return theirs, load_net(folder)[0].eval().requires_grad_(False)
+
+
+def save_theirs(theirs: Blip2ForImageTextRetrieval, folder: Path, layout: str = "one file") -> None:
+    """As people publish it: config, weights in one safetensors file or many, or a .bin; and a tokenizer."""
+    theirs.save_pretrained(folder, max_shard_size="300KB" if layout == "shards" else "5GB")
+    assert (len(list(folder.glob("*.safetensors"))) > 2) == (layout == "shards")
+    if layout == "bin":
+        (folder / "model.safetensors").unlink()
+        torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
 
 
 def asked(batch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,7 +96,7 @@ def close(got: Tensor, want: Tensor) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_itc_scores(pair: tuple[Blip2ForImageTextRetrieval, Retriever], batch: int) -> None:
+def test_itc_scores(pair: Pair, batch: int) -> None:
     theirs, ours = pair
     pixels, ids, mask = asked(batch)
     want = theirs(pixel_values=pixels, input_ids=ids, attention_mask=mask.long())
@@ -167,7 +111,7 @@ def test_itc_scores(pair: tuple[Blip2ForImageTextRetrieval, Retriever], batch: i
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_itm_logits(pair: tuple[Blip2ForImageTextRetrieval, Retriever], batch: int) -> None:
+def test_itm_logits(pair: Pair, batch: int) -> None:
     theirs, ours = pair
     pixels, ids, mask = asked(batch)
     keys = ours.photo_keys(ours.encode_patches(pixels))
@@ -183,7 +127,7 @@ def test_itm_logits(pair: tuple[Blip2ForImageTextRetrieval, Retriever], batch: i
         assert batch == 1 or want.std(dim=0).min() > 0.05
 
 
-def test_padding_changes_nothing(pair: tuple[Blip2ForImageTextRetrieval, Retriever]) -> None:
+def test_padding_changes_nothing(pair: Pair) -> None:
     """A text alone, and the same text padded beside a longer one."""
     _, ours = pair
     pixels, ids, mask = asked(3)

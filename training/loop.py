@@ -172,7 +172,7 @@ def train(
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
             if step % config.log_every == 0 or step == config.steps:
-                count = (step - 1) % config.log_every + 1
+                count = min((step - 1) % config.log_every + 1, step - first)  # fewer right after a resume
                 rows.append(_log(folder, step, first, count, sums, config, time.monotonic() - started, say))
                 sums = {}
             if time.monotonic() - saved > 60 * config.checkpoint_minutes:

@@ -25,7 +25,7 @@ COMMANDS = {
     "recall": "ui.commands_model",
     "train": "ui.commands_model",
     "app": "ui.commands_app",
-    "models": "ui.commands_app",
+    "models": "ui.commands_models",
     "failures": "ui.commands_index",
     "prune": "ui.commands_index",
 }

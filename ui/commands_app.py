@@ -1,21 +1,15 @@
-"""app and models: the page, and which models there are."""
+"""app: the page."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from ui import render
 from ui.opening import index_folder
-from ui.options import index_option, json_option, model_option
-from ui.terminal import say, write
-
-if TYPE_CHECKING:
-    from engine.blip2.checkpoint import ModelInfo
+from ui.options import index_option, model_option
 
 OWN_NAMES = ("localhost", "127.0.0.1", "::1")  # no other: a foreign page may rebind its name to this computer
 PAGE = Path(__file__).with_name("app.py")
@@ -53,42 +47,3 @@ def streamlit_command(port: int | None, open_browser: bool) -> list[str]:
     flags = [f"--{name}={value}" for name, value in settings.items()]
     flags += [f"--server.allowedHosts={name}" for name in OWN_NAMES]
     return [sys.executable, "-m", "streamlit", "run", str(PAGE), *flags]
-
-
-@click.command()
-@json_option
-def models(as_json: bool) -> None:
-    """List the models that are here, bundled or in the user's folder."""
-    from engine.blip2.checkpoint import list_models
-
-    found = list_models()
-    if as_json:
-        write("".join(render.json_line(_fields(one)) for one in found))
-        return
-    if not found:
-        say("No model is here.")
-        return
-    rows = [
-        (
-            one.name,
-            f"{one.num_parameters / 1e6:,.1f} M",
-            render.size_text(one.num_bytes),
-            f"{one.image_size} px",
-            one.digest[:12],
-            render.printable(str(one.folder)),
-        )
-        for one in found
-    ]
-    write(render.text_table(("name", "parameters", "size", "photo side", "digest", "folder"), rows))
-
-
-def _fields(model: ModelInfo) -> dict[str, str | int]:
-    names = render.path_fields(model.folder)
-    return {
-        "name": model.name,
-        "folder": names["path"],
-        "digest": model.digest,
-        "num_parameters": model.num_parameters,
-        "num_bytes": model.num_bytes,
-        "image_size": model.image_size,
-    }

@@ -9,26 +9,31 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from platformdirs import user_data_path
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from engine.blip2 import hub
 from engine.blip2.config import Blip2Config
+from engine.blip2.convert import Stored
 from engine.blip2.model import Model
 from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever
+from engine.blip2.sources import CONFIG, TOKENIZER, WEIGHTS, Source, read_folder
 from engine.errors import CheckpointError
 
 BUNDLED = Path(__file__).parent / "pretrained"
 DEFAULT = "mini"
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 _log = logging.getLogger(__name__)
@@ -53,13 +58,17 @@ def models_folder() -> Path:
 
 
 def list_models() -> list[ModelInfo]:
-    """The bundled models and the user's own, by name; one that is damaged is left out, with a logged warning.
+    """The bundled models, the user's own and the known ones in the Hugging Face cache; a damaged one is left out, with
+    a logged warning.
 
     Folders without a config.json are no models and are passed over. Every file is read for the digest, but only
     the weights' header and the config are checked.
     """
     found = []
-    for name, folder in _model_folders().items():
+    downloaded = {
+        model.name: folder for model in hub.KNOWN if (folder := hub.cached(model.hub_id)) is not None
+    }
+    for name, folder in (_model_folders() | downloaded).items():
         try:
             found.append(_info(name, folder))
         except CheckpointError as error:
@@ -77,21 +86,18 @@ def _model_folders() -> dict[str, Path]:
 
 
 def _info(name: str, folder: Path) -> ModelInfo:
-    config = _read_config(folder)
-    if not (folder / TOKENIZER).is_file():
-        raise _lacks(folder, TOKENIZER)
-    with _open_weights(folder) as stored:
-        sizes = [stored.get_slice(key).get_shape() for key in stored.keys()]  # noqa: SIM118 (not a dict)
-    count = sum(int(torch.Size(size).numel()) for size in sizes)
-    num_bytes = (folder / WEIGHTS).stat().st_size
-    return ModelInfo(name, folder, digest_of(folder), count, num_bytes, config.vision.image_size)
+    source = read_folder(folder)
+    count = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
+    num_bytes = sum(path.stat().st_size for path in source.files if path.suffix in WEIGHT_SUFFIXES)
+    return ModelInfo(name, folder, digest_of(source.files), count, num_bytes, source.config.vision.image_size)
 
 
 def find_model(name: str) -> Path:
-    """The folder of a model given by name or folder. Raises CheckpointError naming where it was looked for.
+    """The folder of a model given by name, folder or Hugging Face id.
 
-    A bundled model comes before the user's own of the same name, and both before a folder that is called so;
-    with a separator in it ("./mini") a name is a folder.
+    A bundled model comes before the user's own of the same name, both before a folder that is called so, and that
+    before the Hugging Face cache; with a separator in it ("./mini") a name is a folder or an id. Raises CheckpointError
+    naming where it was looked for.
     """
     folder = Path(os.path.expanduser(name))  # "~nobody" stays as it is
     is_path = any(separator and separator in name for separator in (os.sep, os.altsep))
@@ -100,9 +106,13 @@ def find_model(name: str) -> Path:
             return place
     if os.path.isdir(folder):
         raise CheckpointError(f"{folder} is no model: it has no {CONFIG}.")
-    known = ", ".join(_model_folders()) or "none"
+    if (id_ := hub.hub_id(name)) is not None:
+        if (downloaded := hub.cached(id_)) is None:
+            raise hub.not_here(id_)
+        return downloaded
+    known = ", ".join([*_model_folders(), *(model.name for model in hub.KNOWN)])
     raise CheckpointError(
-        f"There is no model {name!r}: not among those here ({known}), not in {models_folder()}, and not a folder. "
+        f"There is no model {name!r}: not among the known ones ({known}), not in {models_folder()}, and not a folder. "
         "`qseek models` lists what there is."
     )
 
@@ -118,17 +128,26 @@ def load_model(name: str = DEFAULT, *, device: str = "auto", dtype: str = "auto"
         raise ValueError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(DTYPES)}")
     folder = find_model(name)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    net, tokenizer = load_net(folder)
-    known = folder.name if _model_folders().get(folder.name) == folder else str(folder.resolve())
+    source = read_folder(folder)
+    wanted = fast_dtype(place) if dtype == "auto" else DTYPES[dtype]
+    net = make_net(source, folder, wanted)
     return Model(
         net,
-        tokenizer,
-        name=known,
-        digest=digest_of(folder),
+        TextTokenizer(source.tokenizer, source.config.max_tokens),
+        name=_lasting_name(name, folder),
+        digest=digest_of(source.files),
         folder=folder,
         device=place,
-        dtype=fast_dtype(place) if dtype == "auto" else DTYPES[dtype],
+        dtype=wanted,
     )
+
+
+def _lasting_name(name: str, folder: Path) -> str:
+    """What an index remembers to find the folder again: its name, its Hugging Face id, or its absolute path."""
+    if _model_folders().get(folder.name) == folder:
+        return folder.name
+    id_ = hub.hub_id(name)
+    return id_ if id_ is not None and hub.cached(id_) == folder else str(folder.resolve())
 
 
 def load_net(folder: Path) -> tuple[Retriever, TextTokenizer]:
@@ -136,10 +155,60 @@ def load_net(folder: Path) -> tuple[Retriever, TextTokenizer]:
 
     Raises CheckpointError as `load_model` does.
     """
-    config = _read_config(folder)
-    net = _make_net(config, folder)
-    _load_weights(net, folder)
-    return net, _read_tokenizer(folder, config)
+    source = read_folder(folder)
+    return make_net(source, folder, torch.float32), TextTokenizer(source.tokenizer, source.config.max_tokens)
+
+
+def make_net(source: Source, where: Path, dtype: torch.dtype) -> Retriever:
+    """The network with the source's weights, each read and cast by itself: never two copies in memory.
+
+    dtype: of the floating tensors; an encoder with batch norms stays float32, to be folded before it is cast.
+    """
+    net = _empty_net(source.config, where)
+    wanted = net.state_dict()
+    _check_names({name: tuple(value.shape) for name, value in wanted.items()}, source.tensors, where)
+    if any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules()):
+        dtype = torch.float32
+    _check_memory(sum(math.prod(t.shape) for t in source.tensors.values()) * dtype.itemsize, where)
+    modules = dict(net.named_modules())
+    for name, tensor in source.tensors.items():
+        value = tensor.read()
+        value = value.to(
+            dtype if value.is_floating_point() else value.dtype, copy=True
+        )  # out of the file, aligned
+        owner, _, last = name.rpartition(".")
+        if last in modules[owner]._parameters:
+            modules[owner]._parameters[last] = torch.nn.Parameter(value.contiguous())
+        else:
+            modules[owner]._buffers[last] = value
+    return net
+
+
+def _check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Stored], where: Path) -> None:
+    problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"unknown {name}" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{name} is {found[name].shape}, should be {wanted[name]}"
+        for name in sorted(found.keys() & wanted.keys())
+        if found[name].shape != wanted[name]
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise CheckpointError(f"The weights in {where} do not fit the {CONFIG}: {shown}.")
+
+
+def _check_memory(num_bytes: int, where: Path) -> None:
+    """Raises CheckpointError, before anything is loaded, when the weights do not fit into what is free."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return  # not Linux: nothing to go by
+    if num_bytes > free:
+        raise CheckpointError(
+            f"{where} needs {num_bytes / 2**30:.1f} GiB of memory for its weights, {free / 2**30:.1f} GiB are free; "
+            "close other programs, or use a smaller model (`qseek models` lists them)."
+        )
 
 
 def save_checkpoint(
@@ -158,32 +227,21 @@ def save_checkpoint(
     os.replace(folder / (CONFIG + ".new"), folder / CONFIG)
 
 
-def digest_of(folder: Path) -> str:
-    """Hex blake2b-128 of what decides the model's numbers: config, weights, tokenizer."""
+def digest_of(files: Sequence[Path]) -> str:
+    """Hex blake2b-128 of the SHA-256 of the files that decide a model's numbers (`Source.files`)."""
     digest = hashlib.blake2b(digest_size=16)
-    for name in (CONFIG, WEIGHTS, TOKENIZER):
-        with open(folder / name, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+    for path in files:
+        digest.update(bytes.fromhex(hub.published_sha256(path) or _sha256(path)))
     return digest.hexdigest()
 
 
-def _lacks(folder: Path, name: str) -> CheckpointError:
-    return CheckpointError(f"{folder} has no {name}; copy the model folder again.")
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_config(folder: Path) -> Blip2Config:
-    try:
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / CONFIG} is not readable JSON: {error}") from error
-    try:
-        return Blip2Config.from_dict(values)
-    except CheckpointError as error:
-        raise CheckpointError(f"In {folder}: {error}") from error
-
-
-def _make_net(config: Blip2Config, folder: Path) -> Retriever:
+def _empty_net(config: Blip2Config, folder: Path) -> Retriever:
+    """The network without weights: parameters take no memory, buffers are there."""
     former = config.qformer
     try:
         if former.width % former.num_heads:
@@ -192,7 +250,8 @@ def _make_net(config: Blip2Config, folder: Path) -> Retriever:
             raise ValueError(
                 f"max_tokens {config.max_tokens} is not in 3 to max_positions {former.max_positions}"
             )
-        return Retriever(config)
+        with _parameters_on_meta():
+            return Retriever(config)
     except (
         TypeError,
         ValueError,
@@ -201,49 +260,22 @@ def _make_net(config: Blip2Config, folder: Path) -> Retriever:
         raise CheckpointError(f"{folder / CONFIG} describes no model that can be made: {error}") from error
 
 
-def _read_tokenizer(folder: Path, config: Blip2Config) -> TextTokenizer:
-    path = folder / TOKENIZER
-    if not path.is_file():
-        raise _lacks(folder, TOKENIZER)
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Every parameter that a module registers becomes one without storage: nothing is drawn that is then replaced."""
+
+    def to_meta(
+        module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None
+    ) -> torch.nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return parameter
+        return torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{path} is not a readable tokenizer: {error}") from error
-    if tokenizer.get_vocab_size() > config.qformer.vocab_size:
-        raise CheckpointError(
-            f"{path} has {tokenizer.get_vocab_size()} tokens, {CONFIG} says {config.qformer.vocab_size}."
-        )
-    return TextTokenizer(tokenizer, config.max_tokens)
-
-
-def _open_weights(folder: Path) -> Any:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise _lacks(folder, WEIGHTS)
-    try:
-        return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file: {error}; copy it again."
-        ) from error
-
-
-def _load_weights(net: Retriever, folder: Path) -> None:
-    wanted = net.state_dict()
-    with _open_weights(folder) as stored:
-        names = set(stored.keys())
-        problems = [f"missing {name}" for name in sorted(wanted.keys() - names)]
-        problems += [f"unknown {name}" for name in sorted(names - wanted.keys())]
-        for name in sorted(names & wanted.keys()):
-            shape = tuple(stored.get_slice(name).get_shape())
-            if shape != tuple(wanted[name].shape):
-                problems.append(f"{name} is {shape}, should be {tuple(wanted[name].shape)}")
-        if problems:
-            shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-            raise CheckpointError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {shown}.")
-        with torch.no_grad():
-            for name in names:
-                wanted[name].copy_(stored.get_tensor(name))
+        yield
+    finally:
+        hook.remove()
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

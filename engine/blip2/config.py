@@ -71,6 +71,7 @@ class Blip2Config:
     max_tokens: int = 32
     vision_norm_eps: float = 1e-5
     match_ready: bool = True
+    has_captions: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

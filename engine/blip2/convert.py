@@ -1,24 +1,32 @@
 """Tensor names of other BLIP-2 code, and what they are called here.
 
-One table: a LAVIS key pattern and ours. `{i}` is a layer number, `*` is the rest (weight or bias). Everything
-is strict: a key that no row names is an error, and so is a tensor that stays empty.
+Two tables, one for each layout: a pattern of theirs and ours. `{i}` is a layer number, `*` the rest (weight or bias).
+Where two patterns fit a name the first row counts. Everything is strict: a key that no row names is an error, and so is
+a tensor that stays empty.
+
+Differences that names do not show: the temperature and the ITG head exist in LAVIS alone; `ln_vision` has eps 1e-5 in
+LAVIS, 1e-6 in transformers; EVA's attention has no bias for the keys, which transformers writes as zeros.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.errors import CheckpointError
 
+Table = tuple[tuple[str, str | None], ...]
+
 _BERT = "Qformer.bert.encoder.layer.{i}"
 _CLIP = "visual_encoder.transformer.resblocks.{i}"
 _VIT = "vision.backbone.blocks.{i}"
+_LAYER = "qformer.layers.{i}"
 
-LAVIS: tuple[tuple[str, str | None], ...] = (
+LAVIS: Table = (
     # frozen encoder, EVA ViT-g (timm's names)
     ("visual_encoder.cls_token", "vision.backbone.cls_token"),
     ("visual_encoder.pos_embed", "vision.backbone.pos_embed"),
@@ -43,18 +51,18 @@ LAVIS: tuple[tuple[str, str | None], ...] = (
     ("Qformer.bert.embeddings.position_embeddings.weight", "qformer.positions.weight"),
     ("Qformer.bert.embeddings.LayerNorm.*", "qformer.norm.*"),
     ("Qformer.bert.embeddings.position_ids", None),  # a constant: 0, 1, 2, ...
-    (f"{_BERT}.attention.self.*", "qformer.layers.{i}.attention.*"),
-    (f"{_BERT}.attention.output.dense.*", "qformer.layers.{i}.attention.out.*"),
-    (f"{_BERT}.attention.output.LayerNorm.*", "qformer.layers.{i}.attention.norm.*"),
-    (f"{_BERT}.crossattention.self.*", "qformer.layers.{i}.cross_attention.*"),
-    (f"{_BERT}.crossattention.output.dense.*", "qformer.layers.{i}.cross_attention.out.*"),
-    (f"{_BERT}.crossattention.output.LayerNorm.*", "qformer.layers.{i}.cross_attention.norm.*"),
-    (f"{_BERT}.intermediate.dense.*", "qformer.layers.{i}.text_mlp.up.*"),
-    (f"{_BERT}.output.dense.*", "qformer.layers.{i}.text_mlp.down.*"),
-    (f"{_BERT}.output.LayerNorm.*", "qformer.layers.{i}.text_mlp.norm.*"),
-    (f"{_BERT}.intermediate_query.dense.*", "qformer.layers.{i}.query_mlp.up.*"),
-    (f"{_BERT}.output_query.dense.*", "qformer.layers.{i}.query_mlp.down.*"),
-    (f"{_BERT}.output_query.LayerNorm.*", "qformer.layers.{i}.query_mlp.norm.*"),
+    (f"{_BERT}.attention.output.dense.*", f"{_LAYER}.attention.out.*"),
+    (f"{_BERT}.attention.output.LayerNorm.*", f"{_LAYER}.attention.norm.*"),
+    (f"{_BERT}.attention.self.*", f"{_LAYER}.attention.*"),
+    (f"{_BERT}.crossattention.output.dense.*", f"{_LAYER}.cross_attention.out.*"),
+    (f"{_BERT}.crossattention.output.LayerNorm.*", f"{_LAYER}.cross_attention.norm.*"),
+    (f"{_BERT}.crossattention.self.*", f"{_LAYER}.cross_attention.*"),
+    (f"{_BERT}.intermediate.dense.*", f"{_LAYER}.text_mlp.up.*"),
+    (f"{_BERT}.output.dense.*", f"{_LAYER}.text_mlp.down.*"),
+    (f"{_BERT}.output.LayerNorm.*", f"{_LAYER}.text_mlp.norm.*"),
+    (f"{_BERT}.intermediate_query.dense.*", f"{_LAYER}.query_mlp.up.*"),
+    (f"{_BERT}.output_query.dense.*", f"{_LAYER}.query_mlp.down.*"),
+    (f"{_BERT}.output_query.LayerNorm.*", f"{_LAYER}.query_mlp.norm.*"),
     # heads
     ("Qformer.cls.predictions.transform.dense.*", "caption_head.dense.*"),
     ("Qformer.cls.predictions.transform.LayerNorm.*", "caption_head.norm.*"),
@@ -67,40 +75,160 @@ LAVIS: tuple[tuple[str, str | None], ...] = (
     ("temp", "temperature"),
 )
 
+_HF_VIT = "vision_model.encoder.layers.{i}"
+_HF_BERT = "qformer.encoder.layer.{i}"
 
-def _compile(pattern: str) -> re.Pattern[str]:
+TRANSFORMERS: Table = (
+    ("vision_model.embeddings.class_embedding", "vision.backbone.cls_token"),
+    ("vision_model.embeddings.position_embedding", "vision.backbone.pos_embed"),
+    ("vision_model.embeddings.patch_embedding.*", "vision.backbone.patch_embed.proj.*"),
+    (f"{_HF_VIT}.layer_norm1.*", f"{_VIT}.norm1.*"),
+    (f"{_HF_VIT}.layer_norm2.*", f"{_VIT}.norm2.*"),
+    (f"{_HF_VIT}.self_attn.qkv.weight", f"{_VIT}.attn.qkv.weight"),
+    (f"{_HF_VIT}.self_attn.qkv.bias", f"{_VIT}.attn.qkv.bias"),  # in EVA: q_bias, zeros, v_bias
+    (f"{_HF_VIT}.self_attn.projection.*", f"{_VIT}.attn.proj.*"),
+    (f"{_HF_VIT}.mlp.*", f"{_VIT}.mlp.*"),
+    ("vision_model.post_layernorm.*", "vision_norm.*"),
+    ("query_tokens", "qformer.queries"),
+    ("embeddings.word_embeddings.weight", "qformer.words.weight"),
+    ("embeddings.position_embeddings.weight", "qformer.positions.weight"),
+    ("embeddings.position_ids", None),  # a constant that older versions wrote
+    ("qformer.layernorm.*", "qformer.norm.*"),
+    (f"{_HF_BERT}.attention.output.dense.*", f"{_LAYER}.attention.out.*"),
+    (f"{_HF_BERT}.attention.output.LayerNorm.*", f"{_LAYER}.attention.norm.*"),
+    (f"{_HF_BERT}.attention.attention.*", f"{_LAYER}.attention.*"),
+    (f"{_HF_BERT}.crossattention.output.dense.*", f"{_LAYER}.cross_attention.out.*"),
+    (f"{_HF_BERT}.crossattention.output.LayerNorm.*", f"{_LAYER}.cross_attention.norm.*"),
+    (f"{_HF_BERT}.crossattention.attention.*", f"{_LAYER}.cross_attention.*"),
+    (f"{_HF_BERT}.intermediate.dense.*", f"{_LAYER}.text_mlp.up.*"),
+    (f"{_HF_BERT}.output.dense.*", f"{_LAYER}.text_mlp.down.*"),
+    (f"{_HF_BERT}.output.LayerNorm.*", f"{_LAYER}.text_mlp.norm.*"),
+    (f"{_HF_BERT}.intermediate_query.dense.*", f"{_LAYER}.query_mlp.up.*"),
+    (f"{_HF_BERT}.output_query.dense.*", f"{_LAYER}.query_mlp.down.*"),
+    (f"{_HF_BERT}.output_query.LayerNorm.*", f"{_LAYER}.query_mlp.norm.*"),
+    ("vision_projection.*", "photo_head.*"),
+    ("text_projection.*", "text_head.*"),
+    ("itm_head.*", "match_head.*"),
+)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: its shape is known, its values are read when they are asked for."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    def changed(self, change: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Stored:
+        """The same after `change`, which gives a tensor of `shape`."""
+        return Stored(shape, lambda: change(self.read()))
+
+
+def stored(tensor: Tensor) -> Stored:
+    """A tensor that is in memory already."""
+    return Stored(tuple(tensor.shape), lambda: tensor)
+
+
+def _pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(
         re.escape(pattern).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", r"(?P<rest>.+)") + "$"
     )
 
 
-_LAVIS_PATTERNS = tuple((_compile(theirs), ours) for theirs, ours in LAVIS)
+def _filled(pattern: str, found: re.Match[str]) -> str:
+    parts = found.groupdict()
+    return pattern.replace("{i}", parts.get("i") or "").replace("*", parts.get("rest") or "")
 
 
-def name_from_lavis(key: str) -> str | None:
-    """Our name of a LAVIS key, None when it holds nothing of its own. Raises CheckpointError for an unknown key."""
-    for pattern, ours in _LAVIS_PATTERNS:
+_PATTERNS = {
+    table: tuple((_pattern(theirs), ours) for theirs, ours in table) for table in (LAVIS, TRANSFORMERS)
+}
+_BACK = tuple((_pattern(ours), theirs) for theirs, ours in TRANSFORMERS if ours is not None)
+
+
+def our_name(key: str, table: Table) -> str | None:
+    """Our name of a key, None when it holds nothing of its own. Raises CheckpointError for an unknown key."""
+    for pattern, ours in _PATTERNS[table]:
         if found := pattern.match(key):
-            if ours is None:
-                return None
-            parts = found.groupdict()
-            return ours.replace("{i}", parts.get("i") or "").replace("*", parts.get("rest") or "")
+            return None if ours is None else _filled(ours, found)
     raise CheckpointError(f"The tensor {key!r} has no place in a BLIP-2 retrieval model.")
 
 
-def state_from_lavis(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A LAVIS stage-1 state dict under our names and shapes. Raises CheckpointError for an unknown key."""
-    made: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        if (name := name_from_lavis(key)) is None:
+def renamed(theirs: Mapping[str, Stored], table: Table) -> dict[str, Stored]:
+    """A stage-1 checkpoint of another code under our names and shapes.
+
+    table: LAVIS or TRANSFORMERS. Raises CheckpointError naming the first ten keys that have no place here.
+    """
+    made: dict[str, Stored] = {}
+    unknown = []
+    for key, tensor in theirs.items():
+        try:
+            name = our_name(key, table)
+        except CheckpointError:
+            unknown.append(key)
             continue
         if name == "qformer.queries":
-            tensor = tensor[0]
+            tensor = tensor.changed(lambda t: t.reshape(t.shape[-2:]), tensor.shape[-2:])
         elif name == "vision.backbone.cls_token":
-            tensor = tensor.reshape(1, 1, -1)
-        elif name == "vision.backbone.pos_embed" and tensor.ndim == 2:
-            tensor = tensor[None]
-        made[name] = tensor
+            tensor = tensor.changed(lambda t: t.reshape(1, 1, -1), (1, 1, tensor.shape[-1]))
+        elif name == "vision.backbone.pos_embed":
+            tensor = tensor.changed(lambda t: t.reshape(1, *t.shape[-2:]), (1, *tensor.shape[-2:]))
+        elif name is not None and name.endswith(".attn.qkv.bias") and table is TRANSFORMERS:
+            made |= _eva_biases(name, tensor)
+            continue
+        if name is not None:
+            made[name] = tensor
+    if unknown:
+        shown = ", ".join(sorted(unknown)[:10]) + (f" and {len(unknown) - 10} more" * (len(unknown) > 10))
+        raise CheckpointError(f"These tensors have no place in a BLIP-2 retrieval model: {shown}.")
+    return made
+
+
+def _eva_biases(name: str, tensor: Stored) -> dict[str, Stored]:
+    """The biases of queries and values from the one that has zeros between them for the keys."""
+    width = tensor.shape[0] // 3
+
+    def part(number: int) -> Callable[[Tensor], Tensor]:
+        def take(bias: Tensor) -> Tensor:
+            if bias[width : 2 * width].any():
+                raise CheckpointError(
+                    f"The tensor for {name!r} has a bias for the keys, EVA's attention has none."
+                )
+            return bias[number * width : (number + 1) * width]
+
+        return take
+
+    block = name.removesuffix("qkv.bias")
+    return {
+        f"{block}q_bias": tensor.changed(part(0), (width,)),
+        f"{block}v_bias": tensor.changed(part(2), (width,)),
+    }
+
+
+def to_transformers(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under transformers' names (Blip2ForImageTextRetrieval), EVA encoder.
+
+    The temperature and the ITG head are left out: transformers has no place for them. Raises CheckpointError for a
+    tensor of another encoder.
+    """
+    made: dict[str, Tensor] = {}
+    for name, tensor in ours.items():
+        if name == "temperature" or name.startswith("caption_head."):
+            continue
+        if name.endswith((".attn.q_bias", ".attn.v_bias")):
+            if name.endswith(".v_bias"):
+                continue
+            block = name.removesuffix("q_bias")
+            bias = torch.cat([tensor, torch.zeros_like(tensor), ours[f"{block}v_bias"]])
+            name, tensor = f"{block}qkv.bias", bias
+        for pattern, theirs in _BACK:
+            if found := pattern.match(name):
+                made[_filled(theirs, found)] = tensor[None] if name == "qformer.queries" else tensor
+                break
+        else:
+            raise CheckpointError(
+                f"transformers' BLIP-2 has no place for {name!r}: its image encoder is EVA ViT."
+            )
     return made
 
 
@@ -119,3 +247,12 @@ def resize_positions(positions_1NV: Tensor, side: int, *, align_corners: bool) -
         grid, size=(side, side), mode="bicubic", align_corners=align_corners
     )
     return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def resized(positions: Stored, side: int, *, align_corners: bool) -> Stored:
+    """`resize_positions` of a tensor that is not read yet."""
+
+    def resize(tensor: Tensor) -> Tensor:
+        return resize_positions(tensor.float(), side, align_corners=align_corners)
+
+    return positions.changed(resize, (1, 1 + side * side, positions.shape[-1]))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever
+from engine.errors import CheckpointError
 
 
 @torch.inference_mode()
@@ -33,8 +34,12 @@ def describe(
     photo_keys: see `QFormer.photo_keys`. min_length, max_length: of the ids with [DEC] and [SEP] counted, as LAVIS
     counts them; [SEP] cannot come at a place before min_length. Among ended captions the one with the largest mean
     log-probability of its tokens is returned ([DEC] counted in their number, as in transformers 4).
-    Raises ValueError for lengths or beams out of range.
+    Raises ValueError for lengths or beams out of range, CheckpointError for a model without an ITG head.
     """
+    if not net.config.has_captions:
+        raise CheckpointError(
+            "This checkpoint has no captioning (ITG) head; transformers' folders leave it out."
+        )
     most = net.config.qformer.max_positions
     if num_beams < 1 or not 1 <= min_length <= max_length <= most or max_length < 2:
         raise ValueError(

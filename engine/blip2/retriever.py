@@ -42,9 +42,9 @@ class Retriever(nn.Module):
         self.photo_head = nn.Linear(config.qformer.width, config.embed_dim)
         self.text_head = nn.Linear(config.qformer.width, config.embed_dim)
         self.match_head = nn.Linear(config.qformer.width, 2)
-        self.caption_head = CaptionHead(
-            config.qformer.width, config.qformer.vocab_size, config.qformer.norm_eps
-        )
+        former = config.qformer
+        if config.has_captions:
+            self.caption_head = CaptionHead(former.width, former.vocab_size, former.norm_eps)
         self.temperature = nn.Parameter(torch.tensor(0.07))
 
     def encode_patches(self, pixels_B3HW: Tensor) -> Tensor:

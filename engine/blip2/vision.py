@@ -75,6 +75,8 @@ def folded(encoder: VisionEncoder) -> VisionEncoder:
     A norm is folded where its module stands right behind a convolution. Whether that is also the order in which they
     run is decided by the numbers: when one picture comes out otherwise than before, the encoder itself is returned.
     """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):
+        return encoder
     copied = copy.deepcopy(encoder).eval()
     num_folded = 0
     for module in list(copied.modules()):

@@ -1,0 +1,147 @@
+"""Published checkpoints: the names qseek knows, what of them lies in the Hugging Face cache, and downloading.
+
+Everything goes through huggingface_hub, so `HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `HF_ENDPOINT` mean what they
+mean elsewhere. Nothing is ever downloaded but by `pull`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.blip2.sources import CONFIG
+from engine.errors import CheckpointError
+
+SAFE = ("*.safetensors", "*.safetensors.index.json")
+PICKLED = ("pytorch_model*.bin",)
+BESIDE = (CONFIG, "tokenizer.json", "vocab.txt", "tokenizer_config.json", "preprocessor_config.json")
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A published checkpoint. image_size: pixels. num_parameters: as transformers loads it. num_bytes: of the download,
+    float32. note: what it is for."""
+
+    name: str
+    hub_id: str
+    image_size: int
+    num_parameters: int
+    num_bytes: int
+    note: str
+
+
+KNOWN = (
+    KnownModel(
+        "blip2-itm-vit-g", "Salesforce/blip2-itm-vit-g", 224, 1_172_000_000, 4_690_000_000,
+        "stage 1 alone, 129 M pairs",
+    ),
+    KnownModel(
+        "blip2-itm-vit-g-coco", "Salesforce/blip2-itm-vit-g-coco", 364, 1_172_600_000, 4_690_000_000,
+        "fine-tuned on COCO at 364 px: the published recall is this one's",
+    ),
+)  # fmt: skip
+
+
+def hub_id(name: str) -> str | None:
+    """The Hugging Face id that a name stands for, None when it is neither known nor of the form owner/name."""
+    for model in KNOWN:
+        if name in (model.name, model.hub_id):
+            return model.hub_id
+    return name if _HUB_ID.fullmatch(name) else None
+
+
+def cached(id_: str) -> Path | None:
+    """The folder of a downloaded model, None when it is not in the cache; weights may be missing from it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(id_, CONFIG)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def not_here(id_: str) -> CheckpointError:
+    """What to say when a model is asked for that was never downloaded."""
+    return CheckpointError(
+        f"{id_} is not on this machine: there is no such folder, and it is not in {_cache()}. Download it with "
+        f"`qseek models pull {id_}`, or, where there is no network, pull it on another machine and copy "
+        f"{_cache() / _folder_name(id_)} here."
+    )
+
+
+def pull(name: str, *, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Download a model into the Hugging Face cache, going on from what is there, and verify it; its folder.
+
+    Shows huggingface_hub's progress bars on stderr. Raises CheckpointError: no such id, no permission, no network, a
+    full disk, or a file whose SHA-256 is not the published one.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    id_ = hub_id(name)
+    if id_ is None:
+        known = ", ".join(model.name for model in KNOWN)
+        raise CheckpointError(f"{name!r} is no model to download: give owner/name, or one of {known}.")
+    try:
+        names = HfApi().list_repo_files(id_)
+        safe = any(n.endswith(".safetensors") for n in names)
+        patterns = [*BESIDE, *(SAFE if safe else PICKLED)]
+        folder = Path(snapshot_download(id_, allow_patterns=patterns))
+    except Exception as error:  # its errors are of a dozen kinds, httpx's among them
+        raise _in_words(id_, error) from error
+    say("Verifying.")
+    verify(folder)
+    return folder
+
+
+def published_sha256(path: Path) -> str | None:
+    """The SHA-256 of a large file in the Hugging Face cache, which keeps it under that name; None for other files."""
+    blob = path.resolve()
+    return blob.name if path.is_symlink() and _SHA256.fullmatch(blob.name) else None
+
+
+def verify(folder: Path) -> None:
+    """Compare every weight file of a download with its published SHA-256. Raises CheckpointError naming the file."""
+    for path in sorted(folder.iterdir()):
+        published = published_sha256(path)
+        if published is None:
+            continue
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != published:
+            raise CheckpointError(f"{path} is damaged: delete {path.resolve()} and pull the model again.")
+
+
+def _in_words(id_: str, error: Exception) -> CheckpointError:
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    where = f"https://huggingface.co/{id_}"
+    if isinstance(error, GatedRepoError):
+        return CheckpointError(f"{id_} asks for consent first: give it at {where}, then set HF_TOKEN.")
+    if isinstance(error, RepositoryNotFoundError):
+        return CheckpointError(
+            f"There is no model {id_} (or it is private: then set HF_TOKEN). Look at {where}."
+        )
+    if (
+        isinstance(error, OSError)
+        and error.errno is not None
+        and not isinstance(error, LocalEntryNotFoundError)
+    ):
+        return CheckpointError(f"{id_} could not be written to {_cache()}: {error.strerror}.")
+    first = (str(error).splitlines() or [""])[0]
+    return CheckpointError(
+        f"{id_} could not be downloaded ({type(error).__name__}: {first}). What has arrived is kept; run the same "
+        f"command again, or pull it on a machine with a network and copy {_cache() / _folder_name(id_)} here."
+    )
+
+
+def _cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _folder_name(id_: str) -> str:
+    return "models--" + id_.replace("/", "--")
