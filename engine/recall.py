@@ -150,7 +150,7 @@ def rerank_pairs(
     wanted_NM: np.ndarray,
     say: Callable[[str], None],
 ) -> np.ndarray:
-    """Match logits (N, M) of the wanted pairs, -inf elsewhere; each photo's keys and values are made once."""
+    """What ITM adds to the score (N, M) for the wanted pairs, -inf elsewhere; each photo's keys are made once."""
     logits = np.full(wanted_NM.shape, -np.inf, dtype=np.float32)
     by_length = np.argsort([len(text) for text in texts], kind="stable")  # little padding in each batch
     started = said = time.monotonic()
@@ -158,7 +158,8 @@ def rerank_pairs(
         columns = by_length[wanted_NM[row, by_length]]
         if len(columns):
             keys = model.photo_keys(patches_NPV[row : row + 1])
-            logits[row, columns] = model.match(keys, [texts[column] for column in columns])[:, 1]
+            pairs = model.match(keys, [texts[column] for column in columns])
+            logits[row, columns] = model.config.match_weight * pairs[:, 1]
         if time.monotonic() - said > 10:
             said = time.monotonic()
             left = (said - started) / (row + 1) * (len(wanted_NM) - row - 1)

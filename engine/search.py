@@ -1,7 +1,8 @@
 """Retrieve by ITC, rerank by ITM: text -> photos, photo -> texts, photo -> photos.
 
 The order after reranking is `itm_logit + itc_cosine`, as the published numbers were made with (LAVIS' evaluation;
-the paper, section 4.4, says only that the best k = 128 are reranked by ITM). What ITM has not read, for it is
+the paper, section 4.4, says only that the best k = 128 are reranked by ITM); a checkpoint may weigh the logit
+(`Blip2Config.match_weight`, 1 in BLIP-2). What ITM has not read, for it is
 beyond k or its file cannot be read, stays behind in ITC's order, with the score `itc - BEHIND`: scores fall with
 the rank, always.
 
@@ -130,7 +131,7 @@ class Searcher:
             with clock.phase("rerank"):
                 logits = self.model.match(keys, chosen[:rerank])
             scores -= BEHIND
-            scores[:rerank] = logits[:, 1] + itc[:rerank]
+            scores[:rerank] = self._scores(logits, itc[:rerank])
             itm[:rerank] = match_probability(logits).tolist()
         hits = [
             TextHit(rank, chosen[i], float(scores[i]), float(itc[i]), itm[i])
@@ -156,13 +157,16 @@ class Searcher:
             known = self._known(unique)
             kept, itc, logits, failures = self._match(text, known, vectors[0])
         ready, notes = self._ready(len(kept))
-        scores = logits[:, 1] + itc if ready else itc
+        scores = self._scores(logits, itc) if ready else itc
         itm = match_probability(logits)
         hits = tuple(
             Hit(rank, known[kept[i]], float(scores[i]), float(itc[i]), float(itm[i]) if ready else None)
             for rank, i in enumerate(_best_first(scores)[:top], 1)
         )
         return Results(hits, (*notes, *self._text_notes(cut[0])), tuple(failures), clock.seconds)
+
+    def _scores(self, logits_N2: np.ndarray, itc_N: np.ndarray) -> np.ndarray:
+        return self.model.config.match_weight * logits_N2[:, 1] + itc_N
 
     def _ready(self, rerank: int) -> tuple[int, list[str]]:
         """How many candidates ITM may put in order, and what to say when the checkpoint's ITM head may not."""
@@ -190,7 +194,7 @@ class Searcher:
             with clock.phase("rerank"):
                 read, _, logits, failures = self._match(text, photos[:rerank])
             scores -= BEHIND
-            scores[read] = logits[:, 1] + itc[read]
+            scores[read] = self._scores(logits, itc[read])
             for row, probability in zip(read, match_probability(logits).tolist(), strict=True):
                 itm[row] = probability
         hits = tuple(

@@ -564,3 +564,22 @@ def test_a_model_that_cannot_rerank_yet_keeps_itcs_order(
     found = searcher.match(paths[0], ["a red dog", "a blue house"])
     assert all(hit.itm is None for hit in found.hits) and found.notes
     assert not searcher.search("a red dog", rerank=0).notes  # asked for the cosine: nothing to say
+
+
+def test_a_checkpoint_may_weigh_its_logits(
+    searcher: Searcher, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Search, rerank and match all count a logit as the config says; the probability stays the head's own."""
+    before = {hit.photo.id: hit for hit in searcher.search("a red dog", top=100).hits}
+    path = next(iter(before.values())).photo.path
+    text = searcher.match(path, ["a red dog"]).hits[0]
+    monkeypatch.setattr(model.net, "config", replace(model.config, match_weight=0.25))
+    after = searcher.search("a red dog", top=100).hits
+    assert {hit.photo.id for hit in after} == before.keys()
+    for hit in (*after, *searcher.rerank("a red dog", [hit.photo.path for hit in after]).hits):
+        old = before[hit.photo.id]
+        assert hit.itm == pytest.approx(old.itm, abs=1e-4)
+        assert hit.score == pytest.approx(0.25 * (old.score - old.itc) + old.itc, abs=1e-3)
+    assert searcher.match(path, ["a red dog"]).hits[0].score == pytest.approx(
+        0.25 * (text.score - text.itc) + text.itc, abs=1e-3
+    )

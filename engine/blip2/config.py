@@ -71,6 +71,7 @@ class Blip2Config:
     max_tokens: int = 32
     vision_norm_eps: float = 1e-5
     match_ready: bool = True
+    match_weight: float = 1.0
     has_captions: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,4 +140,5 @@ def mini(vocab_size: int = 8192) -> Blip2Config:
         max_positions=64,
         dropout=0.0,
     )
-    return Blip2Config(vision, qformer)
+    # Its ITM imitates ITC's scores over the temperature, 0.039: a logit, half a margin, is worth 2 * 0.039 of a cosine.
+    return Blip2Config(vision, qformer, match_weight=0.08)
