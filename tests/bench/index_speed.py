@@ -1,6 +1,6 @@
 """Photos/s of `build_index` beside the bare encoder's, in turns in one run; the second run; peak memory.
 
-    python tests/bench/index_speed.py [--count 1000] [--rounds 3] [--photos FOLDER] [--model NAME|FOLDER|random]
+    python tests/bench/index_speed.py [--count 1000] [--rounds 3] [--photos FOLDER [--as-is]] [--model NAME]
 
 The bare encoder gets the same pictures, decoded before, in batches of 64. A round is: encoder, index with patches
 kept, encoder, index without, encoder; an index run is compared with the mean of the encoder before and after it.
@@ -62,11 +62,19 @@ def indexed(
     return rate, second, time.perf_counter() - started, store.disk_bytes() / report.added, memory
 
 
+def _kind(args: argparse.Namespace) -> str:
+    if args.as_is:
+        return "files of a folder as they are"
+    source = "photographs of scikit-image and scikit-learn" if args.photos is None else "a folder of photos"
+    return f"JPEG files of 500 x 375 from {source}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", type=Path, help="folder of photos to make the files from")
+    parser.add_argument("--as-is", action="store_true", help="index the files of --photos themselves")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, help="decoding processes; default as in `qseek index`")
@@ -74,6 +82,8 @@ def main() -> None:
         "--model", default="mini", help="a name, a folder, or random: mini's shape, no training"
     )
     args = parser.parse_args()
+    if args.as_is and args.photos is None:
+        parser.error("--as-is needs --photos")
     with tempfile.TemporaryDirectory(prefix="qseek-bench-") as scratch:
         run(args, Path(scratch))
 
@@ -85,8 +95,10 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     from indexer.decode import decode
 
     model = load_model(str(random_model(scratch / "random")) if args.model == "random" else args.model)
-    make_photos(args.photos, scratch, args.count)
-    paths = sorted((scratch / "photos").iterdir())
+    photos = args.photos if args.as_is else scratch / "photos"
+    if not args.as_is:
+        make_photos(args.photos, scratch, args.count)
+    paths = sorted(path for path in photos.rglob("*") if path.is_file())
     file_bytes = sum(path.stat().st_size for path in paths)
     started = time.perf_counter()
     pictures = np.stack([decode(path, model.image_size).pixels for path in paths])
@@ -99,9 +111,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
         before = bare(model.photo_encoder(True), pictures)
         for features in ratios:
             folder = scratch / f"index-{features}-{number}"
-            rate, second, faiss, size, memory = indexed(
-                model, scratch / "photos", folder, features, args.workers
-            )
+            rate, second, faiss, size, memory = indexed(model, photos, folder, features, args.workers)
             after = bare(model.photo_encoder(True), pictures)
             ratio = rate / ((before + after) / 2)
             ratios[features].append(ratio)
@@ -119,8 +129,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     )  # fmt: skip
     summary = ", ".join(f"features {name}: {median(found):.2f}" for name, found in ratios.items())
     parts = [
-        f"{args.count} JPEG files of 500 x 375, {file_bytes / args.count / 1024:.0f} KiB each, from "
-        f"{'photographs of scikit-image and scikit-learn' if args.photos is None else 'a folder of photos'}; "
+        f"{len(paths)} {_kind(args)}, {file_bytes / len(paths) / 1024:.0f} KiB each; "
         f"decoding alone in one process: {decode_rate:.0f} photos/s. Batches of {BATCH}. The index's rate counts "
         "everything: scan, starting the workers, decoding, encoding, committing, compacting.",
         table(head, rows),
