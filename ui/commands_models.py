@@ -61,7 +61,9 @@ def models(context: click.Context, as_json: bool) -> None:
         )
         for one in absent
     ]
-    write(render.text_table(("name", "parameters", "size", "photo side", "digest", "folder"), rows))
+    write(
+        render.text_table(("name".ljust(width), "parameters", "size", "photo side", "digest", "folder"), rows)
+    )
 
 
 def _fields(model: ModelInfo) -> dict[str, str | int | bool]:

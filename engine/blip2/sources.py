@@ -54,6 +54,8 @@ class Source:
 
 def read_folder(folder: Path) -> Source:
     """A checkpoint folder, ours or transformers'. Raises CheckpointError saying what is missing or does not fit."""
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder} is no model: it has no {CONFIG}.")
     values = _read_json(folder / CONFIG)
     if not isinstance(values, dict) or "model_type" not in values:
         return _own(folder, values)
