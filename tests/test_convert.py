@@ -1,7 +1,6 @@
 """Checkpoints of other code: LAVIS files and transformers folders come in whole, ours go back out, the rest fails."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from transformers import Blip2ForImageTextRetrieval
 
 from engine.blip2.checkpoint import load_model, load_net, make_net
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
-from engine.blip2.convert import LAVIS, resize_positions
+from engine.blip2.convert import LAVIS, resize_positions, their_name
 from engine.blip2.export import save_transformers
 from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever, itc_scores
@@ -48,22 +47,11 @@ def random_net(vision: VisionConfig) -> Retriever:
 def lavis_state(net: Retriever, clip: bool) -> dict[str, Tensor]:
     """Our tensors under LAVIS' names, with what its files hold twice, by the table read backwards."""
     state = {"Qformer.bert.embeddings.position_ids": torch.arange(32)[None]}
-    rows = [
-        (t, o)
-        for t, o in LAVIS
-        if o is not None and (".blocks." in t or "visual" not in t or _is_clip(t) == clip)
-    ]
+    rows = tuple(row for row in LAVIS if not row[0].startswith("visual") or _is_clip(row[0]) == clip)
     for name, tensor in net.state_dict().items():
-        for theirs, ours in rows:
-            found = re.fullmatch(re.escape(ours).replace(r"\{i\}", r"(\d+)").replace(r"\*", "(.+)"), name)
-            if found and not (clip and theirs.startswith("visual_encoder.blocks")):
-                key = theirs
-                for part in found.groups():
-                    key = re.sub(r"\{i\}|\*", part, key, count=1)
-                state[key] = tensor
-                break
-        else:
-            raise AssertionError(name)
+        key = their_name(name, rows)
+        assert key is not None, name
+        state[key] = tensor
     state["query_tokens"] = state["query_tokens"][None]
     if clip:
         state["visual_encoder.class_embedding"] = state["visual_encoder.class_embedding"][0, 0]

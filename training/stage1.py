@@ -223,13 +223,11 @@ class Stage1Task:
 
     def _some_patches(self, patches_BPV: Tensor) -> Tensor:
         """A random `patch_share` of the patches, the same for the batch: less to read, harder to learn by heart."""
-        count = patches_BPV.shape[1]
-        return patches_BPV[:, torch.randperm(count)[: max(1, round(self.config.patch_share * count))]]
+        return patches_BPV[:, _drawn(patches_BPV.shape[1], self.config.patch_share)]
 
     def _some_queries(self) -> Tensor:
         """A random `query_share` of the queries, likewise: ITM's rows are mostly theirs."""
-        count = self.net.config.qformer.num_queries
-        return torch.randperm(count)[: max(1, round(self.config.query_share * count))].sort().values
+        return _drawn(self.net.config.qformer.num_queries, self.config.query_share).sort().values
 
     def _pictures_of(self, step: int) -> Tensor:
         """Every picture once an epoch, in an order that depends on (seed, epoch)."""
@@ -238,6 +236,11 @@ class Stage1Task:
             len(self.samples), generator=torch.Generator().manual_seed((self.optim.seed << 20) + epoch)
         )
         return order[number * self.optim.batch : (number + 1) * self.optim.batch]
+
+
+def _drawn(count: int, share: float) -> Tensor:
+    """A random share of the numbers below count, one at least."""
+    return torch.randperm(count)[: max(1, round(share * count))]
 
 
 class ItcTask(Stage1Task):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +13,6 @@ from ui.options import json_option
 from ui.terminal import say, write
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from engine.blip2.checkpoint import ModelInfo
     from engine.blip2.hub import KnownModel
     from engine.blip2.sources import Source
@@ -39,55 +37,30 @@ def models(context: click.Context, as_json: bool) -> None:
         write("".join(render.json_line(_known_fields(one)) for one in absent))
         return
     width = max(len(name) for name in [one.name for one in found] + [one.name for one in absent])
-    rows = [
-        (
-            one.name.ljust(width),
-            f"{one.num_parameters / 1e6:,.1f} M",
-            render.size_text(one.num_bytes),
-            f"{one.image_size} px",
-            one.digest[:12],
-            render.printable(str(one.folder)),
-        )
-        for one in found
-    ]
-    rows += [
-        (
-            one.name.ljust(width),
-            f"{one.num_parameters / 1e6:,.1f} M",
-            render.size_text(one.num_bytes),
-            f"{one.image_size} px",
-            "not here",
-            f"qseek models pull {one.name}   ({one.note})",
-        )
-        for one in absent
-    ]
+    rows = [_row(one, width, one.digest[:12], render.printable(str(one.folder))) for one in found]
+    rows += [_row(one, width, "not here", f"qseek models pull {one.name}   ({one.note})") for one in absent]
     write(
         render.text_table(("name".ljust(width), "parameters", "size", "photo side", "digest", "folder"), rows)
     )
 
 
-def _fields(model: ModelInfo) -> dict[str, str | int | bool]:
-    names = render.path_fields(model.folder)
-    return {
-        "name": model.name,
-        "here": True,
-        "folder": names["path"],
-        "digest": model.digest,
-        "num_parameters": model.num_parameters,
-        "num_bytes": model.num_bytes,
-        "image_size": model.image_size,
-    }
+def _row(model: ModelInfo | KnownModel, width: int, digest: str, place: str) -> tuple[str, ...]:
+    parameters = f"{model.num_parameters / 1e6:,.1f} M"
+    size, side = render.size_text(model.num_bytes), f"{model.image_size} px"
+    return model.name.ljust(width), parameters, size, side, digest, place
 
 
-def _known_fields(model: KnownModel) -> dict[str, str | int | bool]:
-    return {
-        "name": model.name,
-        "here": False,
-        "hub_id": model.hub_id,
-        "num_parameters": model.num_parameters,
-        "num_bytes": model.num_bytes,
-        "image_size": model.image_size,
-    }
+def _fields(model: ModelInfo) -> dict[str, Any]:
+    place = {"folder": render.path_fields(model.folder)["path"], "digest": model.digest}
+    return {"name": model.name, "here": True, **place, **_sizes(model)}
+
+
+def _known_fields(model: KnownModel) -> dict[str, Any]:
+    return {"name": model.name, "here": False, "hub_id": model.hub_id, **_sizes(model)}
+
+
+def _sizes(model: ModelInfo | KnownModel) -> dict[str, int]:
+    return {name: getattr(model, name) for name in ("num_parameters", "num_bytes", "image_size")}
 
 
 @models.command()
@@ -97,11 +70,10 @@ def pull(name: str) -> None:
 
     It goes on from what an earlier try left, and every weight file is compared with its published SHA-256.
     """
-    from engine.blip2.checkpoint import load_model
+    from engine.blip2.checkpoint import check_model
     from engine.blip2.hub import pull as download
 
-    folder = download(name, say=say)
-    model = load_model(str(folder), device="cpu")
+    model = check_model(name, download(name, say=say))
     say(f"{name} is here: {model.image_size} px, digest {model.digest[:12]}. Use it with --model {name}.")
 
 
@@ -141,7 +113,7 @@ def convert(
 
     from engine.blip2.checkpoint import make_net, save_checkpoint
     from engine.blip2.export import save_transformers
-    from engine.blip2.sources import read_folder, read_lavis
+    from engine.blip2.sources import read_folder, read_lavis, read_tokenizer
 
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; give a new folder.")
@@ -153,25 +125,11 @@ def convert(
             )
         read = read_folder(source)
     else:
-        read = read_lavis(source, _vocabulary(vocabulary), encoder, pixels)
+        read = read_lavis(source, read_tokenizer(vocabulary or _cached_vocabulary()), encoder, pixels)
     net = make_net(read, source, getattr(torch, dtype))
     write_folder = save_checkpoint if layout == "qseek" else save_transformers
     write_folder(folder, net, read.tokenizer, dtype=getattr(torch, dtype))
     say(f"Wrote {folder}: {read.config.vision.image_size} px, {dtype}. Use it with --model {folder}.")
-
-
-def _vocabulary(given: Path | None) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    from engine.blip2.sources import vocabulary_tokenizer
-
-    path = given or _cached_vocabulary()
-    if path.suffix != ".json":
-        return vocabulary_tokenizer(path)
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{path} is not a readable tokenizer: {error}") from error
 
 
 def _cached_vocabulary() -> Path:

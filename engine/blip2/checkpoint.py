@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from platformdirs import user_data_path
@@ -24,11 +24,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from engine.blip2 import hub
 from engine.blip2.config import Blip2Config
-from engine.blip2.convert import Stored
 from engine.blip2.model import Model
 from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever
 from engine.blip2.sources import CONFIG, TOKENIZER, WEIGHTS, Source, read_folder
+from engine.blip2.vision import has_batch_norms
 from engine.errors import CheckpointError
 
 BUNDLED = Path(__file__).parent / "pretrained"
@@ -70,7 +70,7 @@ def list_models() -> list[ModelInfo]:
     }
     for name, folder in (_model_folders() | downloaded).items():
         try:
-            found.append(_info(name, folder))
+            found.append(_describe(name, folder, read_folder(folder)))
         except CheckpointError as error:
             _log.warning("the model %s is left out: %s", name, error)
     return found
@@ -85,11 +85,21 @@ def _model_folders() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _info(name: str, folder: Path) -> ModelInfo:
-    source = read_folder(folder)
-    count = sum(math.prod(tensor.shape) for tensor in source.tensors.values())
+def _describe(name: str, folder: Path, source: Source) -> ModelInfo:
     num_bytes = sum(path.stat().st_size for path in source.files if path.suffix in WEIGHT_SUFFIXES)
-    return ModelInfo(name, folder, digest_of(source.files), count, num_bytes, source.config.vision.image_size)
+    digest, size = digest_of(source.files), source.config.vision.image_size
+    return ModelInfo(name, folder, digest, source.num_parameters, num_bytes, size)
+
+
+def check_model(name: str, folder: Path) -> ModelInfo:
+    """What `list_models` says of one folder, after every tensor's name and shape was held against the config's.
+
+    No weight is read into memory. Raises CheckpointError as `load_model` does.
+    """
+    source = read_folder(folder)
+    _fitting_net(source, folder)
+    TextTokenizer(source.tokenizer, source.config.max_tokens)
+    return _describe(name, folder, source)
 
 
 def find_model(name: str) -> Path:
@@ -164,12 +174,10 @@ def make_net(source: Source, where: Path, dtype: torch.dtype) -> Retriever:
 
     dtype: of the floating tensors; an encoder with batch norms stays float32, to be folded before it is cast.
     """
-    net = _empty_net(source.config, where)
-    wanted = net.state_dict()
-    _check_names({name: tuple(value.shape) for name, value in wanted.items()}, source.tensors, where)
-    if any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules()):
+    net = _fitting_net(source, where)
+    if has_batch_norms(net):
         dtype = torch.float32
-    _check_memory(sum(math.prod(t.shape) for t in source.tensors.values()) * dtype.itemsize, where)
+    _check_memory(source.num_parameters * dtype.itemsize, where)
     modules = dict(net.named_modules())
     for name, tensor in source.tensors.items():
         value = tensor.read()
@@ -184,7 +192,11 @@ def make_net(source: Source, where: Path, dtype: torch.dtype) -> Retriever:
     return net
 
 
-def _check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Stored], where: Path) -> None:
+def _fitting_net(source: Source, where: Path) -> Retriever:
+    """The empty network of the source's config. Raises CheckpointError when its tensors do not fit it."""
+    net = _empty_net(source.config, where)
+    wanted = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    found = source.tensors
     problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"unknown {name}" for name in sorted(found.keys() - wanted.keys())]
     problems += [
@@ -195,6 +207,7 @@ def _check_names(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Stor
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise CheckpointError(f"The weights in {where} do not fit the {CONFIG}: {shown}.")
+    return net
 
 
 def _check_memory(num_bytes: int, where: Path) -> None:
@@ -215,15 +228,25 @@ def save_checkpoint(
     folder: Path, net: Retriever, tokenizer: Tokenizer, *, dtype: torch.dtype = torch.float32
 ) -> None:
     """Write net as a checkpoint folder; floating tensors in dtype, counters as they are."""
-    folder.mkdir(parents=True, exist_ok=True)
     state = {
-        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in net.state_dict().items()
     }
-    save_file(state, folder / (WEIGHTS + ".new"))
+    write_folder(folder, state, tokenizer, net.config.to_dict())
+
+
+def write_folder(
+    folder: Path, state: Mapping[str, torch.Tensor], tokenizer: Tokenizer, config: Mapping[str, Any]
+) -> None:
+    """Replace a folder's files one by one, each whole, the config last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(
+        tensors, folder / (WEIGHTS + ".new"), metadata={"format": "pt"}
+    )  # transformers asks for the format
     os.replace(folder / (WEIGHTS + ".new"), folder / WEIGHTS)
     tokenizer.save(str(folder / TOKENIZER))
-    (folder / (CONFIG + ".new")).write_text(json.dumps(net.config.to_dict(), indent=1) + "\n")
+    (folder / (CONFIG + ".new")).write_text(json.dumps(config, indent=1) + "\n")
     os.replace(folder / (CONFIG + ".new"), folder / CONFIG)
 
 
@@ -231,13 +254,8 @@ def digest_of(files: Sequence[Path]) -> str:
     """Hex blake2b-128 of the SHA-256 of the files that decide a model's numbers (`Source.files`)."""
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
-        digest.update(bytes.fromhex(hub.published_sha256(path) or _sha256(path)))
+        digest.update(bytes.fromhex(hub.published_sha256(path) or hub.sha256(path)))
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _empty_net(config: Blip2Config, folder: Path) -> Retriever:

@@ -13,6 +13,9 @@ from typing import Any, get_type_hints
 from engine.errors import CheckpointError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EVA = "eva_giant_patch14_clip_224"
+"""timm's name of BLIP-2's ViT-g."""
+EVA_MLP_RATIO = 4.3637
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -110,7 +113,7 @@ def _build(cls: Any, values: Any, where: str) -> Any:
 def vit_g(image_size: int = 224) -> Blip2Config:
     """BLIP-2 with EVA-CLIP ViT-g/14, 39 of its 40 blocks (224 px; 364 px for the COCO fine-tuned weights)."""
     args = {"depth": 39, "img_size": image_size}
-    return Blip2Config(VisionConfig("eva_giant_patch14_clip_224", image_size, 1408, args))
+    return Blip2Config(VisionConfig(EVA, image_size, 1408, args))
 
 
 def vit_l(image_size: int = 224) -> Blip2Config:

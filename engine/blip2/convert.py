@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,10 +22,28 @@ from engine.errors import CheckpointError
 
 Table = tuple[tuple[str, str | None], ...]
 
-_BERT = "Qformer.bert.encoder.layer.{i}"
 _CLIP = "visual_encoder.transformer.resblocks.{i}"
 _VIT = "vision.backbone.blocks.{i}"
-_LAYER = "qformer.layers.{i}"
+
+
+def _bert_rows(layer: str, inner: str) -> Table:
+    """A Q-Former layer, which both call by BERT's names. inner: what they call the attention inside an attention."""
+    ours = "qformer.layers.{i}"
+    return (
+        (f"{layer}.attention.output.dense.*", f"{ours}.attention.out.*"),
+        (f"{layer}.attention.output.LayerNorm.*", f"{ours}.attention.norm.*"),
+        (f"{layer}.attention.{inner}.*", f"{ours}.attention.*"),
+        (f"{layer}.crossattention.output.dense.*", f"{ours}.cross_attention.out.*"),
+        (f"{layer}.crossattention.output.LayerNorm.*", f"{ours}.cross_attention.norm.*"),
+        (f"{layer}.crossattention.{inner}.*", f"{ours}.cross_attention.*"),
+        (f"{layer}.intermediate.dense.*", f"{ours}.text_mlp.up.*"),
+        (f"{layer}.output.dense.*", f"{ours}.text_mlp.down.*"),
+        (f"{layer}.output.LayerNorm.*", f"{ours}.text_mlp.norm.*"),
+        (f"{layer}.intermediate_query.dense.*", f"{ours}.query_mlp.up.*"),
+        (f"{layer}.output_query.dense.*", f"{ours}.query_mlp.down.*"),
+        (f"{layer}.output_query.LayerNorm.*", f"{ours}.query_mlp.norm.*"),
+    )
+
 
 LAVIS: Table = (
     # frozen encoder, EVA ViT-g (timm's names)
@@ -51,18 +70,7 @@ LAVIS: Table = (
     ("Qformer.bert.embeddings.position_embeddings.weight", "qformer.positions.weight"),
     ("Qformer.bert.embeddings.LayerNorm.*", "qformer.norm.*"),
     ("Qformer.bert.embeddings.position_ids", None),  # a constant: 0, 1, 2, ...
-    (f"{_BERT}.attention.output.dense.*", f"{_LAYER}.attention.out.*"),
-    (f"{_BERT}.attention.output.LayerNorm.*", f"{_LAYER}.attention.norm.*"),
-    (f"{_BERT}.attention.self.*", f"{_LAYER}.attention.*"),
-    (f"{_BERT}.crossattention.output.dense.*", f"{_LAYER}.cross_attention.out.*"),
-    (f"{_BERT}.crossattention.output.LayerNorm.*", f"{_LAYER}.cross_attention.norm.*"),
-    (f"{_BERT}.crossattention.self.*", f"{_LAYER}.cross_attention.*"),
-    (f"{_BERT}.intermediate.dense.*", f"{_LAYER}.text_mlp.up.*"),
-    (f"{_BERT}.output.dense.*", f"{_LAYER}.text_mlp.down.*"),
-    (f"{_BERT}.output.LayerNorm.*", f"{_LAYER}.text_mlp.norm.*"),
-    (f"{_BERT}.intermediate_query.dense.*", f"{_LAYER}.query_mlp.up.*"),
-    (f"{_BERT}.output_query.dense.*", f"{_LAYER}.query_mlp.down.*"),
-    (f"{_BERT}.output_query.LayerNorm.*", f"{_LAYER}.query_mlp.norm.*"),
+    *_bert_rows("Qformer.bert.encoder.layer.{i}", "self"),
     # heads
     ("Qformer.cls.predictions.transform.dense.*", "caption_head.dense.*"),
     ("Qformer.cls.predictions.transform.LayerNorm.*", "caption_head.norm.*"),
@@ -76,7 +84,6 @@ LAVIS: Table = (
 )
 
 _HF_VIT = "vision_model.encoder.layers.{i}"
-_HF_BERT = "qformer.encoder.layer.{i}"
 
 TRANSFORMERS: Table = (
     ("vision_model.embeddings.class_embedding", "vision.backbone.cls_token"),
@@ -94,18 +101,7 @@ TRANSFORMERS: Table = (
     ("embeddings.position_embeddings.weight", "qformer.positions.weight"),
     ("embeddings.position_ids", None),  # a constant that older versions wrote
     ("qformer.layernorm.*", "qformer.norm.*"),
-    (f"{_HF_BERT}.attention.output.dense.*", f"{_LAYER}.attention.out.*"),
-    (f"{_HF_BERT}.attention.output.LayerNorm.*", f"{_LAYER}.attention.norm.*"),
-    (f"{_HF_BERT}.attention.attention.*", f"{_LAYER}.attention.*"),
-    (f"{_HF_BERT}.crossattention.output.dense.*", f"{_LAYER}.cross_attention.out.*"),
-    (f"{_HF_BERT}.crossattention.output.LayerNorm.*", f"{_LAYER}.cross_attention.norm.*"),
-    (f"{_HF_BERT}.crossattention.attention.*", f"{_LAYER}.cross_attention.*"),
-    (f"{_HF_BERT}.intermediate.dense.*", f"{_LAYER}.text_mlp.up.*"),
-    (f"{_HF_BERT}.output.dense.*", f"{_LAYER}.text_mlp.down.*"),
-    (f"{_HF_BERT}.output.LayerNorm.*", f"{_LAYER}.text_mlp.norm.*"),
-    (f"{_HF_BERT}.intermediate_query.dense.*", f"{_LAYER}.query_mlp.up.*"),
-    (f"{_HF_BERT}.output_query.dense.*", f"{_LAYER}.query_mlp.down.*"),
-    (f"{_HF_BERT}.output_query.LayerNorm.*", f"{_LAYER}.query_mlp.norm.*"),
+    *_bert_rows("qformer.encoder.layer.{i}", "attention"),
     ("vision_projection.*", "photo_head.*"),
     ("text_projection.*", "text_head.*"),
     ("itm_head.*", "match_head.*"),
@@ -140,18 +136,30 @@ def _filled(pattern: str, found: re.Match[str]) -> str:
     return pattern.replace("{i}", parts.get("i") or "").replace("*", parts.get("rest") or "")
 
 
-_PATTERNS = {
-    table: tuple((_pattern(theirs), ours) for theirs, ours in table) for table in (LAVIS, TRANSFORMERS)
-}
-_BACK = tuple((_pattern(ours), theirs) for theirs, ours in TRANSFORMERS if ours is not None)
+@cache
+def _patterns(table: Table) -> tuple[tuple[re.Pattern[str], str | None], ...]:
+    return tuple((_pattern(theirs), ours) for theirs, ours in table)
+
+
+@cache
+def _patterns_back(table: Table) -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple((_pattern(ours), theirs) for theirs, ours in table if ours is not None)
 
 
 def our_name(key: str, table: Table) -> str | None:
     """Our name of a key, None when it holds nothing of its own. Raises CheckpointError for an unknown key."""
-    for pattern, ours in _PATTERNS[table]:
+    for pattern, ours in _patterns(table):
         if found := pattern.match(key):
             return None if ours is None else _filled(ours, found)
     raise CheckpointError(f"The tensor {key!r} has no place in a BLIP-2 retrieval model.")
+
+
+def their_name(name: str, table: Table) -> str | None:
+    """The key that a tensor of ours has in the other code, None when it has none there."""
+    for pattern, theirs in _patterns_back(table):
+        if found := pattern.match(name):
+            return _filled(theirs, found)
+    return None
 
 
 def renamed(theirs: Mapping[str, Stored], table: Table) -> dict[str, Stored]:
@@ -221,14 +229,12 @@ def to_transformers(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
             block = name.removesuffix("q_bias")
             bias = torch.cat([tensor, torch.zeros_like(tensor), ours[f"{block}v_bias"]])
             name, tensor = f"{block}qkv.bias", bias
-        for pattern, theirs in _BACK:
-            if found := pattern.match(name):
-                made[_filled(theirs, found)] = tensor[None] if name == "qformer.queries" else tensor
-                break
-        else:
+        key = their_name(name, TRANSFORMERS)
+        if key is None:
             raise CheckpointError(
                 f"transformers' BLIP-2 has no place for {name!r}: its image encoder is EVA ViT."
             )
+        made[key] = tensor[None] if name == "qformer.queries" else tensor
     return made
 
 

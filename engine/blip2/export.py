@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from engine.blip2.config import Blip2Config
+from engine.blip2.checkpoint import write_folder
+from engine.blip2.config import EVA, EVA_MLP_RATIO, Blip2Config
 from engine.blip2.convert import to_transformers
 from engine.blip2.retriever import Retriever
-from engine.blip2.sources import CONFIG, TOKENIZER, WEIGHTS
 from engine.errors import CheckpointError
 
-EVA = "eva_giant_patch14_clip_224"
-EVA_GIANT = {"patch_size": 14, "embed_dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": 4.3637}
+EVA_GIANT = {"patch_size": 14, "embed_dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": EVA_MLP_RATIO}
 """What timm's architecture is where `timm_args` do not say."""
 
 
@@ -32,12 +28,7 @@ def save_transformers(
     """
     values = transformers_config(net.config)
     ours = {name: tensor.detach().to("cpu", dtype) for name, tensor in net.state_dict().items()}
-    state = {name: tensor.contiguous() for name, tensor in to_transformers(ours).items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / (WEIGHTS + ".new"), metadata={"format": "pt"})
-    os.replace(folder / (WEIGHTS + ".new"), folder / WEIGHTS)
-    tokenizer.save(str(folder / TOKENIZER))
-    (folder / CONFIG).write_text(json.dumps(values, indent=1) + "\n")
+    write_folder(folder, to_transformers(ours), tokenizer, values)
 
 
 def transformers_config(config: Blip2Config) -> dict[str, Any]:

@@ -102,15 +102,19 @@ def published_sha256(path: Path) -> str | None:
     return blob.name if path.is_symlink() and _SHA256.fullmatch(blob.name) else None
 
 
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def verify(folder: Path) -> None:
     """Compare every weight file of a download with its published SHA-256. Raises CheckpointError naming the file."""
     for path in sorted(folder.iterdir()):
         published = published_sha256(path)
         if published is None:
             continue
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != published:
+        if sha256(path) != published:
             raise CheckpointError(f"{path} is damaged: delete {path.resolve()} and pull the model again.")
 
 

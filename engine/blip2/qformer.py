@@ -101,13 +101,8 @@ class QFormer(nn.Module):
 
         past: what `read_photos` returned for the same photos.
         """
-        hidden = self._embed_texts(ids_BT)
         mask = masks.causal_text_mask(text_mask_BT, past[0][0].shape[2])
-        for layer, (keys, values) in zip(self.layers, past, strict=True):
-            own_keys, own_values = layer.attention.keys_values(hidden)
-            seen = torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
-            hidden = layer.text_mlp(layer.attention(hidden, seen, mask))
-        return hidden
+        return self._write(self._embed_texts(ids_BT), past, mask)[0]
 
     def write_next(
         self, past: Sequence[KeysValues], ids_B: Tensor, position: int
@@ -116,21 +111,25 @@ class QFormer(nn.Module):
 
         past: of the queries (`read_photos`) and of the tokens before. position: of this token, from 0.
         """
-        hidden = self.norm(self.words(ids_B[:, None]) + self.positions.weight[position])
+        return self._write(self._embed_texts(ids_B[:, None], position), past, None)
+
+    def _write(
+        self, hidden_BTD: Tensor, past: Sequence[KeysValues], mask: Tensor | None
+    ) -> tuple[Tensor, list[KeysValues]]:
         longer = []
         for layer, (keys, values) in zip(self.layers, past, strict=True):
-            own_keys, own_values = layer.attention.keys_values(hidden)
+            own_keys, own_values = layer.attention.keys_values(hidden_BTD)
             seen = torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
             longer.append(seen)
-            hidden = layer.text_mlp(layer.attention(hidden, seen, None))
-        return hidden, longer
+            hidden_BTD = layer.text_mlp(layer.attention(hidden_BTD, seen, mask))
+        return hidden_BTD, longer
 
     def _embed_queries(self, batch: int, chosen: Tensor | None) -> Tensor:
         queries = self.queries if chosen is None else self.queries[chosen]
         return self.dropout(self.norm(queries)).expand(batch, -1, -1).contiguous()
 
-    def _embed_texts(self, ids_BT: Tensor) -> Tensor:
-        positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    def _embed_texts(self, ids_BT: Tensor, first: int = 0) -> Tensor:
+        positions = torch.arange(first, first + ids_BT.shape[1], device=ids_BT.device)
         return self.dropout(self.norm(self.words(ids_BT) + self.positions(positions)))
 
 

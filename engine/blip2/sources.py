@@ -8,7 +8,7 @@ holds anything but tensors is refused.
 from __future__ import annotations
 
 import json
-import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +17,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
+from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor
 
-from engine.blip2.config import CLIP_MEAN, CLIP_STD, Blip2Config, QFormerConfig, VisionConfig, vit_g, vit_l
+from engine.blip2.config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    EVA,
+    EVA_MLP_RATIO,
+    Blip2Config,
+    QFormerConfig,
+    VisionConfig,
+    vit_g,
+    vit_l,
+)
 from engine.blip2.convert import LAVIS, TRANSFORMERS, Stored, renamed, resized, stored
 from engine.errors import CheckpointError
 
@@ -39,8 +50,6 @@ GENERATIVE = (
 MAX_TOKENS = 35
 """LAVIS' evaluation reads so many, [CLS] and [SEP] counted."""
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Source:
@@ -50,6 +59,10 @@ class Source:
     tensors: Mapping[str, Stored]
     tokenizer: Tokenizer
     files: tuple[Path, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
 def read_folder(folder: Path) -> Source:
@@ -73,8 +86,8 @@ def _own(folder: Path, values: Any) -> Source:
     except CheckpointError as error:
         raise CheckpointError(f"In {folder}: {error}") from error
     tensors = read_safetensors(folder / WEIGHTS)
-    tokenizer = _tokenizer(folder, config)
-    return Source(config, tensors, tokenizer, tuple(folder / n for n in (CONFIG, WEIGHTS, TOKENIZER)))
+    tokenizer, vocabulary = _tokenizer(folder, config)
+    return Source(config, tensors, tokenizer, (folder / CONFIG, folder / WEIGHTS, vocabulary))
 
 
 def _transformers(folder: Path, values: dict[str, Any]) -> Source:
@@ -84,8 +97,7 @@ def _transformers(folder: Path, values: dict[str, Any]) -> Source:
     ours = renamed(tensors, TRANSFORMERS)
     # Not in these checkpoints: the temperature decides nothing in a search, 0.07 is where BLIP-2 starts.
     ours["temperature"] = stored(torch.tensor(0.07))
-    tokenizer = _tokenizer(folder, config)
-    vocabulary = folder / (TOKENIZER if (folder / TOKENIZER).is_file() else VOCABULARY)
+    tokenizer, vocabulary = _tokenizer(folder, config)
     return Source(config, ours, tokenizer, (folder / CONFIG, *files, vocabulary))
 
 
@@ -116,7 +128,7 @@ def _transformers_tensors(folder: Path) -> tuple[dict[str, Stored], tuple[Path, 
         return read_safetensors(folder / WEIGHTS), (folder / WEIGHTS,)
     if (folder / PICKLED).is_file():
         return read_pickled(folder / PICKLED), (folder / PICKLED,)
-    raise CheckpointError(f"{folder} has no {WEIGHTS}; copy the model folder again.")
+    raise _lacks(folder, WEIGHTS)
 
 
 def config_from_transformers(values: dict[str, Any], where: Path) -> Blip2Config:
@@ -153,7 +165,7 @@ def config_from_transformers(values: dict[str, Any], where: Path) -> Blip2Config
     }
     return Blip2Config(
         VisionConfig(
-            "eva_giant_patch14_clip_224",
+            EVA,
             vision.image_size,
             vision.hidden_size,
             args,
@@ -181,7 +193,7 @@ def config_from_transformers(values: dict[str, Any], where: Path) -> Blip2Config
 
 def _mlp_ratio(inner: int, width: int) -> float:
     """timm takes int(width * ratio): EVA's own ratio where it fits, else one that no rounding takes below `inner`."""
-    return 4.3637 if int(width * 4.3637) == inner else (inner + 0.5) / width
+    return EVA_MLP_RATIO if int(width * EVA_MLP_RATIO) == inner else (inner + 0.5) / width
 
 
 def read_lavis(
@@ -211,11 +223,11 @@ def read_lavis(
             f"--encoder ({name})."
         )
     ours = renamed(theirs, LAVIS)
-    config = _lavis_config(ours, theirs, path)
+    clip = "visual_encoder.class_embedding" in theirs
+    config = _lavis_config(ours, clip, path)
     if image_size is not None and image_size != config.vision.image_size:
         if image_size < 14 or image_size % 14:
             raise CheckpointError(f"{image_size} pixels are not a multiple of the encoder's patches of 14.")
-        clip = "visual_encoder.class_embedding" in theirs
         name = "vision.backbone.pos_embed"
         ours[name] = resized(ours[name], image_size // 14, align_corners=clip)
         args = config.vision.timm_args | {"img_size": image_size}
@@ -240,9 +252,8 @@ def _lavis_encoder(path: Path) -> dict[str, Stored]:
     return kept
 
 
-def _lavis_config(ours: Mapping[str, Stored], theirs: Mapping[str, Stored], path: Path) -> Blip2Config:
-    """ViT-g or ViT-L by the names, all sizes by the shapes: a small copy of the architecture is read too."""
-    clip = "visual_encoder.class_embedding" in theirs
+def _lavis_config(ours: Mapping[str, Stored], clip: bool, path: Path) -> Blip2Config:
+    """ViT-L or ViT-g, all sizes by the shapes: a small copy of the architecture is read too."""
     standard = vit_l() if clip else vit_g()
     depth = 1 + max(int(k.split(".")[3]) for k in ours if k.startswith("vision.backbone.blocks."))
     layers = 1 + max(int(k.split(".")[2]) for k in ours if k.startswith("qformer.layers."))
@@ -260,7 +271,7 @@ def _lavis_config(ours: Mapping[str, Stored], theirs: Mapping[str, Stored], path
     args = dict(standard.vision.timm_args) | {"depth": depth, "img_size": 14 * side}
     if width != standard.vision.num_channels:
         inner = ours["vision.backbone.blocks.0.mlp.fc1.weight"].shape[0]
-        args |= {"embed_dim": width, "num_heads": vision_heads, "mlp_ratio": inner / width}
+        args |= {"embed_dim": width, "num_heads": vision_heads, "mlp_ratio": _mlp_ratio(inner, width)}
     return replace(
         standard,
         vision=replace(standard.vision, image_size=14 * side, num_channels=width, timm_args=args),
@@ -291,7 +302,7 @@ def refuse_generative(tensors: Mapping[str, Stored], where: Path) -> None:
 def read_safetensors(path: Path) -> dict[str, Stored]:
     """Every tensor of a safetensors file, not yet read. Raises CheckpointError when it is not a whole one."""
     if not path.is_file():
-        raise lacks(path.parent, path.name)
+        raise _lacks(path.parent, path.name)
     try:
         file = safe_open(str(path), framework="pt")
         names = list(file.keys())
@@ -325,33 +336,31 @@ def read_pickled(path: Path) -> dict[str, Stored]:
     return {key: stored(tensor) for key, tensor in state.items()}
 
 
-def _tokenizer(folder: Path, config: Blip2Config) -> Tokenizer:
-    if not (folder / TOKENIZER).is_file() and (folder / VOCABULARY).is_file():
-        return _with_dec(vocabulary_tokenizer(folder / VOCABULARY))
-    path = folder / TOKENIZER
-    if not path.is_file():
-        raise lacks(folder, TOKENIZER)
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{path} is not a readable tokenizer: {error}") from error
-    if not config.has_captions:
+def _tokenizer(folder: Path, config: Blip2Config) -> tuple[Tokenizer, Path]:
+    """The folder's tokenizer and the file it is made from: tokenizer.json, or where there is none vocab.txt."""
+    path = next((folder / n for n in (TOKENIZER, VOCABULARY) if (folder / n).is_file()), None)
+    if path is None:
+        raise _lacks(folder, TOKENIZER)
+    tokenizer = read_tokenizer(path)
+    if path.name == VOCABULARY or not config.has_captions:
         tokenizer = _with_dec(tokenizer)
     if tokenizer.get_vocab_size() > config.qformer.vocab_size:
         raise CheckpointError(
             f"{path} has {tokenizer.get_vocab_size()} tokens, {CONFIG} says {config.qformer.vocab_size}."
         )
-    return tokenizer
+    return tokenizer, path
 
 
-def vocabulary_tokenizer(path: Path) -> Tokenizer:
-    """bert-base-uncased's tokenizer from its vocab.txt."""
-    from tokenizers.implementations import BertWordPieceTokenizer
-
+def read_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json, or a vocab.txt as bert-base-uncased has it. Raises CheckpointError when it is neither."""
+    is_json = path.suffix == ".json"
     try:
+        if is_json:
+            return Tokenizer.from_file(str(path))
         return BertWordPieceTokenizer(str(path), lowercase=True)._tokenizer
     except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{path} is not a readable vocabulary: {error}") from error
+        kind = "tokenizer" if is_json else "vocabulary"
+        raise CheckpointError(f"{path} is not a readable {kind}: {error}") from error
 
 
 def _with_dec(tokenizer: Tokenizer) -> Tokenizer:
@@ -361,7 +370,7 @@ def _with_dec(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def lacks(folder: Path, name: str) -> CheckpointError:
+def _lacks(folder: Path, name: str) -> CheckpointError:
     return CheckpointError(f"{folder} has no {name}; copy the model folder again.")
 
 

@@ -69,13 +69,18 @@ class VisionEncoder(nn.Module):
             return self(torch.zeros(1, 3, size, size, device=self.device, dtype=dtype)).shape[1]
 
 
+def has_batch_norms(module: nn.Module) -> bool:
+    """Whether there is something for `folded` to fold."""
+    return any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
+
+
 def folded(encoder: VisionEncoder) -> VisionEncoder:
     """A copy for inference whose batch norms are folded into the convolutions before them: the same numbers, faster.
 
     A norm is folded where its module stands right behind a convolution. Whether that is also the order in which they
     run is decided by the numbers: when one picture comes out otherwise than before, the encoder itself is returned.
     """
-    if not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):
+    if not has_batch_norms(encoder):
         return encoder
     copied = copy.deepcopy(encoder).eval()
     num_folded = 0
