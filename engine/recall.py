@@ -20,6 +20,7 @@ from engine.blip2.retriever import itc_scores
 from engine.errors import DataError
 
 KS = (1, 5, 10)
+TEXTS_A_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -150,18 +151,27 @@ def rerank_pairs(
     wanted_NM: np.ndarray,
     say: Callable[[str], None],
 ) -> np.ndarray:
-    """What ITM adds to the score (N, M) for the wanted pairs, -inf elsewhere; each photo's keys are made once."""
+    """What ITM adds to the score (N, M) for the wanted pairs, -inf elsewhere.
+
+    In blocks of texts of like length, so that what is kept of them (see `QFormer.start_texts`) stays small; a
+    photo's keys are made once a block.
+    """
     logits = np.full(wanted_NM.shape, -np.inf, dtype=np.float32)
-    by_length = np.argsort([len(text) for text in texts], kind="stable")  # little padding in each batch
+    by_length = np.argsort([len(text) for text in texts], kind="stable")
+    num_pairs, num_read = int(wanted_NM.sum()), 0
     started = said = time.monotonic()
-    for row in range(len(wanted_NM)):
-        columns = by_length[wanted_NM[row, by_length]]
-        if len(columns):
-            keys = model.photo_keys(patches_NPV[row : row + 1])
-            pairs = model.match(keys, [texts[column] for column in columns])
-            logits[row, columns] = model.config.match_weight * pairs[:, 1]
-        if time.monotonic() - said > 10:
-            said = time.monotonic()
-            left = (said - started) / (row + 1) * (len(wanted_NM) - row - 1)
-            say(f"reranked {row + 1} of {len(wanted_NM)} photos, {left:.0f} s left")
+    for first in range(0, len(texts), TEXTS_A_BLOCK):
+        block = by_length[first : first + TEXTS_A_BLOCK]
+        start = model.start_texts([texts[column] for column in block])
+        for row in range(len(wanted_NM)):
+            chosen = np.flatnonzero(wanted_NM[row, block])
+            if len(chosen):
+                keys = model.photo_keys(patches_NPV[row : row + 1])
+                pairs = model.match(keys, start[torch.from_numpy(chosen).to(model.device)])
+                logits[row, block[chosen]] = model.config.match_weight * pairs[:, 1]
+                num_read += len(chosen)
+            if time.monotonic() - said > 10:
+                said = time.monotonic()
+                left = (said - started) / max(1, num_read) * (num_pairs - num_read)
+                say(f"reranked {num_read:,} of {num_pairs:,} pairs, {left:.0f} s left")
     return logits

@@ -114,6 +114,24 @@ def test_itm_is_the_bidirectional_pass(net: Retriever, patches: Tensor) -> None:
     near(net.qformer.read_pairs(net.photo_keys(patches), ids, mask, queries_only=True), queries)
 
 
+def test_one_photo_or_one_text_serves_all_of_the_others(net: Retriever, patches: Tensor) -> None:
+    """What is computed once (the texts' start, one photo's keys) changes nothing of any pair."""
+    ids, mask = tokens()
+    keys, start = net.photo_keys(patches), net.qformer.start_texts(ids, mask)
+    for photo in range(len(patches)):
+        one = [(k[photo : photo + 1], v[photo : photo + 1]) for k, v in keys]
+        many = [(k.expand(len(ids), -1, -1, -1), v.expand(len(ids), -1, -1, -1)) for k, v in one]
+        near(net.qformer.read_started(one, start), net.qformer.read_pairs(many, ids, mask))
+        near(net.match_started(one, start), net.match(many, ids, mask))
+    for text in range(len(ids)):
+        alone = ids[text : text + 1, : mask[text].sum()]  # without padding
+        begun = start[torch.tensor([text])]
+        assert begun.text.shape[1] == alone.shape[1]
+        many_ids = alone.expand(len(patches), -1)
+        want = net.qformer.read_pairs(keys, many_ids, torch.ones_like(many_ids, dtype=torch.bool))
+        near(net.qformer.read_started(keys, begun), want)
+
+
 def test_the_passes_differ(net: Retriever, patches: Tensor) -> None:
     """Were the masks without effect, the tests above would hold all the same."""
     ids, mask = tokens()

@@ -52,8 +52,13 @@ class Attention(nn.Module):
         return self._heads(self.key(source_BND)), self._heads(self.value(source_BND))
 
     def forward(self, hidden_BSD: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
+        """-> (B, S, D). Rows or keys of a batch of 1 serve all of the other's."""
         dropout = self.dropout.p if self.training else 0.0
-        mixed = attention(self._heads(self.query(hidden_BSD)), *keys_values, mask, dropout)
+        asked, num_sources = self.query(hidden_BSD), len(keys_values[0])
+        if mask is None and num_sources == 1:  # all rows ask one photo: one large product, not B small ones
+            asked = asked.flatten(0, 1)[None]
+        q_BHSd = self._heads(asked).expand(max(len(asked), num_sources), -1, -1, -1)
+        mixed = attention(q_BHSd, *keys_values, mask, dropout).view(-1, *hidden_BSD.shape[1:])
         return self.norm(hidden_BSD + self.dropout(self.out(mixed)))
 
     def _heads(self, rows_BND: Tensor) -> Tensor:

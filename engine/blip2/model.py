@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.blip2.config import Blip2Config
 from engine.blip2.preprocess import TextTokenizer, to_pixels
-from engine.blip2.qformer import PhotoKeys
+from engine.blip2.qformer import PhotoKeys, TextStart
 from engine.blip2.retriever import Retriever
 from engine.blip2.vision import folded
 from engine.index.manifest import Manifest
@@ -147,24 +147,23 @@ class Model:
         return self.net.encode_photos(photo_keys).cpu().numpy()
 
     @torch.inference_mode()
-    def match(self, photo_keys: PhotoKeys, texts: Sequence[str]) -> np.ndarray:
-        """Match logits (N, 2) float32, [no match, match], of pairs, of one text and many photos, or the reverse."""
-        num_photos, num_texts = len(photo_keys[0][0]), len(texts)
+    def start_texts(self, texts: Sequence[str]) -> TextStart:
+        """What matching computes of texts before it sees a photo; see `QFormer.start_texts`."""
         ids, mask, _ = self.tokenizer(texts)
-        ids, mask = ids.to(self.device), mask.to(self.device)
+        return self.net.qformer.start_texts(ids.to(self.device), mask.to(self.device))
+
+    @torch.inference_mode()
+    def match(self, photo_keys: PhotoKeys, texts: Sequence[str] | TextStart) -> np.ndarray:
+        """Match logits (N, 2) float32, [no match, match], of pairs, of one text and many photos, or the reverse."""
+        start = texts if isinstance(texts, TextStart) else self.start_texts(texts)
+        num_photos, num_texts = len(photo_keys[0][0]), len(start)
         logits = np.empty((max(num_photos, num_texts), 2), np.float32)
-        for start in range(0, len(logits), PHOTOS_AT_ONCE):
-            part = slice(start, min(start + PHOTOS_AT_ONCE, len(logits)))
-            count = part.stop - part.start
-            some = [(_rows(k, part, count), _rows(v, part, count)) for k, v in photo_keys]
-            logits[part] = (
-                self.net.match(some, _rows(ids, part, count), _rows(mask, part, count)).cpu().numpy()
-            )
+        for first in range(0, len(logits), PHOTOS_AT_ONCE):
+            part = slice(first, first + PHOTOS_AT_ONCE)
+            keys = photo_keys if num_photos == 1 else [(k[part], v[part]) for k, v in photo_keys]
+            some = start if num_texts == 1 else start[part]
+            logits[part] = self.net.match_started(keys, some).cpu().numpy()
         return logits
-
-
-def _rows(tensor: Tensor, part: slice, count: int) -> Tensor:
-    return tensor.expand(count, *tensor.shape[1:]) if len(tensor) == 1 else tensor[part]
 
 
 def match_probability(logits_N2: np.ndarray) -> np.ndarray:

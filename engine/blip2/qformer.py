@@ -6,7 +6,10 @@ nobody reads, the patches' keys and values that are already there, the queries' 
 Shapes: B pairs, Q queries, T tokens, P patches, D width, V vision width.
 """
 
-from collections.abc import Iterable, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,28 @@ from engine.blip2.layers import Block, KeysValues
 
 PhotoKeys = Sequence[KeysValues]
 """Cross-attention keys and values of the photos, one pair for each layer that reads patches."""
+
+
+@dataclass(frozen=True)
+class TextStart:
+    """The part of an ITM pass that no photo changes: until the first cross-attention, queries and text meet alone.
+
+    queries: (B, Q, D) after the first layer's self-attention. text: (B, T, D) after the whole first layer.
+    mask: (B, T), True = a token.
+    """
+
+    queries: Tensor
+    text: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def __getitem__(self, rows: Tensor | slice) -> TextStart:
+        """Some of the texts, without the padding that none of them needs."""
+        mask = self.mask[rows]
+        longest = int(mask.sum(dim=1).max())
+        return TextStart(self.queries[rows], self.text[rows, :longest], mask[:, :longest])
 
 
 class QFormer(nn.Module):
@@ -30,7 +55,7 @@ class QFormer(nn.Module):
         self.positions = nn.Embedding(config.max_positions, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers: Iterable[Block] = nn.ModuleList(  # type: ignore[assignment]
+        self.layers: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(config, vision_width, layer % config.cross_attention_every == 0)
             for layer in range(config.num_layers)
         )
@@ -78,23 +103,40 @@ class QFormer(nn.Module):
         chosen: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Photo and text together (ITM) -> hidden (B, Q+T, D), or the queries' (B, Q, D). chosen: as above."""
+        start = self.start_texts(ids_BT, text_mask_BT, chosen)
+        return self.read_started(photo_keys, start, queries_only=queries_only)
+
+    def start_texts(self, ids_BT: Tensor, text_mask_BT: Tensor, chosen: Tensor | None = None) -> TextStart:
+        """The part of `read_pairs` that depends on the texts alone: compute once, use for every photo."""
+        first = self.layers[0]
         queries = self._embed_queries(ids_BT.shape[0], chosen)
-        num_queries = queries.shape[1]
         hidden = torch.cat([queries, self._embed_texts(ids_BT)], dim=1)
-        mask = masks.bidirectional_mask(text_mask_BT, num_queries)
+        mask = masks.bidirectional_mask(text_mask_BT, queries.shape[1])
+        hidden = first.attention(hidden, first.attention.keys_values(hidden), mask)
+        # Contiguous: a linear layer on a slice would copy its weights for every pair.
+        read, text = (part.contiguous() for part in hidden.split([queries.shape[1], ids_BT.shape[1]], dim=1))
+        return TextStart(read, first.text_mlp(text), text_mask_BT)
+
+    def read_started(self, photo_keys: PhotoKeys, start: TextStart, *, queries_only: bool = False) -> Tensor:
+        """The rest of `read_pairs`. Photos or texts may be one, for all of the others."""
+        num_queries = start.queries.shape[1]
+        mask = masks.bidirectional_mask(start.mask, num_queries)
         cross = iter(photo_keys)
+        read, text = start.queries, start.text
         for number, layer in enumerate(self.layers):
-            own = layer.attention.keys_values(hidden)
-            if queries_only and number == self.config.num_layers - 1:
-                hidden = hidden[:, :num_queries].contiguous()
-            hidden = layer.attention(hidden, own, mask)
-            # Contiguous: a linear layer on a slice would copy its weights for every pair.
-            read, text = hidden[:, :num_queries].contiguous(), hidden[:, num_queries:].contiguous()
+            if number:
+                hidden = torch.cat([read, text.expand(len(read), -1, -1)], dim=1)
+                own = layer.attention.keys_values(hidden)
+                if queries_only and number == self.config.num_layers - 1:
+                    hidden = hidden[:, :num_queries].contiguous()
+                hidden = layer.attention(hidden, own, mask)
+                read, text = hidden[:, :num_queries].contiguous(), hidden[:, num_queries:].contiguous()
             if layer.cross_attention is not None:
                 read = layer.cross_attention(read, next(cross), None)
             read = layer.query_mlp(read)
-            hidden = torch.cat([read, layer.text_mlp(text)], dim=1) if text.shape[1] else read
-        return hidden
+            if number and text.shape[1]:
+                text = layer.text_mlp(text)
+        return read if queries_only else torch.cat([read, text.expand(len(read), -1, -1)], dim=1)
 
     def write_texts(self, past: Sequence[KeysValues], ids_BT: Tensor, text_mask_BT: Tensor) -> Tensor:
         """Text that sees the queries and its own past (ITG) -> hidden (B, T, D).

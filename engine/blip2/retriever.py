@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.blip2.config import Blip2Config
 from engine.blip2.layers import KeysValues
-from engine.blip2.qformer import PhotoKeys, QFormer
+from engine.blip2.qformer import PhotoKeys, QFormer, TextStart
 from engine.blip2.vision import VisionEncoder
 
 
@@ -75,7 +75,11 @@ class Retriever(nn.Module):
 
         chosen: numbers of the queries that take part, all when not given.
         """
-        hidden = self.qformer.read_pairs(photo_keys, ids_BT, mask_BT, queries_only=True, chosen=chosen)
+        return self.match_started(photo_keys, self.qformer.start_texts(ids_BT, mask_BT, chosen))
+
+    def match_started(self, photo_keys: PhotoKeys, start: TextStart) -> Tensor:
+        """The same of texts begun before: see `QFormer.start_texts`."""
+        hidden = self.qformer.read_started(photo_keys, start, queries_only=True)
         return self.match_head(hidden).float().mean(dim=1)
 
     def caption_logits(self, past: Sequence[KeysValues], ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
