@@ -12,7 +12,7 @@ Shapes: N photos, M texts, P patches, V vision width, Q queries, E embedding.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +25,7 @@ from engine.blip2.model import BEHIND, PHOTOS_AT_ONCE, Model, match_probability
 from engine.blip2.preprocess import squash
 from engine.blip2.qformer import PhotoKeys
 from engine.errors import IndexStateError, PhotoError, QueryError
+from engine.held_keys import HeldKeys
 from engine.index.store import Store
 from engine.index.vectors import SlotIndex, merge_maximum, open_photo_index, open_text_index
 from engine.pictures import open_picture
@@ -32,6 +33,9 @@ from engine.types import Failure, Hit, Photo, Results, TextHit, TextResults
 
 RERANK = 128
 """Candidates that ITM reads, k in BLIP-2, section 4.4."""
+HOLD_BYTES = 2**30
+"""Of keys and values: some 14,000 of mini's photos, 220 of ViT-g's in bfloat16."""
+SLOW_SECONDS = 2.0
 
 
 class Clock:
@@ -50,14 +54,19 @@ class Clock:
 class Searcher:
     """Answers questions to one index with one model.
 
-    store: None for a searcher that knows no photos and can still rerank and match what it is given. Raises
-    IndexStateError when another model made the index.
+    store: None for a searcher that knows no photos and can still rerank and match what it is given. hold_bytes:
+    memory for what matching computed of photos, for the next question; 0 for a single question. tell: called with
+    a line about what takes long. Raises IndexStateError when another model made the index.
     """
 
-    def __init__(self, store: Store | None, model: Model) -> None:
+    def __init__(
+        self, store: Store | None, model: Model, *, hold_bytes: int = HOLD_BYTES,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:  # fmt: skip
         if store is not None:
             store.manifest.check_same(model.manifest(store.manifest.features))
-        self.store, self.model = store, model
+        self.store, self.model, self.tell = store, model, tell
+        self._held = HeldKeys(hold_bytes)
         self._photo_index: tuple[int, SlotIndex] | None = None
         self._text_index: tuple[int, SlotIndex] | None = None
 
@@ -210,47 +219,76 @@ class Searcher:
         kept: list[int] = []
         failures: list[Failure] = []
         itc, logits = [np.zeros(0, np.float32)], [np.zeros((0, 2), np.float32)]
-        for start in range(0, len(photos), PHOTOS_AT_ONCE):
-            for rows, patches in self._patches(photos[start : start + PHOTOS_AT_ONCE], failures):
-                kept += [start + row for row in rows]
+        start = self.model.start_texts([text])
+        fold = query_E is None and not self._held.max_bytes and self.model.folding_pays
+        for rows, read in self._read(photos, failures, fold):
+            kept += rows
+            logits.append(self.model.match(read, start))
+            if query_E is None or isinstance(read, torch.Tensor):
+                itc.append(np.zeros(len(rows), np.float32))
+            else:
+                itc.append((self.model.photo_vectors(read) @ query_E).max(axis=1))
+        order = np.argsort(kept, kind="stable")
+        return sorted(kept), np.concatenate(itc)[order], np.concatenate(logits)[order], failures
+
+    def _read(
+        self, photos: Sequence[Photo], failures: list[Failure], fold: bool
+    ) -> Iterator[tuple[list[int], PhotoKeys | torch.Tensor]]:
+        """Rows and their keys, or patches to `fold`: those held, those whose patches are kept, those encoded now."""
+        held = [row for row, photo in enumerate(photos) if photo.digest in self._held]
+        for rows in _parts(held, PHOTOS_AT_ONCE):
+            yield rows, self._held.take([photos[row].digest for row in rows])
+        others = sorted(set(range(len(photos))) - set(held))
+        for rows, patches in self._patches(photos, others, failures):
+            if fold:
+                yield rows, patches
+            else:
                 keys = self.model.photo_keys(patches)
-                logits.append(self.model.match(keys, [text]))
-                if query_E is None:
-                    itc.append(np.zeros(len(rows), np.float32))
-                else:
-                    itc.append((self.model.photo_vectors(keys) @ query_E).max(axis=1))
-        return kept, np.concatenate(itc), np.concatenate(logits), failures
+                self._held.put([photos[row].digest for row in rows], keys)
+                yield rows, keys
 
     def _patches(
-        self, photos: Sequence[Photo], failures: list[Failure]
+        self, photos: Sequence[Photo], rows: Sequence[int], failures: list[Failure]
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Rows and their patches (B, P, V): those that are stored, then those read and encoded now.
+        """Rows and their patches (B, P, V): those that are kept, then those of files read and encoded now.
 
         A photo that cannot be read is added to `failures`.
         """
-        stored = self._stored_patches(photos)
-        if stored:
-            yield list(stored), self.model.patches_from_bytes(list(stored.values()))
-        missing = [row for row in range(len(photos)) if row not in stored]
-        read, pictures = [], []
+        missing: list[int] = []
+        for part in _parts(rows, PHOTOS_AT_ONCE):
+            stored = self._stored_patches([photos[row] for row in part])
+            with_patches = [row for row, patches in zip(part, stored, strict=True) if patches is not None]
+            missing += [row for row, patches in zip(part, stored, strict=True) if patches is None]
+            if with_patches:
+                found = [patches for patches in stored if patches is not None]
+                yield with_patches, self.model.patches_from_bytes(found, self._features)
+        started, num_done = time.monotonic(), 0
         with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
-            for row, picture in zip(
-                missing, pool.map(self._picture, (photos[r] for r in missing)), strict=True
-            ):
-                if isinstance(picture, Failure):
-                    failures.append(picture)
-                else:
-                    read.append(row)
-                    pictures.append(picture)
-        if read:
-            yield read, self.model.encode_patches(np.stack(pictures))
+            for part in _parts(missing, self.model.vision_at_once):
+                pictures = dict(
+                    zip(part, pool.map(self._picture, [photos[row] for row in part]), strict=True)
+                )
+                failures += [one for one in pictures.values() if isinstance(one, Failure)]
+                decoded = {row: one for row, one in pictures.items() if not isinstance(one, Failure)}
+                if decoded:
+                    yield list(decoded), self.model.encode_patches(np.stack(list(decoded.values())))
+                num_done += len(part)
+                seconds = time.monotonic() - started
+                if seconds > SLOW_SECONDS and num_done < len(missing):
+                    left = seconds / num_done * (len(missing) - num_done)
+                    self.tell(f"{num_done} of {len(missing)} candidates encoded, {left:.0f} s left.")
 
-    def _stored_patches(self, photos: Sequence[Photo]) -> dict[int, bytes]:
-        if self.store is None or self.store.manifest.features != "store":
-            return {}
-        rows = [row for row, photo in enumerate(photos) if photo.id >= 0]
-        found = self.store.features([photos[row].id for row in rows])
-        return {row: patches for row, patches in zip(rows, found, strict=True) if patches is not None}
+    @property
+    def _features(self) -> str:
+        """How the index keeps patches."""
+        return "none" if self.store is None else self.store.manifest.features
+
+    def _stored_patches(self, photos: Sequence[Photo]) -> list[bytes | None]:
+        known = [photo.id for photo in photos if photo.id >= 0]
+        if self.store is None or self._features == "none" or not known:
+            return [None] * len(photos)
+        found = dict(zip(known, self.store.features(known), strict=True))
+        return [found.get(photo.id) for photo in photos]
 
     def _picture(self, photo: Photo) -> np.ndarray | Failure:
         """The first of its files that can be read -> uint8 (H, W, 3)."""
@@ -265,8 +303,8 @@ class Searcher:
     def _encode_file(self, path: Path) -> tuple[np.ndarray, PhotoKeys]:
         """A photo, indexed or not -> unit vectors (Q, E) float32, and its keys and values."""
         failures: list[Failure] = []
-        for _, patches in self._patches(self._known([path]), failures):
-            keys = self.model.photo_keys(patches)
+        for _, keys in self._read(self._known([path]), failures, fold=False):
+            assert not isinstance(keys, torch.Tensor)
             return self.model.photo_vectors(keys)[0], keys
         raise QueryError(f"{path} cannot be read: {failures[0].reason}")
 
@@ -332,6 +370,11 @@ def _checked(text: str) -> str:
     if not text.strip():
         raise QueryError("The text is empty; describe what the photo shows.")
     return text.strip()
+
+
+def _parts(rows: Sequence[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(rows), size):
+        yield list(rows[start : start + size])
 
 
 def _best_first(scores: np.ndarray) -> np.ndarray:

@@ -81,9 +81,7 @@ class BuildReport:
 def estimate(num_new: int, manifest: Manifest) -> int:
     """Bytes that so many new photos take: vectors, in the table and in the FAISS cache, and features."""
     vectors = manifest.num_queries * manifest.embed_dim * 2
-    num_patches, patch_width = manifest.patch_shape
-    features = num_patches * patch_width * 2 if manifest.features == "store" else 0
-    return num_new * (2 * vectors + features + ROW_BYTES)
+    return num_new * (2 * vectors + manifest.feature_bytes + ROW_BYTES)
 
 
 def build_index(

@@ -37,13 +37,13 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 
 @dataclass
 class FakeEncoder:
-    features: bool
+    features: str
     image_size: int = SIDE
 
     def encode(self, pixels_BHWC: np.ndarray) -> tuple[np.ndarray, list[bytes] | None]:
         means_BE = pixels_BHWC.reshape(len(pixels_BHWC), -1, E).mean(axis=1)
         vectors = np.stack([np.tile(_unit(mean), (Q, 1)) for mean in means_BE])
-        return vectors.astype(np.float16), [b"patches"] * len(vectors) if self.features else None
+        return vectors.astype(np.float16), [b"patches"] * len(vectors) if self.features != "none" else None
 
 
 @dataclass
@@ -55,14 +55,14 @@ class FakeModel:
     def manifest(self, features: str) -> Manifest:
         return Manifest(self.name, self.digest, SIDE, "squash", Q, E, (4, 4), features)
 
-    def photo_encoder(self, features: bool) -> FakeEncoder:
+    def photo_encoder(self, features: str) -> FakeEncoder:
         return FakeEncoder(features)
 
 
 class FakeSearcher:
     """Brute force over the store."""
 
-    def __init__(self, store: Store | None, model: FakeModel):
+    def __init__(self, store: Store | None, model: FakeModel, *, hold: bool = False):
         self.store, self.model = store, model
         if store is not None:
             store.manifest.check_same(model.manifest("none"))

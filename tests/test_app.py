@@ -42,7 +42,7 @@ def store(tmp_path, index):
     for name, colour in COLOURS.items():
         Image.new("RGB", (320, 240), colour).save(photos / f"{name}.png")
     store = Store.create(index, FakeModel().manifest("none"))
-    build_index([photos], store, FakeModel().photo_encoder(False), workers=0)
+    build_index([photos], store, FakeModel().photo_encoder("none"), workers=0)
     return store
 
 
@@ -134,7 +134,7 @@ def test_how_many(store):
     photos = store.photos(store.live_ids())[0].path.parent
     for number in range(20):
         Image.new("RGB", (20, 20), (number, 9, 9)).save(photos / f"dark{number}.png")
-    build_index([photos], store, FakeModel().photo_encoder(False), workers=0)
+    build_index([photos], store, FakeModel().photo_encoder("none"), workers=0)
     test = page(q="red")
     assert len(names(test)) == 24
     test.selectbox(key="top").set_value(12).run()
@@ -196,14 +196,14 @@ def test_what_is_indexed_meanwhile_is_found(store, tmp_path):
     assert "4 photos" in all_words(test)
     photos = tmp_path / "photos"
     Image.new("RGB", (50, 50), "white").save(photos / "snow.png")
-    build_index([photos], Store.open(store.folder), FakeModel().photo_encoder(False), workers=0)
+    build_index([photos], Store.open(store.folder), FakeModel().photo_encoder("none"), workers=0)
     test.run()
     assert names(test)[0] == "snow.png"
     assert "5 photos" in all_words(test)
 
 
 def test_errors_are_plain_words(store, monkeypatch):
-    def refuses(*_):
+    def refuses(*_, **__):
         raise IndexStateError("the index was made with model colours; this is model tints")
 
     monkeypatch.setattr(opening, "make_searcher", refuses)
@@ -215,7 +215,7 @@ def test_errors_are_plain_words(store, monkeypatch):
 def test_a_name_cannot_become_html_or_markdown(store, tmp_path):
     photos = tmp_path / "photos"
     (photos / "red.png").rename(photos / "<img src=x onerror=alert(1)> **b** $x$.png")
-    build_index([photos], store, FakeModel().photo_encoder(False), workers=0)
+    build_index([photos], store, FakeModel().photo_encoder("none"), workers=0)
     test = page(q="red")
     tile = next(html for html in texts(test) if 'class="q-name"' in html)
     assert "<img src=x" not in tile and "&lt;img src=x onerror=alert(1)&gt;" in tile

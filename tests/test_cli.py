@@ -388,7 +388,7 @@ class TestSearch:
         assert result.stderr == "Note: the text was cut to 32 tokens\n"
 
     def test_a_bug_is_not_hidden(self, indexed, monkeypatch):
-        def broken(*_):
+        def broken(*_, **__):
             raise ZeroDivisionError
 
         monkeypatch.setattr(opening, "make_searcher", broken)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import SIDE, tiny_checkpoint, tiny_model, write_pictures
 
@@ -42,12 +43,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="module")
 def shelf(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """photos/ and two indexes of it: one with patches, one without."""
+    """photos/ and an index of it for each way of keeping patches."""
     folder = tmp_path_factory.mktemp("shelf")
     write_pictures(folder / "photos", NAMES)
-    for features in ("store", "none"):
+    for features in ("store", "int8", "none"):
         store = Store.create(folder / features, model.manifest(features))
-        build_index([folder / "photos"], store, model.photo_encoder(features == "store"), workers=0)
+        build_index([folder / "photos"], store, model.photo_encoder(features), workers=0)
         assert store.num_photos == len(NAMES)
     return folder
 
@@ -55,7 +56,7 @@ def shelf(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def searcher(shelf: Path, model: Model) -> Searcher:
     """Without patches: what is read is read from the files."""
-    return Searcher(Store.open(shelf / "none"), model)
+    return Searcher(Store.open(shelf / "none"), model, hold_bytes=0)
 
 
 @pytest.fixture
@@ -65,8 +66,8 @@ def copied(shelf: Path, tmp_path: Path, model: Model) -> Callable[[str], tuple[S
     def copy(features: str) -> tuple[Searcher, list[Path]]:
         photos = Path(shutil.copytree(shelf / "photos", tmp_path / "photos"))
         store = Store.create(tmp_path / "index", model.manifest(features))
-        build_index([photos], store, model.photo_encoder(features == "store"), workers=0)
-        return Searcher(store, model), [photos / name for name in NAMES]
+        build_index([photos], store, model.photo_encoder(features), workers=0)
+        return Searcher(store, model, hold_bytes=0), [photos / name for name in NAMES]
 
     return copy
 
@@ -169,15 +170,66 @@ def test_candidates_come_in_batches(searcher: Searcher, monkeypatch: pytest.Monk
         assert [hit.score for hit in got.hits] == pytest.approx([hit.score for hit in other.hits], abs=1e-4)
 
 
-def test_stored_patches_give_the_same_hits(shelf: Path, searcher: Searcher, model: Model) -> None:
-    kept = Searcher(Store.open(shelf / "store"), model)
+@pytest.mark.parametrize(("features", "noise"), [("store", 0.01), ("int8", 0.05)])
+def test_stored_patches_give_the_same_hits(
+    shelf: Path, searcher: Searcher, model: Model, features: str, noise: float
+) -> None:
+    kept = Searcher(Store.open(shelf / features), model)
     for text in (QUERY, "green"):
         got, want = kept.search(text, top=24), searcher.search(text, top=24)
         scores = {hit.photo.digest: hit.score for hit in want.hits}
         assert [hit.score for hit in got.hits] == pytest.approx(
-            [scores[h.photo.digest] for h in got.hits], abs=0.02
+            [scores[h.photo.digest] for h in got.hits], abs=noise
         )
-        assert sorted(scores.values()) == pytest.approx(sorted(hit.score for hit in got.hits), abs=0.02)
+        assert sorted(scores.values()) == pytest.approx(sorted(hit.score for hit in got.hits), abs=noise)
+
+
+@pytest.mark.parametrize("features", ["store", "none"])
+def test_what_is_held_changes_nothing(
+    copied: Callable[[str], tuple[Searcher, list[Path]]], model: Model, features: str
+) -> None:
+    plain, paths = copied(features)
+    holding = Searcher(plain.store, model, hold_bytes=2**20)
+
+    def ask(searcher: Searcher, text: str) -> list[Results]:
+        return [searcher.search(text, top=24, rerank=20), searcher.rerank(text, paths)]
+
+    for text in (QUERY, QUERY, "green"):
+        for got, want in zip(ask(holding, text), ask(plain, text), strict=True):
+            assert ids_of(got) == ids_of(want)
+            assert [hit.score for hit in got.hits] == pytest.approx(
+                [hit.score for hit in want.hits], abs=1e-5
+            )
+    before = ask(holding, "green")
+    shutil.rmtree(paths[0].parents[1])
+    shutil.rmtree(plain.store.folder / "tables" / "photos.lance" / "data")  # type: ignore[union-attr]
+    assert [results.hits for results in ask(holding, "green")] == [results.hits for results in before]
+
+
+def test_folded_keys_change_nothing(
+    copied: Callable[[str], tuple[Searcher, list[Path]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher, _ = copied("store")
+    want = searcher.search(QUERY, top=24)
+    read = []
+    real = Model.match
+    monkeypatch.setattr(Model, "folding_pays", True)
+    monkeypatch.setattr(Model, "photo_keys", None)  # not called
+    monkeypatch.setattr(Model, "match", lambda self, *given: read.append(given[0]) or real(self, *given))
+    got = searcher.search(QUERY, top=24)
+    assert read and all(isinstance(photos, torch.Tensor) for photos in read)
+    assert ids_of(got) == ids_of(want)
+    assert [hit.score for hit in got.hits] == pytest.approx([hit.score for hit in want.hits], abs=1e-4)
+
+
+def test_slow_encoding_is_told(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(searcher, "tell", lines.append)
+    searcher.search(QUERY)
+    assert lines == []
+    monkeypatch.setattr(search, "SLOW_SECONDS", 0.0)
+    searcher.search(QUERY)
+    assert len(lines) == 1 and lines[0].startswith("16 of 24 candidates encoded, ")
 
 
 def test_stored_patches_need_no_files(
@@ -213,7 +265,7 @@ def test_an_empty_index(tmp_path: Path, model: Model, shelf: Path) -> None:
 def test_one_photo(tmp_path: Path, model: Model) -> None:
     (path,) = write_pictures(tmp_path / "photos", ["one.png"])
     store = Store.create(tmp_path / "index", model.manifest("none"))
-    build_index([tmp_path / "photos"], store, model.photo_encoder(False), workers=0)
+    build_index([tmp_path / "photos"], store, model.photo_encoder("none"), workers=0)
     one = Searcher(store, model)
     found = one.search(QUERY)
     (hit,) = found.hits
@@ -302,8 +354,8 @@ def test_a_copy_stands_in_for_a_file_that_is_gone(tmp_path: Path, model: Model) 
     paths = write_pictures(tmp_path / "photos", ["a.png", "b.png", "c.png"])
     shutil.copy(paths[1], tmp_path / "photos" / "z.png")
     store = Store.create(tmp_path / "index", model.manifest("none"))
-    build_index([tmp_path / "photos"], store, model.photo_encoder(False), workers=0)
-    searcher = Searcher(store, model)
+    build_index([tmp_path / "photos"], store, model.photo_encoder("none"), workers=0)
+    searcher = Searcher(store, model, hold_bytes=0)
     before = searcher.search(QUERY)
     paths[1].unlink()
     after = searcher.search(QUERY)
@@ -318,7 +370,7 @@ def test_photos_of_another_process_are_found(
     (new,) = write_pictures(paths[0].parents[1], ["new.png"], seed=77)
     paths[5].unlink()
     other = Store.open(searcher.store.folder)  # type: ignore[union-attr]
-    build_index([paths[0].parents[1]], other, model.photo_encoder(False), workers=0)
+    build_index([paths[0].parents[1]], other, model.photo_encoder("none"), workers=0)
     assert searcher.rerank(QUERY, [new]).hits[0].photo.id >= 0
     found = searcher.search(QUERY, top=50)
     assert {hit.photo.path for hit in found.hits} == {new, *paths} - {paths[5]}
@@ -512,7 +564,7 @@ def test_each_path_of_a_photo_is_its_own_answer(tmp_path: Path, model: Model) ->
     (path,) = write_pictures(tmp_path / "photos", ["a.png"])
     copy = Path(shutil.copy(path, tmp_path / "photos" / "b.png"))
     store = Store.create(tmp_path / "index", model.manifest("none"))
-    build_index([tmp_path / "photos"], store, model.photo_encoder(False), workers=0)
+    build_index([tmp_path / "photos"], store, model.photo_encoder("none"), workers=0)
     found = Searcher(store, model).rerank(QUERY, [copy, path])
     assert [hit.photo.path for hit in found.hits] == [copy, path]
     assert found.hits[0].photo.paths == (copy, path) and found.hits[0].photo.id == found.hits[1].photo.id

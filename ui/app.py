@@ -65,7 +65,7 @@ def loaded(model: str) -> Model:
 @st.cache_resource(max_entries=1, show_spinner="Opening the index")
 def opened(stamp: Stamp) -> Opened:
     store = opening.open_store(stamp.folder)
-    return Opened(opening.make_searcher(store, loaded(stamp.model)), threading.Lock())
+    return Opened(opening.make_searcher(store, loaded(stamp.model), hold=True), threading.Lock())
 
 
 @st.cache_data(max_entries=200, ttl=600, show_spinner="Searching")

@@ -42,10 +42,11 @@ LEAST_ESTIMATE = 10_000_000  # bytes; below it nobody needs to know before
 )
 @click.option(
     "--features",
-    type=click.Choice(["auto", "store", "none"]),
+    type=click.Choice(["auto", "store", "int8", "none"]),
     default="auto",
     show_default=True,
-    help="Keep what reranking reads of each photo: faster answers, more disk. auto: where it is small.",
+    help="Keep what reranking reads of each photo, as float16 or int8: faster answers, more disk. "
+    "auto: as float16 where it is small.",
 )
 @click.option("--reindex", is_flag=True, help="Make the index anew, with all its folders: for another model.")
 @click.option("--retry", is_flag=True, help="Read photos again that failed before.")
@@ -108,8 +109,7 @@ def _open_or_create(
 def _manifest(model: Model, features: str) -> Manifest:
     """features: "auto" keeps the patches where they are small."""
     manifest = model.manifest("store" if features == "auto" else features)
-    num_patches, width = manifest.patch_shape
-    if features == "auto" and 2 * num_patches * width > AUTO_FEATURE_BYTES:
+    if features == "auto" and manifest.feature_bytes > AUTO_FEATURE_BYTES:
         return model.manifest("none")
     return manifest
 
@@ -159,7 +159,7 @@ def _build(
 ) -> BuildReport:
     from indexer.build import build_index
 
-    encoder = model.photo_encoder(store.manifest.features == "store")
+    encoder = model.photo_encoder(store.manifest.features)
     with shown_progress() as update:
 
         def on_progress(progress: Progress) -> None:

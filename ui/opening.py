@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ui.terminal import say
+
 if TYPE_CHECKING:
     from engine.blip2.model import Model
     from engine.index.store import Store
@@ -42,14 +44,15 @@ def load_model(name: str | None) -> Model:
     return load_model(name) if name else load_model()
 
 
-def make_searcher(store: Store | None, model: Model) -> Searcher:
+def make_searcher(store: Store | None, model: Model, *, hold: bool = False) -> Searcher:
     """Without a store it knows no photos, and can still rerank and match those that are given.
 
-    Raises IndexStateError when another model made the index.
+    hold: whether more questions will come, so that what one computes of photos is held for the next. Raises
+    IndexStateError when another model made the index.
     """
-    from engine.search import Searcher
+    from engine.search import HOLD_BYTES, Searcher
 
-    return Searcher(store, model)
+    return Searcher(store, model, hold_bytes=HOLD_BYTES if hold else 0, tell=say)
 
 
 def open_searcher(folder: Path, model: str | None) -> Searcher:

@@ -61,6 +61,31 @@ class Attention(nn.Module):
         mixed = attention(q_BHSd, *keys_values, mask, dropout).view(-1, *hidden_BSD.shape[1:])
         return self.norm(hidden_BSD + self.dropout(self.out(mixed)))
 
+    def read_folded(self, hidden_BSD: Tensor, source_BNV: Tensor) -> Tensor:
+        """As `forward` with the source's keys and values and no mask, without computing them.
+
+        (W_q h) . (W_k x) = (W_k^T W_q h) . x: the projections go to the S asking rows instead of the N rows of the
+        source. The key's bias adds the same to all scores of a row and falls out of the softmax. hidden's batch may
+        be 1, for all sources.
+        """
+        num_rows, heads = hidden_BSD.shape[1], self.num_heads
+        key_HdV = self.key.weight.view(heads, -1, source_BNV.shape[2])
+        value_HdV = self.value.weight.view(heads, -1, source_BNV.shape[2])
+        q_BHSd = self._heads(self.query(hidden_BSD))
+        asked = (q_BHSd * q_BHSd.shape[-1] ** -0.5) @ key_HdV  # (B, H, S, V)
+        scores = asked.flatten(1, 2) @ source_BNV.transpose(1, 2)
+        read = scores.softmax(dim=-1) @ source_BNV  # (B, H*S, V): each head's weighted mean of the source
+        mixed = read.unflatten(1, (heads, num_rows)) @ value_HdV.transpose(1, 2)
+        mixed = mixed.transpose(1, 2).flatten(2) + self.value.bias
+        return self.norm(hidden_BSD + self.out(mixed))
+
+    def folding_pays(self, num_rows: int, num_source: int) -> bool:
+        """Whether `read_folded` multiplies less than keys, values and attention do, for a source read once."""
+        width, source_width = self.key.weight.shape
+        plain = num_source * width * (source_width + num_rows)
+        folded = num_rows * source_width * (width + self.num_heads * num_source)
+        return folded < plain
+
     def _heads(self, rows_BND: Tensor) -> Tensor:
         return rows_BND.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 

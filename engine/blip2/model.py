@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.blip2.config import Blip2Config
+from engine.blip2.features import pack, unpack
 from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.blip2.qformer import PhotoKeys, TextStart
 from engine.blip2.retriever import Retriever
@@ -32,20 +33,17 @@ class PhotoEncoder:
     """What indexing asks of a model: uint8 pictures -> what the store keeps of them."""
 
     model: Model
-    keep_features: bool
+    features: str
 
     @property
     def image_size(self) -> int:
         return self.model.image_size
 
     def encode(self, pixels_BHWC: np.ndarray, /) -> tuple[np.ndarray, list[bytes] | None]:
-        """uint8 (B, H, W, 3) -> unit vectors (B, Q, E) float16, and each photo's patches (P, V) as float16 bytes."""
+        """uint8 (B, H, W, 3) -> unit vectors (B, Q, E) float16, and each photo's patches as bytes or None."""
         patches = self.model.encode_patches(pixels_BHWC)
         vectors = self.model.encode_photos(patches).astype(np.float16)
-        if not self.keep_features:
-            return vectors, None
-        rows = patches.to(torch.float16).cpu().numpy()
-        return vectors, [row.tobytes() for row in rows]
+        return vectors, None if self.features == "none" else pack(patches, self.features)
 
 
 class Model:
@@ -75,8 +73,13 @@ class Model:
         """(P, V)."""
         return self.num_patches, self.config.vision.num_channels
 
+    @property
+    def vision_at_once(self) -> int:
+        """Pictures in one pass of the encoder."""
+        return VISION_AT_ONCE if self.device.type == "cpu" else PHOTOS_AT_ONCE
+
     def manifest(self, features: str) -> Manifest:
-        """What an index made with this model says of it. features: "store" or "none"."""
+        """What an index made with this model says of it. features: "store", "int8" or "none"."""
         vision = self.config.vision
         preprocessing = f"squash-bicubic-{vision.image_size} mean={vision.mean} std={vision.std}"
         return Manifest(
@@ -90,18 +93,17 @@ class Model:
             features=features,
         )
 
-    def photo_encoder(self, features: bool) -> PhotoEncoder:
-        """features: whether patches are kept for reranking."""
+    def photo_encoder(self, features: str) -> PhotoEncoder:
+        """features: how patches are kept for reranking, "store" (float16), "int8" or "none"."""
         return PhotoEncoder(self, features)
 
     @torch.inference_mode()
     def encode_patches(self, pictures_BHWC: np.ndarray) -> Tensor:
         """uint8 (B, H, W, 3) pictures of `image_size` -> patches (B, P, V) on the device."""
         vision = self.config.vision
-        at_once = VISION_AT_ONCE if self.device.type == "cpu" else max(1, len(pictures_BHWC))
         parts = []
-        for start in range(0, len(pictures_BHWC), at_once):
-            some = pictures_BHWC[start : start + at_once]
+        for start in range(0, len(pictures_BHWC), self.vision_at_once):
+            some = pictures_BHWC[start : start + self.vision_at_once]
             pixels = to_pixels(some, vision.mean, vision.std, self.device)
             parts.append(self.net.encode_patches(pixels.to(self.dtype)))
         return torch.cat(parts)
@@ -128,18 +130,19 @@ class Model:
                 cut[row] = count
         return vectors, cut
 
-    def patches_from_bytes(self, rows: Sequence[bytes]) -> Tensor:
-        """What `PhotoEncoder` kept -> patches (B, P, V) on the device."""
-        shape = (len(rows), *self.patch_shape)
-        patches = torch.frombuffer(
-            bytearray().join(rows), dtype=torch.float16
-        )  # of a writable copy, as torch asks
-        return patches.view(shape).to(self.device, self.dtype)
+    def patches_from_bytes(self, rows: Sequence[bytes], features: str) -> Tensor:
+        """What `PhotoEncoder` kept -> patches (B, P, V) on the device. features: how it kept them."""
+        return unpack(rows, self.patch_shape, features, self.device, self.dtype)
 
     @torch.inference_mode()
     def photo_keys(self, patches_BPV: Tensor) -> PhotoKeys:
         """The cross-attention keys and values of photos; see `QFormer.photo_keys`."""
         return self.net.photo_keys(patches_BPV)
+
+    @property
+    def folding_pays(self) -> bool:
+        """Whether photos that one text alone reads are matched faster by their patches than by their keys."""
+        return self.net.qformer.folding_pays(self.num_patches)
 
     @torch.inference_mode()
     def photo_vectors(self, photo_keys: PhotoKeys) -> np.ndarray:
@@ -153,17 +156,26 @@ class Model:
         return self.net.qformer.start_texts(ids.to(self.device), mask.to(self.device))
 
     @torch.inference_mode()
-    def match(self, photo_keys: PhotoKeys, texts: Sequence[str] | TextStart) -> np.ndarray:
-        """Match logits (N, 2) float32, [no match, match], of pairs, of one text and many photos, or the reverse."""
+    def match(self, photos: PhotoKeys | Tensor, texts: Sequence[str] | TextStart) -> np.ndarray:
+        """Match logits (N, 2) float32, [no match, match], of pairs, of one text and many photos, or the reverse.
+
+        photos: their keys, or patches (B, P, V) that nothing else will read: cheaper where `folding_pays`.
+        """
         start = texts if isinstance(texts, TextStart) else self.start_texts(texts)
-        num_photos, num_texts = len(photo_keys[0][0]), len(start)
+        num_photos, num_texts = len(photos if isinstance(photos, Tensor) else photos[0][0]), len(start)
         logits = np.empty((max(num_photos, num_texts), 2), np.float32)
         for first in range(0, len(logits), PHOTOS_AT_ONCE):
             part = slice(first, first + PHOTOS_AT_ONCE)
-            keys = photo_keys if num_photos == 1 else [(k[part], v[part]) for k, v in photo_keys]
-            some = start if num_texts == 1 else start[part]
-            logits[part] = self.net.match_started(keys, some).cpu().numpy()
+            texts_part = start if num_texts == 1 else start[part]
+            logits[part] = self.net.match_started(_rows(photos, part), texts_part).cpu().numpy()
         return logits
+
+
+def _rows(photos: PhotoKeys | Tensor, part: slice) -> PhotoKeys | Tensor:
+    """Some of the photos; a single one serves every part."""
+    if isinstance(photos, Tensor):
+        return photos if len(photos) == 1 else photos[part]
+    return [(k, v) if len(k) == 1 else (k[part], v[part]) for k, v in photos]
 
 
 def match_probability(logits_N2: np.ndarray) -> np.ndarray:

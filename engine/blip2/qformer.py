@@ -117,11 +117,16 @@ class QFormer(nn.Module):
         read, text = (part.contiguous() for part in hidden.split([queries.shape[1], ids_BT.shape[1]], dim=1))
         return TextStart(read, first.text_mlp(text), text_mask_BT)
 
-    def read_started(self, photo_keys: PhotoKeys, start: TextStart, *, queries_only: bool = False) -> Tensor:
-        """The rest of `read_pairs`. Photos or texts may be one, for all of the others."""
+    def read_started(
+        self, photos: PhotoKeys | Tensor, start: TextStart, *, queries_only: bool = False
+    ) -> Tensor:
+        """The rest of `read_pairs`. Photos or texts may be one, for all of the others.
+
+        photos: their keys, or patches (B, P, V) that are read this once: see `folding_pays`.
+        """
         num_queries = start.queries.shape[1]
         mask = masks.bidirectional_mask(start.mask, num_queries)
-        cross = iter(photo_keys)
+        cross = iter(() if isinstance(photos, Tensor) else photos)
         read, text = start.queries, start.text
         for number, layer in enumerate(self.layers):
             if number:
@@ -131,12 +136,19 @@ class QFormer(nn.Module):
                     hidden = hidden[:, :num_queries].contiguous()
                 hidden = layer.attention(hidden, own, mask)
                 read, text = hidden[:, :num_queries].contiguous(), hidden[:, num_queries:].contiguous()
-            if layer.cross_attention is not None:
+            if layer.cross_attention is not None and isinstance(photos, Tensor):
+                read = layer.cross_attention.read_folded(read, photos)
+            elif layer.cross_attention is not None:
                 read = layer.cross_attention(read, next(cross), None)
             read = layer.query_mlp(read)
             if number and text.shape[1]:
                 text = layer.text_mlp(text)
         return read if queries_only else torch.cat([read, text.expand(len(read), -1, -1)], dim=1)
+
+    def folding_pays(self, num_patches: int) -> bool:
+        """Whether reading patches themselves costs less than making their keys, for photos read by one text."""
+        cross = self.layers[0].cross_attention
+        return cross is not None and cross.folding_pays(self.config.num_queries, num_patches)
 
     def write_texts(self, past: Sequence[KeysValues], ids_BT: Tensor, text_mask_BT: Tensor) -> Tensor:
         """Text that sees the queries and its own past (ITG) -> hidden (B, T, D).

@@ -77,9 +77,9 @@ class Retriever(nn.Module):
         """
         return self.match_started(photo_keys, self.qformer.start_texts(ids_BT, mask_BT, chosen))
 
-    def match_started(self, photo_keys: PhotoKeys, start: TextStart) -> Tensor:
-        """The same of texts begun before: see `QFormer.start_texts`."""
-        hidden = self.qformer.read_started(photo_keys, start, queries_only=True)
+    def match_started(self, photos: PhotoKeys | Tensor, start: TextStart) -> Tensor:
+        """The same of texts begun before, and of photos' keys or patches: see `QFormer.read_started`."""
+        hidden = self.qformer.read_started(photos, start, queries_only=True)
         return self.match_head(hidden).float().mean(dim=1)
 
     def caption_logits(self, past: Sequence[KeysValues], ids_BT: Tensor, mask_BT: Tensor) -> Tensor:

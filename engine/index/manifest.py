@@ -9,6 +9,7 @@ from typing import Any
 from engine.errors import IndexStateError
 
 FILE_NAME = "manifest.json"
+FEATURES = ("none", "store", "int8")
 SCHEMA = 1  # of the tables and of this file; raise it when an older qseek would misread them
 
 
@@ -18,8 +19,8 @@ class Manifest:
 
     model: its name. model_digest: hex digest of its weights. image_size: pixels of the square that the
     encoder reads. preprocessing: how a picture becomes that square, in words. num_queries: Q.
-    embed_dim: E. patch_shape: (P, V) of the encoder's output. features: "store" when the patches are
-    kept beside the vectors, else "none". schema: of the tables.
+    embed_dim: E. patch_shape: (P, V) of the encoder's output. features: how the patches are kept beside
+    the vectors, "store" (float16), "int8" (with a scale a patch) or "none". schema: of the tables.
     """
 
     model: str
@@ -31,6 +32,12 @@ class Manifest:
     patch_shape: tuple[int, int]
     features: str = "none"
     schema: int = SCHEMA
+
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes of one photo's patches; see engine/blip2/features.py."""
+        num_patches, width = self.patch_shape
+        return {"none": 0, "store": 2 * num_patches * width, "int8": num_patches * (4 + width)}[self.features]
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -99,6 +106,8 @@ def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
     shape = values["patch_shape"]
     if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(side, int) for side in shape)):
         raise _damaged(path, f"patch_shape is {shape!r}")
+    if values["features"] not in FEATURES:
+        raise _damaged(path, f"features is {values['features']!r}")
     for name, kind in kinds.items():
         if isinstance(kind, type) and kind in (str, int) and not isinstance(values[name], kind):
             raise _damaged(path, f"{name} is {values[name]!r}")

@@ -43,7 +43,7 @@ def indexed(
     from indexer.build import build_index
 
     store = Store.create(folder, model.manifest(features))
-    encoder = model.photo_encoder(features == "store")
+    encoder = model.photo_encoder(features)
     with peak_memory() as memory:
         started = time.perf_counter()
         report = build_index([photos], store, encoder, workers=workers)
@@ -103,16 +103,16 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     started = time.perf_counter()
     pictures = np.stack([decode(path, model.image_size).pixels for path in paths])
     decode_rate = len(paths) / (time.perf_counter() - started)
-    bare(model.photo_encoder(True), pictures[:BATCH])
+    bare(model.photo_encoder("store"), pictures[:BATCH])
 
     rows = []
     ratios: dict[str, list[float]] = {"store": [], "none": []}
     for number in range(args.rounds):
-        before = bare(model.photo_encoder(True), pictures)
+        before = bare(model.photo_encoder("store"), pictures)
         for features in ratios:
             folder = scratch / f"index-{features}-{number}"
             rate, second, faiss, size, memory = indexed(model, photos, folder, features, args.workers)
-            after = bare(model.photo_encoder(True), pictures)
+            after = bare(model.photo_encoder("store"), pictures)
             ratio = rate / ((before + after) / 2)
             ratios[features].append(ratio)
             rows.append(

@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
         size = (640, 400) if number % 2 else (400, 640)
         Image.new("RGB", size, colour).save(folder / "photos" / f"{name}.png")
     store = Store.create(folder / "index", FakeModel().manifest("none"))
-    build_index([folder / "photos"], store, FakeModel().photo_encoder(False), workers=0)
+    build_index([folder / "photos"], store, FakeModel().photo_encoder("none"), workers=0)
     return folder
 
 

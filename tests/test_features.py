@@ -1,0 +1,40 @@
+"""Patches as bytes and back."""
+
+import pytest
+import torch
+
+from engine.blip2.features import pack, unpack
+from engine.index.manifest import Manifest
+
+SHAPE = (5, 12)
+CPU = torch.device("cpu")
+
+
+def manifest(features: str) -> Manifest:
+    return Manifest("m", "0", 8, "squash", 2, 4, SHAPE, features)
+
+
+@pytest.fixture
+def patches() -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randn(3, *SHAPE) * torch.tensor([0.01, 1, 30, 2000, 0.5])[:, None]
+
+
+@pytest.mark.parametrize("features", ["store", "int8"])
+def test_what_is_kept_comes_back(patches: torch.Tensor, features: str) -> None:
+    rows = pack(patches, features)
+    assert [len(row) for row in rows] == [manifest(features).feature_bytes] * 3
+    got = unpack(rows, SHAPE, features, CPU, torch.float32)
+    step = patches.abs().amax(dim=2, keepdim=True) / (127 if features == "int8" else 1024)
+    assert ((got - patches).abs() <= 0.5001 * step).all()
+    torch.testing.assert_close(unpack(rows[1:2], SHAPE, features, CPU, torch.float32), got[1:2])
+
+
+def test_an_empty_patch_stays_empty() -> None:
+    got = unpack(pack(torch.zeros(1, *SHAPE), "int8"), SHAPE, "int8", CPU, torch.bfloat16)
+    assert got.dtype == torch.bfloat16 and not got.any()
+
+
+def test_another_kind_is_refused(patches: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="'none'"):
+        pack(patches, "none")
