@@ -1,6 +1,7 @@
 """Distillation: the teacher is the teacher, blocks learn, phases chain and resume."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 from reference import SHARED
+from safetensors.torch import load_file, save_file
+from test_data import write_shard
+from tiny import write_pictures
 
 from engine.blip2.config import mini
 from engine.blip2.vision import VisionEncoder
@@ -92,3 +96,27 @@ def test_blocks_learn_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
     again = distill.distill(config, teacher, pictures, tmp_path / "run")  # every phase is done: read back
     for name, value in student.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_an_encoder_is_trained_on_from_another_run(tmp_path: Path) -> None:
+    """One step at a rate of zero: what was begun from is what comes out, and the last part alone is asked."""
+    teacher_folder, data = random_teacher(tmp_path / "teacher"), tmp_path / "data"
+    data.mkdir()
+    files = {
+        path.name: path.read_bytes() for path in write_pictures(tmp_path, [f"{n}.png" for n in range(6)])
+    }
+    write_shard(data / "some.tar", files)
+    begun = VisionEncoder(mini().vision)
+    still = OptimConfig(steps=1, batch=2, lr=0.0, weight_decay=0.0, log_every=1)
+    phase = Phase("whole", 0, 19, 64, 0.0, still, hints="last")
+    config = DistillConfig(mini().vision, ("some.tar",), (phase,), start="first")
+    with pytest.raises(DataError, match="train the recipe first first"):
+        distill.run_distill(config, data, teacher_folder, tmp_path / "runs" / "second")
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    save_file(begun.state_dict(), tmp_path / "runs" / "first" / distill.ENCODER)
+    distill.run_distill(config, data, teacher_folder, tmp_path / "runs" / "second")
+    got = load_file(tmp_path / "runs" / "second" / distill.ENCODER)
+    for name, value in begun.named_parameters():
+        assert torch.equal(got[name], value), name
+    log = json.loads((tmp_path / "runs" / "second" / "whole" / "log.jsonl").read_text().splitlines()[-1])
+    assert log["loss"] == log["last"] > 0

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.blip2.config import VisionConfig
@@ -39,6 +39,7 @@ class Phase:
     crop: the window's side, in pixels when first = 0, else in positions of the teacher's feature map there.
     forced: share of the steps in which every part reads the teacher's activations instead of the student's own.
     own_inputs: the first part reads what the student's earlier parts (trained before, fixed now) give.
+    hints: "all", every part is asked for what the teacher's gives, or "last", the last one alone.
     """
 
     name: str
@@ -48,15 +49,20 @@ class Phase:
     forced: float
     optim: OptimConfig
     own_inputs: bool = False
+    hints: str = "all"
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """vision: the student. pictures: shards to learn from, names below the data folder. phases: in order."""
+    """vision: the student. pictures: shards to learn from, names below the data folder. phases: in order.
+
+    start: the run whose encoder to train on from; random weights when empty.
+    """
 
     vision: VisionConfig
     pictures: tuple[str, ...]
     phases: tuple[Phase, ...] = field(default_factory=tuple)
+    start: str = ""
 
 
 def load_teacher(vision: VisionConfig, folder: Path) -> VisionEncoder:
@@ -157,9 +163,11 @@ class DistillTask:
             errors = []
             for part, hint in zip(self.student, hints, strict=True):
                 own = part(x)
-                errors.append(hint_error(own, hint))
+                if self.phase.hints == "all" or part is self.student[-1]:
+                    errors.append(hint_error(own, hint))
                 x = hint if forced else own
-        return {"loss": torch.stack(errors).sum(), "last": errors[-1]}
+        asked = errors if self.phase.hints == "all" else errors[-1:]
+        return {"loss": torch.stack(asked).sum(), "last": errors[-1]}
 
     def _windows(self) -> tuple[Tensor, Tensor]:
         """A batch for the student and for the teacher (B, C, crop, crop): one random window and flip for all (B is
@@ -206,15 +214,17 @@ def measure(student: VisionEncoder, teacher: VisionEncoder, pictures: np.ndarray
 
 def distill(
     config: DistillConfig, teacher: VisionEncoder, pictures: np.ndarray, folder: Path, *,
-    only: str | None = None, say: Callable[[str], None] = lambda line: None,
+    start: dict[str, Tensor] | None = None, only: str | None = None, say: Callable[[str], None] = lambda line: None,
 ) -> VisionEncoder:  # fmt: skip
     """Run the phases in order and return the trained encoder. Each phase resumes from `folder/<phase>/`.
 
-    only: run that one phase alone, upon what is there of those before it (phases that share no parts may run at the
-    same time in two processes).
+    start: the student's weights at the beginning; random when not given. only: run that one phase alone, upon what is
+    there of those before it (phases that share no parts may run at the same time in two processes).
     """
     torch.manual_seed(config.phases[0].optim.seed)
     student = VisionEncoder(config.vision).to(teacher.device).to(memory_format=torch.channels_last)
+    if start is not None:
+        student.load_state_dict(start)
     for phase in config.phases:
         if only not in (None, phase.name):
             checkpoint = folder / phase.name / "checkpoint.pt"
@@ -244,12 +254,17 @@ def run_distill(
 
     only: one phase by name; then the encoder is not written. Raises DataError and TrainingError.
     """
+    start = None
+    if config.start:
+        if not (path := output.parent / config.start / ENCODER).is_file():
+            raise DataError(f"No encoder to train on from at {path}; train the recipe {config.start} first.")
+        start = load_file(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher = load_teacher(config.vision, teacher_folder).to(device)
     samples = list(read_shards(find_shards(config.pictures, data)))
     pictures, _, failures = load_pictures(samples, config.vision.image_size)
     say(f"{len(pictures)} pictures, {len(failures)} unreadable")
-    student = distill(config, teacher, pictures, output, only=only, say=say)
+    student = distill(config, teacher, pictures, output, start=start, only=only, say=say)
     if only is None:
         save_file({k: v.contiguous() for k, v in student.state_dict().items()}, output / ENCODER)
         error = measure(student, teacher, pictures[:: max(1, len(pictures) // 500)])
