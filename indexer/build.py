@@ -8,10 +8,11 @@ import os
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -172,12 +173,12 @@ class _Run:
             self.files.append(
                 FileRecord(record.root, record.path, record.size, record.mtime_ns, record.digest)
             )
-        self._commit()
+        self._commit(self.store.add_while_writing)
 
     def read(self, workers: int, batch_size: int, commit_seconds: float) -> None:
         """Decode, encode and commit all that is to be read."""
         outcomes = decode_all(self._tasks(), self.encoder.image_size, workers)
-        with closing(outcomes):
+        with closing(outcomes), _Writer(self.store) as writer:
             try:
                 for (root, file), outcome in zip(self.plan.to_read, outcomes, strict=True):
                     self._take(root, file, outcome)
@@ -185,10 +186,10 @@ class _Run:
                     if len(self.waiting) >= batch_size or is_due:
                         self._encode()
                     if is_due or self.num_bytes > COMMIT_BYTES:
-                        self._commit()
+                        self._commit(writer.add)
                 self._encode()
             finally:
-                self._commit()
+                self._commit(writer.add)
 
     def _tasks(self) -> list[Task]:
         """A file of the same size as a stored photo may be that photo; then it is not decoded."""
@@ -255,11 +256,39 @@ class _Run:
         self.waiting.clear()
         self.pace.step(num_files)
 
-    def _commit(self) -> None:
+    def _commit(self, add: Callable[[list[NewPhoto], list[FileRecord], list[FailureRecord]], object]) -> None:
         if self.photos or self.files or self.failures:
-            self.store.add(self.photos, self.files, self.failures)
+            add(self.photos, self.files, self.failures)
             self.photos, self.files, self.failures, self.num_bytes = [], [], [], 0
         self.last_commit = time.monotonic()
+
+
+class _Writer:
+    """Commits in a thread of its own, one batch at a time, while the next photos are encoded.
+
+    Leaving it waits for the last batch. What a batch raises is raised by what follows it, and nothing is written
+    after it: a later file may be a copy of a photo that was lost.
+    """
+
+    def __init__(self, store: Store):
+        self.store = store
+        self.pool = ThreadPoolExecutor(1)
+        self.last: Future[object] | None = None
+
+    def add(self, *batch: Any) -> None:
+        self._wait()
+        self.last = self.pool.submit(self.store.add_while_writing, *batch)
+
+    def _wait(self) -> None:
+        if self.last is not None:
+            self.last.result()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+        self._wait()
 
 
 class _Pace:

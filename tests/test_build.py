@@ -125,7 +125,7 @@ def test_a_second_run_does_nothing(tmp_path: Path, store: Store, monkeypatch: py
     build(store, root)
     version = store.version
     monkeypatch.setattr(indexer.build, "decode_all", lambda *_: pytest.fail("something was read"))
-    monkeypatch.setattr(store, "add", lambda *_: pytest.fail("something was written"))
+    monkeypatch.setattr(store, "add_while_writing", lambda *_: pytest.fail("something was written"))
     report, encoded = build(store, root)
     assert counts(report) == {"unchanged": 5}
     assert (encoded, store.version) == (0, version)
@@ -460,7 +460,7 @@ def test_a_full_disk_keeps_what_was_committed(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = photos(tmp_path / "photos", range(20))
-    real = store.add
+    real = store.add_while_writing
     commits: list[int] = []
 
     def add(*batch: object) -> list[int]:
@@ -470,7 +470,7 @@ def test_a_full_disk_keeps_what_was_committed(
         return real(*batch)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "add", add)
+        patch.setattr(store, "add_while_writing", add)
         with pytest.raises(IndexStateError, match=r"disk .* full"):
             build(store, root, batch_size=5, commit_seconds=-1)
     assert 0 < len(stored_colours(store)) < 20
@@ -632,14 +632,14 @@ def test_many_features_are_committed_before_memory_fills(
             return super().encode(pixels_BHWC)[0], [bytes(100)] * len(pixels_BHWC)
 
     monkeypatch.setattr(indexer.build, "COMMIT_BYTES", 900)
-    real = store.add
+    real = store.add_while_writing
     sizes: list[int] = []
 
     def add(*batch: list) -> list[int]:
         sizes.append(len(batch[0]))
         return real(*batch)
 
-    monkeypatch.setattr(store, "add", add)
+    monkeypatch.setattr(store, "add_while_writing", add)
     build(store, photos(tmp_path / "photos", range(25)), encoder=Large(), batch_size=5, commit_seconds=1000)
     assert sizes == [10, 10, 5]
 

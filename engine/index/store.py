@@ -271,18 +271,27 @@ class Store:
         round. Raises IndexStateError when the disk is full.
         """
         with self.writing():
-            ids = self._photos.append(photos)
-            self.put_files(files)
-            if failures:
-                self._failures.put(failures)
-                self._files.delete([failure.path for failure in failures])
-            return ids
+            return self.add_while_writing(photos, files, failures)
+
+    def add_while_writing(
+        self, photos: Sequence[NewPhoto], files: Sequence[FileRecord], failures: Sequence[FailureRecord]
+    ) -> list[int]:
+        """`add` by another thread for the one that holds `writing()` and does nothing with the store meanwhile."""
+        ids = self._photos.append(photos)
+        self._put_files(files)
+        if failures:
+            self._failures.put(failures)
+            self._files.delete([failure.path for failure in failures])
+        return ids
 
     def put_files(self, files: Sequence[FileRecord]) -> None:
         """Upsert by path, in one commit; their failures are forgotten."""
         with self.writing():
-            self._files.put(files)
-            self._failures.delete([file.path for file in files])
+            self._put_files(files)
+
+    def _put_files(self, files: Sequence[FileRecord]) -> None:
+        self._files.put(files)
+        self._failures.delete([file.path for file in files])
 
     def remove_failures(self, paths: Iterable[Path]) -> None:
         with self.writing():
