@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,32 +60,80 @@ def read_shards(shards: Sequence[Path]) -> Iterator[CaptionedPicture]:
             raise DataError(f"{shard} is not a readable shard: {error}") from error
 
 
-def read_annotations(annotations: Path, images: Path) -> list[CaptionedPicture]:
-    """ALBEF/LAVIS JSON: a list of {"image": name below `images`, "caption": text or list of texts}.
+@dataclass(frozen=True)
+class Annotations:
+    """What a file of captions says. missing: names of pictures that are not below the images folder."""
 
-    Rows of one image are joined. Raises DataError when the file is not of that form, or pictures are missing
-    (all counted, the first named).
+    pictures: list[CaptionedPicture]
+    missing: list[str]
+
+
+def read_annotations(annotations: Path, images: Path, split: str = "test") -> Annotations:
+    """Captions in one of the layouts that people have.
+
+    ALBEF/LAVIS: a list of {"image": name, "caption": text or list of texts}; rows of one image are joined. Karpathy:
+    {"images": [{"filename", "filepath" (COCO's), "split", "sentences": [{"raw"}]}]}, of which `split` is taken. A name
+    is looked for below `images` as it is, and without its folders. Raises DataError when the file is of neither form,
+    names nothing, has no such split, or none of its pictures is there: the annotations are another set's.
     """
     try:
-        rows: Any = json.loads(annotations.read_text())
+        content: Any = json.loads(annotations.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{annotations} is not readable JSON: {error}") from error
-    if not isinstance(rows, list) or not all(
-        isinstance(r, dict) and {"image", "caption"} <= r.keys() for r in rows
+    captions = (
+        _karpathy(content, annotations, split) if isinstance(content, dict) else _albef(content, annotations)
+    )
+    if not captions:
+        raise DataError(f"{annotations} names no pictures.")
+    found = {name: _find_picture(images, name) for name in captions}
+    missing = [name for name, path in found.items() if path is None]
+    if len(missing) == len(captions):
+        raise DataError(
+            f"None of the {len(captions):,} pictures that {annotations} names is below {images} (the first is "
+            f"{missing[0]}): the captions are another set's, or --images should name the folder that holds them."
+        )
+    pictures = [
+        CaptionedPicture(name, path, captions[name]) for name, path in found.items() if path is not None
+    ]
+    return Annotations(pictures, missing)
+
+
+def _find_picture(images: Path, name: str) -> Path | None:
+    for path in (images / name, images / Path(name).name):
+        if path.is_file():
+            return path
+    return None
+
+
+def _albef(content: Any, source: Path) -> dict[str, tuple[str, ...]]:
+    if not isinstance(content, list) or not all(
+        isinstance(r, dict) and isinstance(r.get("image"), str) and "caption" in r for r in content
     ):
         raise DataError(
-            f'{annotations} should be a list of objects with "image" and "caption" (ALBEF/LAVIS layout).'
+            f'{source} should be a list of objects with "image" and "caption" (ALBEF/LAVIS), or an object with '
+            '"images" (Karpathy).'
         )
     captions: dict[str, tuple[str, ...]] = {}
-    for row in rows:
-        captions[row["image"]] = captions.get(row["image"], ()) + _captions(row["caption"], annotations)
-    missing = [name for name in captions if not (images / name).is_file()]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(captions)} pictures are not below {images} (first: {missing[0]}); "
-            "give their folder with --images."
-        )
-    return [CaptionedPicture(name, images / name, texts) for name, texts in captions.items()]
+    for row in content:
+        captions[row["image"]] = captions.get(row["image"], ()) + _captions(row["caption"], source)
+    return captions
+
+
+def _karpathy(content: dict[str, Any], source: Path, split: str) -> dict[str, tuple[str, ...]]:
+    try:
+        splits = {row["split"] for row in content["images"]}
+        chosen = {
+            f"{row['filepath']}/{row['filename']}" if row.get("filepath") else row["filename"]: _captions(
+                [sentence["raw"] for sentence in row["sentences"]], source
+            )
+            for row in content["images"]
+            if row["split"] == split
+        }
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{source} is not in Karpathy's layout: {error!r} where it should not be.") from error
+    if not chosen:
+        raise DataError(f"{source} has no split {split!r}; it has: {', '.join(sorted(splits)) or 'none'}.")
+    return chosen
 
 
 def _captions(value: Any, source: Path) -> tuple[str, ...]:
@@ -94,19 +143,40 @@ def _captions(value: Any, source: Path) -> tuple[str, ...]:
     return tuple(t for t in texts if t.strip())
 
 
-def load_pictures(
-    samples: Sequence[CaptionedPicture], size: int
-) -> tuple[np.ndarray, list[CaptionedPicture], list[Failure]]:
-    """Decode and squash every picture -> uint8 (N, size, size, 3), the samples they belong to, what failed."""
+def read_pictures(samples: Sequence[CaptionedPicture], size: int) -> list[np.ndarray | None]:
+    """Decode and squash some pictures, in threads -> uint8 (size, size, 3) each, None for one that cannot be read."""
+    return [one if isinstance(one, np.ndarray) else None for one in _decoded(samples, size)]
 
+
+def _decoded(samples: Sequence[CaptionedPicture], size: int) -> list[np.ndarray | Failure]:
     def decode(sample: CaptionedPicture) -> np.ndarray | Failure:
         try:
             return squash(open_picture(sample.picture), size)
         except PhotoError as error:
             return Failure(Path(sample.key), str(error))
 
-    with ThreadPoolExecutor(4) as pool:
-        decoded = list(pool.map(decode, samples))
+    with ThreadPoolExecutor(4) as pool:  # Pillow decodes without holding the interpreter's lock
+        return list(pool.map(decode, samples))
+
+
+def data_digest(samples: Sequence[CaptionedPicture]) -> str:
+    """Hex digest of names, captions and pictures: the bytes of those in memory, size and time of files."""
+    state = hashlib.blake2b(digest_size=16)
+    for sample in samples:
+        if isinstance(sample.picture, Path):
+            facts = sample.picture.stat()
+            what = f"{facts.st_size} {facts.st_mtime_ns}".encode()
+        else:
+            what = hashlib.blake2b(sample.picture).digest()
+        state.update(json.dumps([sample.key, *sample.captions]).encode() + what)
+    return state.hexdigest()
+
+
+def load_pictures(
+    samples: Sequence[CaptionedPicture], size: int
+) -> tuple[np.ndarray, list[CaptionedPicture], list[Failure]]:
+    """Decode and squash every picture -> uint8 (N, size, size, 3), the samples they belong to, what failed."""
+    decoded = _decoded(samples, size)
     kept = [s for s, d in zip(samples, decoded, strict=True) if isinstance(d, np.ndarray)]
     pictures = [d for d in decoded if isinstance(d, np.ndarray)]
     if not pictures:

@@ -153,7 +153,14 @@ class Model:
     def start_texts(self, texts: Sequence[str]) -> TextStart:
         """What matching computes of texts before it sees a photo; see `QFormer.start_texts`."""
         ids, mask, _ = self.tokenizer(texts)
-        return self.net.qformer.start_texts(ids.to(self.device), mask.to(self.device))
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        parts = [
+            self.net.qformer.start_texts(
+                ids[start : start + TEXTS_AT_ONCE], mask[start : start + TEXTS_AT_ONCE]
+            )
+            for start in range(0, len(ids), TEXTS_AT_ONCE)
+        ]
+        return TextStart.joined(parts)
 
     @torch.inference_mode()
     def match(self, photos: PhotoKeys | Tensor, texts: Sequence[str] | TextStart) -> np.ndarray:

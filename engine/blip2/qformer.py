@@ -34,6 +34,14 @@ class TextStart:
     text: Tensor
     mask: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[TextStart]) -> TextStart:
+        """Texts of the same padded length, after each other."""
+        if len(parts) == 1:
+            return parts[0]
+        rows = [(part.queries, part.text, part.mask) for part in parts]
+        return cls(*(torch.cat(column) for column in zip(*rows, strict=True)))
+
     def __len__(self) -> int:
         return len(self.mask)
 
