@@ -10,7 +10,15 @@ import pytest
 from PIL import Image
 
 from engine.errors import DataError
-from training.data import CaptionedPicture, find_shards, load_pictures, read_annotations, read_shards
+from training.data import (
+    CaptionedPicture,
+    data_digest,
+    find_shards,
+    load_pictures,
+    read_annotations,
+    read_pictures,
+    read_shards,
+)
 
 
 def picture(colour: str, size: tuple[int, int] = (20, 10)) -> bytes:
@@ -68,28 +76,93 @@ def test_a_file_that_is_no_tar(tmp_path: Path) -> None:
         list(read_shards([tmp_path / "s.tar"]))
 
 
+def write_annotations(folder: Path, content: object) -> Path:
+    path = folder / "a.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
 def test_annotations_join_rows_of_one_image(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(picture("red"))
     rows = [{"image": "x.png", "caption": "one"}, {"image": "x.png", "caption": ["two", "three"]}]
-    (tmp_path / "a.json").write_text(json.dumps(rows))
-    (sample,) = read_annotations(tmp_path / "a.json", tmp_path)
-    assert sample.captions == ("one", "two", "three")
+    found = read_annotations(write_annotations(tmp_path, rows), tmp_path)
+    (sample,) = found.pictures
+    assert sample.captions == ("one", "two", "three") and found.missing == []
     assert load_pictures([sample], 4)[0].shape == (1, 4, 4, 3)
 
 
+def karpathy(*rows: tuple[str, str, list[str]], folder: str = "") -> dict[str, object]:
+    """filename, split, captions."""
+    place = {"filepath": folder} if folder else {}
+    return {
+        "dataset": "made up",
+        "images": [
+            {
+                "filename": name,
+                "split": split,
+                **place,
+                "sentences": [{"raw": raw, "tokens": []} for raw in texts],
+            }
+            for name, split, texts in rows
+        ],
+    }
+
+
+@pytest.mark.parametrize("folder", ["", "val2014"])
+def test_karpathys_layout(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "val2014").mkdir()
+    (tmp_path / folder / "x.png").write_bytes(picture("red"))
+    content = karpathy(
+        ("x.png", "test", ["one", "two"]),
+        ("y.png", "test", ["three"]),
+        ("z.png", "train", ["four"]),
+        folder=folder,
+    )
+    found = read_annotations(write_annotations(tmp_path, content), tmp_path)
+    assert [sample.captions for sample in found.pictures] == [("one", "two")]
+    assert [Path(name).name for name in found.missing] == ["y.png"]
+    with pytest.raises(DataError, match="no split 'val'; it has: test, train"):
+        read_annotations(tmp_path / "a.json", tmp_path, "val")
+
+
+def test_folders_in_names_may_be_left_out(tmp_path: Path) -> None:
+    """ALBEF's files say flickr30k-images/NAME, people give the folder flickr30k-images itself."""
+    (tmp_path / "x.png").write_bytes(picture("red"))
+    rows = [{"image": "flickr30k-images/x.png", "caption": ["one"]}]
+    (sample,) = read_annotations(write_annotations(tmp_path, rows), tmp_path).pictures
+    assert sample.picture == tmp_path / "x.png" and sample.key == "flickr30k-images/x.png"
+
+
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("content", "words"),
     [
         ("{", "not readable JSON"),
-        ('{"images": []}', "should be a list of objects"),
-        ('[{"image": "x.png"}]', "should be a list of objects"),
-        ('[{"image": "gone.png", "caption": "a"}]', r"1 of 1 pictures are not below .*first: gone\.png"),
+        ("3", "should be a list of objects"),
+        ([], "names no pictures"),
+        ([{"image": "x.png"}], "should be a list of objects"),
+        ([{"image": "x.png", "caption": 3}], "captions should be a text or a list"),
+        ({"images": []}, "no split 'test'; it has: none"),
+        ({"annotations": []}, "not in Karpathy's layout: KeyError"),
+        ({"images": [{"split": "test", "filename": "x.png"}]}, "not in Karpathy's layout: KeyError"),
+        (
+            [{"image": "gone.png", "caption": "a"}],
+            r"None of the 1 pictures .* first is gone\.png.* another set's",
+        ),
     ],
 )
-def test_other_annotations_are_refused(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "a.json").write_text(text)
+def test_other_annotations_are_refused(tmp_path: Path, content: object, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        read_annotations(tmp_path / "a.json", tmp_path)
+        read_annotations(write_annotations(tmp_path, content), tmp_path)
+
+
+def test_a_set_is_known_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(picture("red"))
+    one = CaptionedPicture("x", path, ("a",))
+    known = {data_digest([one]), data_digest([CaptionedPicture("x", path, ("b",))]), data_digest([one, one])}
+    path.write_bytes(picture("blue") + b" ")
+    known |= {data_digest([one]), data_digest([CaptionedPicture("x", path.read_bytes(), ("a",))])}
+    assert len(known) == 5
 
 
 def test_unreadable_pictures_are_listed(tmp_path: Path) -> None:
@@ -99,3 +172,5 @@ def test_unreadable_pictures_are_listed(tmp_path: Path) -> None:
     assert np.array_equal(pixels[0, 0, 0], [255, 0, 0])
     with pytest.raises(DataError, match="None of the 1 pictures"):
         load_pictures([bad], 4)
+    read = read_pictures([good, bad], 4)
+    assert np.array_equal(read[0], pixels[0]) and read[1] is None

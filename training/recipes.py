@@ -35,7 +35,7 @@ def mini_encoder() -> DistillConfig:
 
 
 def mini_encoder_whole() -> DistillConfig:
-    """mini's image encoder, trained on from mini-encoder's as a whole, by its last features; 45 minutes on two cores."""
+    """mini's image encoder, trained on as a whole, by its last features; 45 minutes on two cores."""
     optim = OptimConfig(
         steps=1800, batch=64, lr=2e-3, warmup=60, betas=(0.9, 0.99), weight_decay=0.0, seed=7, log_every=25
     )

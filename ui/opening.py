@@ -44,6 +44,16 @@ def load_model(name: str | None) -> Model:
     return load_model(name) if name else load_model()
 
 
+def load_models(name: str | None) -> list[Model]:
+    """The same model on every GPU, on the processor where there is none; raises CheckpointError."""
+    import torch
+
+    from engine.blip2.checkpoint import DEFAULT, load_model
+
+    devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["auto"]
+    return [load_model(name or DEFAULT, device=device) for device in devices]
+
+
 def make_searcher(store: Store | None, model: Model, *, hold: bool = False) -> Searcher:
     """Without a store it knows no photos, and can still rerank and match those that are given.
 
