@@ -4,6 +4,7 @@ Post-norm, exact GELU, as in BERT (BLIP-2 starts from BERT-base). Shapes: B pair
 rows, Q queries, T tokens, P patches, D width, V vision width, H heads, d width of a head.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -68,15 +69,21 @@ class Attention(nn.Module):
         source. The key's bias adds the same to all scores of a row and falls out of the softmax. hidden's batch may
         be 1, for all sources.
         """
-        num_rows, heads = hidden_BSD.shape[1], self.num_heads
-        key_HdV = self.key.weight.view(heads, -1, source_BNV.shape[2])
-        value_HdV = self.value.weight.view(heads, -1, source_BNV.shape[2])
-        q_BHSd = self._heads(self.query(hidden_BSD))
-        asked = (q_BHSd * q_BHSd.shape[-1] ** -0.5) @ key_HdV  # (B, H, S, V)
-        scores = asked.flatten(1, 2) @ source_BNV.transpose(1, 2)
-        read = scores.softmax(dim=-1) @ source_BNV  # (B, H*S, V): each head's weighted mean of the source
-        mixed = read.unflatten(1, (heads, num_rows)) @ value_HdV.transpose(1, 2)
-        mixed = mixed.transpose(1, 2).flatten(2) + self.value.bias
+        heads = self.num_heads
+        q_BHSd = self._heads(self.query(hidden_BSD)) * (hidden_BSD.shape[2] // heads) ** -0.5
+        key_HdV, value_HdV = (layer.weight.unflatten(0, (heads, -1)) for layer in (self.key, self.value))
+        # Head by head: a batched product would copy its operands into another order first.
+        asked = torch.cat(
+            [F.linear(q_BHSd[:, h], key_HdV[h].T) for h in range(heads)], dim=1
+        )  # (B or 1, H*S, V)
+        if len(asked) == 1:  # the same for every source: one large product
+            scores = F.linear(source_BNV, asked[0]).transpose(1, 2)
+        else:
+            scores = asked @ source_BNV.transpose(1, 2)
+        read = (scores.softmax(dim=-1) @ source_BNV).unflatten(
+            1, (heads, -1)
+        )  # each head's mean of the source
+        mixed = torch.cat([F.linear(read[:, h], value_HdV[h]) for h in range(heads)], dim=2) + self.value.bias
         return self.norm(hidden_BSD + self.out(mixed))
 
     def folding_pays(self, num_rows: int, num_source: int) -> bool:

@@ -24,6 +24,7 @@ from engine.index.manifest import Manifest
 PHOTOS_AT_ONCE = 64
 VISION_AT_ONCE = 16  # on a CPU: a convolution's rows stay in its cache, 1.6 times as fast as 64
 TEXTS_AT_ONCE = 256
+PAIRS_AT_ONCE = (64, 512)  # on a CPU, on a GPU
 BEHIND = 1000.0
 """Taken off the ITC of what ITM has not read: it stays behind what ITM has read, in ITC's order (LAVIS gives -100)."""
 
@@ -171,8 +172,11 @@ class Model:
         start = texts if isinstance(texts, TextStart) else self.start_texts(texts)
         num_photos, num_texts = len(photos if isinstance(photos, Tensor) else photos[0][0]), len(start)
         logits = np.empty((max(num_photos, num_texts), 2), np.float32)
-        for first in range(0, len(logits), PHOTOS_AT_ONCE):
-            part = slice(first, first + PHOTOS_AT_ONCE)
+        at_once = PAIRS_AT_ONCE[self.device.type != "cpu"]
+        if isinstance(photos, Tensor):
+            at_once = self.vision_at_once
+        for first in range(0, len(logits), at_once):
+            part = slice(first, first + at_once)
             texts_part = start if num_texts == 1 else start[part]
             logits[part] = self.net.match_started(_rows(photos, part), texts_part).cpu().numpy()
         return logits

@@ -1,6 +1,6 @@
 """ViT-g at full size, random weights in the published layout: load, index, search and rerank, beside transformers.
 
-    python tests/bench/full_size.py [--folder FOLDER] [--photos 20] [--candidates 128] [--rounds 3]
+    python tests/bench/full_size.py [--folder FOLDER] [--photos 20] [--candidates 128] [--rounds 6]
 
 Writes a checkpoint of 1.2 billion parameters in float32 (4.7 GB) to the folder, or uses the one that is there; then
 measures in one run, both sides in the same dtype and with the same weights:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from engine.blip2.model import Model
 
+ENCODING_ROUNDS = 2
 VOCABULARY = 30523  # BERT's and [DEC]
 LOAD = """
 import json, sys, threading, time
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="of the checkpoint: written when it is not there")
     parser.add_argument("--photos", type=int, default=20)
     parser.add_argument("--candidates", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=6, help="questions")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qseek-bench-") as scratch:
         run(args, Path(scratch))
@@ -237,7 +238,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     theirs = Blip2ForImageTextRetrieval.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
     paths = sorted((scratch / "photos").iterdir())
     pictures = np.stack([decode(path, model.image_size).pixels for path in paths])
-    encoding, vectors_apart, patches = time_encoding(model, theirs, pictures, max(2, args.rounds - 1))
+    encoding, vectors_apart, patches = time_encoding(model, theirs, pictures, ENCODING_ROUNDS)
     more = patches.repeat(-(-args.candidates // len(patches)), 1, 1)[: args.candidates]
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(more.shape, generator=generator).to(more)

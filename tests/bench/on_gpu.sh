@@ -10,6 +10,7 @@
 #   stage1   qseek train stage1  --recipe $STAGE1_RECIPE      540 s
 #   train    text, distill, stage1 after each other; goes on from checkpoints when called again on a warm machine
 #   recall   qseek recall on Flickr8k dev with the model just trained, else $MODEL   180 s
+#   full     ViT-g at full size, random weights: loading, encoding, reranking; 768,000 pairs of a recall run 400 s
 #   bench    index_speed and search_speed with the same model                        300 s
 # Results land in $OUT (at most 8 files of 16 MiB come back). One call lasts 10 minutes: choose stages to fit.
 # A stage that fails or runs out of time is said and the next one runs; the exit status is the number of such stages.
@@ -113,6 +114,14 @@ stage_bench() {
     return $((first + $?))
 }
 
+stage_full() {
+    bounded 250 "$PYTHON" tests/bench/full_size.py --folder "$HOME_HERE/vit-g"
+    local first=$?
+    bounded 150 "$PYTHON" tests/bench/recall_speed.py --folder "$HOME_HERE/vit-g" \
+        --photos 1000 --texts 5000 --texts-a-photo 768
+    return $((first + $?))
+}
+
 bring_back() { # 8 files, 16 MiB each, two folders deep at most
     tar -C "$OUT" -czf "$OUT/results.tgz" results && rm -r "$OUT/results"
     find "$RUNS" -name log.jsonl -print0 | tar --null -T - -czf "$OUT/run-logs.tgz" 2>/dev/null
@@ -128,7 +137,7 @@ bring_back() { # 8 files, 16 MiB each, two folders deep at most
     ls -l "$OUT"
 }
 
-[ $# -gt 0 ] || { sed -n '2,16p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,17p' "$0"; exit 2; }
 for stage in "$@"; do
     if ! declare -F "stage_$stage" >/dev/null; then
         echo "there is no stage $stage" >&2

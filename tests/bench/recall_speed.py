@@ -1,6 +1,6 @@
 """Pairs/s of `qseek recall`'s reranking beside the original's loop and transformers: same weights, same run.
 
-    python tests/bench/recall_speed.py --folder FOLDER [--photos 16] [--texts 128] [--candidates 128]
+    python tests/bench/recall_speed.py --folder FOLDER [--photos 16] [--texts 128] [--texts-a-photo N]
 
 FOLDER: a checkpoint, for example the one that full_size.py wrote. Patches are made up, texts are mini's training kind.
 Ours reads every text with every photo as an evaluation does (photos' keys once a block, texts by length, patches
@@ -14,10 +14,17 @@ import argparse
 import random
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from inputs import SEED, TEXTS
 from report import table, write_report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.blip2.model import Model
 
 SUBJECTS = (
     "a dog",
@@ -43,7 +50,8 @@ def made_up_texts(count: int) -> list[str]:
     draw = random.Random(SEED)
     every = [" ".join(f"{s} {d} {p}".split()) for s in SUBJECTS for d in DOINGS for p in PLACES]
     draw.shuffle(every)
-    return [*TEXTS, *every][:count]
+    more = [f"{one} and {other}" for one in every for other in every] if count > len(every) else []
+    return [*TEXTS, *every, *more][:count]
 
 
 def main() -> None:
@@ -53,6 +61,9 @@ def main() -> None:
     parser.add_argument("--folder", required=True)
     parser.add_argument("--photos", type=int, default=16)
     parser.add_argument("--texts", type=int, default=128)
+    parser.add_argument(
+        "--texts-a-photo", type=int, help="how many of them each photo reads, at random; default all"
+    )
     parser.add_argument("--candidates", type=int, default=128)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qseek-bench-") as scratch:
@@ -72,24 +83,36 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     model = load_model(args.folder)
     texts = made_up_texts(args.texts)
     generator = torch.Generator().manual_seed(SEED)
-    patches = torch.randn(args.candidates, *model.patch_shape, generator=generator).to(model.dtype)
+    patches = torch.randn(args.candidates, *model.patch_shape, generator=generator).to(
+        model.device, model.dtype
+    )
     lengths = model.tokenizer(texts)[1].sum(dim=1).float()
 
     cache = EvaluationCache(scratch, model)
     cache.begin_photos(args.photos)
     blank = np.zeros((args.photos, model.config.qformer.num_queries, model.config.embed_dim), np.float32)
-    cache.put_photos(0, np.ones(args.photos, bool), patches[: args.photos], blank)
-    pairs = np.arange(args.photos * len(texts))
+    for first in range(0, args.photos, len(patches)):
+        some = slice(first, min(first + len(patches), args.photos))
+        count = some.stop - some.start
+        cache.put_photos(first, np.ones(count, bool), patches[:count], blank[some])
+    draw = np.random.default_rng(SEED)
+    count = min(len(texts), args.texts_a_photo or len(texts))
+    chosen = [np.sort(draw.permutation(np.arange(1, len(texts)))[: count - 1]) for _ in range(args.photos)]
+    pairs = np.concatenate([row * len(texts) + np.array([0, *some]) for row, some in enumerate(chosen)])
     budget = _budget(model, args.photos, len(texts), 2**31)
     started = time.perf_counter()
     logits, _ = _match([model], list(range(args.photos)), texts, pairs, cache, budget, print)
     seconds = {f"ours, {_name(model.dtype)}": (time.perf_counter() - started, len(pairs))}
-    ours = np.array(logits).reshape(args.photos, len(texts))[:, 0] / model.config.match_weight
+    ours = np.array(logits)[pairs % len(texts) == 0] / model.config.match_weight
+    share = _share_of_peak(
+        model, texts[: args.candidates], patches[:1], len(pairs), len(pairs) / args.photos, seconds
+    )
     apart: dict[str, float] = {next(iter(seconds)): 0.0}
 
     def compare(name: str, started: float, theirs: np.ndarray) -> None:
         seconds[name] = time.perf_counter() - started, args.candidates
-        apart[name] = float(np.abs(theirs[: args.photos, 1] - ours).max())
+        both = min(len(ours), len(theirs))
+        apart[name] = float(np.abs(theirs[:both, 1] - ours[:both]).max())
 
     with torch.inference_mode():
         started = time.perf_counter()
@@ -116,7 +139,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
             started,
             theirs(
                 pixel_values=patches,
-                input_ids=ids.expand(len(patches), -1).to(model.device),
+                input_ids=ids.to(model.device).expand(len(patches), -1),
                 attention_mask=mask.long().expand(len(patches), -1).to(model.device),
                 use_image_text_matching_head=True,
             ).logits_per_image.float().cpu().numpy(),
@@ -148,9 +171,38 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
         f"{float(lengths.mean()):.1f}) for ours; one text of {int(lengths[0])} tokens and {args.candidates} photos for "
         "the others.",
         table(("reranking", "pairs", "s", "pairs/s", "ours is so many times as fast", "logits apart"), rows),
-        f"Standard deviation of our logits over the photos: {float(ours.std()):.2f}.",
+        f"Standard deviation of our logits over the photos: {float(ours.std()):.2f}. {share}",
     ]
     write_report("recall_speed", parts, fp32)
+
+
+def _share_of_peak(
+    model: Model, texts: Sequence[str], patches_1PV: Tensor, num_pairs: int, pairs_a_photo: float,
+    seconds: dict[str, tuple[float, int]],
+) -> str:  # fmt: skip
+    """Counted operations of ours beside the rate of a large matrix product here, in the same dtype."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as of_keys:
+        keys = model.photo_keys(patches_1PV)
+    start = model.start_texts(texts)
+    with FlopCounterMode(display=False) as of_pairs:
+        model.match(keys, start)
+    side = 8192 if model.device.type == "cuda" else 2048
+    square = torch.randn(side, side, device=model.device, dtype=model.dtype)
+    spent = []
+    for _ in range(8):
+        started = time.perf_counter()
+        float((square @ square)[0, 0])  # waits for the device
+        spent.append(time.perf_counter() - started)
+    peak = 2 * side**3 / sorted(spent)[2]
+    ours = of_pairs.get_total_flops() / len(texts) + of_keys.get_total_flops() / pairs_a_photo
+    rate = ours * num_pairs / next(iter(seconds.values()))[0]
+    return (
+        f"Ours: {ours / 1e9:.1f} GFLOP a pair counted, {rate / 1e12:.2f} TFLOP/s, {rate / peak:.0%} of what a product "
+        f"of {side} x {side} matrices reaches here ({peak / 1e12:.2f} TFLOP/s)."
+    )
 
 
 def _name(dtype: object) -> str:
