@@ -98,16 +98,9 @@ def recall(
         try:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if no_cache else cache
             result, facts = _evaluate(
-                samples,
-                dataset,
-                model,
-                0 if no_rerank else rerank,
-                limit,
-                allow_missing,
-                memory,
-                folder,
-                absent,
-            )
+                samples, dataset, model, 0 if no_rerank else rerank, limit, allow_missing, memory, folder,
+                not no_cache, absent,
+            )  # fmt: skip
         except KeyboardInterrupt:
             say("Stopped." if no_cache else "Stopped; the same command goes on from here.")
             click.get_current_context().exit(STOPPED)
@@ -175,7 +168,7 @@ def _check_captions(samples: Sequence[CaptionedPicture]) -> None:
 
 def _evaluate(
     samples: Sequence[CaptionedPicture], dataset: str, model: str | None, k: int, limit: int | None,
-    allow_missing: bool, memory: int, cache: Path | None, num_absent: int,
+    allow_missing: bool, memory: int, cache: Path | None, keep: bool, num_absent: int,
 ) -> tuple[Evaluation, recall_report.Facts]:  # fmt: skip
     from engine.evaluate import Unreadable, evaluate_retrieval
     from engine.evaluation_cache import EvaluationCache
@@ -197,6 +190,8 @@ def _evaluate(
         read = set(result.kept)
         gone = [sample.key for number, sample in enumerate(samples) if number not in read]
         _say_missing(gone, len(samples), "could not be read")
+    if keep:
+        say(f"What this run did is kept in {kept.folder} ({render.size_text(kept.disk_bytes())}).")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     dtype = str(first.dtype).removeprefix("torch.")
     facts = recall_report.Facts(
