@@ -194,8 +194,9 @@ def _evaluate(
         say(f"What this run did is kept in {kept.folder} ({render.size_text(kept.disk_bytes())}).")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     dtype = str(first.dtype).removeprefix("torch.")
+    name = Path(dataset).name if dataset.endswith(".tar") else dataset
     facts = recall_report.Facts(
-        dataset, first.name, first.digest, first.image_size, dtype, limit, num_absent, peak
+        name, first.name, first.digest, first.image_size, dtype, limit, num_absent, peak
     )
     return result, facts
 

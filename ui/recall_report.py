@@ -123,6 +123,7 @@ def plot(facts: Facts, result: Evaluation, path: Path) -> None:
         left.plot(ks, [result.by_k[k][name] for k in ks], style, label=name)
         left.axhline(result.report.before[name], color=style[:2], lw=0.7, alpha=0.6)
     left.set_xscale("log", base=2)
+    left.set_xticks(ks, [str(k) for k in ks])
     left.set(xlabel="candidates reranked, k (thin lines: ITC alone)", ylabel="percent", title=facts.dataset)
     left.legend()
     most = max(2, result.report.num_photos)
