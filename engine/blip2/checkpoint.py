@@ -10,8 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ import torch
 from platformdirs import user_data_path
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from engine.blip2 import hub
 from engine.blip2.config import Blip2Config
+from engine.blip2.meta import check_fits, put_tensors, without_storage
 from engine.blip2.model import Model
 from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever
@@ -177,18 +176,8 @@ def make_net(source: Source, where: Path, dtype: torch.dtype) -> Retriever:
     net = _fitting_net(source, where)
     if has_batch_norms(net):
         dtype = torch.float32
-    _check_memory(source.num_parameters * dtype.itemsize, where)
-    modules = dict(net.named_modules())
-    for name, tensor in source.tensors.items():
-        value = tensor.read()
-        value = value.to(
-            dtype if value.is_floating_point() else value.dtype, copy=True
-        )  # out of the file, aligned
-        owner, _, last = name.rpartition(".")
-        if last in modules[owner]._parameters:
-            modules[owner]._parameters[last] = torch.nn.Parameter(value.contiguous())
-        else:
-            modules[owner]._buffers[last] = value
+    check_memory(source.num_parameters * dtype.itemsize, where)
+    put_tensors(net, source.tensors, dtype)
     return net
 
 
@@ -196,21 +185,11 @@ def _fitting_net(source: Source, where: Path) -> Retriever:
     """The empty network of the source's config. Raises CheckpointError when its tensors do not fit it."""
     net = _empty_net(source.config, where)
     wanted = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    found = source.tensors
-    problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"unknown {name}" for name in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f"{name} is {found[name].shape}, should be {wanted[name]}"
-        for name in sorted(found.keys() & wanted.keys())
-        if found[name].shape != wanted[name]
-    ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise CheckpointError(f"The weights in {where} do not fit the {CONFIG}: {shown}.")
+    check_fits(wanted, source.tensors, where)
     return net
 
 
-def _check_memory(num_bytes: int, where: Path) -> None:
+def check_memory(num_bytes: int, where: Path) -> None:
     """Raises CheckpointError, before anything is loaded, when the weights do not fit into what is free."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -268,7 +247,7 @@ def _empty_net(config: Blip2Config, folder: Path) -> Retriever:
             raise ValueError(
                 f"max_tokens {config.max_tokens} is not in 3 to max_positions {former.max_positions}"
             )
-        with _parameters_on_meta():
+        with without_storage():
             return Retriever(config)
     except (
         TypeError,
@@ -276,24 +255,6 @@ def _empty_net(config: Blip2Config, folder: Path) -> Retriever:
         RuntimeError,
     ) as error:  # values of another kind or sign, from torch and timm
         raise CheckpointError(f"{folder / CONFIG} describes no model that can be made: {error}") from error
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Every parameter that a module registers becomes one without storage: nothing is drawn that is then replaced."""
-
-    def to_meta(
-        module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None
-    ) -> torch.nn.Parameter | None:
-        if parameter is None or parameter.is_meta:
-            return parameter
-        return torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-
-    hook = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
