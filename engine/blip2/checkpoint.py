@@ -133,17 +133,14 @@ def load_model(name: str = DEFAULT, *, device: str = "auto", dtype: str = "auto"
     it in hardware), "bfloat16" or "float32". Raises CheckpointError for a missing, extra, misshapen or unreadable
     tensor, naming it, and for a config or tokenizer that does not fit; ValueError for an unknown dtype.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(DTYPES)}")
+    place, wanted = where_and_how(device, dtype)
     folder = find_model(name)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     source = read_folder(folder)
-    wanted = fast_dtype(place) if dtype == "auto" else DTYPES[dtype]
     net = make_net(source, folder, wanted)
     return Model(
         net,
         TextTokenizer(source.tokenizer, source.config.max_tokens),
-        name=_lasting_name(name, folder),
+        name=lasting_name(name, folder),
         digest=digest_of(source.files),
         folder=folder,
         device=place,
@@ -151,7 +148,15 @@ def load_model(name: str = DEFAULT, *, device: str = "auto", dtype: str = "auto"
     )
 
 
-def _lasting_name(name: str, folder: Path) -> str:
+def where_and_how(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """What "auto" means on this machine; see `load_model`."""
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(DTYPES)}")
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    return place, fast_dtype(place) if dtype == "auto" else DTYPES[dtype]
+
+
+def lasting_name(name: str, folder: Path) -> str:
     """What an index remembers to find the folder again: its name, its Hugging Face id, or its absolute path."""
     if _model_folders().get(folder.name) == folder:
         return folder.name
@@ -215,16 +220,17 @@ def save_checkpoint(
 
 
 def write_folder(
-    folder: Path, state: Mapping[str, torch.Tensor], tokenizer: Tokenizer, config: Mapping[str, Any]
+    folder: Path, state: Mapping[str, torch.Tensor], tokenizer: Tokenizer | None, config: Mapping[str, Any]
 ) -> None:
-    """Replace a folder's files one by one, each whole, the config last."""
+    """Replace a folder's files one by one, each whole, the config last. tokenizer: None where no text is read."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     save_file(
         tensors, folder / (WEIGHTS + ".new"), metadata={"format": "pt"}
     )  # transformers asks for the format
     os.replace(folder / (WEIGHTS + ".new"), folder / WEIGHTS)
-    tokenizer.save(str(folder / TOKENIZER))
+    if tokenizer is not None:
+        tokenizer.save(str(folder / TOKENIZER))
     (folder / (CONFIG + ".new")).write_text(json.dumps(config, indent=1) + "\n")
     os.replace(folder / (CONFIG + ".new"), folder / CONFIG)
 

@@ -81,8 +81,8 @@ def describe_language(
     """
     around = tokenizer.encode("").ids
     is_encoder_decoder = bool(source_config.is_encoder_decoder)
-    start = around[0] if around and not is_encoder_decoder else _first(source_config.bos_token_id)
-    end = _first(source_config.eos_token_id)
+    start = around[0] if around and not is_encoder_decoder else _token(source_config, "bos")
+    end = _token(source_config, "eos")
     if is_encoder_decoder and around:
         end = around[-1]
     newline = tokenizer.encode("\n", add_special_tokens=False).ids
@@ -93,7 +93,7 @@ def describe_language(
         raise CheckpointError(
             f"{where}: the language model has no end-of-text token; set eos_token_id in its {CONFIG}."
         )
-    pad = _first(source_config.pad_token_id)
+    pad = _token(source_config, "pad")
     if pad is None or not 0 <= pad < vocab_size:
         pad = end
     too_large = tokenizer.get_vocab_size(with_added_tokens=False) > vocab_size
@@ -115,7 +115,9 @@ def describe_language(
     )
 
 
-def _first(token: int | list[int] | None) -> int | None:
+def _token(config: Any, name: str) -> int | None:
+    """A special token's number, the first of several."""
+    token: int | list[int] | None = getattr(config, f"{name}_token_id", None)
     return (token[0] if token else None) if isinstance(token, list) else token
 
 

@@ -74,6 +74,8 @@ def read_folder(folder: Path) -> Source:
     values = read_json(folder / CONFIG)
     if not isinstance(values, dict) or "model_type" not in values:
         return _own(folder, values)
+    if values["model_type"] == "instructblip":
+        raise _generative(folder)
     if values["model_type"] != "blip-2":
         raise CheckpointError(
             f"{folder} holds a {values['model_type']!r} model, not BLIP-2; qseek searches with BLIP-2's retrieval "
@@ -83,6 +85,8 @@ def read_folder(folder: Path) -> Source:
 
 
 def _own(folder: Path, values: Any) -> Source:
+    if isinstance(values, dict) and "language" in values:
+        raise _generative(folder)
     try:
         config = Blip2Config.from_dict(values)
     except CheckpointError as error:
@@ -318,10 +322,14 @@ def lavis_configs(ours: Mapping[str, Stored], path: Path) -> tuple[VisionConfig,
 def refuse_generative(tensors: Mapping[str, Stored], where: Path) -> None:
     """Raises CheckpointError for a stage-2 checkpoint."""
     if any(key.startswith(GENERATIVE) for key in tensors):
-        raise CheckpointError(
-            f"{where} is a generative (stage 2) BLIP-2: it has a language model and no text branch, so it cannot "
-            "search; use a retrieval checkpoint such as blip2-itm-vit-g."
-        )
+        raise _generative(where)
+
+
+def _generative(where: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{where} is a generative (stage 2) BLIP-2: it has a language model and no text branch, so it cannot "
+        "search; use a retrieval checkpoint such as blip2-itm-vit-g."
+    )
 
 
 def read_safetensors(path: Path) -> dict[str, Stored]:
