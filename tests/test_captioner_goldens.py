@@ -46,7 +46,7 @@ def golden(case: str) -> tuple[Captioner, dict[str, Any], dict[str, Tensor], Ten
     small = small_config()
     config = CaptionerConfig(small.vision, small.qformer, language)
     with without_storage():
-        net = Captioner(config, None)
+        net = Captioner(config, torch.nn.Identity())
     ours = renamed(rest, LAVIS_CAPTIONER)
     check_fits({name: tuple(value.shape) for name, value in net.state_dict().items()}, ours, Path(case))
     put_tensors(net, ours, torch.float32)

@@ -1,7 +1,6 @@
 """Stage 2 beside another implementation: transformers' BLIP-2 (OPT, Flan-T5) and InstructBLIP (LLaMA) with random
 weights, saved and read by us."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from transformers import (
 from engine.blip2.caption_checkpoint import load_captioner
 from engine.blip2.caption_model import CaptionModel
 from engine.blip2.captioner import Generation
-from engine.blip2.language_text import IGNORED, LanguageBatch
+from engine.blip2.language_text import IGNORED
 
 PROMPTS = ("a photo of", "", "Question: what is it? Answer:")
 INSTRUCTIONS = ("a red dog", "the", "on the house a cat runs")
@@ -108,7 +107,7 @@ def with_images(theirs: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]
 @pytest.mark.parametrize("batch", [1, 3])
 def test_logits_and_loss(pair: Pair, batch: int) -> None:
     theirs, ours = pair
-    prompts, extra, soft, ids, mask = asked(ours, batch)
+    prompts, extra, soft, _, _ = asked(ours, batch)
     texts = ours.tokenizer.pairs(prompts, ["a dog", "it is a cat in the snow", "no"][:batch], 96)
     all_ids, all_mask = with_images(theirs, texts.ids, texts.mask)
     labels = texts.labels

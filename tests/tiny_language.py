@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny import tiny_config, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
@@ -18,6 +19,11 @@ from transformers import (
     PreTrainedConfig,
     T5Config,
 )
+
+from engine.blip2.caption_checkpoint import save_captioner
+from engine.blip2.captioner import Captioner
+from engine.blip2.config import CaptionerConfig
+from engine.blip2.language import describe_language
 
 W = 32
 # In the order of their ids; what stands around a text.
@@ -92,4 +98,23 @@ def save_language(kind: str, folder: Path, seed: int = 0) -> Path:
     """As people publish it: a transformers folder with a tokenizer.json."""
     random_language(kind, seed).save_pretrained(folder)
     byte_tokenizer(kind).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def tiny_captioner(kind: str, seed: int = 0) -> Captioner:
+    """A whole generative model; LLaMA's Q-Former reads the prompt."""
+    language = random_language(kind, seed)
+    about = describe_language(
+        language.config, byte_tokenizer(kind), Path("tiny"), reads_prompt=kind == "llama"
+    )
+    config = tiny_config()
+    net = Captioner(CaptionerConfig(config.vision, config.qformer, about), torch.nn.Identity())
+    spread(net, seed)
+    net.language = language
+    return net
+
+
+def save_tiny(kind: str, folder: Path, seed: int = 0) -> Path:
+    prompts = tiny_tokenizer() if kind == "llama" else None
+    save_captioner(folder, tiny_captioner(kind, seed), byte_tokenizer(kind), prompts)
     return folder

@@ -65,7 +65,7 @@ def make_captioner(source: CaptionerSource, where: Path, dtype: torch.dtype) -> 
                 f"width {config.qformer.width} is not a multiple of num_heads {config.qformer.num_heads}"
             )
         with without_storage():
-            net = Captioner(config, None)
+            net = Captioner(config, torch.nn.Identity())  # whose place the language model takes
     except (TypeError, ValueError, RuntimeError) as error:  # values of another kind or sign
         raise CheckpointError(f"{where / CONFIG} describes no model that can be made: {error}") from error
     check_fits({name: tuple(value.shape) for name, value in net.state_dict().items()}, source.tensors, where)

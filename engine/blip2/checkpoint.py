@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from engine.blip2 import hub
+from engine.blip2.caption_sources import CaptionerSource, has_language, read_captioner
 from engine.blip2.config import Blip2Config
 from engine.blip2.meta import check_fits, put_tensors, without_storage
 from engine.blip2.model import Model
@@ -40,7 +41,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model on this machine. num_bytes: of its weights' file. image_size: pixels of the square it reads."""
+    """One model on this machine. num_bytes: of its weights' files. image_size: pixels of the square it reads. writes:
+    whether it is a generative one, with a language model, which cannot search."""
 
     name: str
     folder: Path
@@ -48,6 +50,7 @@ class ModelInfo:
     num_parameters: int
     num_bytes: int
     image_size: int
+    writes: bool = False
 
 
 def models_folder() -> Path:
@@ -69,7 +72,8 @@ def list_models() -> list[ModelInfo]:
     }
     for name, folder in (_model_folders() | downloaded).items():
         try:
-            found.append(_describe(name, folder, read_folder(folder)))
+            source = read_captioner(folder) if has_language(folder) else read_folder(folder)
+            found.append(_describe(name, folder, source))
         except CheckpointError as error:
             _log.warning("the model %s is left out: %s", name, error)
     return found
@@ -84,10 +88,11 @@ def _model_folders() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _describe(name: str, folder: Path, source: Source) -> ModelInfo:
+def _describe(name: str, folder: Path, source: Source | CaptionerSource) -> ModelInfo:
     num_bytes = sum(path.stat().st_size for path in source.files if path.suffix in WEIGHT_SUFFIXES)
     digest, size = digest_of(source.files), source.config.vision.image_size
-    return ModelInfo(name, folder, digest, source.num_parameters, num_bytes, size)
+    writes = isinstance(source, CaptionerSource)
+    return ModelInfo(name, folder, digest, source.num_parameters, num_bytes, size, writes)
 
 
 def check_model(name: str, folder: Path) -> ModelInfo:
