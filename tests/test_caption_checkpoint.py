@@ -34,6 +34,8 @@ from engine.blip2.convert import LAVIS_CAPTIONER, their_name
 from engine.blip2.language import describe_language, make_language, read_language
 from engine.errors import CheckpointError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAVIS_NAMES = {"opt": "opt", "t5": "t5", "llama": "llm"}
 
 

@@ -18,6 +18,8 @@ from engine.blip2.language import describe_language
 from engine.blip2.language_text import IGNORED, LanguageBatch, LanguageTokenizer
 from engine.errors import CheckpointError, DataError, QueryError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHORT = Generation(max_new_tokens=8)
 PROMPTS = ("a red dog", "the", "on the house a cat runs")
 

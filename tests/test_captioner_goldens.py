@@ -18,6 +18,8 @@ from engine.blip2.language import make_language
 from engine.blip2.language_text import LanguageBatch
 from engine.blip2.meta import check_fits, put_tensors, without_storage
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPT = LanguageConfig(False, 48, 128, start_id=2, end_id=50, pad_id=1)
 T5 = LanguageConfig(True, 48, 512, start_id=None, end_id=1, pad_id=0)
 # The length normalisation of transformers 4.33 counts other tokens than that of 5 (hf_check.json names these three).

@@ -27,6 +27,8 @@ from engine.blip2.caption_model import CaptionModel
 from engine.blip2.captioner import Generation
 from engine.blip2.language_text import IGNORED
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = ("a photo of", "", "Question: what is it? Answer:")
 INSTRUCTIONS = ("a red dog", "the", "on the house a cat runs")
 Pair = tuple[Any, CaptionModel]

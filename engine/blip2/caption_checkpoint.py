@@ -6,6 +6,8 @@ Q-Former that reads the prompt. Loading is strict, as of any checkpoint.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -88,12 +90,19 @@ def save_captioner(
     tokenizer: Tokenizer | None = None,
     *,
     dtype: torch.dtype = torch.float32,
+    language_files: Sequence[Path] = (),
 ) -> None:
     """Write net as a checkpoint folder; its own floating tensors in dtype, the language model as it is.
 
-    tokenizer: of a Q-Former that reads the prompt.
+    tokenizer: of a Q-Former that reads the prompt. language_files: the language model's (`LanguageSource.files`),
+    copied byte for byte; without them it is written from memory.
     """
-    net.language.save_pretrained(folder / LANGUAGE)
+    if language_files:
+        (folder / LANGUAGE).mkdir(parents=True, exist_ok=True)
+        for path in language_files:
+            shutil.copyfile(path, folder / LANGUAGE / path.name)
+    else:
+        net.language.save_pretrained(folder / LANGUAGE)
     language_tokenizer.save(str(folder / LANGUAGE / TOKENIZER))
     state = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor

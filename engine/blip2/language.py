@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from engine.blip2.config import LanguageConfig
 from engine.blip2.convert import Stored
 from engine.blip2.meta import check_fits, put_tensors, without_storage
-from engine.blip2.sources import CONFIG, TOKENIZER, read_json, read_tokenizer, transformers_tensors
+from engine.blip2.sources import CONFIG, INDEX, TOKENIZER, read_json, read_tokenizer, transformers_tensors
 from engine.errors import CheckpointError
 
 T5_POSITIONS = 512
@@ -48,7 +48,8 @@ def read_language(folder: Path) -> LanguageSource:
         raise CheckpointError(f"{folder / CONFIG} is not a language model's config: {error}") from error
     tensors, files = transformers_tensors(folder)
     tokenizer, tokenizer_file = language_tokenizer(folder)
-    return LanguageSource(config, tensors, tokenizer, (folder / CONFIG, *files, tokenizer_file))
+    index = [folder / INDEX] if (folder / INDEX).is_file() else []
+    return LanguageSource(config, tensors, tokenizer, (folder / CONFIG, *index, *files, tokenizer_file))
 
 
 def language_tokenizer(folder: Path) -> tuple[Tokenizer, Path]:
