@@ -22,6 +22,9 @@ GOLDENS = SHARED / "goldens"
 ALIASES = {
     "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
     "Qformer.cls.predictions.bias": "Qformer.cls.predictions.decoder.bias",
+    "opt_model.lm_head.weight": "opt_model.model.decoder.embed_tokens.weight",
+    "t5_model.encoder.embed_tokens.weight": "t5_model.shared.weight",
+    "t5_model.decoder.embed_tokens.weight": "t5_model.shared.weight",
 }
 
 

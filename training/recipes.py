@@ -4,6 +4,7 @@ from engine.blip2.config import mini
 from training.distill import DistillConfig, Phase
 from training.loop import OptimConfig
 from training.stage1 import Stage1Config
+from training.stage2 import Stage2Config
 from training.text import TextConfig
 
 UNLABELLED = ("coco-unlabelled-*.tar", "imagenet-sample-*.tar", "imagenette-*.tar")
@@ -69,6 +70,15 @@ def mini_stage1() -> Stage1Config:
     )
 
 
+def mini_stage2() -> Stage2Config:
+    """mini before a small language model (--language, such as OPT-125M), on Flickr8k train; not trained here yet."""
+    optim = OptimConfig(
+        steps=3000, batch=64, lr=1e-4, min_lr=5e-5, warmup=200, clip=1.0, seed=8, dtype="bfloat16"
+    )
+    return Stage2Config(("flickr8k-train-*.tar",), optim, start="mini", views=3)
+
+
 DISTILL = {"mini-encoder": mini_encoder, "mini-encoder-whole": mini_encoder_whole}
 TEXT = {"mini-text": mini_text}
 STAGE1 = {"mini": mini_stage1}
+STAGE2 = {"mini-stage2": mini_stage2}

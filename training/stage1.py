@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from engine.blip2.captioner import Captioner
 from engine.blip2.checkpoint import fast_dtype, load_net, save_checkpoint
 from engine.blip2.config import Blip2Config
 from engine.blip2.layers import KeysValues
@@ -231,11 +233,14 @@ class Stage1Task:
 
     def _pictures_of(self, step: int) -> Tensor:
         """Every picture once an epoch, in an order that depends on (seed, epoch)."""
-        epoch, number = divmod(step, self.steps_an_epoch)
-        order = torch.randperm(
-            len(self.samples), generator=torch.Generator().manual_seed((self.optim.seed << 20) + epoch)
-        )
-        return order[number * self.optim.batch : (number + 1) * self.optim.batch]
+        return batch_of(step, len(self.samples), self.optim)
+
+
+def batch_of(step: int, num_samples: int, optim: OptimConfig) -> Tensor:
+    """Numbers of a step's samples: each once an epoch, what does not fill a batch left out."""
+    epoch, number = divmod(step, num_samples // optim.batch)
+    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed((optim.seed << 20) + epoch))
+    return order[number * optim.batch : (number + 1) * optim.batch]
 
 
 def _drawn(count: int, share: float) -> Tensor:
@@ -260,7 +265,18 @@ class ItcTask(Stage1Task):
         return {"loss": loss}
 
 
-def encode_views(net: Retriever, pictures: np.ndarray, config: Stage1Config, batch: int = 50) -> Tensor:
+class Views(Protocol):
+    """What `encode_views` asks of a config; see `Stage1Config`."""
+
+    @property
+    def views(self) -> int: ...
+    @property
+    def smallest_crop(self) -> float: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+
+
+def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: Views, batch: int = 50) -> Tensor:
     """The frozen encoder's patches of every picture, whole and (views - 1) times cropped -> (N, W, P, V) bfloat16.
 
     Crops are squares of `smallest_crop` to 1 of the side, half of them mirrored; drawn from the seed.

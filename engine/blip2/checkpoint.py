@@ -10,8 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ import torch
 from platformdirs import user_data_path
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from engine.blip2 import hub
+from engine.blip2.caption_sources import CaptionerSource, has_language, read_captioner
 from engine.blip2.config import Blip2Config
+from engine.blip2.meta import check_fits, put_tensors, without_storage
 from engine.blip2.model import Model
 from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever
@@ -41,7 +41,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model on this machine. num_bytes: of its weights' file. image_size: pixels of the square it reads."""
+    """One model on this machine. num_bytes: of its weights' files. image_size: pixels of the square it reads. writes:
+    whether it is a generative one, with a language model, which cannot search."""
 
     name: str
     folder: Path
@@ -49,6 +50,7 @@ class ModelInfo:
     num_parameters: int
     num_bytes: int
     image_size: int
+    writes: bool = False
 
 
 def models_folder() -> Path:
@@ -70,7 +72,8 @@ def list_models() -> list[ModelInfo]:
     }
     for name, folder in (_model_folders() | downloaded).items():
         try:
-            found.append(_describe(name, folder, read_folder(folder)))
+            source = read_captioner(folder) if has_language(folder) else read_folder(folder)
+            found.append(_describe(name, folder, source))
         except CheckpointError as error:
             _log.warning("the model %s is left out: %s", name, error)
     return found
@@ -85,10 +88,11 @@ def _model_folders() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _describe(name: str, folder: Path, source: Source) -> ModelInfo:
+def _describe(name: str, folder: Path, source: Source | CaptionerSource) -> ModelInfo:
     num_bytes = sum(path.stat().st_size for path in source.files if path.suffix in WEIGHT_SUFFIXES)
     digest, size = digest_of(source.files), source.config.vision.image_size
-    return ModelInfo(name, folder, digest, source.num_parameters, num_bytes, size)
+    writes = isinstance(source, CaptionerSource)
+    return ModelInfo(name, folder, digest, source.num_parameters, num_bytes, size, writes)
 
 
 def check_model(name: str, folder: Path) -> ModelInfo:
@@ -134,17 +138,14 @@ def load_model(name: str = DEFAULT, *, device: str = "auto", dtype: str = "auto"
     it in hardware), "bfloat16" or "float32". Raises CheckpointError for a missing, extra, misshapen or unreadable
     tensor, naming it, and for a config or tokenizer that does not fit; ValueError for an unknown dtype.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(DTYPES)}")
+    place, wanted = where_and_how(device, dtype)
     folder = find_model(name)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     source = read_folder(folder)
-    wanted = fast_dtype(place) if dtype == "auto" else DTYPES[dtype]
     net = make_net(source, folder, wanted)
     return Model(
         net,
         TextTokenizer(source.tokenizer, source.config.max_tokens),
-        name=_lasting_name(name, folder),
+        name=lasting_name(name, folder),
         digest=digest_of(source.files),
         folder=folder,
         device=place,
@@ -152,7 +153,15 @@ def load_model(name: str = DEFAULT, *, device: str = "auto", dtype: str = "auto"
     )
 
 
-def _lasting_name(name: str, folder: Path) -> str:
+def where_and_how(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """What "auto" means on this machine; see `load_model`."""
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(DTYPES)}")
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    return place, fast_dtype(place) if dtype == "auto" else DTYPES[dtype]
+
+
+def lasting_name(name: str, folder: Path) -> str:
     """What an index remembers to find the folder again: its name, its Hugging Face id, or its absolute path."""
     if _model_folders().get(folder.name) == folder:
         return folder.name
@@ -177,18 +186,8 @@ def make_net(source: Source, where: Path, dtype: torch.dtype) -> Retriever:
     net = _fitting_net(source, where)
     if has_batch_norms(net):
         dtype = torch.float32
-    _check_memory(source.num_parameters * dtype.itemsize, where)
-    modules = dict(net.named_modules())
-    for name, tensor in source.tensors.items():
-        value = tensor.read()
-        value = value.to(
-            dtype if value.is_floating_point() else value.dtype, copy=True
-        )  # out of the file, aligned
-        owner, _, last = name.rpartition(".")
-        if last in modules[owner]._parameters:
-            modules[owner]._parameters[last] = torch.nn.Parameter(value.contiguous())
-        else:
-            modules[owner]._buffers[last] = value
+    check_memory(source.num_parameters * dtype.itemsize, where)
+    put_tensors(net, source.tensors, dtype)
     return net
 
 
@@ -196,21 +195,11 @@ def _fitting_net(source: Source, where: Path) -> Retriever:
     """The empty network of the source's config. Raises CheckpointError when its tensors do not fit it."""
     net = _empty_net(source.config, where)
     wanted = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    found = source.tensors
-    problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"unknown {name}" for name in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f"{name} is {found[name].shape}, should be {wanted[name]}"
-        for name in sorted(found.keys() & wanted.keys())
-        if found[name].shape != wanted[name]
-    ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise CheckpointError(f"The weights in {where} do not fit the {CONFIG}: {shown}.")
+    check_fits(wanted, source.tensors, where)
     return net
 
 
-def _check_memory(num_bytes: int, where: Path) -> None:
+def check_memory(num_bytes: int, where: Path) -> None:
     """Raises CheckpointError, before anything is loaded, when the weights do not fit into what is free."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -236,16 +225,17 @@ def save_checkpoint(
 
 
 def write_folder(
-    folder: Path, state: Mapping[str, torch.Tensor], tokenizer: Tokenizer, config: Mapping[str, Any]
+    folder: Path, state: Mapping[str, torch.Tensor], tokenizer: Tokenizer | None, config: Mapping[str, Any]
 ) -> None:
-    """Replace a folder's files one by one, each whole, the config last."""
+    """Replace a folder's files one by one, each whole, the config last. tokenizer: None where no text is read."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     save_file(
         tensors, folder / (WEIGHTS + ".new"), metadata={"format": "pt"}
     )  # transformers asks for the format
     os.replace(folder / (WEIGHTS + ".new"), folder / WEIGHTS)
-    tokenizer.save(str(folder / TOKENIZER))
+    if tokenizer is not None:
+        tokenizer.save(str(folder / TOKENIZER))
     (folder / (CONFIG + ".new")).write_text(json.dumps(config, indent=1) + "\n")
     os.replace(folder / (CONFIG + ".new"), folder / CONFIG)
 
@@ -268,7 +258,7 @@ def _empty_net(config: Blip2Config, folder: Path) -> Retriever:
             raise ValueError(
                 f"max_tokens {config.max_tokens} is not in 3 to max_positions {former.max_positions}"
             )
-        with _parameters_on_meta():
+        with without_storage():
             return Retriever(config)
     except (
         TypeError,
@@ -276,24 +266,6 @@ def _empty_net(config: Blip2Config, folder: Path) -> Retriever:
         RuntimeError,
     ) as error:  # values of another kind or sign, from torch and timm
         raise CheckpointError(f"{folder / CONFIG} describes no model that can be made: {error}") from error
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Every parameter that a module registers becomes one without storage: nothing is drawn that is then replaced."""
-
-    def to_meta(
-        module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None
-    ) -> torch.nn.Parameter | None:
-        if parameter is None or parameter.is_meta:
-            return parameter
-        return torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-
-    hook = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

@@ -86,6 +86,45 @@ class Blip2Config:
         return _build(cls, values, "config.json")
 
 
+@dataclass(frozen=True)
+class LanguageConfig:
+    """The frozen language model of stage 2 (BLIP-2, section 3.3); its own files lie in `language/`.
+
+    encoder_decoder: an encoder reads the prompt, a decoder writes (Flan-T5); else one decoder does both (OPT, LLaMA).
+    width: W, of its word embeddings. max_positions: the most tokens it reads and writes, queries counted. start_id:
+    stands before a decoder's text, None = nothing does. end_id: ends what is written (BLIP-2 ends OPT's captions with a
+    newline), and the text that an encoder reads. pad_id: fills up rows; masked everywhere. reads_prompt: whether the
+    Q-Former reads the prompt, too (InstructBLIP, arXiv:2305.06500, section 2.3).
+    """
+
+    encoder_decoder: bool
+    width: int
+    max_positions: int
+    start_id: int | None
+    end_id: int
+    pad_id: int
+    reads_prompt: bool = False
+
+
+@dataclass(frozen=True)
+class CaptionerConfig:
+    """The generative model of stage 2: encoder, Q-Former, language model. Its Q-Former has no text branch, unless it
+    reads the prompt."""
+
+    vision: VisionConfig
+    qformer: QFormerConfig
+    language: LanguageConfig
+    vision_norm_eps: float = 1e-5
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> CaptionerConfig:
+        """The inverse of `to_dict`. Raises CheckpointError naming the missing or unknown keys."""
+        return _build(cls, values, "config.json")
+
+
 def _build(cls: Any, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise CheckpointError(f"{where} should hold a JSON object, not {values!r}.")

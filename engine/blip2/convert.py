@@ -83,6 +83,14 @@ LAVIS: Table = (
     ("temp", "temperature"),
 )
 
+LAVIS_CAPTIONER: Table = (
+    *LAVIS,
+    ("opt_proj.*", "projection.*"),
+    ("t5_proj.*", "projection.*"),
+    ("llm_proj.*", "projection.*"),
+)
+"""Stage 2. The language model's own tensors, where there are any, are taken out before: see `split_language`."""
+
 _HF_VIT = "vision_model.encoder.layers.{i}"
 
 TRANSFORMERS: Table = (
@@ -106,6 +114,22 @@ TRANSFORMERS: Table = (
     ("text_projection.*", "text_head.*"),
     ("itm_head.*", "match_head.*"),
 )
+
+TRANSFORMERS_CAPTIONER: Table = (
+    (
+        "qformer.embeddings.word_embeddings.weight",
+        "qformer.words.weight",
+    ),  # InstructBLIP's, and the next three
+    ("qformer.embeddings.position_embeddings.weight", "qformer.positions.weight"),
+    ("qformer.embeddings.position_ids", None),
+    ("qformer.embeddings.layernorm.*", "qformer.norm.*"),
+    ("language_projection.*", "projection.*"),
+    *TRANSFORMERS,
+)
+"""Blip2ForConditionalGeneration and InstructBlipForConditionalGeneration."""
+
+LANGUAGE_MODEL = ("language_model.", "opt_model.", "t5_model.", "llm_model.")
+"""Prefixes of the language model's tensors in transformers' and LAVIS' stage 2."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +175,7 @@ def our_name(key: str, table: Table) -> str | None:
     for pattern, ours in _patterns(table):
         if found := pattern.match(key):
             return None if ours is None else _filled(ours, found)
-    raise CheckpointError(f"The tensor {key!r} has no place in a BLIP-2 retrieval model.")
+    raise CheckpointError(f"The tensor {key!r} has no place in a BLIP-2 model of this kind.")
 
 
 def their_name(name: str, table: Table) -> str | None:
@@ -163,9 +187,9 @@ def their_name(name: str, table: Table) -> str | None:
 
 
 def renamed(theirs: Mapping[str, Stored], table: Table) -> dict[str, Stored]:
-    """A stage-1 checkpoint of another code under our names and shapes.
+    """A checkpoint of another code under our names and shapes.
 
-    table: LAVIS or TRANSFORMERS. Raises CheckpointError naming the first ten keys that have no place here.
+    table: one of the four above. Raises CheckpointError naming the first ten keys that have no place here.
     """
     made: dict[str, Stored] = {}
     unknown = []
@@ -181,15 +205,27 @@ def renamed(theirs: Mapping[str, Stored], table: Table) -> dict[str, Stored]:
             tensor = tensor.changed(lambda t: t.reshape(1, 1, -1), (1, 1, tensor.shape[-1]))
         elif name == "vision.backbone.pos_embed":
             tensor = tensor.changed(lambda t: t.reshape(1, *t.shape[-2:]), (1, *tensor.shape[-2:]))
-        elif name is not None and name.endswith(".attn.qkv.bias") and table is TRANSFORMERS:
+        elif name is not None and name.endswith(".attn.qkv.bias") and key.startswith("vision_model."):
             made |= _eva_biases(name, tensor)
             continue
         if name is not None:
             made[name] = tensor
     if unknown:
         shown = ", ".join(sorted(unknown)[:10]) + (f" and {len(unknown) - 10} more" * (len(unknown) > 10))
-        raise CheckpointError(f"These tensors have no place in a BLIP-2 retrieval model: {shown}.")
+        raise CheckpointError(f"These tensors have no place in a BLIP-2 model of this kind: {shown}.")
     return made
+
+
+def split_language(theirs: Mapping[str, Stored]) -> tuple[dict[str, Stored], dict[str, Stored]]:
+    """(all other tensors, the language model's under its own names), of a stage-2 checkpoint of another code."""
+    rest, language = {}, {}
+    for key, tensor in theirs.items():
+        prefix = next((prefix for prefix in LANGUAGE_MODEL if key.startswith(prefix)), None)
+        if prefix is None:
+            rest[key] = tensor
+        else:
+            language[key.removeprefix(prefix)] = tensor
+    return rest, language
 
 
 def _eva_biases(name: str, tensor: Stored) -> dict[str, Stored]:

@@ -70,6 +70,12 @@ class QFormer(nn.Module):
         self.apply(_initialise)
         nn.init.normal_(self.queries, std=0.02)
 
+    def drop_text(self) -> None:
+        """Keep what reading photos alone takes: the Q-Former of stage 2 has no text branch."""
+        del self.words, self.positions
+        for layer in self.layers:
+            del layer.text_mlp
+
     def photo_keys(self, patches_BPV: Tensor) -> list[KeysValues]:
         """What the queries will read of each photo. Depends on the photo alone: compute once, use for every text."""
         return [

@@ -47,6 +47,8 @@ GENERATIVE = (
     "t5_proj.",
     "llm_",
 )
+TRANSFORMERS_NORM_EPS = 1e-6
+"""Of every norm of its image encoder, `vision_norm` too."""
 MAX_TOKENS = 35
 """LAVIS' evaluation reads so many, [CLS] and [SEP] counted."""
 
@@ -69,9 +71,11 @@ def read_folder(folder: Path) -> Source:
     """A checkpoint folder, ours or transformers'. Raises CheckpointError saying what is missing or does not fit."""
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} is no model: it has no {CONFIG}.")
-    values = _read_json(folder / CONFIG)
+    values = read_json(folder / CONFIG)
     if not isinstance(values, dict) or "model_type" not in values:
         return _own(folder, values)
+    if values["model_type"] == "instructblip":
+        raise _generative(folder)
     if values["model_type"] != "blip-2":
         raise CheckpointError(
             f"{folder} holds a {values['model_type']!r} model, not BLIP-2; qseek searches with BLIP-2's retrieval "
@@ -81,6 +85,8 @@ def read_folder(folder: Path) -> Source:
 
 
 def _own(folder: Path, values: Any) -> Source:
+    if isinstance(values, dict) and "language" in values:
+        raise _generative(folder)
     try:
         config = Blip2Config.from_dict(values)
     except CheckpointError as error:
@@ -91,7 +97,7 @@ def _own(folder: Path, values: Any) -> Source:
 
 
 def _transformers(folder: Path, values: dict[str, Any]) -> Source:
-    tensors, files = _transformers_tensors(folder)
+    tensors, files = transformers_tensors(folder)
     refuse_generative(tensors, folder)
     config = config_from_transformers(values, folder)
     ours = renamed(tensors, TRANSFORMERS)
@@ -101,9 +107,11 @@ def _transformers(folder: Path, values: dict[str, Any]) -> Source:
     return Source(config, ours, tokenizer, (folder / CONFIG, *files, vocabulary))
 
 
-def _transformers_tensors(folder: Path) -> tuple[dict[str, Stored], tuple[Path, ...]]:
+def transformers_tensors(folder: Path) -> tuple[dict[str, Stored], tuple[Path, ...]]:
+    """The tensors of a transformers folder, in one file or many, and these files. Raises CheckpointError for a download
+    that is not complete."""
     if (folder / INDEX).is_file():
-        index = _read_json(folder / INDEX)
+        index = read_json(folder / INDEX)
         try:
             names = sorted(set(index["weight_map"].values()))
         except (KeyError, TypeError, AttributeError) as error:
@@ -139,14 +147,27 @@ def config_from_transformers(values: dict[str, Any], where: Path) -> Blip2Config
         theirs = Theirs.from_dict(values)
     except Exception as error:  # strict dataclasses raise their own kinds
         raise CheckpointError(f"{where / CONFIG} is not a readable BLIP-2 config: {error}") from error
-    vision: Any = theirs.vision_config
-    former: Any = theirs.qformer_config
+    vision, former = encoder_configs(theirs, where)
+    return Blip2Config(
+        vision,
+        former,
+        embed_dim=theirs.image_text_hidden_size,
+        max_tokens=min(MAX_TOKENS, former.max_positions),
+        vision_norm_eps=TRANSFORMERS_NORM_EPS,
+        has_captions=False,
+    )
+
+
+def encoder_configs(theirs: Any, where: Path) -> tuple[VisionConfig, QFormerConfig]:
+    """Image encoder and Q-Former of a transformers Blip2Config or InstructBlipConfig. Raises CheckpointError for those
+    we cannot build."""
+    vision, former = theirs.vision_config, theirs.qformer_config
     if vision.hidden_act != "gelu" or former.hidden_act != "gelu" or not vision.qkv_bias:
         raise CheckpointError(
             f"{where / CONFIG}: hidden_act is {vision.hidden_act!r} and {former.hidden_act!r}, qkv_bias "
             f"{vision.qkv_bias}; BLIP-2's are 'gelu' and True."
         )
-    if vision.layer_norm_eps != 1e-6:
+    if vision.layer_norm_eps != TRANSFORMERS_NORM_EPS:
         raise CheckpointError(
             f"{where / CONFIG}: layer_norm_eps is {vision.layer_norm_eps}; EVA ViT's is 1e-6."
         )
@@ -163,31 +184,24 @@ def config_from_transformers(values: dict[str, Any], where: Path) -> Blip2Config
         "num_heads": vision.num_attention_heads,
         "mlp_ratio": _mlp_ratio(vision.intermediate_size, vision.hidden_size),
     }
-    return Blip2Config(
-        VisionConfig(
-            EVA,
-            vision.image_size,
-            vision.hidden_size,
-            args,
-            mean=CLIP_MEAN,
-            std=CLIP_STD,
-        ),
-        QFormerConfig(
-            num_layers=former.num_hidden_layers,
-            width=former.hidden_size,
-            num_heads=former.num_attention_heads,
-            mlp_width=former.intermediate_size,
-            num_queries=theirs.num_query_tokens,
-            cross_attention_every=former.cross_attention_frequency,
-            vocab_size=former.vocab_size,
-            max_positions=former.max_position_embeddings,
-            norm_eps=former.layer_norm_eps,
-            dropout=former.hidden_dropout_prob,
-        ),
-        embed_dim=theirs.image_text_hidden_size,
-        max_tokens=min(MAX_TOKENS, former.max_position_embeddings),
-        vision_norm_eps=vision.layer_norm_eps,
-        has_captions=False,
+    return VisionConfig(
+        EVA,
+        vision.image_size,
+        vision.hidden_size,
+        args,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+    ), QFormerConfig(
+        num_layers=former.num_hidden_layers,
+        width=former.hidden_size,
+        num_heads=former.num_attention_heads,
+        mlp_width=former.intermediate_size,
+        num_queries=theirs.num_query_tokens,
+        cross_attention_every=former.cross_attention_frequency,
+        vocab_size=former.vocab_size,
+        max_positions=former.max_position_embeddings,
+        norm_eps=former.layer_norm_eps,
+        dropout=former.hidden_dropout_prob,
     )
 
 
@@ -211,28 +225,46 @@ def read_lavis(
         raise CheckpointError(
             f"{path} is no BLIP-2 retrieval checkpoint: it has no query_tokens or no itm_head.weight."
         )
-    files = [path]
+    theirs, files = with_encoder(theirs, path, encoder)
+    ours = renamed(theirs, LAVIS)
+    vision, former = lavis_configs(ours, path)
+    config = Blip2Config(
+        vision,
+        former,
+        embed_dim=ours["photo_head.weight"].shape[0],
+        max_tokens=min(MAX_TOKENS, former.max_positions),
+    )
+    if image_size is not None:
+        config = replace(config, vision=at_image_size(ours, vision, image_size))
+    return Source(config, ours, with_dec(vocabulary), files)
+
+
+def with_encoder(
+    theirs: dict[str, Stored], path: Path, encoder: Path | None
+) -> tuple[dict[str, Stored], tuple[Path, ...]]:
+    """A LAVIS file's tensors with the frozen encoder's, and the files they are from. Raises CheckpointError when there
+    is none."""
     if encoder is not None:
-        theirs |= _lavis_encoder(encoder)
-        files.append(encoder)
-    elif not any(key.startswith("visual_encoder.") for key in theirs):
+        return theirs | _lavis_encoder(encoder), (path, encoder)
+    if not any(key.startswith("visual_encoder.") for key in theirs):
         width = theirs["ln_vision.weight"].shape[0]
         name = "eva_vit_g.pth" if width == vit_g().vision.num_channels else "clip_vit_L.pth"
         raise CheckpointError(
             f"{path} leaves out the frozen image encoder ({width} channels), as LAVIS saves it; give its file with "
             f"--encoder ({name})."
         )
-    ours = renamed(theirs, LAVIS)
-    clip = "visual_encoder.class_embedding" in theirs
-    config = _lavis_config(ours, clip, path)
-    if image_size is not None and image_size != config.vision.image_size:
-        if image_size < 14 or image_size % 14:
-            raise CheckpointError(f"{image_size} pixels are not a multiple of the encoder's patches of 14.")
-        name = "vision.backbone.pos_embed"
-        ours[name] = resized(ours[name], image_size // 14, align_corners=clip)
-        args = config.vision.timm_args | {"img_size": image_size}
-        config = replace(config, vision=replace(config.vision, image_size=image_size, timm_args=args))
-    return Source(config, ours, _with_dec(vocabulary), tuple(files))
+    return theirs, (path,)
+
+
+def at_image_size(ours: dict[str, Stored], vision: VisionConfig, image_size: int) -> VisionConfig:
+    """The encoder's config at other pixels; its position embeddings in `ours` are interpolated, as LAVIS does."""
+    if image_size == vision.image_size:
+        return vision
+    if image_size < 14 or image_size % 14:
+        raise CheckpointError(f"{image_size} pixels are not a multiple of the encoder's patches of 14.")
+    name, is_clip = "vision.backbone.pos_embed", vision.timm_name == vit_l().vision.timm_name
+    ours[name] = resized(ours[name], image_size // 14, align_corners=is_clip)
+    return replace(vision, image_size=image_size, timm_args=vision.timm_args | {"img_size": image_size})
 
 
 def _lavis_encoder(path: Path) -> dict[str, Stored]:
@@ -252,9 +284,9 @@ def _lavis_encoder(path: Path) -> dict[str, Stored]:
     return kept
 
 
-def _lavis_config(ours: Mapping[str, Stored], clip: bool, path: Path) -> Blip2Config:
+def lavis_configs(ours: Mapping[str, Stored], path: Path) -> tuple[VisionConfig, QFormerConfig]:
     """ViT-L or ViT-g, all sizes by the shapes: a small copy of the architecture is read too."""
-    standard = vit_l() if clip else vit_g()
+    standard = (vit_l() if "vision.backbone.norm_pre.weight" in ours else vit_g()).vision
     depth = 1 + max(int(k.split(".")[3]) for k in ours if k.startswith("vision.backbone.blocks."))
     layers = 1 + max(int(k.split(".")[2]) for k in ours if k.startswith("qformer.layers."))
     width = ours["vision.backbone.cls_token"].shape[-1]
@@ -268,35 +300,36 @@ def _lavis_config(ours: Mapping[str, Stored], clip: bool, path: Path) -> Blip2Co
         (n for n in range(1, layers + 1) if f"qformer.layers.{n}.cross_attention.query.weight" in ours),
         layers,
     )
-    args = dict(standard.vision.timm_args) | {"depth": depth, "img_size": 14 * side}
-    if width != standard.vision.num_channels:
+    args = dict(standard.timm_args) | {"depth": depth, "img_size": 14 * side}
+    if width != standard.num_channels:
         inner = ours["vision.backbone.blocks.0.mlp.fc1.weight"].shape[0]
         args |= {"embed_dim": width, "num_heads": vision_heads, "mlp_ratio": _mlp_ratio(inner, width)}
-    return replace(
-        standard,
-        vision=replace(standard.vision, image_size=14 * side, num_channels=width, timm_args=args),
-        qformer=QFormerConfig(
-            num_layers=layers,
-            width=former,
-            num_heads=12 if former == 768 else 4,
-            mlp_width=ours["qformer.layers.0.text_mlp.up.weight"].shape[0],
-            num_queries=num_queries,
-            cross_attention_every=every,
-            vocab_size=ours["qformer.words.weight"].shape[0],
-            max_positions=ours["qformer.positions.weight"].shape[0],
-        ),
-        embed_dim=ours["photo_head.weight"].shape[0],
-        max_tokens=min(MAX_TOKENS, ours["qformer.positions.weight"].shape[0]),
+    qformer = QFormerConfig(
+        num_layers=layers,
+        width=former,
+        num_heads=12 if former == 768 else 4,
+        mlp_width=ours["qformer.layers.0.query_mlp.up.weight"].shape[0],
+        num_queries=num_queries,
+        cross_attention_every=every,
     )
+    if "qformer.words.weight" in ours:  # stage 2 has no text branch
+        vocab_size, max_positions = (ours[f"qformer.{n}.weight"].shape[0] for n in ("words", "positions"))
+        qformer = replace(qformer, vocab_size=vocab_size, max_positions=max_positions)
+    vision = replace(standard, image_size=14 * side, num_channels=width, timm_args=args)
+    return vision, qformer
 
 
 def refuse_generative(tensors: Mapping[str, Stored], where: Path) -> None:
     """Raises CheckpointError for a stage-2 checkpoint."""
     if any(key.startswith(GENERATIVE) for key in tensors):
-        raise CheckpointError(
-            f"{where} is a generative (stage 2) BLIP-2: it has a language model and no text branch, so it cannot "
-            "search; use a retrieval checkpoint such as blip2-itm-vit-g."
-        )
+        raise _generative(where)
+
+
+def _generative(where: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{where} is a generative (stage 2) BLIP-2: it has a language model and no text branch, so it cannot "
+        "search; use a retrieval checkpoint such as blip2-itm-vit-g."
+    )
 
 
 def read_safetensors(path: Path) -> dict[str, Stored]:
@@ -343,7 +376,7 @@ def _tokenizer(folder: Path, config: Blip2Config) -> tuple[Tokenizer, Path]:
         raise _lacks(folder, TOKENIZER)
     tokenizer = read_tokenizer(path)
     if path.name == VOCABULARY or not config.has_captions:
-        tokenizer = _with_dec(tokenizer)
+        tokenizer = with_dec(tokenizer)
     if tokenizer.get_vocab_size() > config.qformer.vocab_size:
         raise CheckpointError(
             f"{path} has {tokenizer.get_vocab_size()} tokens, {CONFIG} says {config.qformer.vocab_size}."
@@ -363,7 +396,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise CheckpointError(f"{path} is not a readable {kind}: {error}") from error
 
 
-def _with_dec(tokenizer: Tokenizer) -> Tokenizer:
+def with_dec(tokenizer: Tokenizer) -> Tokenizer:
     """[DEC] as the last token, where the vocabulary has none (LAVIS adds it to BERT's)."""
     if tokenizer.token_to_id("[DEC]") is None:
         tokenizer.add_special_tokens(["[DEC]"])
@@ -374,7 +407,8 @@ def _lacks(folder: Path, name: str) -> CheckpointError:
     return CheckpointError(f"{folder} has no {name}; copy the model folder again.")
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Raises CheckpointError when it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,0 +1,112 @@
+"""A generative checkpoint as a folder: config.json + model.safetensors + language/ (+ tokenizer.json).
+
+`language/` is a transformers folder of the frozen language model with its tokenizer; tokenizer.json is that of a
+Q-Former that reads the prompt. Loading is strict, as of any checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from engine.blip2.caption_model import CaptionModel
+from engine.blip2.caption_sources import LANGUAGE, CaptionerSource, read_captioner
+from engine.blip2.captioner import Captioner
+from engine.blip2.checkpoint import (
+    check_memory,
+    digest_of,
+    find_model,
+    lasting_name,
+    where_and_how,
+    write_folder,
+)
+from engine.blip2.language import make_language
+from engine.blip2.language_text import LanguageTokenizer
+from engine.blip2.meta import check_fits, put_tensors, without_storage
+from engine.blip2.preprocess import TextTokenizer
+from engine.blip2.sources import CONFIG, TOKENIZER
+from engine.blip2.vision import has_batch_norms
+from engine.errors import CheckpointError
+
+
+def load_captioner(name: str, *, device: str = "auto", dtype: str = "auto") -> CaptionModel:
+    """Load a generative checkpoint by name, folder or Hugging Face id of a downloaded one.
+
+    device, dtype: see `checkpoint.load_model`. Raises CheckpointError as it does, and for a model without a language
+    model, naming some that have one.
+    """
+    place, wanted = where_and_how(device, dtype)
+    folder = find_model(name)
+    source = read_captioner(folder)
+    net = make_captioner(source, folder, wanted)
+    former = source.config.qformer
+    prompts = None if source.tokenizer is None else TextTokenizer(source.tokenizer, former.max_positions)
+    return CaptionModel(
+        net,
+        LanguageTokenizer(source.language.tokenizer, source.config.language, former.num_queries),
+        prompts,
+        name=lasting_name(name, folder),
+        digest=digest_of(source.files),
+        folder=folder,
+        device=place,
+        dtype=wanted,
+    )
+
+
+def make_captioner(source: CaptionerSource, where: Path, dtype: torch.dtype) -> Captioner:
+    """The network with the source's weights, language model and all; see `checkpoint.make_net`."""
+    check_memory(source.num_parameters * dtype.itemsize, where)
+    config = source.config
+    try:
+        if config.qformer.width % config.qformer.num_heads:
+            raise ValueError(
+                f"width {config.qformer.width} is not a multiple of num_heads {config.qformer.num_heads}"
+            )
+        with without_storage():
+            net = Captioner(config, torch.nn.Identity())  # whose place the language model takes
+    except (TypeError, ValueError, RuntimeError) as error:  # values of another kind or sign
+        raise CheckpointError(f"{where / CONFIG} describes no model that can be made: {error}") from error
+    check_fits({name: tuple(value.shape) for name, value in net.state_dict().items()}, source.tensors, where)
+    language = make_language(source.language.config, source.language.tensors, where / LANGUAGE, dtype)
+    width = language.get_input_embeddings().embedding_dim
+    if width != config.language.width:
+        raise CheckpointError(
+            f"The language model in {where / LANGUAGE} is {width} wide, {CONFIG} says {config.language.width}: it is "
+            "another one than the projection was trained for."
+        )
+    put_tensors(net, source.tensors, torch.float32 if has_batch_norms(net) else dtype)
+    net.language = language
+    return net
+
+
+def save_captioner(
+    folder: Path,
+    net: Captioner,
+    language_tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    language_files: Sequence[Path] = (),
+) -> None:
+    """Write net as a checkpoint folder; its own floating tensors in dtype, the language model as it is.
+
+    tokenizer: of a Q-Former that reads the prompt. language_files: the language model's (`LanguageSource.files`),
+    copied byte for byte; without them it is written from memory.
+    """
+    if language_files:
+        (folder / LANGUAGE).mkdir(parents=True, exist_ok=True)
+        for path in language_files:
+            shutil.copyfile(path, folder / LANGUAGE / path.name)
+    else:
+        net.language.save_pretrained(folder / LANGUAGE)
+    language_tokenizer.save(str(folder / LANGUAGE / TOKENIZER))
+    state = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in net.state_dict().items()
+        if not name.startswith("language.")
+    }
+    write_folder(folder, state, tokenizer, net.config.to_dict())

@@ -1,0 +1,128 @@
+"""The generative model as the rest of qseek uses it: pictures and prompts in, texts out.
+
+Shapes: B photos, N texts, H W pixels, P patches, V vision width, Q queries, W width of the word embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.blip2.captioner import ANSWER, CAPTION, Captioner, Generation
+from engine.blip2.config import CaptionerConfig
+from engine.blip2.language_text import LanguageTokenizer
+from engine.blip2.preprocess import TextTokenizer, to_pixels
+from engine.blip2.vision import folded
+from engine.errors import QueryError
+
+TEXTS_AT_ONCE = 16
+PROMPT = "a photo of"
+
+
+class CaptionModel:
+    """A loaded generative checkpoint. name, digest: which one. dtype: bfloat16 or float32, of weights and passes.
+
+    prompt_tokenizer: of a Q-Former that reads the prompt, None of another.
+    """
+
+    def __init__(
+        self, net: Captioner, tokenizer: LanguageTokenizer, prompt_tokenizer: TextTokenizer | None, *,
+        name: str, digest: str, folder: Path, device: torch.device, dtype: torch.dtype,
+    ):  # fmt: skip
+        net = net.eval().requires_grad_(False)
+        net.vision = folded(net.vision)
+        self.net = net.to(device=device, dtype=dtype)
+        self.tokenizer, self.prompt_tokenizer = tokenizer, prompt_tokenizer
+        self.device, self.dtype = device, dtype
+        self.name, self.digest, self.folder = name, digest, folder
+
+    @property
+    def config(self) -> CaptionerConfig:
+        return self.net.config
+
+    @property
+    def image_size(self) -> int:
+        return self.config.vision.image_size
+
+    @torch.inference_mode()
+    def encode_patches(self, pictures_BHWC: np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3) pictures of `image_size` -> patches (B, P, V) on the device."""
+        vision = self.config.vision
+        parts = []
+        for start in range(0, len(pictures_BHWC), TEXTS_AT_ONCE):
+            some = pictures_BHWC[start : start + TEXTS_AT_ONCE]
+            pixels = to_pixels(some, vision.mean, vision.std, self.device)
+            parts.append(self.net.encode_patches(pixels.to(self.dtype)))
+        return torch.cat(parts)
+
+    def caption(
+        self, photos: np.ndarray | Tensor, prompt: str = PROMPT, how: Generation = CAPTION
+    ) -> list[str]:
+        """One caption of each photo, without the prompt it goes on from."""
+        return self.generate(photos, [prompt], how)
+
+    def answer(
+        self, photos: np.ndarray | Tensor, questions: Sequence[str], how: Generation = ANSWER
+    ) -> list[str]:
+        """Short answers: a question for each photo, or one for all, or many about one photo."""
+        short = self.config.language.encoder_decoder or self.config.language.reads_prompt
+        ending = "Short answer:" if short else "Answer:"
+        empty = [number for number, question in enumerate(questions) if not question.strip()]
+        if empty:
+            raise QueryError(f"Question {empty[0] + 1} is empty; ask something about the photo.")
+        return self.generate(photos, [f"Question: {q.strip()} {ending}" for q in questions], how)
+
+    @torch.inference_mode()
+    def generate(self, photos: np.ndarray | Tensor, prompts: Sequence[str], how: Generation) -> list[str]:
+        """What the model writes after each prompt, N texts: as many photos as prompts, or one of either.
+
+        photos: uint8 (B, H, W, 3) pictures of `image_size`, or what `encode_patches` made of them. Raises QueryError
+        for a prompt longer than the model reads, and for an empty one where the Q-Former reads it; ValueError when
+        photos and prompts do not pair.
+        """
+        num_texts = max(len(photos), len(prompts))
+        if min(len(photos), len(prompts)) not in (1, num_texts):
+            raise ValueError(
+                f"{len(photos)} photos and {len(prompts)} prompts do not pair: give as many, or one"
+            )
+        ids, mask = (t.to(self.device) for t in self.tokenizer.prompts(prompts, how.max_new_tokens))
+        read = self._read_prompts(prompts)
+        patches = photos if isinstance(photos, Tensor) else self.encode_patches(photos)
+        soft = None if read else self._soft_prompts(patches)
+        texts = []
+        for start in range(0, num_texts, TEXTS_AT_ONCE):
+            rows = torch.arange(start, min(start + TEXTS_AT_ONCE, num_texts), device=self.device)
+            photo, prompt = rows % len(photos), rows % len(prompts)
+            if soft is None:
+                its_ids, its_mask = (t[prompt] for t in read)
+                soft_NQW = self.net.read_with_prompts(patches[photo], its_ids, its_mask)
+            else:
+                soft_NQW = soft[photo]
+            written = self.net.generate(soft_NQW, ids[prompt], mask[prompt], how)
+            texts += self.tokenizer.decode(written)
+        return texts
+
+    def _soft_prompts(self, patches_BPV: Tensor) -> Tensor:
+        """Once for each photo -> (B, Q, W)."""
+        return torch.cat([self.net.read_photos(some) for some in patches_BPV.split(TEXTS_AT_ONCE)])
+
+    def _read_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """Ids and mask for a Q-Former that reads the prompt, nothing for another."""
+        if self.prompt_tokenizer is None:
+            return ()
+        if not all(prompt.strip() for prompt in prompts):
+            raise QueryError(
+                f'{self.name} reads its prompt and got an empty one; say what it should do: "{PROMPT}".'
+            )
+        ids, mask, cut = self.prompt_tokenizer(prompts)
+        for prompt, lost in zip(prompts, cut, strict=True):
+            if lost:
+                raise QueryError(
+                    f"The prompt {prompt[:40]!r}... is {lost:,} tokens longer than the "
+                    f"{self.prompt_tokenizer.max_tokens:,} that the Q-Former reads. Shorten it."
+                )
+        return ids.to(self.device), mask.to(self.device)

@@ -1,0 +1,183 @@
+"""The generative model of stage 2: frozen encoder, Q-Former, frozen language model (BLIP-2, section 3.3).
+
+The Q-Former's query outputs, projected to the width of word embeddings, stand before the prompt's and are read as if
+they were words: soft prompts. What was read of a photo serves every beam and, unless the Q-Former reads the prompt,
+every prompt.
+
+Shapes: B photos, P patches, V vision width, Q queries, W width of the word embeddings, T tokens that are read, U tokens
+that are written, N vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.blip2.config import CaptionerConfig
+from engine.blip2.language_text import IGNORED, LanguageBatch
+from engine.blip2.qformer import QFormer
+from engine.blip2.vision import VisionEncoder
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a text is written. Raises ValueError for a value out of range.
+
+    max_new_tokens, min_new_tokens: of the text, prompt not counted, its end counted. num_beams: 1 = the likeliest token
+    each time. top_p: draw each token from the likeliest that make up this share of the probability (nucleus sampling,
+    arXiv:1904.09751), at `temperature`; None = no chance. length_penalty: a beam's score is its log-probability divided
+    by its length to this power: below 0 short texts win. repetition_penalty: above 1, what was written is less likely
+    to come again. seed: of the draws.
+    """
+
+    max_new_tokens: int = 30
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    top_p: float | None = None
+    temperature: float = 1.0
+    length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
+            raise ValueError(
+                f"min_new_tokens is {self.min_new_tokens}, max_new_tokens {self.max_new_tokens}; it takes "
+                "0 <= min_new_tokens <= max_new_tokens and at least one new token"
+            )
+        if self.num_beams < 1 or (self.top_p is not None and self.num_beams > 1):
+            raise ValueError(
+                f"num_beams is {self.num_beams}, top_p {self.top_p}; it takes at least one beam, and one alone where "
+                "tokens are drawn (top_p)"
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.temperature <= 0 or self.repetition_penalty <= 0:
+            raise ValueError(
+                f"temperature is {self.temperature}, repetition_penalty {self.repetition_penalty}; both must be above 0"
+            )
+
+
+CAPTION = Generation(max_new_tokens=30, min_new_tokens=8, num_beams=5)
+"""LAVIS' for COCO captions."""
+ANSWER = Generation(max_new_tokens=10, num_beams=5, length_penalty=-1.0)
+"""LAVIS' for zero-shot VQA."""
+
+
+class Captioner(nn.Module):
+    """Photos and prompts -> text. Encoder and language model are frozen and never in training mode."""
+
+    def __init__(self, config: CaptionerConfig, language: Any):
+        """language: a transformers model for causal or sequence-to-sequence language modelling."""
+        super().__init__()
+        self.config = config
+        self.vision = VisionEncoder(config.vision)
+        self.vision_norm = nn.LayerNorm(config.vision.num_channels, eps=config.vision_norm_eps)
+        self.qformer = QFormer(config.qformer, config.vision.num_channels)
+        if not config.language.reads_prompt:
+            self.qformer.drop_text()
+        self.projection = nn.Linear(config.qformer.width, config.language.width)
+        self.language = language
+
+    def train(self, mode: bool = True) -> Captioner:
+        super().train(mode)
+        self.vision.eval()
+        self.language.eval()
+        return self
+
+    def encode_patches(self, pixels_B3HW: Tensor) -> Tensor:
+        """pixels -> patches (B, P, V) as the Q-Former reads them, after the trained `vision_norm` (ln_vision)."""
+        return self.vision_norm(self.vision(pixels_B3HW))
+
+    def read_photos(self, patches_BPV: Tensor) -> Tensor:
+        """Patches -> soft prompts (B, Q, W)."""
+        hidden, _ = self.qformer.read_photos(self.qformer.photo_keys(patches_BPV))
+        return self.projection(hidden)
+
+    def read_with_prompts(self, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """The same of a Q-Former that reads the prompt, too: queries and prompt attend to each other, and only the
+        query outputs go to the language model (InstructBLIP, arXiv:2305.06500, section 2.3).
+
+        ids, mask: of the Q-Former's own vocabulary, with [CLS] and [SEP].
+        """
+        keys = self.qformer.photo_keys(patches_BPV)
+        return self.projection(self.qformer.read_pairs(keys, ids_BT, mask_BT, queries_only=True))
+
+    def logits(self, soft_BQW: Tensor, texts: LanguageBatch) -> Tensor:
+        """Logits of the next token (float32). A decoder: (B, T, N), column t of what precedes token t of `texts.ids`.
+        An encoder-decoder: (B, U, N), column u of what precedes token u of `texts.labels`."""
+        return self._logits(soft_BQW, texts, torch.arange(texts.ids.shape[1], device=texts.ids.device))
+
+    def loss(self, soft_BQW: Tensor, texts: LanguageBatch) -> Tensor:
+        """Mean cross-entropy of the labelled tokens. What precedes every label alone is not scored."""
+        labels = texts.labels
+        if self.config.language.encoder_decoder:
+            logits = self._logits(soft_BQW, texts, None)
+        else:
+            columns = (labels != IGNORED).any(dim=0).nonzero()[:, 0]
+            labels = labels[:, columns]
+            logits = self._logits(soft_BQW, texts, columns)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+    def _logits(self, soft_BQW: Tensor, texts: LanguageBatch, columns: Tensor | None) -> Tensor:
+        """columns: which tokens of `texts.ids` a decoder's logits are asked for."""
+        embeds, mask = self._read(soft_BQW, texts.ids, texts.mask)
+        if self.config.language.encoder_decoder:
+            before = self.language.prepare_decoder_input_ids_from_labels(labels=texts.labels)
+            found = self.language(inputs_embeds=embeds, attention_mask=mask, decoder_input_ids=before)
+        else:
+            assert columns is not None
+            kept = soft_BQW.shape[1] - 1 + columns  # the place before token 0 is the last query's
+            found = self.language(
+                inputs_embeds=embeds, attention_mask=mask, logits_to_keep=kept, use_cache=False
+            )
+        return found.logits.float()
+
+    def _read(self, soft_BQW: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries, then tokens: embeddings (B, Q+T, W) and mask (B, Q+T) int64."""
+        words = self.language.get_input_embeddings()(ids_BT)
+        queries = mask_BT.new_ones(soft_BQW.shape[:2])
+        return torch.cat([soft_BQW.to(words.dtype), words], dim=1), torch.cat(
+            [queries, mask_BT], dim=1
+        ).long()
+
+    @torch.inference_mode()
+    def generate(self, soft_BQW: Tensor, ids_BT: Tensor, mask_BT: Tensor, how: Generation) -> Tensor:
+        """What follows each prompt -> ids (B, U) int64: new tokens alone, `end_id` where a text ended, then `pad_id`.
+
+        ids, mask: prompts, padded at the right.
+        """
+        from transformers import GenerationConfig  # late: seconds
+
+        language = self.config.language
+        embeds, mask = self._read(soft_BQW, ids_BT, mask_BT)
+        if not language.encoder_decoder:  # a decoder writes on at the right: padding goes before the queries
+            order_BT = mask.argsort(dim=1, stable=True)
+            embeds = embeds.gather(1, order_BT[..., None].expand_as(embeds))
+            mask = mask.gather(1, order_BT)
+        chance: dict[str, Any] = {"do_sample": False}
+        if how.top_p is not None:
+            chance = {"do_sample": True, "top_p": how.top_p, "temperature": how.temperature, "top_k": 0}
+        config = GenerationConfig(
+            max_new_tokens=how.max_new_tokens,
+            min_new_tokens=how.min_new_tokens,
+            num_beams=how.num_beams,
+            length_penalty=how.length_penalty,
+            repetition_penalty=how.repetition_penalty,
+            eos_token_id=language.end_id,
+            pad_token_id=language.pad_id,
+            bos_token_id=language.start_id,
+            decoder_start_token_id=getattr(self.language.config, "decoder_start_token_id", None),
+            **chance,
+        )
+        with torch.random.fork_rng(devices=[embeds.device] if embeds.is_cuda else []):
+            torch.manual_seed(how.seed)
+            ids = self.language.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=config)
+        if language.encoder_decoder:
+            ids = ids[:, 1:]  # its decoder begins with a start token
+        is_end = ids == language.end_id  # transformers fills up with the end where the padding's number is 0
+        return ids.masked_fill(is_end.cumsum(dim=1) - is_end.long() > 0, language.pad_id)

@@ -1,0 +1,60 @@
+"""Modules without storage, and putting weights into them one by one: never two copies in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from engine.blip2.convert import Stored
+from engine.errors import CheckpointError
+
+
+@contextmanager
+def without_storage() -> Iterator[None]:
+    """Every parameter that a module registers becomes one without storage: nothing is drawn that is then replaced."""
+
+    def to_meta(
+        module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None
+    ) -> torch.nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return parameter
+        return torch.nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def check_fits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Stored], where: Path) -> None:
+    """Raises CheckpointError naming missing, unknown and misshapen tensors. wanted: shapes by name."""
+    problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"unknown {name}" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{name} is {found[name].shape}, should be {wanted[name]}"
+        for name in sorted(found.keys() & wanted.keys())
+        if found[name].shape != wanted[name]
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise CheckpointError(f"The weights in {where} do not fit the config.json: {shown}.")
+
+
+def put_tensors(module: torch.nn.Module, tensors: Mapping[str, Stored], dtype: torch.dtype) -> None:
+    """Give an empty module these weights, each read and cast by itself. dtype: of the floating ones."""
+    modules = dict(module.named_modules())
+    for name, tensor in tensors.items():
+        value = tensor.read()
+        value = value.to(
+            dtype if value.is_floating_point() else value.dtype, copy=True
+        )  # out of the file, aligned
+        owner, _, last = name.rpartition(".")
+        if last in modules[owner]._parameters:
+            modules[owner]._parameters[last] = torch.nn.Parameter(value.contiguous())
+        else:
+            modules[owner]._buffers[last] = value

@@ -1,0 +1,307 @@
+"""Photos and prompts -> text: what is read how often, what is learned, how texts are drawn, and what is refused."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import SIDE
+from tiny_language import KINDS, byte_tokenizer, language_config, save_tiny, tiny_captioner
+
+from engine.blip2.caption_checkpoint import load_captioner
+from engine.blip2.caption_model import CaptionModel
+from engine.blip2.captioner import Generation
+from engine.blip2.language import describe_language
+from engine.blip2.language_text import IGNORED, LanguageBatch, LanguageTokenizer
+from engine.errors import CheckpointError, DataError, QueryError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHORT = Generation(max_new_tokens=8)
+PROMPTS = ("a red dog", "the", "on the house a cat runs")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CaptionModel:
+    folder = save_tiny(request.param, tmp_path_factory.mktemp(request.param))
+    return load_captioner(str(folder), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def opt(tmp_path_factory: pytest.TempPathFactory) -> CaptionModel:
+    return load_captioner(
+        str(save_tiny("opt", tmp_path_factory.mktemp("opt"))), device="cpu", dtype="float32"
+    )
+
+
+def pictures(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_batch_gives_what_each_photo_gives_alone(model: CaptionModel, beams: int) -> None:
+    """Prompts of other lengths beside it change nothing."""
+    photos, how = pictures(3), Generation(max_new_tokens=8, num_beams=beams)
+    together = model.generate(photos, PROMPTS, how)
+    alone = [model.generate(photos[n : n + 1], PROMPTS[n : n + 1], how)[0] for n in range(3)]
+    assert together == alone and len(set(together)) > 1
+
+
+def test_the_photo_decides(model: CaptionModel) -> None:
+    assert len(set(model.generate(pictures(8), ["a"], SHORT))) > 1
+
+
+def test_the_prompt_decides(model: CaptionModel) -> None:
+    """Many prompts about one photo; each as if it was asked alone."""
+    together = model.generate(pictures(1), PROMPTS, SHORT)
+    assert together == [model.generate(pictures(1), [prompt], SHORT)[0] for prompt in PROMPTS]
+    assert len(set(together)) > 1
+
+
+def test_pictures_are_read_once_whatever_the_beams(
+    model: CaptionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {"vision": 0, "qformer": 0}
+    encode, keys = model.net.encode_patches, model.net.qformer.photo_keys
+
+    def count_pictures(pixels: torch.Tensor) -> torch.Tensor:
+        seen["vision"] += len(pixels)
+        return encode(pixels)
+
+    def count_photos(patches: torch.Tensor) -> Any:
+        seen["qformer"] += len(patches)
+        return keys(patches)
+
+    monkeypatch.setattr(model.net, "encode_patches", count_pictures)
+    monkeypatch.setattr(model.net.qformer, "photo_keys", count_photos)
+    model.generate(pictures(3), ["a"], Generation(max_new_tokens=4, num_beams=4))
+    assert seen == {"vision": 3, "qformer": 3}
+    model.generate(pictures(1), PROMPTS, Generation(max_new_tokens=4, num_beams=2))
+    reads = (
+        len(PROMPTS) if model.prompt_tokenizer else 1
+    )  # a Q-Former that reads the prompt reads it with the photo
+    assert seen == {"vision": 4, "qformer": 3 + reads}
+
+
+def test_patches_or_pictures(model: CaptionModel) -> None:
+    photos = pictures(2)
+    assert model.generate(model.encode_patches(photos), ["a"], SHORT) == model.generate(photos, ["a"], SHORT)
+
+
+def test_greedy_is_the_likeliest_token_each_time(opt: CaptionModel) -> None:
+    """Beside a search that reads everything anew, without a cache."""
+    net, soft = opt.net, opt.net.read_photos(opt.encode_patches(pictures(2)))
+    ids, mask = opt.tokenizer.prompts(["a red", "the"], 6)
+    got = net.generate(soft, ids, mask, Generation(max_new_tokens=6))
+    for row in range(2):
+        text = ids[row][mask[row]].tolist()
+        start = len(text)
+        while len(text) < start + 6 and opt.config.language.end_id not in text[start:]:
+            one = torch.tensor([[*text, 0]])
+            batch = LanguageBatch(one, torch.ones_like(one, dtype=torch.bool), one)
+            text.append(int(net.logits(soft[row : row + 1], batch)[0, -1].argmax()))
+        assert got[row].tolist()[: len(text) - start] == text[start:]
+
+
+@contextmanager
+def ending(model: CaptionModel, bias: float) -> Iterator[None]:
+    """A language model that ends its texts sooner."""
+    head = model.net.language.lm_head
+    head.bias = torch.nn.Parameter(torch.zeros(head.out_features))
+    head.bias.data[model.config.language.end_id] = bias
+    yield
+    head.bias = None
+
+
+def test_at_least_and_at_most(opt: CaptionModel) -> None:
+    soft = opt.net.read_photos(opt.encode_patches(pictures(8)))
+    ids, mask = (t.expand(8, -1) for t in opt.tokenizer.prompts(["a"], 8))
+    with ending(opt, 1e4):  # it would end at once
+        free = opt.net.generate(soft, ids, mask, Generation(max_new_tokens=8))
+        held = opt.net.generate(soft, ids, mask, Generation(max_new_tokens=8, min_new_tokens=5))
+    assert free.shape[1] == 1 and (free == opt.config.language.end_id).all()
+    assert (held == opt.config.language.end_id).long().argmax(dim=1).tolist() == [5] * 8
+    assert opt.tokenizer.decode(free) == [""] * 8
+
+
+def test_sampling_is_a_function_of_the_seed(opt: CaptionModel) -> None:
+    photos = pictures(4)
+
+    def drawn(**changes: Any) -> list[str]:
+        return opt.generate(photos, ["a"], Generation(**{"max_new_tokens": 12, "top_p": 0.95} | changes))
+
+    before = torch.random.get_rng_state()
+    assert drawn() == drawn() != drawn(seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert drawn(top_p=1e-6) == drawn(top_p=None) == drawn(temperature=1e-4)
+    assert drawn(temperature=5.0) != drawn()
+
+
+def test_repetition_and_length_penalties(opt: CaptionModel) -> None:
+    photos = pictures(8)
+    plain = opt.generate(photos, ["a"], Generation(max_new_tokens=20))
+    varied = opt.generate(photos, ["a"], Generation(max_new_tokens=20, repetition_penalty=10.0))
+    assert sum(len(set(t)) / max(1, len(t)) for t in varied) > sum(
+        len(set(t)) / max(1, len(t)) for t in plain
+    )
+    with ending(opt, 5.0):
+        short = opt.generate(photos, ["a"], Generation(max_new_tokens=20, num_beams=4, length_penalty=-4.0))
+        long = opt.generate(photos, ["a"], Generation(max_new_tokens=20, num_beams=4, length_penalty=4.0))
+    assert sum(map(len, short)) < sum(map(len, long))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_is_of_the_target_alone(kind: str) -> None:
+    """The fast loss against all logits, by hand; a row's padding and its prompt's ids are not learned."""
+    net = tiny_captioner(kind).eval()
+    tokenizer = LanguageTokenizer(byte_tokenizer(kind), net.config.language, 8)
+    soft = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0))
+    texts = tokenizer.pairs(["a", "the red"], ["dog", "house on fire"], 64)
+    log_probs = net.logits(soft, texts).log_softmax(-1)
+    taken = [
+        float(log_probs[row, column, label])
+        for row, labels in enumerate(texts.labels.tolist())
+        for column, label in enumerate(labels)
+        if label != IGNORED
+    ]
+    spaces = 0 if kind == "t5" else 2  # between prompt and text, in a decoder the text's first token
+    assert len(taken) == len("dog") + len("house on fire") + 2 + spaces
+    assert float(net.loss(soft, texts)) == pytest.approx(-np.mean(taken), abs=1e-5)
+    alone = [tokenizer.pairs([p], [t], 64) for p, t in (("a", "dog"), ("the red", "house on fire"))]
+    sums = [
+        float(net.loss(soft[n : n + 1], one)) * int((one.labels != IGNORED).sum())
+        for n, one in enumerate(alone)
+    ]
+    assert sum(sums) / len(taken) == pytest.approx(-np.mean(taken), abs=1e-5)
+
+
+def test_only_what_stage_2_trains_gets_gradients() -> None:
+    net = tiny_captioner("opt")
+    net.requires_grad_(True)
+    net.vision.requires_grad_(False)
+    net.language.requires_grad_(False)
+    net.train()
+    assert not net.vision.training and not net.language.training and net.qformer.training
+    texts = LanguageTokenizer(byte_tokenizer("opt"), net.config.language, 8).pairs(["a"], ["dog"], 64)
+    patches = net.encode_patches(torch.randn(1, 3, SIDE, SIDE))
+    net.loss(net.read_photos(patches), texts).backward()
+    for name, parameter in net.named_parameters():
+        frozen = name.startswith(("vision.", "language."))
+        assert (parameter.grad is None) == frozen, name
+
+
+def ids_of(kind: str, text: str) -> list[int]:
+    return byte_tokenizer(kind).encode(text, add_special_tokens=False).ids
+
+
+def language_tokenizer(kind: str) -> LanguageTokenizer:
+    tokenizer = byte_tokenizer(kind)
+    return LanguageTokenizer(tokenizer, describe_language(language_config(kind), tokenizer, Path("x")), 8)
+
+
+def test_opt_layout() -> None:
+    """As LAVIS: </s> prompt text newline; without a prompt </s> is learned, too."""
+    tokenizer = language_tokenizer("opt")
+    newline = ids_of("opt", "\n")[0]
+    assert (
+        tokenizer.config.start_id == 2 and tokenizer.config.pad_id == 1 and tokenizer.config.end_id == newline
+    )
+    batch = tokenizer.pairs(["a photo of ", ""], ["a cat", " a dog "], 64)
+    first = [2, *ids_of("opt", "a photo of a cat"), newline]
+    second = [2, *ids_of("opt", "a dog"), newline]
+    assert batch.ids[0].tolist() == first and batch.mask[0].all()
+    assert batch.ids[1].tolist() == second + [1] * (len(first) - len(second))
+    given = 1 + len("a photo of")
+    assert batch.labels[0].tolist() == [IGNORED] * given + first[given:]
+    assert batch.labels[1].tolist() == second + [IGNORED] * (len(first) - len(second))
+    cut = tokenizer.pairs(["a photo of"], ["a cat"], 14)
+    assert cut.ids[0].tolist() == first[:14]  # LAVIS' truncation takes the end, too
+    ids, mask = tokenizer.prompts(["a photo of ", ""], 8)
+    assert ids[0].tolist() == first[:given] and ids[1][mask[1]].tolist() == [2]
+
+
+def test_t5_layout() -> None:
+    tokenizer = language_tokenizer("t5")
+    assert (tokenizer.config.start_id, tokenizer.config.pad_id, tokenizer.config.end_id) == (None, 0, 1)
+    batch = tokenizer.pairs(["a photo of", ""], ["a cat", "dog"], 64)
+    assert batch.ids[0].tolist() == [*ids_of("t5", "a photo of"), 1]
+    assert batch.ids[1][batch.mask[1]].tolist() == [1]
+    assert batch.labels[0].tolist() == [*ids_of("t5", "a cat"), 1]
+    assert batch.labels[1].tolist() == [*ids_of("t5", "dog"), 1, IGNORED, IGNORED]
+
+
+def test_llama_has_no_padding_token() -> None:
+    """It is padded with its end, which is masked."""
+    tokenizer = language_tokenizer("llama")
+    assert (tokenizer.config.start_id, tokenizer.config.pad_id, tokenizer.config.end_id) == (1, 2, 2)
+    batch = tokenizer.pairs(["a", "the red"], ["cat", "dog"], 64)
+    end = 1 + len("a cat") + 1
+    assert batch.mask[0].sum() == end and batch.labels[0, end - 1] == 2
+    assert (batch.labels[0, end:] == IGNORED).all() and (batch.ids[0, end:] == 2).all()
+
+
+def test_tokenizers_that_do_not_fit() -> None:
+    config = language_config("llama")
+    config.eos_token_id = None
+    with pytest.raises(CheckpointError, match="no end-of-text token; set eos_token_id"):
+        describe_language(config, byte_tokenizer("llama"), Path("x"))
+    small = language_config("llama")
+    small.vocab_size = 100
+    with pytest.raises(CheckpointError, match="knows 100: it is another model's"):
+        describe_language(small, byte_tokenizer("llama"), Path("x"))
+
+
+def test_captions_and_prompts_that_cannot_be_learned() -> None:
+    tokenizer = language_tokenizer("opt")
+    with pytest.raises(DataError, match=r"1 of 2 captions are empty \(first: number 1\)"):
+        tokenizer.pairs(["a", "a"], ["cat", " "], 64)
+    with pytest.raises(DataError, match="leaves no room for a caption within max_tokens = 8"):
+        tokenizer.pairs(["a photo of"], ["cat"], 8)
+
+
+def test_prompts_that_cannot_be_read(model: CaptionModel) -> None:
+    room = model.tokenizer.room - (0 if model.config.language.encoder_decoder else SHORT.max_new_tokens)
+    with pytest.raises(QueryError, match=rf"reads at most {room:,} beside the photo's and 8 new ones"):
+        model.generate(pictures(1), ["x" * (room + 1)], SHORT)
+    with pytest.raises(ValueError, match="2 photos and 3 prompts do not pair"):
+        model.generate(pictures(2), PROMPTS, SHORT)
+    with pytest.raises(QueryError, match="Question 2 is empty"):
+        model.answer(pictures(2), ["what?", " "])
+    if model.prompt_tokenizer is None:
+        assert model.generate(pictures(1), [""], SHORT)  # a text without a beginning
+        return
+    with pytest.raises(QueryError, match="reads its prompt and got an empty one"):
+        model.generate(pictures(1), [" "], SHORT)
+    with pytest.raises(QueryError, match="5 tokens longer than the 16 that the Q-Former reads"):
+        model.generate(pictures(1), ["a " * 19], SHORT)
+
+
+def test_captions_and_answers(model: CaptionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    generate = model.generate
+
+    def watch(photos: np.ndarray, prompts: list[str], how: Generation) -> list[str]:
+        asked.extend(prompts)
+        return generate(photos, [prompts[0][:8]] * len(prompts), SHORT)
+
+    monkeypatch.setattr(model, "generate", watch)
+    assert len(model.caption(pictures(2))) == 2
+    model.answer(pictures(2), [" what? ", "who?"])
+    word = "Answer:" if model.config.language.end_id == ids_of("opt", "\n")[0] else "Short answer:"
+    assert asked == ["a photo of", f"Question: what? {word}", f"Question: who? {word}"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_new_tokens": 0}, {"min_new_tokens": 31}, {"min_new_tokens": -1}, {"num_beams": 0},
+        {"top_p": 0.9, "num_beams": 2}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": 0.0},
+        {"repetition_penalty": 0.0},
+    ],
+)  # fmt: skip
+def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Generation(**wrong)

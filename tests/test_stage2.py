@@ -1,0 +1,229 @@
+"""Stage 2 trains: eight captions by heart and written again, not when they are shuffled; what is frozen stays so."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from test_stage1 import CAPTIONS, COLOURS, VISION, write_shard
+from tiny_language import SPECIAL, language_config, spread, untie
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from engine.blip2.caption_checkpoint import load_captioner
+from engine.blip2.captioner import Captioner, Generation
+from engine.blip2.checkpoint import save_checkpoint
+from engine.blip2.config import Blip2Config, QFormerConfig
+from engine.blip2.language import describe_language
+from engine.blip2.language_text import LanguageTokenizer
+from engine.blip2.preprocess import TextTokenizer
+from engine.blip2.retriever import Retriever
+from engine.errors import CheckpointError, DataError
+from training.data import CaptionedPicture
+from training.loop import OptimConfig, train
+from training.stage1 import encode_views
+from training.stage2 import Stage2Config, Stage2Task, from_stage1, run_stage2
+from training.text import train_tokenizer
+from ui.cli import main
+
+TEXTS = [(f"the wall is {colour}",) for colour in COLOURS]
+GREEDY = Generation(max_new_tokens=8)
+pytestmark = pytest.mark.usefixtures("one_thread")
+Parts = tuple[Captioner, LanguageTokenizer, TextTokenizer | None, Tensor, list[CaptionedPicture]]
+
+
+def word_tokenizer(kind: str) -> Tokenizer:
+    """Whole words, so that eight captions are few tokens."""
+    special, around = SPECIAL[kind]
+    words = [*special, "a", "of", "photo", "the", "wall", "is", *COLOURS]
+    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(list(special))
+    tokens = [(token, special.index(token)) for token in special if token in around.split()]
+    tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=tokens)
+    return tokenizer
+
+
+def language_model(kind: str) -> Any:
+    config = language_config(kind)
+    config.vocab_size = word_tokenizer(kind).get_vocab_size()
+    automatic = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
+    return spread(untie(automatic.from_config(config)), seed=1)
+
+
+def config(**changes: Any) -> Stage2Config:
+    optim = OptimConfig(steps=300, batch=8, lr=5e-3, warmup=10, weight_decay=0.0, clip=1.0, log_every=50)
+    return replace(Stage2Config(("s-*.tar",), optim, start="first"), **changes)
+
+
+def stage1_net() -> tuple[Retriever, Tokenizer]:
+    words = train_tokenizer((text for group in CAPTIONS for text in group), 100)
+    qformer = QFormerConfig(
+        num_layers=2, width=32, num_heads=2, mlp_width=64, num_queries=4, vocab_size=words.get_vocab_size(),
+        max_positions=16, dropout=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return Retriever(Blip2Config(VISION, qformer, embed_dim=16, max_tokens=12)), words
+
+
+def eight_pairs(kind: str, chosen: Stage2Config) -> Parts:
+    retriever, words = stage1_net()
+    language = language_model(kind)
+    about = describe_language(
+        language.config, word_tokenizer(kind), Path("x"), reads_prompt=chosen.reads_prompt
+    )
+    net = from_stage1(retriever, language, about)
+    pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
+    samples = [CaptionedPicture(c, b"", texts) for c, texts in zip(COLOURS, TEXTS, strict=True)]
+    prompts = TextTokenizer(words, 16) if chosen.reads_prompt else None
+    return (
+        net,
+        LanguageTokenizer(word_tokenizer(kind), about, 4),
+        prompts,
+        encode_views(net, pictures, chosen),
+        samples,
+    )
+
+
+def written(parts: Parts, prompt: str) -> list[str]:
+    net, tokenizer, prompts, patches, _ = parts
+    with torch.no_grad():
+        patches = net.eval().vision_norm(patches[:, 0].float())
+        if prompts is None:
+            soft = net.read_photos(patches)
+        else:
+            words, words_mask, _ = prompts([prompt] * 8)
+            soft = net.read_with_prompts(patches, words, words_mask)
+    ids, mask = (t.expand(8, -1) for t in tokenizer.prompts([prompt], 8))
+    return tokenizer.decode(net.generate(soft, ids, mask, GREEDY))
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5", "llama"])
+def test_eight_captions_by_heart(tmp_path: Path, kind: str) -> None:
+    chosen = config(reads_prompt=kind == "llama")
+    parts = eight_pairs(kind, chosen)
+    net = parts[0]
+    frozen = {n: v.clone() for n, v in net.state_dict().items() if n.startswith(("vision.", "language."))}
+    before = {n: v.clone() for n, v in net.state_dict().items() if n not in frozen}
+    rows = train(Stage2Task(*parts, chosen), chosen.optim, tmp_path)
+    assert rows[-1]["loss"] < 0.4 * rows[0]["loss"]
+    assert written(parts, "a photo of") == [text for (text,) in TEXTS]
+    after = net.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in frozen.items())
+    unchanged = {name for name, value in before.items() if torch.equal(after[name], value)}
+    # A Q-Former that reads the prompt gives its queries alone: nobody reads what the last layer makes of the prompt.
+    assert all(name.startswith("qformer.layers.1.text_mlp.") for name in unchanged)
+    assert bool(unchanged) == chosen.reads_prompt
+
+
+def test_shuffled_captions_are_not_learned(tmp_path: Path) -> None:
+    chosen = config()
+    parts = eight_pairs("opt", chosen)
+
+    class Shuffled(Stage2Task):
+        def _pictures_of(self, step: int) -> Tensor:
+            self.patches = self.patches[torch.randperm(8)]
+            return super()._pictures_of(step)
+
+    rows = train(Shuffled(*parts, chosen), chosen.optim, tmp_path)
+    # Five tokens, four of them the same in all captions, one of eight: ln 8 / 5 = 0.42 is what chance leaves.
+    assert rows[-1]["loss"] > 0.4
+    assert sum(got == text for got, (text,) in zip(written(parts, "a photo of"), TEXTS, strict=True)) <= 4
+
+
+class StopsAt(Stage2Task):
+    stop = 7
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        if step == self.stop:
+            raise KeyboardInterrupt
+        return super().losses(step)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resumes_to_the_same_losses(tmp_path: Path, dtype: str) -> None:
+    chosen = config(prompts=("", "a photo of"), prefix_share=0.5)
+    chosen = replace(chosen, optim=replace(chosen.optim, steps=14, log_every=1, batch=4, dtype=dtype))
+    want = [
+        row["loss"]
+        for row in train(Stage2Task(*eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "a")
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        train(StopsAt(*eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "b")
+    got = [
+        row["loss"]
+        for row in train(Stage2Task(*eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "b")
+    ]
+    assert got == want[7:] and len(set(want)) == 14
+
+
+def test_captions_are_cut_in_two() -> None:
+    """Prefix language modelling: the beginning goes to the encoder, the rest is learned; every place comes."""
+    chosen = config(prompts=("a photo of", ""), prefix_share=0.5)
+    task = Stage2Task(*eight_pairs("t5", chosen), chosen)
+    torch.manual_seed(0)
+    pairs = {task._pair(0) for _ in range(400)}
+    words = TEXTS[0][0].split()
+    cuts = [("", TEXTS[0][0])] + [(" ".join(words[:n]), " ".join(words[n:])) for n in range(1, 4)]
+    assert pairs == {
+        (f"{prompt} {start}".strip(), rest) for prompt in ("a photo of", "") for start, rest in cuts
+    }
+
+
+def test_a_run_from_shard_to_model(tmp_path: Path) -> None:
+    runs, language = tmp_path / "runs", tmp_path / "opt"
+    write_shard(tmp_path / "s-000.tar")
+    retriever, words = stage1_net()
+    save_checkpoint(runs / "first" / "model", retriever, words)
+    language_model("llama").save_pretrained(language, max_shard_size="10KB")
+    word_tokenizer("llama").save(str(language / "tokenizer.json"))
+    assert len(list(language.glob("*.safetensors"))) > 1
+    chosen = config(reads_prompt=True)
+    chosen = replace(chosen, optim=replace(chosen.optim, steps=3, batch=4))
+    run_stage2(chosen, tmp_path, runs, language, runs / "out")
+    model = load_captioner(str(runs / "out" / "model"), device="cpu", dtype="float32")
+    assert model.config.language.reads_prompt and model.image_size == 32
+    pictures = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    assert len(model.caption(pictures, how=GREEDY)) == 2
+    for path in language.glob("*.safetensors"):
+        assert (runs / "out" / "model" / "language" / path.name).read_bytes() == path.read_bytes()
+    want = retriever.state_dict()
+    for name, value in model.net.vision.state_dict().items():
+        torch.testing.assert_close(value, want[f"vision.{name}"], atol=1e-3, rtol=1e-3)  # saved in float16
+    with pytest.raises(CheckpointError, match=r"nowhere is no language model: it has no config\.json"):
+        run_stage2(chosen, tmp_path, runs, tmp_path / "nowhere", runs / "other")
+    with pytest.raises(CheckpointError, match="There is no model 'second'"):
+        run_stage2(replace(chosen, start="second"), tmp_path, runs, language, runs / "other")
+
+
+REFUSED = {
+    "no caption": ("opt", {}, ("red", ()), r"1 pictures have no caption \(first: red\)"),
+    "empty caption": ("opt", {}, ("red", (" ",)), r"1 pictures have no caption \(first: red\)"),
+    "no prompts": ("opt", {"prompts": ()}, None, "has no prompts"),
+    "prefix": ("opt", {"prefix_share": 0.5}, None, "is a decoder, which learns whole captions"),
+    "empty prompt": ("llama", {"reads_prompt": True, "prompts": ("",)}, None, "one of the recipe's prompts is empty"),
+    "few": ("opt", {"optim": OptimConfig(steps=1, batch=9, lr=1e-3)}, None, "8 pictures are fewer than a batch of 9"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_learned(case: str) -> None:
+    kind, changes, first, message = REFUSED[case]
+    chosen = config(**changes)
+    *parts, samples = eight_pairs(kind, chosen)
+    if first is not None:
+        samples[0] = CaptionedPicture(first[0], b"", first[1])
+    with pytest.raises(DataError, match=message):
+        Stage2Task(*parts, samples, chosen)
+
+
+def test_the_command_asks_for_a_language_model(tmp_path: Path) -> None:
+    asked = ["train", "stage2", "--recipe", "mini-stage2", "--data", str(tmp_path)]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code != 0 and isinstance(result.exception, DataError | SystemExit)
+    assert "needs --language" in result.output + str(result.exception)
+    assert "mini-stage2" in CliRunner().invoke(main, ["train", "stage2"]).output
