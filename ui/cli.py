@@ -22,6 +22,7 @@ COMMANDS = {
     "similar": "ui.commands_search",
     "match": "ui.commands_search",
     "rerank": "ui.commands_search",
+    "caption": "ui.commands_caption",
     "recall": "ui.commands_recall",
     "train": "ui.commands_train",
     "app": "ui.commands_app",
