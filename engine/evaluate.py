@@ -297,7 +297,7 @@ def _match(
     logits = cache.logits(pairs)
     num_kept = int((~np.isnan(logits)).sum())
     num_done, clock, lock = num_kept, _Clock(say), threading.Lock()
-    by_length = np.argsort([len(text) for text in texts], kind="stable")
+    by_length = models[0].tokenizer(texts)[1].sum(dim=1).argsort(stable=True).numpy()
     photos_P, texts_P = pairs // len(texts), pairs % len(texts)
     of_photo = np.searchsorted(photos_P, np.arange(len(kept) + 1))
     place = np.empty(len(texts), np.int64)

@@ -503,11 +503,16 @@ def test_models_lists_what_is_there(monkeypatch):
         num_parameters=19_400_000,
         num_bytes=38_800_000,
         image_size=160,
+        writes=False,
     )
     monkeypatch.setattr(checkpoint, "list_models", lambda: [one])
     table = [row.split() for row in qseek("models").stdout.splitlines()]
-    assert table[1] == ["mini", "19.4", "M", "38.8", "MB", "160", "px", "abababababab", "/m/mini"]
-    assert [row[0] for row in table[2:]] == ["blip2-itm-vit-g", "blip2-itm-vit-g-coco"]
+    assert table[1] == ["mini", "search", "19.4", "M", "38.8", "MB", "160", "px", "abababababab", "/m/mini"]
+    assert [row[:2] for row in table[2:5]] == [
+        ["blip2-itm-vit-g", "search"],
+        ["blip2-itm-vit-g-coco", "search"],
+        ["blip2-opt-2.7b", "captions"],
+    ]
     assert all("not here" in " ".join(row) for row in table[2:])
     assert lines(qseek("models", "--json"))[0]["digest"] == "ab" * 16
 

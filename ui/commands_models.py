@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.blip2.sources import Source
 
 DTYPES = ("float32", "float16", "bfloat16")
+SEARCH, CAPTIONS = "search", "captions"
 
 
 @click.group(invoke_without_command=True)
@@ -40,14 +41,24 @@ def models(context: click.Context, as_json: bool) -> None:
     rows = [_row(one, width, one.digest[:12], render.printable(str(one.folder))) for one in found]
     rows += [_row(one, width, "not here", f"qseek models pull {one.name}   ({one.note})") for one in absent]
     write(
-        render.text_table(("name".ljust(width), "parameters", "size", "photo side", "digest", "folder"), rows)
+        render.text_table(
+            ("name".ljust(width), "for", "parameters", "size", "photo side", "digest", "folder"), rows
+        )
     )
 
 
 def _row(model: ModelInfo | KnownModel, width: int, digest: str, place: str) -> tuple[str, ...]:
     parameters = f"{model.num_parameters / 1e6:,.1f} M"
     size, side = render.size_text(model.num_bytes), f"{model.image_size} px"
-    return model.name.ljust(width), parameters, size, side, digest, place
+    return (
+        model.name.ljust(width),
+        CAPTIONS if model.writes else SEARCH,
+        parameters,
+        size,
+        side,
+        digest,
+        place,
+    )
 
 
 def _fields(model: ModelInfo) -> dict[str, Any]:
@@ -59,8 +70,11 @@ def _known_fields(model: KnownModel) -> dict[str, Any]:
     return {"name": model.name, "here": False, "hub_id": model.hub_id, **_sizes(model)}
 
 
-def _sizes(model: ModelInfo | KnownModel) -> dict[str, int]:
-    return {name: getattr(model, name) for name in ("num_parameters", "num_bytes", "image_size")}
+def _sizes(model: ModelInfo | KnownModel) -> dict[str, Any]:
+    sizes: dict[str, Any] = {
+        name: getattr(model, name) for name in ("num_parameters", "num_bytes", "image_size")
+    }
+    return {"for": CAPTIONS if model.writes else SEARCH, **sizes}
 
 
 @models.command()
@@ -74,7 +88,8 @@ def pull(name: str) -> None:
     from engine.blip2.hub import pull as download
 
     model = check_model(name, download(name, say=say))
-    say(f"{name} is here: {model.image_size} px, digest {model.digest[:12]}. Use it with --model {name}.")
+    use = f"qseek caption PHOTO --model {name}" if model.writes else f"--model {name}"
+    say(f"{name} is here: {model.image_size} px, digest {model.digest[:12]}. Use it: {use}")
 
 
 @models.command()

@@ -96,10 +96,13 @@ def _describe(name: str, folder: Path, source: Source | CaptionerSource) -> Mode
 
 
 def check_model(name: str, folder: Path) -> ModelInfo:
-    """What `list_models` says of one folder, after every tensor's name and shape was held against the config's.
+    """What `list_models` says of one folder, after every tensor's name and shape was held against the config's (of a
+    captioning model, the language model's apart).
 
     No weight is read into memory. Raises CheckpointError as `load_model` does.
     """
+    if has_language(folder):
+        return _describe(name, folder, read_captioner(folder))
     source = read_folder(folder)
     _fitting_net(source, folder)
     TextTokenizer(source.tokenizer, source.config.max_tokens)
