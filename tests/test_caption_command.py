@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from test_captioner_parity import random_theirs, save_theirs
 from tiny import SIDE, tiny_checkpoint, write_pictures
 from tiny_language import save_tiny
 
@@ -92,3 +93,14 @@ def test_bad_input_is_plain(model: Path, photos: list[Path], tmp_path: Path) -> 
 def test_an_answer_may_be_short(model: Path, photos: list[Path]) -> None:
     """A limit below the caption's least length is taken."""
     assert caption(photos[0], "--model", model, "--max-new-tokens", 2).exit_code == 0
+
+
+def test_transformers_folders_are_converted(tmp_path: Path, photos: list[Path]) -> None:
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    save_theirs(random_theirs("opt"), "opt", theirs)
+    run = CliRunner().invoke
+    done = run(main, ["models", "convert", str(theirs), str(ours)])
+    assert done.exit_code == 0 and "qseek caption" in done.stderr, done.output
+    assert caption(*photos, "--model", ours).stdout == caption(*photos, "--model", theirs).stdout != ""
+    back = run(main, ["models", "convert", str(ours), str(tmp_path / "back"), "--to", "transformers"])
+    assert back.exit_code == 1 and "qseek folder alone" in back.stderr and not (tmp_path / "back").exists()

@@ -13,6 +13,8 @@ from ui.options import json_option
 from ui.terminal import say, write
 
 if TYPE_CHECKING:
+    import torch
+
     from engine.blip2.checkpoint import ModelInfo
     from engine.blip2.hub import KnownModel
     from engine.blip2.sources import Source
@@ -106,6 +108,10 @@ def pull(name: str) -> None:
     "--pixels", type=click.IntRange(min=14), help="LAVIS: read photos at this side.  [default: the file's]"
 )
 @click.option(
+    "--language", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="LAVIS, stage 2: the transformers folder of its language model.",
+)  # fmt: skip
+@click.option(
     "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of what is written."
 )
 @click.option(
@@ -117,6 +123,7 @@ def convert(
     encoder: Path | None,
     vocabulary: Path | None,
     pixels: int | None,
+    language: Path | None,
     dtype: str,
     layout: str,
 ) -> None:
@@ -126,6 +133,7 @@ def convert(
     """
     import torch
 
+    from engine.blip2.caption_sources import has_language
     from engine.blip2.checkpoint import make_net, save_checkpoint
     from engine.blip2.export import save_transformers
     from engine.blip2.sources import read_folder, read_lavis, read_tokenizer
@@ -133,11 +141,17 @@ def convert(
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; give a new folder.")
     read: Source
+    if source.is_dir() and (encoder or vocabulary or pixels or language):
+        raise click.UsageError(
+            "--encoder, --vocabulary, --pixels and --language are for LAVIS files; SOURCE is a folder."
+        )
+    if language or (source.is_dir() and has_language(source)):
+        if layout == "transformers":
+            raise CheckpointError("A captioning model is written as a qseek folder alone; leave --to away.")
+        _convert_captioner(source, folder, encoder, vocabulary, pixels, language, getattr(torch, dtype))
+        say(f"Wrote {folder}. Use it: qseek caption PHOTO --model {folder}")
+        return
     if source.is_dir():
-        if encoder or vocabulary or pixels:
-            raise click.UsageError(
-                "--encoder, --vocabulary and --pixels are for LAVIS files; SOURCE is a folder."
-            )
         read = read_folder(source)
     else:
         read = read_lavis(source, read_tokenizer(vocabulary or _cached_vocabulary()), encoder, pixels)
@@ -145,6 +159,23 @@ def convert(
     write_folder = save_checkpoint if layout == "qseek" else save_transformers
     write_folder(folder, net, read.tokenizer, dtype=getattr(torch, dtype))
     say(f"Wrote {folder}: {read.config.vision.image_size} px, {dtype}. Use it with --model {folder}.")
+
+
+def _convert_captioner(
+    source: Path, folder: Path, encoder: Path | None, vocabulary: Path | None, pixels: int | None,
+    language: Path | None, dtype: torch.dtype,
+) -> None:  # fmt: skip
+    from engine.blip2.caption_checkpoint import make_captioner, save_captioner
+    from engine.blip2.caption_sources import read_captioner, read_lavis_captioner
+    from engine.blip2.sources import read_tokenizer
+
+    if language is None:
+        read = read_captioner(source)
+    else:
+        words = None if vocabulary is None else read_tokenizer(vocabulary)
+        read = read_lavis_captioner(source, language, vocabulary=words, encoder=encoder, image_size=pixels)
+    net = make_captioner(read, source, dtype)
+    save_captioner(folder, net, read.language.tokenizer, read.tokenizer, dtype=dtype)
 
 
 def _cached_vocabulary() -> Path:
