@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from engine.blip2 import hub
+from engine.blip2.allocator import keep_freed_memory
 from engine.blip2.caption_sources import CaptionerSource, has_language, read_captioner
 from engine.blip2.config import Blip2Config
 from engine.blip2.meta import check_fits, put_tensors, without_storage
@@ -157,10 +158,12 @@ def load_model(name: str = DEFAULT, *, device: str = "auto", dtype: str = "auto"
 
 
 def where_and_how(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """What "auto" means on this machine; see `load_model`."""
+    """What "auto" means on this machine, which is made ready for it; see `load_model`."""
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(DTYPES)}")
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if place.type == "cpu":
+        keep_freed_memory()
     return place, fast_dtype(place) if dtype == "auto" else DTYPES[dtype]
 
 
