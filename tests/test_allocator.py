@@ -18,7 +18,7 @@ def turn():
 turn()
 turn()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+for _ in range(80):
     turn()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -32,4 +32,4 @@ def faults(how: str) -> int:
 def test_freed_memory_is_kept() -> None:
     if not keep_freed_memory():
         pytest.skip("this C library is not glibc")
-    assert faults("keep") < 500 < faults("leave")
+    assert 0 <= 2 * faults("keep") < faults("leave")
