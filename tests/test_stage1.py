@@ -93,7 +93,7 @@ def test_contrast_alone_first(tmp_path: Path) -> None:
     net, tokenizer, patches, samples = eight_pairs(chosen)
     assert patches.shape[1] == 3 and not torch.equal(patches[:, 0], patches[:, 1])
     rows = train(ItcTask(net, tokenizer, patches, samples, chosen), chosen.optim, tmp_path)
-    assert set(rows[0]) == {"step", "loss", "lr", "samples_per_second"}
+    assert set(rows[0]) == {"step", "loss", "lr", "samples_per_second", "mfu"}
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,7 +16,7 @@ folder_option = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["distill", "text", "stage1"]))
+@click.argument("what", type=click.Choice(["distill", "text", "stage1", "retrieval"]))
 @click.option("--recipe", help="Its name; without one, the recipes are listed.")
 @click.option("--data", type=folder_option, help="Folder of the recipe's shards and caption tables.")
 @click.option("--teacher", type=folder_option, help="Folder of the teacher's weights (distill).")
@@ -22,15 +24,22 @@ folder_option = click.Path(path_type=Path, file_okay=False)
     "--runs", type=folder_option, default=Path("runs"), show_default=True, help="Where runs are kept."
 )
 @click.option("--phase", help="One phase of a distillation alone.")
+@click.option(
+    "--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting: train.batch=64."
+)
+@click.option("--dry-run", is_flag=True, help="Parameters, steps and memory; trains nothing.")
 def train(
-    what: str, recipe: str | None, data: Path | None, teacher: Path | None, runs: Path, phase: str | None
-) -> None:
-    """Train a part of a model by a recipe; started again, it goes on from its last checkpoint.
+    what: str, recipe: str | None, data: Path | None, teacher: Path | None, runs: Path, phase: str | None,
+    changes: tuple[str, ...], dry_run: bool,
+) -> None:  # fmt: skip
+    """Train a part of a model by a recipe; started again, it goes on from its last checkpoint. Under torchrun,
+    `torchrun --nproc-per-node 8 -m ui.cli train ...`, stage1 and retrieval share each batch.
 
     \b
     distill   an image encoder from a pretrained one     -> RUNS/RECIPE/encoder.safetensors
     text      a tokenizer and the text half, from captions -> RUNS/RECIPE/text.safetensors
     stage1    the Q-Former: ITC + ITM + ITG               -> RUNS/RECIPE/model
+    retrieval stage 1 trained on, encoder too             -> RUNS/RECIPE/model
     """
     from training import recipes
 
@@ -38,6 +47,7 @@ def train(
         "distill": recipes.DISTILL,
         "text": recipes.TEXT,
         "stage1": recipes.STAGE1,
+        "retrieval": recipes.RETRIEVAL,
     }
     known = all_recipes[what]
     if recipe is None:
@@ -45,27 +55,55 @@ def train(
         return
     if recipe not in known:
         raise DataError(f"There is no {what} recipe {recipe!r}; there are: {', '.join(known)}.")
+    from training.settings import with_settings
+
+    config = with_settings(known[recipe](), changes)
+    if dry_run:
+        write("".join(f"{line}\n" for line in _plan(config)))
+        return
     if data is None or not data.is_dir():
         raise DataError(f"The recipe's data folder {data or ''} is not there; give it with --data.")
     try:
-        _train(what, recipe, data, teacher, runs, phase)
+        _train(config, data, teacher, runs, runs / recipe, phase)
     except KeyboardInterrupt:
         say(f"Stopped; the same command goes on from the checkpoint in {runs / recipe}.")
         click.get_current_context().exit(STOPPED)
 
 
-def _train(what: str, recipe: str, data: Path, teacher: Path | None, runs: Path, phase: str | None) -> None:
-    from training import recipes
-    from training.distill import run_distill
+def _train(
+    config: Any, data: Path, teacher: Path | None, runs: Path, output: Path, phase: str | None
+) -> None:
+    from training.distill import DistillConfig, run_distill
+    from training.pretrain import PretrainConfig, run_pretrain
     from training.stage1 import run_stage1
-    from training.text import run_text
+    from training.text import TextConfig, run_text
 
-    output = runs / recipe
-    if what == "distill":
+    if isinstance(config, DistillConfig):
         if teacher is None:
             raise DataError("A distillation needs --teacher: the folder of the teacher's weights.")
-        run_distill(recipes.DISTILL[recipe](), data, teacher, output, only=phase, say=say)
-    elif what == "text":
-        run_text(recipes.TEXT[recipe](), data, output, say=say)
+        run_distill(config, data, teacher, output, only=phase, say=say)
+    elif isinstance(config, TextConfig):
+        run_text(config, data, output, say=say)
+    elif isinstance(config, PretrainConfig):
+        run_pretrain(config, data, runs, output, say=say)
     else:
-        run_stage1(recipes.STAGE1[recipe](), data, runs, output, say=say)
+        run_stage1(config, data, runs, output, say=say)
+
+
+def _plan(config: Any) -> Iterator[str]:
+    """The lines of a dry run. Under torchrun's WORLD_SIZE, of one of so many processes."""
+    from training.plan import describe_plan
+    from training.pretrain import PretrainConfig, check
+
+    if not hasattr(config, "model"):
+        raise DataError("--dry-run describes stage1, retrieval and text recipes; a distillation has none.")
+    options: dict[str, Any] = {}
+    if isinstance(config, PretrainConfig):
+        check(config)
+        options = {
+            "train_encoder": config.train_encoder,
+            "recompute": config.recompute_encoder,
+            "chunk": config.chunk,
+        }
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    return describe_plan(config.model, config.optim, processes=processes, **options)
