@@ -22,8 +22,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
 from engine.errors import TrainingError
@@ -211,6 +209,8 @@ def sharded(through: nn.Module, dtype: str) -> nn.Module:
     The encoder's blocks are gathered one after the other; the rest, which a step enters many times, is gathered once a
     step. dtype: what is gathered is cast to; gradients are summed in float32.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # seconds to import
+
     lowered = torch.bfloat16 if dtype == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=lowered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     vision = getattr(through.network, "vision", None)
@@ -233,13 +233,13 @@ def _average_gradient(parameter: Tensor) -> None:
 
 def clip_gradients(weights: Sequence[Tensor], largest: float) -> None:
     """Scale all gradients so that their joint norm is at most `largest`; sharded and whole weights may be mixed."""
-    kinds = [[w for w in weights if isinstance(w, DTensor) is sharded_] for sharded_ in (True, False)]
+    kinds = [[w for w in weights if is_sharded(w) is sharded_] for sharded_ in (True, False)]
     norms = []
     for some in kinds:
         grads = [w.grad for w in some if w.grad is not None]
         if grads:
             norm = nn.utils.get_total_norm(grads)
-            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            norms.append(full_tensors(norm))
     joint = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
     for some in kinds:
         nn.utils.clip_grads_with_norm_(some, largest, joint)
@@ -247,14 +247,22 @@ def clip_gradients(weights: Sequence[Tensor], largest: float) -> None:
 
 def full_tensors(tree: Any) -> Any:
     """The same nest of dicts and lists with every sharded tensor made whole; all processes take part."""
-    return tree_map(lambda one: one.full_tensor() if isinstance(one, DTensor) else one, tree)
+    return tree_map(lambda one: one.full_tensor() if is_sharded(one) else one, tree)
 
 
 def sharded_like(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor laid out as another one is."""
-    if not isinstance(like, DTensor):
+    if not is_sharded(like):
         return value
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded_one: Any = like
+    return distribute_tensor(value.to(like.device), sharded_one.device_mesh, sharded_one.placements)
+
+
+def is_sharded(value: Any) -> bool:
+    """Whether it is a DTensor; asked without importing them, which takes seconds."""
+    return hasattr(value, "full_tensor")
 
 
 BUCKET = 2**24

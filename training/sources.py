@@ -114,6 +114,10 @@ def _members(path: Path) -> tuple[list[str], np.ndarray]:
                     place[:2] = [member.offset_data, member.size]
                 elif not (suffix == "txt" and place[3]):  # a .json says more
                     place[2:] = [member.offset_data, member.size]
+            with open(path, "rb") as file:
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a cut for an end
+                    raise DataError(f"{path} is cut off: it has no end mark.")
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{path} is not a readable tar: {error}") from error
     kept = {key: place for key, place in found.items() if place[1]}

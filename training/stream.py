@@ -19,14 +19,15 @@ from PIL import Image
 
 from engine.errors import DataError, PhotoError
 from engine.pictures import open_picture
-from engine.types import Failure
 from training.distributed import World
-from training.sources import Order, Sample, SourceConfig, open_source
+from training.sources import Order, SourceConfig, open_source
 
 PERIOD = 10_000
 """Samples after which every source has given its exact share."""
 MOST_REPLACED = 100
 """Samples in a row that may be unreadable before the source is given up."""
+MOST_NAMED = 20
+NO_CAPTION = "it has no caption"
 SHIFT = 40
 """Picture ids: the number of the source, shifted by so many bits, and the picture's number in it."""
 
@@ -83,7 +84,9 @@ Augment = Callable[[Image.Image, np.random.Generator], np.ndarray]
 
 
 class Stream:
-    """Opened sources, as batches by step. `failures` names the samples that were replaced by the next good one."""
+    """Opened sources, as batches by step. `failures` counts by reason what the next good sample stood in for.
+
+    `failed` names the last of those."""
 
     def __init__(
         self, sources: Sequence[SourceConfig], data: Path, *, batch: int, seed: int, augment: Augment,
@@ -97,7 +100,7 @@ class Stream:
         self.orders = [Order(source, (seed, number)) for number, source in enumerate(self.sources)]
         self.batch_size, self.seed, self.augment, self.here = batch, seed, augment, here
         self.failures: Counter[str] = Counter()
-        self.failed: deque[Failure] = deque(maxlen=1000)
+        self.failed: deque[str] = deque(maxlen=MOST_NAMED)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._ahead = ahead
         self._coming: dict[int, list[Future[tuple[np.ndarray, str, int]]]] = {}
@@ -120,7 +123,7 @@ class Stream:
             ]
             lines += [f"shard skipped: {broken.reason}" for broken in source.broken]
         lines += [f"{count} samples replaced: {reason}" for reason, count in self.failures.most_common()]
-        return lines
+        return lines + [f"  {reason}" for reason in self.failed]
 
     def __getitem__(self, step: int) -> Pairs:
         """The batch of a step; those after it are begun. Raises DataError when a source has become unreadable."""
@@ -150,26 +153,26 @@ class Stream:
             with self._lock:
                 read = self.orders[source](position + later)
             draws = np.random.default_rng([self.seed, 1, number])
+            sample = None
             try:
                 sample = read()
                 if not sample.pair.captions:
-                    raise DataError(f"{sample.pair.key} has no caption.")
+                    raise DataError(NO_CAPTION)
                 picture = self.augment(open_picture(sample.pair.picture), draws)
             except (DataError, PhotoError) as error:
-                self._note(read, error)
+                self._note(str(error) if sample is None else f"{sample.pair.key}: {error}")
                 continue
             caption = sample.pair.captions[int(draws.integers(len(sample.pair.captions)))]
             return picture, caption, (source << SHIFT) + sample.picture_id
         raise DataError(
             f"{MOST_REPLACED} samples in a row of {self.sources[source].config.path} could not be read, the last: "
-            f"{self.failed[-1].reason}"
+            f"{self.failed[-1]}"
         )
 
-    def _note(self, read: Callable[[], Sample], error: Exception) -> None:
-        kind = "no caption" if "no caption" in str(error) else "it cannot be read"
+    def _note(self, reason: str) -> None:
         with self._lock:
-            self.failures[kind] += 1
-            self.failed.append(Failure(Path("sample"), str(error)))
+            self.failures[NO_CAPTION if reason.endswith(NO_CAPTION) else "it cannot be read"] += 1
+            self.failed.append(reason)
 
 
 def random_crop(size: int, smallest: float = 0.5) -> Augment:
