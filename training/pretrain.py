@@ -27,6 +27,7 @@ from training.chunks import Inputs, backward_in_chunks, encode, normed
 from training.distributed import Through, full_tensors, joined, world
 from training.loop import OptimConfig, shared_draws, train
 from training.objectives import stage1_losses
+from training.settings import flat_settings
 from training.sources import SourceConfig
 from training.stream import Pairs, Stream, random_crop
 
@@ -84,7 +85,7 @@ class PretrainTask:
             compile_parts(net)
         self.through: nn.Module = Through(net)
         kept = {name: value for name, value in asdict(config).items() if name not in FREE}
-        self.settings: Mapping[str, Any] = dict(_flat(kept, "")) | stream.settings()
+        self.settings: Mapping[str, Any] = flat_settings(kept) | stream.settings()
 
     def losses(self, step: int) -> dict[str, Tensor]:
         return self.losses_of(step, self.config.optim.batch // world().size)
@@ -285,14 +286,3 @@ def _load_encoder(net: Retriever, path: Path) -> None:
 def _beyond(name: str, depth: int) -> bool:
     parts = name.split(".")
     return parts[0] == "blocks" and parts[1].isdigit() and int(parts[1]) >= depth
-
-
-def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    """Nested settings by dotted name."""
-    found: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{name}.")
-        else:
-            found.append((prefix + name, list(value) if isinstance(value, tuple) else value))
-    return found

@@ -7,7 +7,7 @@ Shapes: B pairs of this process, N of all, P patches, V vision width, W views.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,13 @@ from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.blip2.retriever import Retriever
 from engine.blip2.vision import folded
 from engine.errors import DataError
-from training.data import CaptionedPicture, find_shards, load_pictures, read_shards
+from training.data import CaptionedPicture, data_digest, find_shards, load_pictures, read_shards
 from training.distill import ENCODER
 from training.distributed import Through, joined, world
 from training.loop import OptimConfig, shared_draws, train
 from training.losses import match_distillation_loss
 from training.objectives import itc_alone, stage1_losses
+from training.settings import flat_settings
 from training.text import TEXT_HALF, TOKENIZER, text_half
 
 __all__ = ["ItcTask", "Stage1Config", "Stage1Task", "encode_views", "run_stage1", "stage1_losses"]
@@ -62,6 +63,10 @@ class Stage1Config:
     start: str | None = None
 
 
+FREE = {"optim", "itc_optim", "pictures", "encoder", "text", "start"}
+"""Of `Stage1Config`: what is compared elsewhere, or only gives the start."""
+
+
 class Stage1Task:
     """Stage 1 on patches that the frozen encoder made once, a batch of one caption of each of B pictures."""
 
@@ -79,15 +84,21 @@ class Stage1Task:
         self.model = net.train()
         net.vision.eval()
         self.through = Through(net)
+        learned = {name: value for name, value in asdict(config).items() if name not in FREE}
+        self.settings = flat_settings(learned) | {"data": data_digest(samples)}
         self.steps_an_epoch = len(samples) // self.optim.batch
         if not self.steps_an_epoch:
             raise DataError(f"{len(samples)} pictures are fewer than a batch of {self.optim.batch}.")
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """Everything drawn is drawn for the joined batch, so that any number of processes trains on the same pairs."""
+        return self.losses_of(step, self.optim.batch)
+
+    def losses_of(self, step: int, count: int) -> dict[str, Tensor]:
+        """Of the first `count` pairs of the joined batch, for which everything is drawn: any number of processes
+        trains on the same."""
         here, draws = world(), shared_draws(self.optim.seed, step)
         device = self.net.temperature.device
-        chosen = self._pictures_of(step)
+        chosen = self._pictures_of(step)[:count]
         views = torch.randint(self.patches.shape[1], (len(chosen),), generator=draws)
         captions = torch.rand(len(chosen), generator=draws)
         mine = here.share(chosen)
@@ -201,7 +212,8 @@ def run_stage1(
         net.to(device)
         samples = list(read_shards(find_shards(config.pictures, data)))
         pictures, samples, failures = load_pictures(samples, config.model.vision.image_size)
-        say(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
+        tell = say if here.rank == 0 else (lambda line: None)
+        tell(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
         patches = encode_views(net, pictures, config)
         parts = net, tokenizer, patches, samples, config
         if config.itc_optim is not None:
