@@ -1,6 +1,9 @@
 """The training loop: schedule, weight decay, exact resume, what stops it."""
 
 import json
+import signal
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import TrainingError
+from training.layer_decay import learning_rate_scales
 from training.loop import OptimConfig, Weights, learning_rate, make_optimizer, train
+from training.progress import OperationCount
 
 CONFIG = OptimConfig(steps=12, batch=4, lr=0.05, warmup=3, log_every=1, seed=7)
 
@@ -111,5 +116,134 @@ def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
             losses = super().losses(step)
             return {"loss": losses["loss"] * (float("nan") if step == 6 else 1.0)}
 
-    with pytest.raises(TrainingError, match=r"nan between steps 7 and 7"):
-        train(Broken(), CONFIG, tmp_path)
+    with pytest.raises(TrainingError, match=r"nan at step 7;"):
+        train(Broken(), replace(CONFIG, log_every=10), tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()  # nothing is saved of what the step has spoilt
+    saves_always = replace(CONFIG, log_every=10, checkpoint_minutes=0.0)
+    with pytest.raises(TrainingError, match=r"nan at step 7;"):
+        train(Broken(), saves_always, tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 6
+
+
+def test_out_of_memory_names_what_fits(tmp_path: Path) -> None:
+    class Large(Toy):
+        def losses(self, step: int) -> dict[str, Tensor]:
+            return self.losses_of(step, 16) if step == 2 else super().losses(step)
+
+        def losses_of(self, step: int, count: int) -> dict[str, Tensor]:
+            if count > 5:
+                raise torch.OutOfMemoryError("no room\nfor it")
+            return super().losses(step)
+
+    with pytest.raises(
+        TrainingError, match=r"step 3 with a batch of 16; the largest that fitted is 4.*no room\)"
+    ):
+        train(Large(), replace(CONFIG, batch=16), tmp_path)
+
+
+def test_ctrl_c_finishes_the_step(tmp_path: Path) -> None:
+    """A real SIGINT in the middle of a step: the step counts, and the run goes on to the same losses."""
+
+    class Interrupted(Toy):
+        def losses(self, step: int) -> dict[str, Tensor]:
+            if step == 5:
+                signal.raise_signal(signal.SIGINT)
+            return super().losses(step)
+
+    want = [row["loss"] for row in train(Toy(), CONFIG, tmp_path / "whole")]
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupted(), CONFIG, tmp_path / "halves")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert torch.load(tmp_path / "halves/checkpoint.pt")["step"] == 6
+    assert [row["loss"] for row in train(Toy(), CONFIG, tmp_path / "halves")] == want[6:]
+
+
+def test_the_tasks_own_settings_are_compared(tmp_path: Path) -> None:
+    first, second = Toy(), Toy()
+    first.settings = {"dropout": 0.3, "data": "one"}  # type: ignore[attr-defined]
+    second.settings = {"dropout": 0.3, "data": "two"}  # type: ignore[attr-defined]
+    train(first, CONFIG, tmp_path)
+    with pytest.raises(TrainingError, match=r"settings \(data: 'one' then, 'two' now\)"):
+        train(second, CONFIG, tmp_path)
+
+
+def test_a_checkpoint_from_before_a_setting_was_there(tmp_path: Path) -> None:
+    train(Toy(), CONFIG, tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt")
+    del state["config"]["layer_decay"], state["settings"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert train(Toy(), CONFIG, tmp_path) == []
+    with pytest.raises(TrainingError, match=r"layer_decay: 1.0 then, 0.9 now"):
+        train(Toy(), replace(CONFIG, layer_decay=0.9), tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"half")
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt is not a readable checkpoint"):
+        train(Toy(), CONFIG, tmp_path)
+
+
+def test_layer_decay_by_hand() -> None:
+    names = [
+        "vision.backbone.patch_embed.proj.weight", "vision.backbone.pos_embed",
+        "vision.backbone.blocks.0.attn.qkv.weight",
+        "vision.backbone.blocks.2.mlp.fc1.bias", "vision.backbone.norm.weight", "vision_norm.weight", "qformer.queries",
+    ]  # fmt: skip
+    scales = learning_rate_scales(names, 0.5)
+    assert scales == [0.5**4, 0.5**4, 0.5**3, 0.5, 0.5, 1.0, 1.0]
+    assert learning_rate_scales(names[-2:], 0.5) == [1.0, 1.0]  # a frozen encoder
+    with pytest.raises(TrainingError, match="no blocks"):
+        learning_rate_scales(["vision.backbone.conv.weight"], 0.5)
+
+
+def test_scaled_learning_rates_move_weights_less(tmp_path: Path) -> None:
+    """Adam's first step moves every weight by its learning rate."""
+    weights = [nn.Parameter(torch.zeros(2, 2)) for _ in range(2)]
+    optimizer = make_optimizer(weights, CONFIG, [1.0, 0.25])
+    for group in optimizer.param_groups:
+        group["lr"] *= group["scale"]
+    for weight in weights:
+        weight.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert float(weights[0][0, 0]) == pytest.approx(4 * float(weights[1][0, 0]), rel=1e-4)
+
+
+def test_operations_are_counted_forward_and_backward() -> None:
+    layer = nn.Linear(6, 8)
+    x = torch.randn(4, 6, requires_grad=True)
+    with OperationCount() as count:
+        layer(x).sum().backward()
+    assert (
+        count.operations == 3 * 2 * 4 * 6 * 8
+    )  # the product, and one each for the weight's and the input's gradient
+
+
+def test_the_progress_line(tmp_path: Path) -> None:
+    said: list[str] = []
+    rows = train(Toy(), CONFIG, tmp_path, say=said.append)
+    assert len(said) == 12 and said[-1].startswith("step 12/12  loss ")
+    assert "samples/s  MFU " in said[-1] and said[-1].endswith("0.0 min left")
+    assert 0 < rows[-1]["mfu"] < 1 and rows[-1]["samples_per_second"] > 0
+
+
+def test_tensorboard_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, tensorboard=True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(TrainingError, match=r"pip install 'qseek\[tensorboard\]'"):
+        train(Toy(), config, tmp_path / "absent")
+    written: list[tuple[str, int]] = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path / "there")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, step))
+
+        def close(self) -> None:
+            written.append(("closed", 0))
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    train(Toy(), config, tmp_path / "there")
+    assert ("loss", 12) in written and ("lr", 1) in written and written[-1] == ("closed", 0)

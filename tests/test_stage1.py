@@ -93,7 +93,7 @@ def test_contrast_alone_first(tmp_path: Path) -> None:
     net, tokenizer, patches, samples = eight_pairs(chosen)
     assert patches.shape[1] == 3 and not torch.equal(patches[:, 0], patches[:, 1])
     rows = train(ItcTask(net, tokenizer, patches, samples, chosen), chosen.optim, tmp_path)
-    assert set(rows[0]) == {"step", "loss", "lr", "samples_per_second"}
+    assert set(rows[0]) == {"step", "loss", "lr", "samples_per_second", "mfu"}
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
 
 
@@ -171,7 +171,7 @@ def test_a_run_goes_on_from_another_runs_model(tmp_path: Path) -> None:
 
 def test_some_queries_and_patches_take_part(tmp_path: Path) -> None:
     chosen = config(query_share=0.5, patch_share=0.5, match_distillation=1.0)
-    chosen = replace(chosen, optim=replace(chosen.optim, steps=60, log_every=20))
+    chosen = replace(chosen, optim=replace(chosen.optim, steps=300, log_every=60))
     net, tokenizer, patches, samples = eight_pairs(chosen)
     seen: list[tuple[int, ...]] = []
     read = net.qformer.read_photos

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import webdataset
+from braceexpand import braceexpand
 
 from engine.blip2.preprocess import squash
 from engine.errors import DataError, PhotoError
@@ -31,14 +32,23 @@ class CaptionedPicture:
     captions: tuple[str, ...] = ()
 
 
-def find_shards(names: Iterable[str], folder: Path) -> list[Path]:
-    """Shard files for names such as "flickr8k-train-*.tar" below folder. Raises DataError for a name without a file."""
+def find_shards(names: Iterable[str], folder: Path, *, missing_ok: bool = False) -> list[Path]:
+    """Shard files for names below folder such as "flickr8k-train-*.tar" or "laion-{00000..12933}.tar".
+
+    Raises DataError for a name without a file; missing_ok: only when no file is there of all that braces stand for.
+    """
     found: list[Path] = []
     for name in names:
-        shards = sorted(folder.glob(name))
-        if not shards:
-            raise DataError(f"No shard {name} in {folder}; check the folder and the name.")
-        found += shards
+        try:
+            each = list(braceexpand(name))
+        except ValueError as error:
+            raise DataError(f"The shard name {name!r} has unbalanced braces.") from error
+        shards = [(one, sorted(folder.glob(one))) for one in each]
+        absent = [one for one, paths in shards if not paths]
+        if len(absent) == len(each) or (absent and not missing_ok):
+            raise DataError(f"No shard {absent[0]} in {folder}; check the folder and the name.")
+        for one, paths in shards:
+            found += paths or [folder / one]
     return found
 
 
@@ -54,7 +64,7 @@ def read_shards(shards: Sequence[Path]) -> Iterator[CaptionedPicture]:
                     )
                 facts = json.loads(sample["json"]) if "json" in sample else {}
                 yield CaptionedPicture(
-                    sample["__key__"], sample[suffix], _captions(facts.get("captions", []), shard)
+                    sample["__key__"], sample[suffix], parse_captions(facts.get("captions", []), shard)
                 )
         except (OSError, ValueError, tarfile.TarError) as error:
             raise DataError(f"{shard} is not a readable shard: {error}") from error
@@ -115,7 +125,7 @@ def _albef(content: Any, source: Path) -> dict[str, tuple[str, ...]]:
         )
     captions: dict[str, tuple[str, ...]] = {}
     for row in content:
-        captions[row["image"]] = captions.get(row["image"], ()) + _captions(row["caption"], source)
+        captions[row["image"]] = captions.get(row["image"], ()) + parse_captions(row["caption"], source)
     return captions
 
 
@@ -123,9 +133,9 @@ def _karpathy(content: dict[str, Any], source: Path, split: str) -> dict[str, tu
     try:
         splits = {row["split"] for row in content["images"]}
         chosen = {
-            f"{row['filepath']}/{row['filename']}" if row.get("filepath") else row["filename"]: _captions(
-                [sentence["raw"] for sentence in row["sentences"]], source
-            )
+            f"{row['filepath']}/{row['filename']}"
+            if row.get("filepath")
+            else row["filename"]: parse_captions([sentence["raw"] for sentence in row["sentences"]], source)
             for row in content["images"]
             if row["split"] == split
         }
@@ -136,7 +146,8 @@ def _karpathy(content: dict[str, Any], source: Path, split: str) -> dict[str, tu
     return chosen
 
 
-def _captions(value: Any, source: Path) -> tuple[str, ...]:
+def parse_captions(value: Any, source: Path) -> tuple[str, ...]:
+    """A text or a list of texts, empty ones left out. Raises DataError for anything else, naming the source."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
         raise DataError(f"{source}: captions should be a text or a list of texts, not {value!r}.")

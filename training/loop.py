@@ -1,5 +1,7 @@
 """One flat training loop for every task: warm-up and cosine per step, bf16, checkpoints, exact resume.
 
+Under torchrun every process runs it; the first one writes.
+
 With `dtype="bfloat16"` the model computes in bfloat16 while the optimizer keeps and updates float32 master weights
 (mixed precision, arXiv:1710.03740; bfloat16 needs no loss scaling).
 
@@ -10,19 +12,31 @@ state of generators being kept.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from engine.errors import TrainingError
+from training.distributed import (
+    World,
+    any_process,
+    clip_gradients,
+    full_tensors,
+    replicated,
+    sharded,
+    sharded_like,
+    world,
+)
+from training.layer_decay import learning_rate_scales
+from training.progress import Progress
+from training.stopping import StopNow, StopSignal
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,9 @@ class OptimConfig:
     """AdamW and its schedule. lr: peak; falls by a cosine to min_lr after `warmup` steps of linear rise.
 
     steps: optimizer steps in all. batch: samples a step. clip: largest gradient norm, 0 = none. Weight decay acts
-    on matrices only (BLIP-2, section 3.4 leaves it open; LAVIS and BERT do the same).
+    on matrices only (BLIP-2, section 3.4 leaves it open; LAVIS and BERT do the same). layer_decay: see
+    `layer_decay.py`. parallel: how several processes share the work, "ddp" (each holds the network) or "fsdp"
+    (each holds a part of it). tensorboard: whether the log is written for it too.
     """
 
     steps: int
@@ -45,10 +61,27 @@ class OptimConfig:
     dtype: str = "float32"
     checkpoint_minutes: float = 5.0
     log_every: int = 50
+    layer_decay: float = 1.0
+    parallel: str = "ddp"
+    tensorboard: bool = False
+
+
+FREE = {"checkpoint_minutes", "log_every", "parallel", "tensorboard"}
+"""Settings of `OptimConfig` that a resumed run may change."""
+
+
+ASKED_EVERY = 8
+"""Steps after which several processes agree on stopping and saving: to ask, each waits for its GPU."""
 
 
 class Task(Protocol):
-    """What is trained. `losses` returns the total under "loss", and its parts for the log."""
+    """What is trained. `losses` returns the total under "loss", and its parts for the log.
+
+    A task may have more. `through`, the door to its network (`distributed.Through`), lets several processes train it;
+    `some_unused` says that its steps leave parameters out. `settings`: plain values that a resumed run must share.
+    `losses_of(step, count)`, the losses of that many samples, lets an out-of-memory error say what fits. A task that
+    runs its backward passes itself returns a loss without gradient.
+    """
 
     @property
     def model(self) -> nn.Module: ...
@@ -71,6 +104,7 @@ class Weights:
     """
 
     def __init__(self, model: nn.Module, dtype: str):
+        """dtype: "bfloat16" makes masters; "float32" none (FSDP casts what it gathers and keeps float32 itself)."""
         self.model = model
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.masters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
@@ -107,32 +141,49 @@ class Weights:
 
     def state(self) -> dict[str, Tensor]:
         """Trained values in float32, and buffers."""
+        return full_tensors(self._own())
+
+    def _own(self) -> dict[str, Tensor]:
         named = dict(zip(self.names, self.masters, strict=True))
         return {name: value.detach() for name, value in [*named.items(), *self.model.named_buffers()]}
 
     def load(self, state: dict[str, Tensor]) -> bool:
         """Put a `state` back; False, and nothing changed, when it is another model's."""
-        own = self.state()
+        own = self._own()
         if state.keys() != own.keys() or any(state[name].shape != own[name].shape for name in own):
             return False
         for name, value in own.items():
-            value.copy_(state[name])
+            value.copy_(sharded_like(state[name], value))
         self.give_values()
         return True
 
 
-def make_optimizer(weights: Sequence[Tensor], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW without weight decay on 1-D parameters (norms, biases) and scalars."""
-    groups = [
-        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
+def make_optimizer(
+    weights: Sequence[Tensor], config: OptimConfig, scales: Sequence[float] | None = None
+) -> torch.optim.AdamW:
+    """AdamW without weight decay on 1-D parameters (norms, biases) and scalars.
+
+    scales: what each weight's learning rate is multiplied by, 1 when not given; a group carries its own as "scale".
+    """
+    groups: dict[tuple[float, bool, type], list[Tensor]] = {}
+    for weight, scale in zip(weights, scales or [1.0] * len(weights), strict=True):
+        kind = type(weight.detach())  # sharded and whole weights cannot share a group
+        groups.setdefault((scale, weight.ndim >= 2, kind), []).append(weight)
+    described = [
+        {"params": some, "weight_decay": config.weight_decay * decays, "scale": scale}
+        for (scale, decays, _), some in groups.items()
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    return torch.optim.AdamW(described, lr=config.lr, betas=config.betas, fused=True)
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Make everything torch draws in this step a function of (seed, step)."""
-    torch.manual_seed((seed << 32) + step)
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Make everything torch draws in this step a function of (seed, step), unlike in each process (dropout)."""
+    torch.manual_seed((((rank << 16) + seed) << 32) + step)
+
+
+def shared_draws(seed: int, step: int) -> torch.Generator:
+    """Draws of a step that all processes make alike: which samples, which negatives."""
+    return torch.Generator().manual_seed((1 << 62) + (seed << 32) + step)
 
 
 def train(
@@ -140,103 +191,174 @@ def train(
 ) -> list[dict[str, float]]:
     """Train `task.model` in place and return the log, one row every `log_every` steps.
 
-    folder: receives `log.jsonl` and `checkpoint.pt` (weights, optimizer, step); when a checkpoint is there the
-    run goes on from it. say: called with a progress line. Raises TrainingError when the checkpoint was made with
-    other settings (naming them) or a loss is not a number (naming the step); the last checkpoint stays good.
-    KeyboardInterrupt saves a checkpoint first.
+    folder: receives `log.jsonl` and `checkpoint.pt` (weights, optimizer, step); when a checkpoint is there the run goes
+    on from it. say: called with a progress line. Raises TrainingError
+    when the checkpoint was made with other settings (naming them), a loss is not a number (naming the step; the last
+    checkpoint stays good), or memory runs out (naming the largest batch that fitted). Ctrl-C ends the step and saves a
+    checkpoint before KeyboardInterrupt is raised.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = Weights(task.model, config.dtype)
-    optimizer = make_optimizer(weights.masters, config)
-    first = _resume(folder, weights, optimizer, config)
-    rows: list[dict[str, float]] = []
-    started = saved = time.monotonic()
-    sums: dict[str, Tensor] = {}
-    step = first
-    try:
-        while step < config.steps:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
-            # --- a single training step -------------------------------------------------------------
-            seed_step(config.seed, step)
-            losses = task.losses(step)
-            optimizer.zero_grad(set_to_none=True)
-            losses["loss"].backward()
-            weights.take_gradients()
-            if config.clip:
-                nn.utils.clip_grad_norm_(weights.masters, config.clip)
-            optimizer.step()
-            weights.give_values()
-            # ----------------------------------------------------------------------------------------
-            step += 1
-            for name, value in losses.items():
-                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
-            if step % config.log_every == 0 or step == config.steps:
-                count = min((step - 1) % config.log_every + 1, step - first)  # fewer right after a resume
-                rows.append(_log(folder, step, first, count, sums, config, time.monotonic() - started, say))
-                sums = {}
-            if time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                _save(folder, weights, optimizer, config, step)
-                saved = time.monotonic()
-    except KeyboardInterrupt:
-        _save(folder, weights, optimizer, config, step)
-        raise
-    _save(folder, weights, optimizer, config, step)
+    here = world()
+    if here.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    weights = _spread(task, config, here)
+    optimizer = make_optimizer(
+        weights.masters, config, learning_rate_scales(weights.names, config.layer_decay)
+    )
+    settings = getattr(task, "settings", {})
+    first = step = _resume(folder, weights, optimizer, config, settings)
+    progress = Progress(folder, config, first, say, weights.masters[0].device)
+    saved = time.monotonic()
+
+    def save() -> None:
+        _save(folder, weights, optimizer, config, settings, step)
+
+    with StopSignal() as stop:
+        try:
+            while step < config.steps:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, config) * group["scale"]
+                # --- a single training step ---------------------------------------------------------
+                seed_step(config.seed, step, here.rank)
+                optimizer.zero_grad(set_to_none=True)
+                with progress.counted(step):
+                    losses = task.losses(step)
+                    if losses["loss"].requires_grad:  # else the task has run its backward passes itself
+                        losses["loss"].backward()
+                weights.take_gradients()
+                if config.clip:
+                    clip_gradients(weights.masters, config.clip)
+                optimizer.step()
+                weights.give_values()
+                # ------------------------------------------------------------------------------------
+                step += 1
+                progress.add(losses)
+                if step % config.log_every == 0 or step == config.steps:
+                    progress.log(step)
+                if here.size > 1 and step % ASKED_EVERY:
+                    continue
+                late = here.rank == 0 and time.monotonic() - saved > 60 * config.checkpoint_minutes
+                stopping, saving = any_process((stop.asked, late), weights.masters[0].device)
+                if stopping:
+                    raise KeyboardInterrupt
+                if saving:
+                    progress.check(step)
+                    save()
+                    saved = time.monotonic()
+        except StopNow:
+            raise
+        except KeyboardInterrupt:
+            progress.check(step)
+            save()
+            raise
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            message = str(error).splitlines()[
+                0
+            ]  # and let go of the step's tensors, which its traceback holds
+        else:
+            message = ""
+    if message:
+        raise TrainingError(_what_fits(task, config, step, here, message))
+    save()
     weights.raise_again()
-    return rows
+    progress.close()
+    return progress.rows
 
 
-def _log(
-    folder: Path, step: int, first: int, count: int, sums: dict[str, Tensor], config: OptimConfig,
-    seconds: float, say: Callable[[str], None],
-) -> dict[str, float]:  # fmt: skip
-    row = {"step": step} | {name: float(value) / count for name, value in sums.items()}
-    if not math.isfinite(row["loss"]):
-        raise TrainingError(
-            f"The loss is {row['loss']} between steps {step - count + 1} and {step}; lower the learning rate "
-            f"({config.lr}) and start again from {folder / 'checkpoint.pt'}."
-        )
-    rate = (step - first) * config.batch / max(seconds, 1e-9)
-    left = (config.steps - step) * config.batch / rate
-    row |= {"lr": learning_rate(step - 1, config), "samples_per_second": rate}
-    with open(folder / "log.jsonl", "a") as log:
-        log.write(json.dumps(row) + "\n")
-    losses = "  ".join(f"{name} {row[name]:.4f}" for name in sums)
-    say(f"step {step}/{config.steps}  {losses}  {rate:.0f} samples/s  {left / 60:.1f} min left")
-    return row
+def _spread(task: Task, config: OptimConfig, here: World) -> Weights:
+    """The weights to train, and the task's network spread over the processes."""
+    if here.size == 1:
+        return Weights(task.model, config.dtype)
+    through: nn.Module | None = getattr(task, "through", None)
+    if through is None:
+        raise TrainingError(f"{type(task).__name__} trains in one process; start it without torchrun.")
+    if config.parallel == "fsdp":
+        task.through = sharded(through, config.dtype)  # type: ignore[attr-defined]
+        return Weights(task.model, "float32")
+    if config.parallel != "ddp":
+        raise TrainingError(f"parallel is {config.parallel!r}; it must be ddp or fsdp.")
+    weights = Weights(task.model, config.dtype)
+    some_unused = getattr(task, "some_unused", False)
+    task.through = replicated(through, some_unused=some_unused)  # type: ignore[attr-defined]
+    return weights
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _what_fits(task: Task, config: OptimConfig, step: int, here: World, message: str) -> str:
+    """Halve the batch until a step's forward and backward pass fit. Several processes do not try: they would wait
+    for each other."""
+    said = f"Out of memory at step {step + 1} with a batch of {config.batch}"
+    losses_of = getattr(task, "losses_of", None)
+    count = config.batch // 2
+    while losses_of is not None and here.size == 1 and count >= 2:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            task.model.zero_grad(set_to_none=True)
+            losses_of(step, count)["loss"].backward()
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+        else:
+            return f"{said}; the largest that fitted is {count}: set optim.batch or chunk to it ({message})."
+        count //= 2
+    return f"{said}; use a smaller one, chunks (cached embeddings), or more processes ({message})."
 
 
 def _save(
-    folder: Path, weights: Weights, optimizer: torch.optim.Optimizer, config: OptimConfig, step: int
-) -> None:
-    """Replace the checkpoint atomically: a kill leaves the old one or the new one."""
+    folder: Path, weights: Weights, optimizer: torch.optim.Optimizer, config: OptimConfig,
+    settings: Mapping[str, Any], step: int,
+) -> None:  # fmt: skip
+    """Replace the checkpoint atomically: a kill leaves the old one or the new one. All processes take part."""
     state = {
         "model": weights.state(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": full_tensors(optimizer.state_dict()),
         "step": step,
         "config": asdict(config),
+        "settings": dict(settings),
     }
-    torch.save(state, folder / "checkpoint.tmp")
-    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+    if world().rank == 0:
+        torch.save(state, folder / "checkpoint.tmp")
+        os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
 
 
-def _resume(folder: Path, weights: Weights, optimizer: torch.optim.Optimizer, config: OptimConfig) -> int:
+def _resume(
+    folder: Path, weights: Weights, optimizer: torch.optim.Optimizer, config: OptimConfig,
+    settings: Mapping[str, Any],
+) -> int:  # fmt: skip
     path = folder / "checkpoint.pt"
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
-    ours = asdict(config)
-    free = {"checkpoint_minutes", "log_every"}
-    other = [
-        f"{name}: {state['config'].get(name)!r} then, {value!r} now"
-        for name, value in ours.items()
-        if name not in free and state["config"].get(name) != value
-    ]
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        then, step = state["config"], int(state["step"])
+    except Exception as error:  # torch raises whatever its readers raise
+        raise TrainingError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start again, or use "
+            "another folder."
+        ) from error
+    defaults = {f.name: f.default for f in fields(OptimConfig)}  # of settings newer than the checkpoint
+    pairs = {
+        name: (then.get(name, defaults[name]), value)
+        for name, value in asdict(config).items()
+        if name not in FREE
+    }
+    old = state.get("settings", settings)
+    pairs |= {name: (old.get(name), settings.get(name)) for name in {**old, **settings}}
+    other = [f"{name}: {was!r} then, {is_!r} now" for name, (was, is_) in pairs.items() if was != is_]
     if other:
         raise TrainingError(
-            f"{path} was made with other settings ({'; '.join(other)}); use them, or another --output folder."
+            f"{path} was made with other settings ({'; '.join(other)}); use them, or another folder for the run."
         )
     if not weights.load(state["model"]):
-        raise TrainingError(f"{path} holds another model; use another --output folder.")
+        raise TrainingError(f"{path} holds another model; use another folder for the run.")
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, moments in state["optimizer"]["state"].items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name] = sharded_like(moments[name], trained[number])
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    return step

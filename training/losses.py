@@ -66,12 +66,20 @@ def itc_loss(
     return (losses[0] + losses[1]) / 2
 
 
-def draw_negatives(scores_BN: Tensor, positives_BN: Tensor) -> Tensor:
+def draw_negatives(scores_BN: Tensor, positives_BN: Tensor, draws_B: Tensor | None = None) -> Tensor:
     """One hard negative a row, drawn from the softmax of the scores with the positives left out -> (B,) int64.
 
-    A row without any negative (every pair shows the same photo) draws uniformly from all.
+    A row without any negative (every pair shows the same photo) draws uniformly from all. draws: uniform numbers in
+    [0, 1), one a row, that decide; fresh ones when not given.
     """
-    return torch.multinomial(negative_weights(scores_BN, positives_BN), 1)[:, 0]
+    sums_BN = negative_weights(scores_BN, positives_BN).double().cumsum(dim=1)
+    if draws_B is None:
+        draws_B = torch.rand(len(sums_BN), device=sums_BN.device)
+    # The first whose cumulative weight is above the draw: never one of weight 0. The last sum is 1 but for rounding.
+    wanted_B1 = (draws_B.to(sums_BN).unsqueeze(1) * sums_BN[:, -1:]).clamp(max=sums_BN[:, -1:] * (1 - 1e-12))
+    return torch.searchsorted(sums_BN, wanted_B1, right=True)[:, 0].clamp(
+        max=sums_BN.shape[1] - 1
+    )  # NaN: past it
 
 
 def negative_weights(scores_BN: Tensor, positives_BN: Tensor) -> Tensor:
@@ -87,20 +95,22 @@ def itm_loss(logits_M2: Tensor, num_matching: int) -> Tensor:
 
 
 def match_distillation_loss(
-    logits_M2: Tensor, similarities: Similarities, photo_for_text_B: Tensor, text_for_photo_B: Tensor
-) -> Tensor:
+    logits_M2: Tensor, similarities: Similarities, photo_for_text_B: Tensor, text_for_photo_B: Tensor,
+    offset: int = 0,
+) -> Tensor:  # fmt: skip
     """ITM learns ITC's order: over each pair and its two negatives, cross-entropy from the softmax of ITC's scores to
     that of ITM's margins (match less no match).
 
     Not in BLIP-2. A small Q-Former that starts from nothing stays at chance with `itm_loss` alone for hundreds of
     steps; an order to imitate says more than yes or no. logits: (3B, 2), the pairs, each text with its wrong photo,
-    each photo with its wrong text, all of this process. Gradients reach ITM alone.
+    each photo with its wrong text, all of this process, whose first pair is number `offset` of all. Gradients reach ITM
+    alone.
     """
     batch = len(photo_for_text_B)
     own = torch.arange(batch, device=logits_M2.device)
     to_text, to_photo = similarities.photo_to_text.detach(), similarities.text_to_photo.detach()
     scores_B3 = torch.stack(
-        [to_text[own, own], to_photo[own, photo_for_text_B], to_text[own, text_for_photo_B]], dim=1
+        [to_text[own, own + offset], to_photo[own, photo_for_text_B], to_text[own, text_for_photo_B]], dim=1
     )
     margins_B3 = (logits_M2[:, 1] - logits_M2[:, 0]).float().view(3, batch).T
     return F.cross_entropy(margins_B3, scores_B3.softmax(dim=1))

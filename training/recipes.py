@@ -1,8 +1,12 @@
 """Recipes: functions that return one full, typed config each. The command is `qseek train <what> --recipe <name>`."""
 
+from collections.abc import Callable
+
 from engine.blip2.config import mini
+from training import recipes_blip2
 from training.distill import DistillConfig, Phase
 from training.loop import OptimConfig
+from training.pretrain import PretrainConfig
 from training.stage1 import Stage1Config
 from training.stage2 import Stage2Config
 from training.text import TextConfig
@@ -80,5 +84,9 @@ def mini_stage2() -> Stage2Config:
 
 DISTILL = {"mini-encoder": mini_encoder, "mini-encoder-whole": mini_encoder_whole}
 TEXT = {"mini-text": mini_text}
-STAGE1 = {"mini": mini_stage1}
+STAGE1: dict[str, Callable[[], Stage1Config | PretrainConfig]] = {
+    "mini": mini_stage1,
+    **recipes_blip2.STAGE1,
+}
+RETRIEVAL = recipes_blip2.RETRIEVAL
 STAGE2 = {"mini-stage2": mini_stage2}

@@ -1,13 +1,13 @@
-"""Stage 1: ITC + ITM + ITG over a frozen image encoder (BLIP-2, section 3.2).
+"""Stage 1 on a small set: ITC + ITM + ITG over patches that the frozen encoder made once (BLIP-2, section 3.2).
 
-Every pass of a batch reads the same photos, so their cross-attention keys and values are made once.
-Shapes: B pairs, P patches, V vision width, Q queries, T tokens, E embedding.
+Sets that do not fit into memory, and encoders that are trained on: `pretrain.py`.
+Shapes: B pairs of this process, N of all, P patches, V vision width, W views.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,128 +21,20 @@ from torch import Tensor
 from engine.blip2.captioner import Captioner
 from engine.blip2.checkpoint import fast_dtype, load_net, save_checkpoint
 from engine.blip2.config import Blip2Config
-from engine.blip2.layers import KeysValues
 from engine.blip2.preprocess import TextTokenizer, to_pixels
-from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever
 from engine.blip2.vision import folded
-from engine.errors import DataError, TrainingError
-from training.data import CaptionedPicture, find_shards, load_pictures, read_shards
+from engine.errors import DataError
+from training.data import CaptionedPicture, data_digest, find_shards, load_pictures, read_shards
 from training.distill import ENCODER
-from training.loop import OptimConfig, train
-from training.losses import (
-    Similarities,
-    draw_negatives,
-    itc_loss,
-    itc_similarities,
-    itg_loss,
-    itm_loss,
-    match_distillation_loss,
-)
+from training.distributed import Through, joined, world
+from training.loop import OptimConfig, shared_draws, train
+from training.losses import match_distillation_loss
+from training.objectives import itc_alone, stage1_losses
+from training.settings import flat_settings
 from training.text import TEXT_HALF, TOKENIZER, text_half
 
-LENGTH_GROUPS = 4
-
-Negatives = tuple[Tensor, Tensor]
-"""For each text the number of a photo that does not fit, for each photo that of such a text; (B,) int64 each."""
-
-
-@dataclass(frozen=True)
-class Stage1Losses:
-    """The three losses (equal weights in BLIP-2) and what they were made from."""
-
-    itc: Tensor
-    itm: Tensor
-    itg: Tensor
-    match_logits: Tensor
-    negatives: Negatives
-    similarities: Similarities
-
-    @property
-    def total(self) -> Tensor:
-        return self.itc + self.itm + self.itg
-
-
-def stage1_losses(
-    model: Retriever, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, *, dec_id: int,
-    image_ids: Tensor | None = None, negatives: Negatives | None = None, label_smoothing: float = 0.1,
-    queries: Tensor | None = None,
-) -> Stage1Losses:  # fmt: skip
-    """All three losses of a batch of matching pairs.
-
-    patches: after `vision_norm`. ids, mask: [CLS] ... [SEP], padded. dec_id: takes the place of [CLS] for ITG.
-    image_ids (B,): pairs with equal ids show the same photo (soft targets, never each other's negatives).
-    negatives: forced ones, for tests; drawn when not given. queries: numbers of those that take part, all when not
-    given. Raises TrainingError for a batch of one photo.
-    """
-    batch = len(ids_BT)
-    if batch < 2:
-        raise TrainingError(f"A batch of {batch} pair has no negatives; use at least 2.")
-    keys = model.photo_keys(patches_BPV)
-    hidden, past = model.qformer.read_photos(keys, queries)
-    similarities = _similarities(model, hidden, ids_BT, mask_BT)
-    own = torch.eye(batch, dtype=torch.bool, device=ids_BT.device)
-    same = own if image_ids is None else image_ids[:, None] == image_ids[None, :]
-    itc = itc_loss(
-        similarities, label_smoothing=label_smoothing, same_photo_BN=None if image_ids is None else same
-    )
-    if negatives is None:
-        negatives = (
-            draw_negatives(similarities.text_to_photo, same),
-            draw_negatives(similarities.photo_to_text, same),
-        )
-    logits = _match_with_negatives(model, keys, ids_BT, mask_BT, negatives, queries)
-    itg = _caption_loss(model, past, ids_BT, mask_BT, dec_id, label_smoothing)
-    return Stage1Losses(itc, itm_loss(logits, batch), itg, logits, negatives, similarities)
-
-
-def itc_alone(
-    model: Retriever, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, *, label_smoothing: float = 0.1,
-    queries: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """The contrastive loss of `stage1_losses` without the passes of the other two."""
-    hidden, _ = model.qformer.read_photos(model.photo_keys(patches_BPV), queries)
-    return itc_loss(_similarities(model, hidden, ids_BT, mask_BT), label_smoothing=label_smoothing)
-
-
-def _similarities(model: Retriever, hidden_BQD: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Similarities:
-    photos, texts = model.project_photos(hidden_BQD), model.encode_texts(ids_BT, mask_BT)
-    return itc_similarities(photos, texts, photos, texts, model.temperature)
-
-
-def _match_with_negatives(
-    model: Retriever, keys: PhotoKeys, ids_BT: Tensor, mask_BT: Tensor, negatives: Negatives,
-    queries: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Match logits (3B, 2): the pairs, each text with a wrong photo, each photo with a wrong text.
-
-    Pairs go in groups of like length: half of a batch padded to its longest text is padding.
-    """
-    photo_for_text, text_for_photo = negatives
-    own = torch.arange(len(ids_BT), device=ids_BT.device)
-    photos = torch.cat([own, photo_for_text, own])
-    texts = torch.cat([own, own, text_for_photo])
-    lengths = mask_BT.sum(1)[texts]
-    by_length = lengths.argsort()
-    logits = []
-    for some in by_length.chunk(LENGTH_GROUPS):
-        longest = int(lengths[some[-1]])
-        pairs = [(k[photos[some]], v[photos[some]]) for k, v in keys]
-        ids, mask = ids_BT[texts[some], :longest], mask_BT[texts[some], :longest]
-        logits.append(model.match(pairs, ids, mask, queries))
-    return torch.cat(logits)[by_length.argsort()]
-
-
-def _caption_loss(
-    model: Retriever, past: Sequence[KeysValues], ids_BT: Tensor, mask_BT: Tensor, dec_id: int,
-    label_smoothing: float,
-) -> Tensor:  # fmt: skip
-    """Every token predicts the next one; the vocabulary is scored for those alone that have one."""
-    read_BT = torch.cat([torch.full_like(ids_BT[:, :1], dec_id), ids_BT[:, 1:]], dim=1)
-    hidden_BTD = model.qformer.write_texts(past, read_BT, mask_BT)
-    followed_BT = mask_BT[:, 1:]
-    logits = model.caption_head(hidden_BTD[:, :-1][followed_BT], model.qformer.words)
-    return itg_loss(logits, read_BT[:, 1:][followed_BT], label_smoothing)
+__all__ = ["ItcTask", "Stage1Config", "Stage1Task", "encode_views", "run_stage1", "stage1_losses"]
 
 
 @dataclass(frozen=True)
@@ -173,6 +65,10 @@ class Stage1Config:
     start: str | None = None
 
 
+FREE = {"optim", "itc_optim", "pictures", "encoder", "text", "start"}
+"""Of `Stage1Config`: what is compared elsewhere, or only gives the start."""
+
+
 class Stage1Task:
     """Stage 1 on patches that the frozen encoder made once, a batch of one caption of each of B pictures."""
 
@@ -189,47 +85,57 @@ class Stage1Task:
         net.vision.requires_grad_(False)
         self.model = net.train()
         net.vision.eval()
+        self.through = Through(net)
+        learned = {name: value for name, value in asdict(config).items() if name not in FREE}
+        self.settings = flat_settings(learned) | {"data": data_digest(samples)}
         self.steps_an_epoch = len(samples) // self.optim.batch
         if not self.steps_an_epoch:
             raise DataError(f"{len(samples)} pictures are fewer than a batch of {self.optim.batch}.")
 
     def losses(self, step: int) -> dict[str, Tensor]:
+        return self.losses_of(step, self.optim.batch)
+
+    def losses_of(self, step: int, count: int) -> dict[str, Tensor]:
+        """Of the first `count` pairs of the joined batch, for which everything is drawn: any number of processes
+        trains on the same."""
+        here, draws = world(), shared_draws(self.optim.seed, step)
         device = self.net.temperature.device
-        chosen = self._pictures_of(step)
-        views = torch.randint(self.patches.shape[1], (len(chosen),))
-        captions = []
-        for number in chosen.tolist():
-            texts = self.samples[number].captions
-            captions.append(texts[int(torch.randint(len(texts), ()))])
-        ids, mask, _ = self.tokenizer(captions)
-        patches = self._some_patches(
-            self.patches[chosen, views].to(device, self.net.vision_norm.weight.dtype)
-        )
-        patches = self.net.vision_norm(patches)
-        return self._losses(patches, ids.to(device), mask.to(device), self._some_queries().to(device))
+        chosen = self._pictures_of(step)[:count]
+        views = torch.randint(self.patches.shape[1], (len(chosen),), generator=draws)
+        captions = torch.rand(len(chosen), generator=draws)
+        mine = here.share(chosen)
+        texts = [self.samples[number].captions for number in mine.tolist()]
+        own = [t[int(c * len(t))] for t, c in zip(texts, here.share(captions).tolist(), strict=True)]
+        ids, mask, _ = self.tokenizer(own)
+        patches = self._some_patches(self.patches[mine, here.share(views)].to(device), draws)
+        queries = self._some_queries(draws).to(device)
+        draws_2N = torch.rand(2, len(chosen), generator=draws)
+        return self.through(self._losses, patches, ids.to(device), mask.to(device), queries, draws_2N)
 
     def _losses(
-        self, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, queries: Tensor
-    ) -> dict[str, Tensor]:
+        self, net: Retriever, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, queries: Tensor,
+        draws_2N: Tensor,
+    ) -> dict[str, Tensor]:  # fmt: skip
         losses = stage1_losses(
-            self.net, patches_BPV, ids_BT, mask_BT,
+            net, net.vision_norm(patches_BPV.to(net.vision_norm.weight.dtype)), ids_BT, mask_BT,
             dec_id=self.tokenizer.dec_id, label_smoothing=self.config.label_smoothing, queries=queries,
+            draws_2N=draws_2N,
         )  # fmt: skip
         parts = {"itc": losses.itc, "itm": losses.itm, "itg": losses.itg}
         if not self.config.match_distillation:
             return {"loss": losses.total, **parts}
         parts["distilled"] = match_distillation_loss(
-            losses.match_logits, losses.similarities, *losses.negatives
+            losses.match_logits, losses.similarities, *losses.negatives, world().rank * len(ids_BT)
         )
         return {"loss": losses.total + self.config.match_distillation * parts["distilled"], **parts}
 
-    def _some_patches(self, patches_BPV: Tensor) -> Tensor:
+    def _some_patches(self, patches_BPV: Tensor, draws: torch.Generator) -> Tensor:
         """A random `patch_share` of the patches, the same for the batch: less to read, harder to learn by heart."""
-        return patches_BPV[:, _drawn(patches_BPV.shape[1], self.config.patch_share)]
+        return patches_BPV[:, _drawn(patches_BPV.shape[1], self.config.patch_share, draws)]
 
-    def _some_queries(self) -> Tensor:
+    def _some_queries(self, draws: torch.Generator) -> Tensor:
         """A random `query_share` of the queries, likewise: ITM's rows are mostly theirs."""
-        return _drawn(self.net.config.qformer.num_queries, self.config.query_share).sort().values
+        return _drawn(self.net.config.qformer.num_queries, self.config.query_share, draws).sort().values
 
     def _pictures_of(self, step: int) -> Tensor:
         """Every picture once an epoch, in an order that depends on (seed, epoch)."""
@@ -243,26 +149,23 @@ def batch_of(step: int, num_samples: int, optim: OptimConfig) -> Tensor:
     return order[number * optim.batch : (number + 1) * optim.batch]
 
 
-def _drawn(count: int, share: float) -> Tensor:
+def _drawn(count: int, share: float, draws: torch.Generator) -> Tensor:
     """A random share of the numbers below count, one at least."""
-    return torch.randperm(count)[: max(1, round(share * count))]
+    return torch.randperm(count, generator=draws)[: max(1, round(share * count))]
 
 
 class ItcTask(Stage1Task):
     """The same with the contrastive loss alone, a fifth of the work: it brings the two sides together first."""
 
+    some_unused = True
+
     def _losses(
-        self, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, queries: Tensor
-    ) -> dict[str, Tensor]:
-        loss = itc_alone(
-            self.net,
-            patches_BPV,
-            ids_BT,
-            mask_BT,
-            label_smoothing=self.config.label_smoothing,
-            queries=queries,
-        )
-        return {"loss": loss}
+        self, net: Retriever, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, queries: Tensor,
+        draws_2N: Tensor,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        patches = net.vision_norm(patches_BPV.to(net.vision_norm.weight.dtype))
+        smoothing = self.config.label_smoothing
+        return {"loss": itc_alone(net, patches, ids_BT, mask_BT, label_smoothing=smoothing, queries=queries)}
 
 
 class Views(Protocol):
@@ -320,18 +223,21 @@ def run_stage1(
     data: holds the shards. runs: holds the folders `config.encoder` (its encoder.safetensors) and `config.text`
     (its tokenizer and text half). Raises DataError naming what is missing.
     """
-    net, tokenizer = _start(config, runs)
-    net.to("cuda" if torch.cuda.is_available() else "cpu")
-    samples = list(read_shards(find_shards(config.pictures, data)))
-    pictures, samples, failures = load_pictures(samples, config.model.vision.image_size)
-    say(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
-    patches = encode_views(net, pictures, config)
-    parts = net, tokenizer, patches, samples, config
-    if config.itc_optim is not None:
-        train(ItcTask(*parts, config.itc_optim), config.itc_optim, output / "itc", say=say)
-    train(Stage1Task(*parts), config.optim, output / "all", say=say)
-    save_checkpoint(output / "model", net, tokenizer.tokenizer, dtype=torch.float16)
-    say(f"wrote {output / 'model'}")
+    with joined() as (here, device):
+        net, tokenizer = _start(config, runs)
+        net.to(device)
+        samples = list(read_shards(find_shards(config.pictures, data)))
+        pictures, samples, failures = load_pictures(samples, config.model.vision.image_size)
+        tell = say if here.rank == 0 else (lambda line: None)
+        tell(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
+        patches = encode_views(net, pictures, config)
+        parts = net, tokenizer, patches, samples, config
+        if config.itc_optim is not None:
+            train(ItcTask(*parts, config.itc_optim), config.itc_optim, output / "itc", say=say)
+        train(Stage1Task(*parts), config.optim, output / "all", say=say)
+        if here.rank == 0:
+            save_checkpoint(output / "model", net, tokenizer.tokenizer, dtype=torch.float16)
+            say(f"wrote {output / 'model'}")
 
 
 def _start(config: Stage1Config, runs: Path) -> tuple[Retriever, TextTokenizer]:

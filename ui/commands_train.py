@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,7 +16,7 @@ folder_option = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["distill", "text", "stage1", "stage2"]))
+@click.argument("what", type=click.Choice(["distill", "text", "stage1", "stage2", "retrieval"]))
 @click.option("--recipe", help="Its name; without one, the recipes are listed.")
 @click.option("--data", type=folder_option, help="Folder of the recipe's shards and caption tables.")
 @click.option("--teacher", type=folder_option, help="Folder of the teacher's weights (distill).")
@@ -23,22 +25,23 @@ folder_option = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("--phase", help="One phase of a distillation alone.")
 @click.option("--language", type=folder_option, help="Folder of the frozen language model (stage2).")
+@click.option(
+    "--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting: train.batch=64."
+)
+@click.option("--dry-run", is_flag=True, help="Parameters, steps and memory; trains nothing.")
 def train(
-    what: str,
-    recipe: str | None,
-    data: Path | None,
-    teacher: Path | None,
-    runs: Path,
-    phase: str | None,
-    language: Path | None,
-) -> None:
-    """Train a part of a model by a recipe; started again, it goes on from its last checkpoint.
+    what: str, recipe: str | None, data: Path | None, teacher: Path | None, runs: Path, phase: str | None,
+    language: Path | None, changes: tuple[str, ...], dry_run: bool,
+) -> None:  # fmt: skip
+    """Train a part of a model by a recipe; started again, it goes on from its last checkpoint. Under torchrun,
+    `torchrun --nproc-per-node 8 -m ui.cli train ...`, stage1 and retrieval share each batch.
 
     \b
     distill   an image encoder from a pretrained one     -> RUNS/RECIPE/encoder.safetensors
     text      a tokenizer and the text half, from captions -> RUNS/RECIPE/text.safetensors
     stage1    the Q-Former: ITC + ITM + ITG               -> RUNS/RECIPE/model
     stage2    captions by a frozen language model         -> RUNS/RECIPE/model
+    retrieval stage 1 trained on, encoder too             -> RUNS/RECIPE/model
     """
     from training import recipes
 
@@ -47,6 +50,7 @@ def train(
         "text": recipes.TEXT,
         "stage1": recipes.STAGE1,
         "stage2": recipes.STAGE2,
+        "retrieval": recipes.RETRIEVAL,
     }
     known = all_recipes[what]
     if recipe is None:
@@ -54,42 +58,63 @@ def train(
         return
     if recipe not in known:
         raise DataError(f"There is no {what} recipe {recipe!r}; there are: {', '.join(known)}.")
+    from training.settings import with_settings
+
+    config = with_settings(known[recipe](), changes)
+    if dry_run:
+        write("".join(f"{line}\n" for line in _plan(config)))
+        return
     if data is None or not data.is_dir():
         raise DataError(f"The recipe's data folder {data or ''} is not there; give it with --data.")
     try:
-        _train(what, recipe, data, teacher, runs, phase, language)
+        _train(config, data, teacher, runs, runs / recipe, phase, language)
     except KeyboardInterrupt:
         say(f"Stopped; the same command goes on from the checkpoint in {runs / recipe}.")
         click.get_current_context().exit(STOPPED)
 
 
 def _train(
-    what: str,
-    recipe: str,
-    data: Path,
-    teacher: Path | None,
-    runs: Path,
-    phase: str | None,
+    config: Any, data: Path, teacher: Path | None, runs: Path, output: Path, phase: str | None,
     language: Path | None,
-) -> None:
-    from training import recipes
-    from training.distill import run_distill
+) -> None:  # fmt: skip
+    from training.distill import DistillConfig, run_distill
+    from training.pretrain import PretrainConfig, run_pretrain
     from training.stage1 import run_stage1
-    from training.stage2 import run_stage2
-    from training.text import run_text
+    from training.stage2 import Stage2Config, run_stage2
+    from training.text import TextConfig, run_text
 
-    output = runs / recipe
-    if what == "distill":
+    if isinstance(config, DistillConfig):
         if teacher is None:
             raise DataError("A distillation needs --teacher: the folder of the teacher's weights.")
-        run_distill(recipes.DISTILL[recipe](), data, teacher, output, only=phase, say=say)
-    elif what == "text":
-        run_text(recipes.TEXT[recipe](), data, output, say=say)
-    elif what == "stage2":
+        run_distill(config, data, teacher, output, only=phase, say=say)
+    elif isinstance(config, TextConfig):
+        run_text(config, data, output, say=say)
+    elif isinstance(config, Stage2Config):
         if language is None:
             raise DataError(
                 "Stage 2 needs --language: a transformers folder of a language model, with its tokenizer."
             )
-        run_stage2(recipes.STAGE2[recipe](), data, runs, language, output, say=say)
+        run_stage2(config, data, runs, language, output, say=say)
+    elif isinstance(config, PretrainConfig):
+        run_pretrain(config, data, runs, output, say=say)
     else:
-        run_stage1(recipes.STAGE1[recipe](), data, runs, output, say=say)
+        run_stage1(config, data, runs, output, say=say)
+
+
+def _plan(config: Any) -> Iterator[str]:
+    """The lines of a dry run. Under torchrun's WORLD_SIZE, of one of so many processes."""
+    from training.plan import describe_plan
+    from training.pretrain import PretrainConfig, check
+
+    if not hasattr(config, "model"):
+        raise DataError("--dry-run describes stage1, retrieval and text recipes alone.")
+    options: dict[str, Any] = {}
+    if isinstance(config, PretrainConfig):
+        check(config)
+        options = {
+            "train_encoder": config.train_encoder,
+            "recompute": config.recompute_encoder,
+            "chunk": config.chunk,
+        }
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    return describe_plan(config.model, config.optim, processes=processes, **options)

@@ -1,0 +1,136 @@
+"""The Q-Former starts as BERT: against transformers' BertModel with random weights, in every layout of a folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import SPECIAL, tiny_config, tiny_tokenizer
+from transformers import BertConfig, BertForMaskedLM, BertModel
+
+from engine.blip2.config import Blip2Config, QFormerConfig
+from engine.blip2.retriever import Retriever
+from engine.errors import DataError
+from training.bert import Bert, read_bert, start_from_bert
+
+LIKE = QFormerConfig(num_queries=5, cross_attention_every=2, dropout=0.0)
+
+
+def bert_folder(folder: Path, kind: Any = BertForMaskedLM, *, pickled: bool = False, **changes: Any) -> Any:
+    """A small BERT with strong random weights, as `save_pretrained` writes it, and its vocab.txt."""
+    pieces = sorted(tiny_tokenizer().get_vocab().items(), key=lambda item: item[1])
+    words = [piece for piece, _ in pieces if piece != SPECIAL[-1]]  # [DEC] is ours
+    sizes = {
+        "vocab_size": len(words), "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 40, "max_position_embeddings": 16,
+    }  # fmt: skip
+    torch.manual_seed(1)
+    model = kind(BertConfig(**sizes | changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + (1.0 if parameter.ndim == 1 else 0.0))
+    folder.mkdir(exist_ok=True)
+    model.save_pretrained(folder)
+    if pickled:
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return model
+
+
+def started(folder: Path) -> tuple[Retriever, Bert]:
+    bert = read_bert(folder, LIKE)
+    tiny = tiny_config()
+    net = Retriever(Blip2Config(tiny.vision, bert.shape, embed_dim=16, max_tokens=12)).eval()
+    start_from_bert(net, bert)
+    return net, bert
+
+
+@pytest.mark.parametrize(
+    ("kind", "pickled"), [(BertForMaskedLM, False), (BertModel, False), (BertModel, True)]
+)
+def test_reads_texts_as_transformers_bert(tmp_path: Path, kind: Any, pickled: bool) -> None:
+    theirs = bert_folder(tmp_path, kind, pickled=pickled)
+    net, bert = started(tmp_path)
+    ids = torch.tensor([[2, 5, 9, 11, 3], [2, 30, 3, 0, 0]])
+    mask = ids != 0
+    with torch.no_grad():
+        want = getattr(theirs, "bert", theirs)(ids, attention_mask=mask.long()).last_hidden_state
+        got = net.qformer.read_texts(ids, mask)
+    torch.testing.assert_close(got[mask], want[mask], atol=2e-5, rtol=0)
+    assert want[mask].std() > 0.3
+    assert bert.shape.vocab_size == theirs.config.vocab_size + 1
+    assert bert.tokenizer.token_to_id("[DEC]") == theirs.config.vocab_size
+
+
+def test_the_queries_start_as_the_text(tmp_path: Path) -> None:
+    bert_folder(tmp_path)
+    net, _ = started(tmp_path)
+    for layer in net.qformer.layers:
+        for name, value in layer.text_mlp.state_dict().items():
+            assert torch.equal(layer.query_mlp.state_dict()[name], value)
+    crossing = [layer.cross_attention for layer in net.qformer.layers]
+    assert [one is not None for one in crossing] == [True, False, True]
+    assert float(crossing[0].query.weight.detach().std()) == pytest.approx(
+        0.02, rel=0.2
+    )  # random, as BERT initialises
+
+
+def test_masked_words_head_becomes_the_caption_head(tmp_path: Path) -> None:
+    theirs = bert_folder(tmp_path)
+    net, _ = started(tmp_path)
+    hidden = torch.randn(2, 3, 24)
+    with torch.no_grad():
+        want, got = theirs.cls(hidden), net.caption_head(hidden, net.qformer.words)
+    torch.testing.assert_close(got[..., :-1], want, atol=2e-5, rtol=0)
+
+
+def test_names_as_the_oldest_checkpoints_have_them(tmp_path: Path) -> None:
+    """bert-base-uncased's own file says gamma and beta, and carries a next-sentence head."""
+    theirs = bert_folder(tmp_path)
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for name, value in theirs.state_dict().items()
+    } | {"cls.seq_relationship.weight": torch.zeros(2, 24), "bert.pooler.dense.weight": torch.zeros(24, 24)}
+    torch.save(old, tmp_path / "pytorch_model.bin")
+    want = started(tmp_path)[0].qformer.state_dict()
+    (tmp_path / "model.safetensors").unlink()
+    got = started(tmp_path)[0].qformer.state_dict()
+    for name in ("norm.weight", "layers.1.attention.norm.bias", "layers.2.query_mlp.norm.weight"):
+        assert torch.equal(got[name], want[name])
+
+
+def test_letter_case_is_the_folders(tmp_path: Path) -> None:
+    bert_folder(tmp_path)
+    read = read_bert(tmp_path, LIKE).tokenizer
+    assert read.encode("A RED dog", add_special_tokens=False).tokens == ["a", "red", "dog"]
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert "[UNK]" in read_bert(tmp_path, LIKE).tokenizer.encode("RED", add_special_tokens=False).tokens
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "roberta"}, "describes no BERT: model_type is 'roberta'"),
+        ({"hidden_size": None}, "missing: hidden_size"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"intermediate_size": 41}, r"layers\.0\.text_mlp.* is \(40, 24\), should be \(41, 24\)"),
+        ({"num_hidden_layers": 4}, r"missing qformer\.layers\.3\."),
+        ({"num_hidden_layers": 2}, r"unknown qformer\.layers\.2\."),
+    ],
+)
+def test_other_folders_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    bert_folder(tmp_path)
+    facts = json.loads((tmp_path / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match=words):
+        started(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.txt"])
+def test_a_folder_that_lacks_a_file(tmp_path: Path, name: str) -> None:
+    bert_folder(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        started(tmp_path)

@@ -1,0 +1,93 @@
+"""`--set`: what is changed, and in which words the rest is refused."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from engine.errors import TrainingError
+from training.loop import OptimConfig
+from training.recipes import RETRIEVAL, STAGE1
+from training.settings import with_settings
+from training.sources import SourceConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    optim: OptimConfig
+    sources: tuple[SourceConfig, ...]
+    names: tuple[str, ...] = ("a",)
+    shuffle: bool = True
+    first: OptimConfig | None = None
+    limit: int | None = None
+    extra: dict[str, Any] | None = None
+
+
+RECIPE = Recipe(
+    OptimConfig(steps=10, batch=8, lr=1e-4), (SourceConfig("a.json"), SourceConfig("b.json", 2.0)), extra={}
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "read", "want"),
+    [
+        ("optim.batch=64", lambda c: c.optim.batch, 64),
+        ("train.batch=64", lambda c: c.optim.batch, 64),
+        ("optim.lr = 3e-5", lambda c: c.optim.lr, 3e-5),
+        ("optim.lr=1", lambda c: c.optim.lr, 1.0),
+        ("optim.betas=0.9,0.95", lambda c: c.optim.betas, (0.9, 0.95)),
+        ("optim.betas.1=0.95", lambda c: c.optim.betas, (0.9, 0.95)),
+        ("sources.1.weight=0.5", lambda c: c.sources[1], SourceConfig("b.json", 0.5)),
+        ('sources=[{"path": "c.json", "weight": 3}]', lambda c: c.sources, (SourceConfig("c.json", 3.0),)),
+        ("names=x,y", lambda c: c.names, ("x", "y")),
+        ("shuffle=false", lambda c: c.shuffle, False),
+        ("limit=3", lambda c: c.limit, 3),
+        ("limit=none", lambda c: c.limit, None),
+        (
+            'first={"steps": 1, "batch": 2, "lr": 0.1}',
+            lambda c: c.first,
+            OptimConfig(steps=1, batch=2, lr=0.1),
+        ),
+        ("extra.depth=2", lambda c: c.extra, {"depth": 2}),
+    ],
+)
+def test_changes(change: str, read: Any, want: object) -> None:
+    got = read(with_settings(RECIPE, [change]))
+    assert got == want and type(got) is type(want)
+
+
+def test_several_changes_and_nothing_else() -> None:
+    got = with_settings(RECIPE, ["optim.steps=3", "optim.batch=2"])
+    assert got.optim == OptimConfig(steps=3, batch=2, lr=1e-4) and got.sources == RECIPE.sources
+    assert RECIPE.optim.steps == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("optim.batch", "has no '='"),
+        ("optim.bacth=3", r"no setting 'optim.bacth': OptimConfig has no 'bacth'; did you mean 'batch'\?"),
+        ("optimm.batch=3", r"did you mean 'optim'\?"),
+        ("zzz=3", "Recipe has no 'zzz', it has: optim, sources"),
+        ("optim.batch=6.5", "optim.batch should be a whole number, not '6.5'"),
+        ("optim.lr=fast", "optim.lr should be a number, not 'fast'"),
+        ("shuffle=maybe", "should be true or false, not 'maybe'"),
+        ("optim.betas=0.9", r"optim.betas should have 2 values, not 1"),
+        ("sources.7.weight=1", "'7' is no place in a row of 2"),
+        ('sources=[{"pth": "c"}]', r"SourceConfig has no 'pth'; did you mean 'path'\?"),
+        ("sources=c.json", "sources should be"),
+        ("optim=3", "optim should be"),
+        ("first.lr=3", "first is none in this recipe"),
+        ("optim.lr.x=3", "has no 'x' in it"),
+    ],
+)
+def test_what_is_refused(change: str, words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        with_settings(RECIPE, [change])
+
+
+@pytest.mark.parametrize("name", [*STAGE1, *RETRIEVAL])
+def test_every_recipe_takes_settings(name: str) -> None:
+    recipe = {**STAGE1, **RETRIEVAL}[name]()
+    got = with_settings(recipe, ["train.batch=64", "model.qformer.num_queries=16"])
+    assert got.optim.batch == 64 and got.model.qformer.num_queries == 16

@@ -1,0 +1,207 @@
+"""Batches of a mixture of sources, each a function of (seed, step): a resumed run reads on bit-exactly.
+
+Pictures are read, decoded, cropped and flipped in threads (Pillow decodes without the interpreter's lock), the next
+batches ahead of time. Shapes: B pairs of this process, N of all, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from engine.errors import DataError, PhotoError
+from engine.pictures import open_picture
+from training.distributed import World
+from training.sources import Order, SourceConfig, open_source
+
+PERIOD = 10_000
+"""Samples after which every source has given its exact share."""
+MOST_REPLACED = 100
+"""Samples in a row that may be unreadable before the source is given up."""
+MOST_NAMED = 20
+NO_CAPTION = "it has no caption"
+SHIFT = 40
+"""Picture ids: the number of the source, shifted by so many bits, and the picture's number in it."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A batch of this process. pictures: uint8 (B, H, W, 3). picture_ids: (B,) int64, equal for the same photo."""
+
+    pictures: np.ndarray
+    captions: list[str]
+    picture_ids: np.ndarray
+
+
+class Mixture:
+    """Which source gives the n-th sample of a run, and how many it gave before.
+
+    In every 10,000 samples each source has its exact share, in an order drawn from (seed, period).
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int):
+        """Raises DataError for a weight that is not positive, or so small that the source would never be read."""
+        if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+            raise DataError(f"The sources' weights are {list(weights)}; each must be above 0.")
+        shares = np.array(weights) / sum(weights) * PERIOD
+        self.quota = np.floor(shares).astype(np.int64)
+        self.quota[np.argsort(self.quota - shares)[: PERIOD - int(self.quota.sum())]] += (
+            1  # largest remainders
+        )
+        if not self.quota.all():
+            number = int(self.quota.argmin())
+            raise DataError(
+                f"The weight of source {number + 1} is {weights[number]}, less than 1 in {PERIOD:,} of their sum: it "
+                "would not be read; raise it or leave the source out."
+            )
+        self.seed = seed
+        self._period = -1
+
+    def __call__(self, number: int) -> tuple[int, int]:
+        """-> (source, how many samples of it came before)."""
+        period, place = divmod(number, PERIOD)
+        if period != self._period:
+            slots = np.repeat(np.arange(len(self.quota)), self.quota)
+            self._slots = np.random.default_rng([self.seed, period]).permutation(slots)
+            before = np.zeros(PERIOD, dtype=np.int64)
+            for source in range(len(self.quota)):
+                own = self._slots == source
+                before[own] = np.arange(self.quota[source])
+            self._before, self._period = before, period
+        source = int(self._slots[place])
+        return source, int(self.quota[source]) * period + int(self._before[place])
+
+
+Augment = Callable[[Image.Image, np.random.Generator], np.ndarray]
+
+
+class Stream:
+    """Opened sources, as batches by step. `failures` counts by reason what the next good sample stood in for.
+
+    `failed` names the last of those."""
+
+    def __init__(
+        self, sources: Sequence[SourceConfig], data: Path, *, batch: int, seed: int, augment: Augment,
+        here: World, workers: int = 8, ahead: int = 3,
+    ):  # fmt: skip
+        """batch: N. augment: picture, draws -> uint8 (H, W, 3). Raises DataError when a source holds nothing."""
+        if not sources:
+            raise DataError("There is no source to train on; give at least one.")
+        self.sources = [open_source(config, data, workers) for config in sources]
+        self.mixture = Mixture([config.weight for config in sources], seed)
+        self.orders = [Order(source, (seed, number)) for number, source in enumerate(self.sources)]
+        self.batch_size, self.seed, self.augment, self.here = batch, seed, augment, here
+        self.failures: Counter[str] = Counter()
+        self.failed: deque[str] = deque(maxlen=MOST_NAMED)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._ahead = ahead
+        self._coming: dict[int, list[Future[tuple[np.ndarray, str, int]]]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def count(self) -> int:
+        return sum(source.count for source in self.sources)
+
+    def settings(self) -> dict[str, str]:
+        """What a resumed run must find again: which samples lie where."""
+        return {f"source {source.config.path}": source.digest() for source in self.sources}
+
+    def report(self) -> list[str]:
+        """What was left out, counted and named, a line each."""
+        lines = []
+        for source in self.sources:
+            lines += [
+                f"{source.config.path}: {count} left out, {why}" for why, count in source.missing.items()
+            ]
+            lines += [f"shard skipped: {broken.reason}" for broken in source.broken]
+        lines += [f"{count} samples replaced: {reason}" for reason, count in self.failures.most_common()]
+        return lines + [f"  {reason}" for reason in self.failed]
+
+    def __getitem__(self, step: int) -> Pairs:
+        """The batch of a step; those after it are begun. Raises DataError when a source has become unreadable."""
+        for number in [n for n in self._coming if not step <= n <= step + self._ahead]:
+            for future in self._coming.pop(number):
+                future.cancel()
+        for number in range(step, step + self._ahead + 1):
+            if number not in self._coming:
+                self._coming[number] = self._begin(number)
+        rows = [future.result() for future in self._coming.pop(step)]
+        pictures, captions, ids = zip(*rows, strict=True)
+        return Pairs(np.stack(pictures), list(captions), np.array(ids, dtype=np.int64))
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _begin(self, step: int) -> list[Future[tuple[np.ndarray, str, int]]]:
+        count = self.batch_size // self.here.size
+        first = step * self.batch_size + self.here.rank * count
+        return [self._pool.submit(self._load, number) for number in range(first, first + count)]
+
+    def _load(self, number: int) -> tuple[np.ndarray, str, int]:
+        """The n-th sample of the run, or the next good one of its source: data alone decides which."""
+        with self._lock:
+            source, position = self.mixture(number)
+        for later in range(MOST_REPLACED):
+            with self._lock:
+                read = self.orders[source](position + later)
+            draws = np.random.default_rng([self.seed, 1, number])
+            sample = None
+            try:
+                sample = read()
+                if not sample.pair.captions:
+                    raise DataError(NO_CAPTION)
+                picture = self.augment(open_picture(sample.pair.picture), draws)
+            except (DataError, PhotoError) as error:
+                self._note(str(error) if sample is None else f"{sample.pair.key}: {error}")
+                continue
+            caption = sample.pair.captions[int(draws.integers(len(sample.pair.captions)))]
+            return picture, caption, (source << SHIFT) + sample.picture_id
+        raise DataError(
+            f"{MOST_REPLACED} samples in a row of {self.sources[source].config.path} could not be read, the last: "
+            f"{self.failed[-1]}"
+        )
+
+    def _note(self, reason: str) -> None:
+        with self._lock:
+            self.failures[NO_CAPTION if reason.endswith(NO_CAPTION) else "it cannot be read"] += 1
+            self.failed.append(reason)
+
+
+def random_crop(size: int, smallest: float = 0.5) -> Augment:
+    """A crop of `smallest` to all of the area, of 3:4 to 4:3, squashed to a square; mirrored half of the time.
+
+    As LAVIS pretrains BLIP-2 (bicubic; torchvision's RandomResizedCrop draws alike). size: pixels of the square.
+    """
+
+    def augment(picture: Image.Image, draws: np.random.Generator) -> np.ndarray:
+        picture = picture.resize(
+            (size, size), Image.Resampling.BICUBIC, box=crop_box(picture.size, smallest, draws)
+        )
+        if draws.random() < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.array(picture, dtype=np.uint8)
+
+    return augment
+
+
+def crop_box(size: tuple[int, int], smallest: float, draws: np.random.Generator) -> tuple[int, int, int, int]:
+    """left, top, right, bottom of a random crop; the largest central one when ten draws do not fit."""
+    width, height = size
+    for _ in range(10):
+        area = width * height * draws.uniform(smallest, 1.0)
+        ratio = math.exp(draws.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(draws.integers(width - w + 1)), int(draws.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
