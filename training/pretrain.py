@@ -6,7 +6,7 @@ Shapes: B pairs of this process, N of all, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from engine.blip2.checkpoint import make_net, write_folder
+from engine.blip2.checkpoint import find_model, make_net, write_folder
 from engine.blip2.config import Blip2Config
 from engine.blip2.convert import resized
 from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.blip2.retriever import Retriever
 from engine.blip2.sources import read_folder, read_safetensors
-from engine.errors import DataError, TrainingError
+from engine.errors import CheckpointError, DataError, TrainingError
 from training.bert import read_bert, start_from_bert
 from training.chunks import Inputs, backward_in_chunks, encode, normed
 from training.distributed import Through, full_tensors, joined, world
@@ -146,8 +146,8 @@ def run_pretrain(
 ) -> None:
     """Train by `config`, alone or as one of torchrun's processes; write the checkpoint folder `output/model`.
 
-    runs: where `config.start` is looked for after the data folder (`NAME/model`). Raises DataError, CheckpointError and
-    TrainingError saying what is missing or does not fit.
+    runs: where `config.start` is looked for after the data folder (`NAME/model`), before the known models. Raises
+    DataError, CheckpointError and TrainingError saying what is missing or does not fit.
     """
     check(config)
     with joined() as (here, device):
@@ -202,16 +202,23 @@ def start_model(config: PretrainConfig, data: Path, runs: Path) -> tuple[Retriev
     if config.start:
         places = [data / config.start, runs / config.start / "model"]
         folder = next((place for place in places if place.is_dir()), None)
-        if folder is None:
-            raise DataError(
-                f"There is no model to start from: neither {places[0]} nor {places[1]} is a folder."
-            )
-        return _from_folder(config.model, folder)
+        return _from_folder(config.model, folder or _model_called(config.start, places))
     bert = read_bert(data / config.bert, config.model.qformer)
     net = Retriever(replace(config.model, qformer=bert.shape))
     _load_encoder(net, data / config.encoder)
     start_from_bert(net, bert)
     return net, bert.tokenizer
+
+
+def _model_called(name: str, places: Sequence[Path]) -> Path:
+    """A model that `qseek models` lists."""
+    try:
+        return find_model(name)
+    except CheckpointError as error:
+        raise DataError(
+            f"There is no model to start from: neither {places[0]} nor {places[1]} is a folder, and no model is called "
+            f"{name!r}."
+        ) from error
 
 
 def _from_folder(model: Blip2Config, folder: Path) -> tuple[Retriever, Tokenizer]:

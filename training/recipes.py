@@ -7,6 +7,7 @@ from training import recipes_blip2
 from training.distill import DistillConfig, Phase
 from training.loop import OptimConfig
 from training.pretrain import PretrainConfig
+from training.sources import SourceConfig
 from training.stage1 import Stage1Config
 from training.stage2 import Stage2Config
 from training.text import TextConfig
@@ -74,6 +75,16 @@ def mini_stage1() -> Stage1Config:
     )
 
 
+def mini_retrieval() -> PretrainConfig:
+    """The bundled mini, trained on: give captions of your own with --set 'sources=[{"path": "mine.json"}]'.
+
+    Global batch 64, 1,000 steps, the encoder frozen, captions of one photo never each other's negatives.
+    """
+    optim = OptimConfig(steps=1000, batch=64, lr=1e-4, warmup=50, clip=1.0, seed=9, dtype="bfloat16")
+    sources = (SourceConfig("flickr8k-train-*.tar"),)
+    return PretrainConfig(mini(), sources, optim, start="mini", picture_ids=True, workers=2)
+
+
 def mini_stage2() -> Stage2Config:
     """mini before a small language model (--language, such as OPT-125M), on Flickr8k train; not trained here yet."""
     optim = OptimConfig(
@@ -88,5 +99,5 @@ STAGE1: dict[str, Callable[[], Stage1Config | PretrainConfig]] = {
     "mini": mini_stage1,
     **recipes_blip2.STAGE1,
 }
-RETRIEVAL = recipes_blip2.RETRIEVAL
+RETRIEVAL = {"mini": mini_retrieval, **recipes_blip2.RETRIEVAL}
 STAGE2 = {"mini-stage2": mini_stage2}
