@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, ready for the next pass: seen in its resident size, in processes of their own."""
+"""Freed memory stays with the process for the next pass: seen in its resident size, in processes of their own."""
 
 import subprocess
 import sys

@@ -34,7 +34,10 @@ def test_a_frozen_encoder_is_shown_as_frozen() -> None:
         (["stage1", "--recipe", "mini", "--set", "train.bacth=3"], "did you mean 'batch'?"),
         (["retrieval", "--recipe", "coco", "--dry-run"], "there are: mini, coco-vit-g, coco-vit-l"),
         (["stage1", "--recipe", "blip2-vit-g", "--dry-run", "--set", "start=x"], "not both"),
-        (["distill", "--recipe", "mini-encoder", "--dry-run"], "describes stage1, retrieval and text recipes alone"),
+        (
+            ["distill", "--recipe", "mini-encoder", "--dry-run"],
+            "describes stage1, retrieval and text recipes alone",
+        ),
         (["stage1", "--recipe", "blip2-vit-g"], "give it with --data"),
     ],
 )

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from engine.blip2.allocator import keep_freed_memory
 from engine.errors import TrainingError
 from training.distributed import (
     World,
@@ -192,10 +193,9 @@ def train(
     """Train `task.model` in place and return the log, one row every `log_every` steps.
 
     folder: receives `log.jsonl` and `checkpoint.pt` (weights, optimizer, step); when a checkpoint is there the run goes
-    on from it. say: called with a progress line. Raises TrainingError
-    when the checkpoint was made with other settings (naming them), a loss is not a number (naming the step; the last
-    checkpoint stays good), or memory runs out (naming the largest batch that fitted). Ctrl-C ends the step and saves a
-    checkpoint before KeyboardInterrupt is raised.
+    on from it. say: called with a progress line. Raises TrainingError when the checkpoint was made with other settings
+    (naming them), a loss is not a number (naming the step; the last checkpoint stays good), or memory runs out (naming
+    the largest batch that fitted). Ctrl-C ends the step and saves a checkpoint before KeyboardInterrupt is raised.
     """
     here = world()
     if here.rank == 0:
@@ -206,7 +206,10 @@ def train(
     )
     settings = getattr(task, "settings", {})
     first = step = _resume(folder, weights, optimizer, config, settings)
-    progress = Progress(folder, config, first, say, weights.masters[0].device)
+    device = weights.masters[0].device
+    if device.type == "cpu":
+        keep_freed_memory()
+    progress = Progress(folder, config, first, say, device)
     saved = time.monotonic()
 
     def save() -> None:
