@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_data import picture, write_shard
+from tiny import write_pictures
 
 from engine.errors import DataError
-from training.data import find_shards
+from training.data import find_shards, load_pictures
 from training.distributed import World
-from training.sources import ListShard, Order, SourceConfig, TarShard, open_source, read_picture_folder
+from training.sources import (
+    ListShard,
+    Order,
+    SourceConfig,
+    TarShard,
+    open_source,
+    read_picture_folder,
+    read_small_sets,
+)
 from training.stream import PERIOD, Mixture, Stream, crop_box, random_crop
 
 ALONE = World(0, 1)
@@ -252,3 +261,25 @@ def test_random_crops_mirror_half() -> None:
     made = [augment(left_red, np.random.default_rng(seed)) for seed in range(100)]
     assert made[0].shape == (16, 16, 3) and made[0].dtype == np.uint8
     assert 30 < sum(bool(one[8, 0, 2] > 128) for one in made) < 70
+
+
+def test_small_sets_of_every_kind(tmp_path: Path) -> None:
+    """A shard, a JSON file and a folder with metadata, each with the same two pictures."""
+    paths = write_pictures(tmp_path / "photos", ["a.png", "b.png"])
+    captions = {"a.png": ["one", "two"], "b.png": ["three"]}
+    rows = [{"image": name, "caption": texts} for name, texts in captions.items()]
+    (tmp_path / "photos" / "set.json").write_text(json.dumps(rows))
+    lines = [json.dumps({"file_name": name, "captions": texts}) for name, texts in captions.items()]
+    (tmp_path / "photos" / "metadata.jsonl").write_text("\n".join(lines))
+    members = {path.name: path.read_bytes() for path in paths}
+    members |= {
+        f"{name[0]}.json": json.dumps({"captions": texts}).encode() for name, texts in captions.items()
+    }
+    write_shard(tmp_path / "s-000.tar", dict(sorted(members.items())))
+    for name in ("s-*.tar", "photos/set.json", "photos"):
+        found = read_small_sets([name], tmp_path)
+        assert [list(picture.captions) for picture in found] == list(captions.values()), name
+        assert len(load_pictures(found, 8)[0]) == 2
+    assert len(read_small_sets(["s-*.tar", "photos"], tmp_path)) == 4
+    with pytest.raises(DataError, match="no-such"):
+        read_small_sets(["no-such-*.tar"], tmp_path)

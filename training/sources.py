@@ -22,7 +22,14 @@ import numpy as np
 
 from engine.errors import DataError
 from engine.types import Failure
-from training.data import PICTURE_SUFFIXES, CaptionedPicture, find_shards, parse_captions, read_annotations
+from training.data import (
+    PICTURE_SUFFIXES,
+    CaptionedPicture,
+    find_shards,
+    parse_captions,
+    read_annotations,
+    read_shards,
+)
 
 CAPTION_COLUMNS = ("text", "caption", "captions")
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -49,6 +56,24 @@ class Sample:
 
     pair: CaptionedPicture
     picture_id: int
+
+
+def read_small_sets(names: Sequence[str], data: Path) -> list[CaptionedPicture]:
+    """Every picture of sets that fit in memory, with all of its captions.
+
+    names, below data: tar shards by a pattern, a JSON file (ALBEF/LAVIS, or Karpathy's training split) with its
+    pictures in the same folder, or a folder with metadata. Raises DataError for one that cannot be read.
+    """
+    pictures: list[CaptionedPicture] = []
+    for name in names:
+        path = data / name
+        if path.suffix == ".json":
+            pictures += read_annotations(path, path.parent, "train").pictures
+        elif path.is_dir():
+            pictures += read_picture_folder(path)[0]
+        else:
+            pictures += read_shards(find_shards([name], data))
+    return pictures
 
 
 class ListShard:

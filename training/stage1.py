@@ -25,13 +25,14 @@ from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.blip2.retriever import Retriever
 from engine.blip2.vision import folded
 from engine.errors import DataError
-from training.data import CaptionedPicture, data_digest, find_shards, load_pictures, read_shards
+from training.data import CaptionedPicture, data_digest, load_pictures
 from training.distill import ENCODER
 from training.distributed import Through, joined, world
 from training.loop import OptimConfig, shared_draws, train
 from training.losses import match_distillation_loss
 from training.objectives import itc_alone, stage1_losses
 from training.settings import flat_settings
+from training.sources import read_small_sets
 from training.text import TEXT_HALF, TOKENIZER, text_half
 
 __all__ = ["ItcTask", "Stage1Config", "Stage1Task", "encode_views", "run_stage1", "stage1_losses"]
@@ -41,7 +42,7 @@ __all__ = ["ItcTask", "Stage1Config", "Stage1Task", "encode_views", "run_stage1"
 class Stage1Config:
     """What stage 1 learns from, and how.
 
-    model: the architecture. pictures: captioned shards, names below the data folder. optim: of the run with all
+    model: the architecture. pictures: captioned sets, see `sources.read_small_sets`. optim: of the run with all
     losses; itc_optim: of a run with ITC alone before it. encoder, text: the runs (`training.distill`, `training.text`)
     that it builds on; start: a stage-1 run whose model is trained on instead. views: how many crops of each picture
     the frozen encoder reads once, before training (1 = the whole picture alone); smallest_crop: their least share of
@@ -226,7 +227,7 @@ def run_stage1(
     with joined() as (here, device):
         net, tokenizer = _start(config, runs)
         net.to(device)
-        samples = list(read_shards(find_shards(config.pictures, data)))
+        samples = read_small_sets(config.pictures, data)
         pictures, samples, failures = load_pictures(samples, config.model.vision.image_size)
         tell = say if here.rank == 0 else (lambda line: None)
         tell(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")

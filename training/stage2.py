@@ -26,8 +26,9 @@ from engine.blip2.meta import without_storage
 from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever
 from engine.errors import DataError
-from training.data import CaptionedPicture, find_shards, load_pictures, read_shards
+from training.data import CaptionedPicture, load_pictures
 from training.loop import OptimConfig, train
+from training.sources import read_small_sets
 from training.stage1 import batch_of, encode_views
 
 
@@ -35,7 +36,7 @@ from training.stage1 import batch_of, encode_views
 class Stage2Config:
     """What stage 2 learns from, and how.
 
-    pictures: captioned shards, names below the data folder. start: the stage-1 run that it builds on, or a retrieval
+    pictures: captioned sets, see `sources.read_small_sets`. start: the stage-1 run that it builds on, or a retrieval
     model by name. prompts: one of them is drawn for each caption; "" = the caption alone. prefix_share: of the captions
     that are cut in two, the beginning for the encoder, the rest for the decoder (prefix language modelling, for an
     encoder-decoder). reads_prompt: whether the Q-Former reads the prompt, too (InstructBLIP). max_tokens: see
@@ -163,7 +164,7 @@ def run_stage2(
     prompts = (
         TextTokenizer(words.tokenizer, net.config.qformer.max_positions) if config.reads_prompt else None
     )
-    samples = list(read_shards(find_shards(config.pictures, data)))
+    samples = read_small_sets(config.pictures, data)
     pictures, samples, failures = load_pictures(samples, net.config.vision.image_size)
     say(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
     patches = encode_views(net, pictures, config)
