@@ -1,0 +1,29 @@
+"""What a loaded model does beyond its network's numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import SIDE, tiny_model
+
+
+@pytest.mark.parametrize("features", ["store", "none"])
+@pytest.mark.parametrize("count", [1, 2, 21])
+def test_streams_encode_as_one_pass_does(tmp_path: Path, features: str, count: int) -> None:
+    """And leave the number of threads of other work as it was."""
+    model = tiny_model(tmp_path / "tiny")
+    pictures = np.random.default_rng(count).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    if model.streams is None:
+        pytest.skip("one core")
+    threads = torch.get_num_threads()
+    vectors, rows = model.photo_encoder(features).encode(pictures)
+    assert torch.get_num_threads() == threads
+    model.streams = None
+    want, want_rows = model.photo_encoder(features).encode(pictures)
+    np.testing.assert_allclose(vectors.astype(np.float32), want.astype(np.float32), atol=2e-3)
+    assert len(vectors) == count and (rows is None) == (want_rows is None) == (features == "none")
+    if rows is not None and want_rows is not None:
+        got = np.stack([np.frombuffer(row, np.float16) for row in rows]).astype(np.float32)
+        expected = np.stack([np.frombuffer(row, np.float16) for row in want_rows]).astype(np.float32)
+        np.testing.assert_allclose(got, expected, atol=5e-3)
