@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -153,9 +153,7 @@ def evaluate_retrieval(
         after = _after(before, owner, best_captions[0][:, :some], by_photo[:, :some], best_photos[0][:, :some],
                        by_text[:, :some])  # fmt: skip
         by_k[some] = recall_of_ranks(after.tr, after.ir)
-    report = RecallReport(
-        len(kept), len(texts), k, len(pairs), found, by_k[k], seconds, num_kept, report.num_missing
-    )
+    report = replace(report, num_pairs=len(pairs), after=by_k[k], num_kept=num_kept)
     return Evaluation(report, before, after, by_k, kept, texts, owner)
 
 
@@ -245,9 +243,7 @@ def _retrieve(
     for start in range(0, len(photos), budget.score_rows):
         scores_nM = itc_scores(photos[start : start + budget.score_rows], vectors).numpy()
         own = np.flatnonzero((owner_M >= start) & (owner_M < start + budget.score_rows))
-        for row in range(len(scores_nM)):
-            mine = own[owner_M[own] == start + row]
-            own_ranks[mine] = ranks_of(np.broadcast_to(scores_nM[row], (len(mine), len(vectors))), mine)
+        own_ranks[own] = ranks_of(scores_nM[owner_M[own] - start], own)
         captions.append(_best(scores_nM, k))
     best_photos: list[Best] = []
     for start in range(0, len(vectors), budget.score_rows):

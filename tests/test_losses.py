@@ -10,7 +10,7 @@ from engine.blip2.convert import LAVIS, our_name
 from engine.blip2.retriever import Retriever
 from engine.errors import TrainingError
 from training import losses
-from training.stage1 import stage1_losses
+from training.objectives import stage1_losses
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tokenizers.implementations import BertWordPieceTokenizer
 from engine.blip2.config import QFormerConfig
 from engine.blip2.convert import Stored
 from engine.blip2.retriever import Retriever
-from engine.blip2.sources import read_pickled, read_safetensors, read_tokenizer
+from engine.blip2.sources import read_pickled, read_safetensors, read_tokenizer, with_dec
 from engine.errors import DataError
 
 SIZES = (
@@ -179,6 +179,4 @@ def _tokenizer(folder: Path) -> Tokenizer:
     if path.name == "vocab.txt" and settings.is_file():
         lowers = json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True)
         tokenizer = tokenizer if lowers else BertWordPieceTokenizer(str(path), lowercase=False)._tokenizer
-    if tokenizer.token_to_id("[DEC]") is None:
-        tokenizer.add_special_tokens(["[DEC]"])
-    return tokenizer
+    return with_dec(tokenizer)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from engine.blip2.retriever import Retriever
 from training.distributed import average_gradients, fetch_rows, gather_texts, world
 from training.losses import itm_loss
-from training.objectives import Contrast, caption_loss, contrasted, match_logits, token_share
+from training.objectives import Contrast, caption_loss, contrasted, match_logits, normed, token_share
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,6 @@ def encode(net: Retriever, pixels_B3HW: Tensor) -> Tensor:
     first = next(net.vision.parameters())
     with torch.set_grad_enabled(first.requires_grad and torch.is_grad_enabled()):
         return net.vision(pixels_B3HW.to(first.dtype))
-
-
-def normed(net: Retriever, features_BPV: Tensor) -> Tensor:
-    return net.vision_norm(features_BPV.to(net.vision_norm.weight.dtype))
 
 
 def backward_in_chunks(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.blip2.captioner import Captioner
 from engine.blip2.layers import KeysValues
 from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever
@@ -52,6 +53,11 @@ class Stage1Losses:
     @property
     def total(self) -> Tensor:
         return self.itc + self.itm + self.itg
+
+
+def normed(net: Retriever | Captioner, features_BPV: Tensor) -> Tensor:
+    """What the frozen encoder gave, of any dtype -> patches (B, P, V) after the trained `vision_norm`."""
+    return net.vision_norm(features_BPV.to(net.vision_norm.weight.dtype))
 
 
 def stage1_losses(

@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from engine.blip2.checkpoint import find_model, make_net, write_folder
+from engine.blip2.checkpoint import cast_floats, find_model, make_net, write_folder
 from engine.blip2.config import Blip2Config
 from engine.blip2.convert import resized
 from engine.blip2.preprocess import TextTokenizer, to_pixels
@@ -23,10 +23,10 @@ from engine.blip2.retriever import Retriever
 from engine.blip2.sources import read_folder, read_safetensors
 from engine.errors import CheckpointError, DataError, TrainingError
 from training.bert import read_bert, start_from_bert
-from training.chunks import Inputs, backward_in_chunks, encode, normed
+from training.chunks import Inputs, backward_in_chunks, encode
 from training.distributed import Through, full_tensors, joined, world
 from training.loop import OptimConfig, shared_draws, train
-from training.objectives import stage1_losses
+from training.objectives import normed, stage1_losses
 from training.settings import flat_settings
 from training.sources import SourceConfig
 from training.stream import Pairs, Stream, random_crop
@@ -173,8 +173,7 @@ def run_pretrain(
                 tell(line)
         state = full_tensors(net.state_dict())
         if here.rank == 0:
-            halved = {n: v.half() if v.is_floating_point() else v for n, v in state.items()}
-            write_folder(output / "model", halved, tokenizer, net.config.to_dict())
+            write_folder(output / "model", cast_floats(state, torch.float16), tokenizer, net.config.to_dict())
             tell(f"wrote {output / 'model'}")
 
 

@@ -30,12 +30,10 @@ from training.distill import ENCODER
 from training.distributed import Through, joined, world
 from training.loop import OptimConfig, shared_draws, train
 from training.losses import match_distillation_loss
-from training.objectives import itc_alone, stage1_losses
+from training.objectives import itc_alone, normed, stage1_losses
 from training.settings import flat_settings
 from training.sources import read_small_sets
 from training.text import TEXT_HALF, TOKENIZER, text_half
-
-__all__ = ["ItcTask", "Stage1Config", "Stage1Task", "encode_views", "run_stage1", "stage1_losses"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class Stage1Task:
         draws_2N: Tensor,
     ) -> dict[str, Tensor]:  # fmt: skip
         losses = stage1_losses(
-            net, net.vision_norm(patches_BPV.to(net.vision_norm.weight.dtype)), ids_BT, mask_BT,
+            net, normed(net, patches_BPV), ids_BT, mask_BT,
             dec_id=self.tokenizer.dec_id, label_smoothing=self.config.label_smoothing, queries=queries,
             draws_2N=draws_2N,
         )  # fmt: skip
@@ -164,7 +162,7 @@ class ItcTask(Stage1Task):
         self, net: Retriever, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, queries: Tensor,
         draws_2N: Tensor,
     ) -> dict[str, Tensor]:  # fmt: skip
-        patches = net.vision_norm(patches_BPV.to(net.vision_norm.weight.dtype))
+        patches = normed(net, patches_BPV)
         smoothing = self.config.label_smoothing
         return {"loss": itc_alone(net, patches, ids_BT, mask_BT, label_smoothing=smoothing, queries=queries)}
 

@@ -28,6 +28,7 @@ from engine.blip2.retriever import Retriever
 from engine.errors import DataError
 from training.data import CaptionedPicture, load_pictures
 from training.loop import OptimConfig, train
+from training.objectives import normed
 from training.sources import read_small_sets
 from training.stage1 import batch_of, encode_views
 
@@ -91,8 +92,7 @@ class Stage2Task:
         views = torch.randint(self.patches.shape[1], (len(chosen),))
         prompts, texts = zip(*(self._pair(number) for number in chosen.tolist()), strict=True)
         batch = self.tokenizer.pairs(prompts, texts, self.config.max_tokens).to(device)
-        patches = self.patches[chosen, views].to(device, self.net.vision_norm.weight.dtype)
-        patches = self.net.vision_norm(patches)
+        patches = normed(self.net, self.patches[chosen, views].to(device))
         if self.prompt_tokenizer is None:
             soft = self.net.read_photos(patches)
         else:

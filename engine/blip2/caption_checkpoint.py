@@ -17,6 +17,7 @@ from engine.blip2.caption_model import CaptionModel
 from engine.blip2.caption_sources import LANGUAGE, CaptionerSource, read_captioner
 from engine.blip2.captioner import Captioner
 from engine.blip2.checkpoint import (
+    cast_floats,
     check_memory,
     digest_of,
     find_model,
@@ -104,9 +105,5 @@ def save_captioner(
     else:
         net.language.save_pretrained(folder / LANGUAGE)
     language_tokenizer.save(str(folder / LANGUAGE / TOKENIZER))
-    state = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in net.state_dict().items()
-        if not name.startswith("language.")
-    }
-    write_folder(folder, state, tokenizer, net.config.to_dict())
+    own = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("language.")}
+    write_folder(folder, cast_floats(own, dtype), tokenizer, net.config.to_dict())

@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.blip2.captioner import ANSWER, CAPTION, Captioner, Generation
 from engine.blip2.config import CaptionerConfig
 from engine.blip2.language_text import LanguageTokenizer
-from engine.blip2.preprocess import TextTokenizer, to_pixels
+from engine.blip2.preprocess import TextTokenizer, pixel_parts
 from engine.blip2.vision import folded
 from engine.errors import QueryError
 
@@ -51,13 +51,8 @@ class CaptionModel:
     @torch.inference_mode()
     def encode_patches(self, pictures_BHWC: np.ndarray) -> Tensor:
         """uint8 (B, H, W, 3) pictures of `image_size` -> patches (B, P, V) on the device."""
-        vision = self.config.vision
-        parts = []
-        for start in range(0, len(pictures_BHWC), TEXTS_AT_ONCE):
-            some = pictures_BHWC[start : start + TEXTS_AT_ONCE]
-            pixels = to_pixels(some, vision.mean, vision.std, self.device)
-            parts.append(self.net.encode_patches(pixels.to(self.dtype)))
-        return torch.cat(parts)
+        parts = pixel_parts(pictures_BHWC, self.config.vision, TEXTS_AT_ONCE, self.device, self.dtype)
+        return torch.cat([self.net.encode_patches(pixels) for pixels in parts])
 
     def caption(
         self, photos: np.ndarray | Tensor, prompt: str = PROMPT, how: Generation = CAPTION

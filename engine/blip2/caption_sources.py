@@ -14,6 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from engine.blip2 import hub
 from engine.blip2.config import CaptionerConfig
 from engine.blip2.convert import LAVIS_CAPTIONER, TRANSFORMERS_CAPTIONER, Stored, renamed, split_language
 from engine.blip2.language import LanguageSource, describe_language, language_tokenizer, read_language
@@ -37,13 +38,7 @@ from engine.blip2.sources import (
 from engine.errors import CheckpointError
 
 LANGUAGE = "language"
-PUBLISHED = (
-    "Salesforce/blip2-opt-2.7b",
-    "Salesforce/blip2-opt-2.7b-coco",
-    "Salesforce/blip2-flan-t5-xl",
-    "Salesforce/blip2-flan-t5-xl-coco",
-    "Salesforce/instructblip-vicuna-7b",
-)
+PUBLISHED = (*(model.hub_id for model in hub.KNOWN if model.writes), "Salesforce/instructblip-vicuna-7b")
 
 
 @dataclass(frozen=True)

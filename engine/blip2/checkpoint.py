@@ -223,11 +223,12 @@ def save_checkpoint(
     folder: Path, net: Retriever, tokenizer: Tokenizer, *, dtype: torch.dtype = torch.float32
 ) -> None:
     """Write net as a checkpoint folder; floating tensors in dtype, counters as they are."""
-    state = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in net.state_dict().items()
-    }
-    write_folder(folder, state, tokenizer, net.config.to_dict())
+    write_folder(folder, cast_floats(net.state_dict(), dtype), tokenizer, net.config.to_dict())
+
+
+def cast_floats(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Floating tensors in dtype, counters as they are."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
 
 
 def write_folder(

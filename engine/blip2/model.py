@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.blip2.config import Blip2Config
 from engine.blip2.features import pack, unpack
-from engine.blip2.preprocess import TextTokenizer, to_pixels
+from engine.blip2.preprocess import TextTokenizer, pixel_parts
 from engine.blip2.qformer import PhotoKeys, TextStart
 from engine.blip2.retriever import Retriever
 from engine.blip2.vision import folded
@@ -114,13 +114,8 @@ class Model:
     @torch.inference_mode()
     def encode_patches(self, pictures_BHWC: np.ndarray) -> Tensor:
         """uint8 (B, H, W, 3) pictures of `image_size` -> patches (B, P, V) on the device."""
-        vision = self.config.vision
-        parts = []
-        for start in range(0, len(pictures_BHWC), self.vision_at_once):
-            some = pictures_BHWC[start : start + self.vision_at_once]
-            pixels = to_pixels(some, vision.mean, vision.std, self.device)
-            parts.append(self.net.encode_patches(pixels.to(self.dtype)))
-        return torch.cat(parts)
+        parts = pixel_parts(pictures_BHWC, self.config.vision, self.vision_at_once, self.device, self.dtype)
+        return torch.cat([self.net.encode_patches(pixels) for pixels in parts])
 
     @torch.inference_mode()
     def encode_photos(self, patches_BPV: Tensor) -> np.ndarray:

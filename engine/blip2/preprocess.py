@@ -8,7 +8,7 @@ Shapes: B pictures, H W pixels, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,8 @@ from engine.errors import CheckpointError, QueryError
 if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
+
+    from engine.blip2.config import VisionConfig
 
 
 def squash(picture: Image.Image, size: int) -> np.ndarray:
@@ -44,6 +46,15 @@ def to_pixels(
     shift = torch.tensor(mean, device=device).view(1, 3, 1, 1)
     scale = torch.tensor(std, device=device).view(1, 3, 1, 1)
     return pixels.to(torch.float32).div_(255).sub_(shift).div_(scale)  # in place: four times as fast on a CPU
+
+
+def pixel_parts(
+    pictures_BHWC: np.ndarray, vision: VisionConfig, at_once: int, device: torch.device, dtype: torch.dtype
+) -> Iterator[torch.Tensor]:
+    """The pixels of so many pictures at a time, as the encoder of this config reads them."""
+    for start in range(0, len(pictures_BHWC), at_once):
+        some = pictures_BHWC[start : start + at_once]
+        yield to_pixels(some, vision.mean, vision.std, device).to(dtype)
 
 
 class TextTokenizer:

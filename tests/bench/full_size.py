@@ -106,9 +106,8 @@ def time_encoding(
     """Seconds of each round by side, the largest difference of a vector, our patches."""
     import torch
 
-    from engine.blip2.preprocess import to_pixels
+    from engine.blip2.preprocess import pixel_parts
 
-    vision = model.config.vision
     seconds: dict[str, list[float]] = defaultdict(list)
     apart, patches = 0.0, torch.empty(0)
     for _ in range(rounds):
@@ -119,9 +118,9 @@ def time_encoding(
         started = time.perf_counter()
         with torch.inference_mode():
             rows = []
-            for part in range(0, len(pictures), model.vision_at_once):
-                some = pictures[part : part + model.vision_at_once]
-                pixels = to_pixels(some, vision.mean, vision.std, model.device).to(model.dtype)
+            for pixels in pixel_parts(
+                pictures, model.config.vision, model.vision_at_once, model.device, model.dtype
+            ):
                 seen = theirs.vision_model(pixel_values=pixels)[0]
                 queries = theirs.query_tokens.expand(len(seen), -1, -1)
                 read = theirs.qformer(query_embeds=queries, encoder_hidden_states=seen)[0]
@@ -137,27 +136,13 @@ def time_reranking(
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of each question by way, and each way's largest difference from transformers' logits."""
     import torch
+    from reference_rerank import transformers_match
 
-    class Given(torch.nn.Module):
-        def forward(self, pixel_values: Tensor, **_: object) -> tuple[Tensor]:
-            return (pixel_values,)
-
-    theirs.vision_model = Given()
     keys = model.photo_keys(patches)
 
     def by_transformers(text: str) -> np.ndarray:
-        ids, mask, _ = model.tokenizer([text])
-        rows = []
         with torch.inference_mode():
-            for part in patches.split(64):
-                logits = theirs(
-                    pixel_values=part,
-                    input_ids=ids.expand(len(part), -1).to(model.device),
-                    attention_mask=mask.long().expand(len(part), -1).to(model.device),
-                    use_image_text_matching_head=True,
-                ).logits_per_image
-                rows.append(logits.float())
-        return torch.cat(rows).cpu().numpy()
+            return transformers_match(theirs, model, text, patches).cpu().numpy()
 
     def by_keys(text: str) -> np.ndarray:
         parts = [model.match(model.photo_keys(part), [text]) for part in patches.split(64)]

@@ -73,7 +73,7 @@ def main() -> None:
 def run(args: argparse.Namespace, scratch: Path) -> None:
     import numpy as np
     import torch
-    from reference_rerank import reference_match
+    from reference_rerank import reference_match, transformers_match
     from transformers import Blip2ForImageTextRetrieval
 
     from engine.blip2.checkpoint import load_model
@@ -126,24 +126,13 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
         Blip2ForImageTextRetrieval.from_pretrained(args.folder, dtype=model.dtype).to(model.device).eval()
     )
 
-    class Given(torch.nn.Module):
-        def forward(self, pixel_values: torch.Tensor, **_: object) -> tuple[torch.Tensor]:
-            return (pixel_values,)
-
-    theirs.vision_model = Given()
-    ids, mask, _ = model.tokenizer(texts[:1])
     with torch.inference_mode():
         started = time.perf_counter()
         compare(
             f"transformers, {_name(model.dtype)}",
             started,
-            theirs(
-                pixel_values=patches,
-                input_ids=ids.to(model.device).expand(len(patches), -1),
-                attention_mask=mask.long().expand(len(patches), -1).to(model.device),
-                use_image_text_matching_head=True,
-            ).logits_per_image.float().cpu().numpy(),
-        )  # fmt: skip
+            transformers_match(theirs, model, texts[0], patches).cpu().numpy(),
+        )
     del theirs, model
     fp32 = load_model(args.folder, dtype="float32")
     with torch.inference_mode():

@@ -10,6 +10,7 @@ Shapes: B candidates, P patches, V vision width, Q queries, T = 35 tokens, D wid
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from engine.blip2.layers import MLP, Attention
 from engine.blip2.model import Model
+
+if TYPE_CHECKING:
+    from transformers import Blip2ForImageTextRetrieval
 
 PADDED = 35
 
@@ -45,6 +49,31 @@ def reference_match(model: Model, text: str, patches_BPV: Tensor) -> Tensor:
             [_feed(layer.query_mlp, read), _feed(layer.text_mlp, hidden[:, num_queries:])], dim=1
         )
     return model.net.match_head(hidden[:, :num_queries]).mean(dim=1)
+
+
+class _Given(torch.nn.Module):
+    """Stands in for transformers' encoder: its pixels are the patches."""
+
+    def forward(self, pixel_values: Tensor, **_: object) -> tuple[Tensor]:
+        return (pixel_values,)
+
+
+def transformers_match(
+    theirs: Blip2ForImageTextRetrieval, model: Model, text: str, patches_BPV: Tensor
+) -> Tensor:
+    """Match logits (B, 2) float32 by transformers' own forward, which loses its encoder; 64 photos at a time."""
+    theirs.vision_model = _Given()
+    ids, mask, _ = model.tokenizer([text])
+    rows = [
+        theirs(
+            pixel_values=part,
+            input_ids=ids.to(model.device).expand(len(part), -1),
+            attention_mask=mask.to(model.device).long().expand(len(part), -1),
+            use_image_text_matching_head=True,
+        ).logits_per_image.float()
+        for part in patches_BPV.split(64)
+    ]
+    return torch.cat(rows)
 
 
 def _attend(layer: Attention, hidden_BSD: Tensor, source_BND: Tensor, mask: Tensor | None) -> Tensor:
