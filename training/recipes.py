@@ -5,6 +5,7 @@ from collections.abc import Callable
 from engine.blip2.config import mini
 from training import recipes_blip2
 from training.distill import DistillConfig, Phase
+from training.language import TrainLanguageConfig
 from training.loop import OptimConfig
 from training.pretrain import PretrainConfig
 from training.sources import SourceConfig
@@ -59,6 +60,12 @@ def mini_text() -> TextConfig:
     return TextConfig(mini(), ("flickr30k-train-captions.tsv.gz",), optim)
 
 
+def mini_language() -> TrainLanguageConfig:
+    """mini's language model: an OPT of 3 layers, width 256, from 136,310 captions of 27,262 photos (Flickr30k)."""
+    optim = OptimConfig(steps=1500, batch=64, lr=2e-3, warmup=100, clip=1.0, seed=10, dtype="bfloat16")
+    return TrainLanguageConfig(("flickr30k-train-captions.tsv.gz",), optim)
+
+
 def mini_stage1() -> Stage1Config:
     """mini's Q-Former: ITC, then ITC + ITM + ITG, on Flickr8k train (6,000 pictures, 5 captions each)."""
     itc = OptimConfig(steps=500, batch=192, lr=1e-3, warmup=40, clip=1.0, seed=5, dtype="bfloat16")
@@ -95,6 +102,7 @@ def mini_stage2() -> Stage2Config:
 
 DISTILL = {"mini-encoder": mini_encoder, "mini-encoder-whole": mini_encoder_whole}
 TEXT = {"mini-text": mini_text}
+LANGUAGE = {"mini-language": mini_language}
 STAGE1: dict[str, Callable[[], Stage1Config | PretrainConfig]] = {
     "mini": mini_stage1,
     **recipes_blip2.STAGE1,

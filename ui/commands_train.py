@@ -16,7 +16,7 @@ folder_option = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["distill", "text", "stage1", "stage2", "retrieval"]))
+@click.argument("what", type=click.Choice(["distill", "text", "language", "stage1", "stage2", "retrieval"]))
 @click.option("--recipe", help="Its name; without one, the recipes are listed.")
 @click.option("--data", type=folder_option, help="Folder of the recipe's shards and caption tables.")
 @click.option("--teacher", type=folder_option, help="Folder of the teacher's weights (distill).")
@@ -39,6 +39,7 @@ def train(
     \b
     distill   an image encoder from a pretrained one     -> RUNS/RECIPE/encoder.safetensors
     text      a tokenizer and the text half, from captions -> RUNS/RECIPE/text.safetensors
+    language  a small language model, from captions      -> RUNS/RECIPE/language
     stage1    the Q-Former: ITC + ITM + ITG               -> RUNS/RECIPE/model
     stage2    captions by a frozen language model         -> RUNS/RECIPE/model
     retrieval stage 1 trained on, encoder too             -> RUNS/RECIPE/model
@@ -48,6 +49,7 @@ def train(
     all_recipes: dict[str, Mapping[str, Callable[[], object]]] = {
         "distill": recipes.DISTILL,
         "text": recipes.TEXT,
+        "language": recipes.LANGUAGE,
         "stage1": recipes.STAGE1,
         "stage2": recipes.STAGE2,
         "retrieval": recipes.RETRIEVAL,
@@ -78,6 +80,7 @@ def _train(
     language: Path | None,
 ) -> None:  # fmt: skip
     from training.distill import DistillConfig, run_distill
+    from training.language import TrainLanguageConfig, run_language
     from training.pretrain import PretrainConfig, run_pretrain
     from training.stage1 import run_stage1
     from training.stage2 import Stage2Config, run_stage2
@@ -89,6 +92,8 @@ def _train(
         run_distill(config, data, teacher, output, only=phase, say=say)
     elif isinstance(config, TextConfig):
         run_text(config, data, output, say=say)
+    elif isinstance(config, TrainLanguageConfig):
+        run_language(config, data, output, say=say)
     elif isinstance(config, Stage2Config):
         if language is None:
             raise DataError(

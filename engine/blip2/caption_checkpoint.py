@@ -25,7 +25,7 @@ from engine.blip2.checkpoint import (
     where_and_how,
     write_folder,
 )
-from engine.blip2.language import make_language
+from engine.blip2.language import make_language, save_language
 from engine.blip2.language_text import LanguageTokenizer
 from engine.blip2.meta import check_fits, put_tensors, without_storage
 from engine.blip2.preprocess import TextTokenizer
@@ -102,8 +102,8 @@ def save_captioner(
         (folder / LANGUAGE).mkdir(parents=True, exist_ok=True)
         for path in language_files:
             shutil.copyfile(path, folder / LANGUAGE / path.name)
+        language_tokenizer.save(str(folder / LANGUAGE / TOKENIZER))
     else:
-        net.language.save_pretrained(folder / LANGUAGE)
-    language_tokenizer.save(str(folder / LANGUAGE / TOKENIZER))
+        save_language(folder / LANGUAGE, net.language, language_tokenizer)
     own = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("language.")}
     write_folder(folder, cast_floats(own, dtype), tokenizer, net.config.to_dict())

@@ -12,12 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from engine.blip2.config import LanguageConfig
 from engine.blip2.convert import Stored
 from engine.blip2.meta import check_fits, put_tensors, without_storage
-from engine.blip2.sources import CONFIG, INDEX, TOKENIZER, read_json, read_tokenizer, transformers_tensors
+from engine.blip2.sources import (
+    CONFIG,
+    INDEX,
+    TOKENIZER,
+    WEIGHTS,
+    read_json,
+    read_tokenizer,
+    transformers_tensors,
+)
 from engine.errors import CheckpointError
 
 T5_POSITIONS = 512
@@ -138,6 +147,20 @@ def make_language(config: Any, tensors: Mapping[str, Stored], where: Path, dtype
     for name in left_out:
         _share(model, name, tied[name])
     return model.eval().requires_grad_(False)
+
+
+def save_language(folder: Path, model: Any, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> None:
+    """Write a language model as the transformers folder that `read_language` reads; in dtype, or as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state, tied = model.state_dict(), model.all_tied_weights_keys
+    tensors = {
+        name: (value if dtype is None else value.to(dtype)).cpu().contiguous()
+        for name, value in state.items()
+        if name not in tied or value.data_ptr() != state[tied[name]].data_ptr()
+    }
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    model.config.save_pretrained(folder)
+    tokenizer.save(str(folder / TOKENIZER))
 
 
 def empty_language(config: Any, where: Path) -> Any:
