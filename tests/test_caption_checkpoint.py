@@ -1,6 +1,7 @@
 """Generative checkpoints: ours come back whole, LAVIS' files come in, what does not fit is named."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_captioner import PROMPTS, SHORT, pictures
 from test_captioner_parity import random_theirs, save_theirs
 from test_convert import EVA, QFORMER, _is_clip
-from tiny import tiny_checkpoint, tiny_tokenizer
+from tiny import tiny_checkpoint, tiny_config, tiny_tokenizer
 from tiny_language import (
     KINDS,
     byte_tokenizer,
@@ -25,13 +26,14 @@ from tiny_language import (
 )
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from engine.blip2.caption_checkpoint import load_captioner, make_captioner
+from engine.blip2.caption_checkpoint import load_captioner, make_captioner, save_captioner
 from engine.blip2.caption_sources import CaptionerSource, has_language, read_captioner, read_lavis_captioner
 from engine.blip2.captioner import Captioner
-from engine.blip2.checkpoint import list_models, load_model
+from engine.blip2.checkpoint import list_models, load_model, save_checkpoint
 from engine.blip2.config import CaptionerConfig
 from engine.blip2.convert import LAVIS_CAPTIONER, their_name
 from engine.blip2.language import describe_language, make_language, read_language
+from engine.blip2.retriever import Retriever
 from engine.errors import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -253,3 +255,45 @@ def test_list_models_knows_both_kinds(tmp_path: Path, monkeypatch: pytest.Monkey
     model = load_captioner("writer", device="cpu", dtype="float32")
     assert found["writer"].digest == model.digest and model.name == "writer"
     assert found["writer"].num_parameters == sum(p.numel() for p in model.net.parameters())
+
+
+def save_sharing(folder: Path, encoder_seed: int = 0) -> Captioner:
+    """A captioner beside a search model whose encoder it shares."""
+    net = tiny_captioner("opt")
+    search = Retriever(tiny_config())
+    spread(search.vision, seed=encoder_seed)
+    if not encoder_seed:
+        search.vision.load_state_dict(net.vision.state_dict())
+    save_checkpoint(folder / "search", search, tiny_tokenizer(), dtype=torch.float16)
+    save_captioner(folder / "writer", net, byte_tokenizer("opt"), dtype=torch.float16, encoder="search")
+    return net
+
+
+def test_a_shared_encoder_is_written_once_and_read_from_beside(tmp_path: Path) -> None:
+    net = save_sharing(tmp_path)
+    assert not any(
+        name.startswith("vision.") for name in load_file(tmp_path / "writer" / "model.safetensors")
+    )
+    save_captioner(tmp_path / "whole", net, byte_tokenizer("opt"), dtype=torch.float16)
+    photos = pictures(2)
+    shared, whole = (load_captioner(str(tmp_path / name), dtype="float32") for name in ("writer", "whole"))
+    assert torch.equal(shared.encode_patches(photos), whole.encode_patches(photos))
+    assert shared.digest != whole.digest
+    save_captioner(tmp_path / "again", shared.net, byte_tokenizer("opt"), dtype=torch.float16)
+    again = load_captioner(str(tmp_path / "again"), dtype="float32")
+    assert again.config.encoder == "" and torch.equal(
+        again.encode_patches(photos), whole.encode_patches(photos)
+    )
+
+
+def test_another_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not this captioner's"):
+        save_sharing(tmp_path, encoder_seed=5)
+    save_sharing(tmp_path)
+    other = Retriever(tiny_config())
+    save_checkpoint(tmp_path / "search", other, tiny_tokenizer(), dtype=torch.float16)
+    with pytest.raises(CheckpointError, match="another one than it was trained with"):
+        load_captioner(str(tmp_path / "writer"))
+    shutil.rmtree(tmp_path / "search")
+    with pytest.raises(CheckpointError, match="keep the two folders beside each other"):
+        load_captioner(str(tmp_path / "writer"))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
 from engine.blip2.caption_model import CaptionModel
-from engine.blip2.caption_sources import LANGUAGE, CaptionerSource, read_captioner
+from engine.blip2.caption_sources import LANGUAGE, CaptionerSource, encoder_tensors, read_captioner
 from engine.blip2.captioner import Captioner
 from engine.blip2.checkpoint import (
     cast_floats,
@@ -27,9 +28,9 @@ from engine.blip2.checkpoint import (
 )
 from engine.blip2.language import make_language, save_language
 from engine.blip2.language_text import LanguageTokenizer
-from engine.blip2.meta import check_fits, put_tensors, without_storage
+from engine.blip2.meta import check_fits, digest_of_tensors, put_tensors, without_storage
 from engine.blip2.preprocess import TextTokenizer
-from engine.blip2.sources import CONFIG, TOKENIZER
+from engine.blip2.sources import CONFIG, TOKENIZER, WEIGHTS, read_safetensors
 from engine.blip2.vision import has_batch_norms
 from engine.errors import CheckpointError
 
@@ -92,11 +93,13 @@ def save_captioner(
     *,
     dtype: torch.dtype = torch.float32,
     language_files: Sequence[Path] = (),
+    encoder: str = "",
 ) -> None:
     """Write net as a checkpoint folder; its own floating tensors in dtype, the language model as it is.
 
     tokenizer: of a Q-Former that reads the prompt. language_files: the language model's (`LanguageSource.files`),
-    copied byte for byte; without them it is written from memory.
+    copied byte for byte; without them it is written from memory. encoder: the model folder beside `folder` whose image
+    encoder is this one's, too, and is then not written again; raises CheckpointError when its weights in dtype differ.
     """
     if language_files:
         (folder / LANGUAGE).mkdir(parents=True, exist_ok=True)
@@ -106,4 +109,18 @@ def save_captioner(
     else:
         save_language(folder / LANGUAGE, net.language, language_tokenizer)
     own = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("language.")}
-    write_folder(folder, cast_floats(own, dtype), tokenizer, net.config.to_dict())
+    own = cast_floats(own, dtype)
+    config = replace(net.config, encoder="", encoder_digest="")
+    if encoder:
+        shared = encoder_tensors(read_safetensors(folder.parent / encoder / WEIGHTS))
+        differing = [
+            n for n, stored in shared.items() if n not in own or not torch.equal(own[n], stored.read())
+        ]
+        if differing or not shared:
+            raise CheckpointError(
+                f"The image encoder of {folder.parent / encoder} is not this captioner's: {len(differing)} of its "
+                f"{len(shared)} tensors differ. Write the captioner whole."
+            )
+        own = {name: tensor for name, tensor in own.items() if name not in shared}
+        config = replace(config, encoder=encoder, encoder_digest=digest_of_tensors(shared))
+    write_folder(folder, own, tokenizer, config.to_dict())

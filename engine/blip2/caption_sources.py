@@ -18,6 +18,7 @@ from engine.blip2 import hub
 from engine.blip2.config import CaptionerConfig
 from engine.blip2.convert import LAVIS_CAPTIONER, TRANSFORMERS_CAPTIONER, Stored, renamed, split_language
 from engine.blip2.language import LanguageSource, describe_language, language_tokenizer, read_language
+from engine.blip2.meta import digest_of_tensors
 from engine.blip2.sources import (
     CONFIG,
     TOKENIZER,
@@ -103,10 +104,30 @@ def _own(folder: Path, values: dict[str, Any]) -> CaptionerSource:
     tensors = read_safetensors(folder / WEIGHTS)
     language = read_language(folder / LANGUAGE)
     files: tuple[Path, ...] = (folder / CONFIG, folder / WEIGHTS, *language.files)
+    if config.encoder:
+        encoder, file = _shared_encoder(folder, config)
+        tensors, files = {**tensors, **encoder}, (*files, file)
     if not config.language.reads_prompt:
         return CaptionerSource(config, tensors, language, None, files)
     tokenizer = read_tokenizer(folder / TOKENIZER)
     return CaptionerSource(config, tensors, language, tokenizer, (*files, folder / TOKENIZER))
+
+
+def _shared_encoder(folder: Path, config: CaptionerConfig) -> tuple[dict[str, Stored], Path]:
+    """The image encoder's tensors of the model beside `folder` that config names, and their file."""
+    place = folder.parent / config.encoder
+    said = f"{folder} shares the image encoder of {place}"
+    if not (place / WEIGHTS).is_file():
+        raise CheckpointError(f"{said}, which has no {WEIGHTS}; keep the two folders beside each other.")
+    tensors = encoder_tensors(read_safetensors(place / WEIGHTS))
+    if digest_of_tensors(tensors) != config.encoder_digest:
+        raise CheckpointError(f"{said}, and that is another one than it was trained with; get both anew.")
+    return tensors, place / WEIGHTS
+
+
+def encoder_tensors(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Those of the image encoder."""
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("vision.")}
 
 
 def _transformers(folder: Path, values: dict[str, Any]) -> CaptionerSource:

@@ -109,12 +109,18 @@ class LanguageConfig:
 @dataclass(frozen=True)
 class CaptionerConfig:
     """The generative model of stage 2: encoder, Q-Former, language model. Its Q-Former has no text branch, unless it
-    reads the prompt."""
+    reads the prompt.
+
+    encoder: the model folder beside its own whose image encoder it shares instead of holding one; encoder_digest: of
+    that encoder's weights (`meta.digest_of_tensors`), since no other will do. Both are empty for one that is whole.
+    """
 
     vision: VisionConfig
     qformer: QFormerConfig
     language: LanguageConfig
     vision_norm_eps: float = 1e-5
+    encoder: str = ""
+    encoder_digest: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

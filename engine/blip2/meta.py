@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,3 +59,13 @@ def put_tensors(module: torch.nn.Module, tensors: Mapping[str, Stored], dtype: t
             modules[owner]._parameters[last] = torch.nn.Parameter(value.contiguous())
         else:
             modules[owner]._buffers[last] = value
+
+
+def digest_of_tensors(tensors: Mapping[str, Stored]) -> str:
+    """Hex SHA-256 of names, types and values, whatever their order and file."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].read().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
