@@ -15,6 +15,7 @@ from training.data import (
     data_digest,
     find_shards,
     load_pictures,
+    plain_caption,
     read_annotations,
     read_pictures,
     read_shards,
@@ -174,3 +175,9 @@ def test_unreadable_pictures_are_listed(tmp_path: Path) -> None:
         load_pictures([bad], 4)
     read = read_pictures([good, bad], 4)
     assert np.array_equal(read[0], pixels[0]) and read[1] is None
+
+
+def test_plain_captions_are_lavis() -> None:
+    assert plain_caption('  A "Big"\tdog! runs (fast), mr. x #1 . ') == "a big dog runs fast , mr x 1"
+    assert plain_caption(" . ") == ""
+    assert plain_caption("word " * 60) == " ".join(["word"] * 50)

@@ -17,7 +17,6 @@ from training.language import (
     TrainLanguageConfig,
     held_out,
     make_opt,
-    plain_caption,
     run_language,
     train_bpe,
 )
@@ -40,11 +39,6 @@ def config(steps: int = 150, **changes: Any) -> TrainLanguageConfig:
 def write_table(folder: Path, text: str | None = None) -> None:
     rows = "".join(f"{n}\t{t.capitalize()} .\n" for n, group in enumerate(GROUPS) for t in group)
     (folder / "captions.tsv.gz").write_bytes(gzip.compress((rows if text is None else text).encode()))
-
-
-def test_captions_are_plain() -> None:
-    assert plain_caption("  A Dog\truns , fast . ") == "a dog runs , fast"
-    assert plain_caption(" . ") == ""
 
 
 def test_tokenizer_begins_and_ends_as_published_opts_do() -> None:

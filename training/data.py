@@ -23,6 +23,9 @@ from engine.types import Failure
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
+_DROPPED = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
+
+
 @dataclass(frozen=True)
 class CaptionedPicture:
     """One picture and its captions (none for unlabelled ones). picture: the file's bytes, or where it lies."""
@@ -144,6 +147,12 @@ def _karpathy(content: dict[str, Any], source: Path, split: str) -> dict[str, tu
     if not chosen:
         raise DataError(f"{source} has no split {split!r}; it has: {', '.join(sorted(splits)) or 'none'}.")
     return chosen
+
+
+def plain_caption(text: str, max_words: int = 50) -> str:
+    """A caption as LAVIS gives it to language models: lower case, without full stops, quotes, brackets and their like,
+    single spaces, `max_words` at most (its `BlipCaptionProcessor`)."""
+    return " ".join(text.lower().translate(_DROPPED).split()[:max_words])
 
 
 def parse_captions(value: Any, source: Path) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from engine.blip2.language import save_language
 from engine.blip2.language_text import IGNORED
 from engine.errors import DataError
+from training.data import plain_caption
 from training.loop import OptimConfig, train
 from training.text import TOKENIZER, read_caption_groups
 
@@ -55,11 +56,6 @@ class TrainLanguageConfig:
     dropout: float = 0.1
     prompt: str = "a photo of"
     prompt_share: float = 0.5
-
-
-def plain_caption(text: str) -> str:
-    """Lower case, single spaces, no full stop at the end: how captions are written by this model."""
-    return " ".join(text.lower().split()).rstrip(" .")
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -9,7 +9,7 @@ Shapes: B pictures, N of the set, W views of each, P patches, V vision width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from engine.blip2.meta import without_storage
 from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever
 from engine.errors import DataError
-from training.data import CaptionedPicture, load_pictures
+from training.data import CaptionedPicture, load_pictures, plain_caption
 from training.loop import OptimConfig, train
 from training.objectives import normed
 from training.sources import read_small_sets
@@ -79,8 +79,9 @@ class Stage2Task:
         patches_NWPV: Tensor, samples: Sequence[CaptionedPicture], config: Stage2Config,
     ):  # fmt: skip
         self.net, self.tokenizer, self.prompt_tokenizer = net, tokenizer, prompt_tokenizer
-        self.patches, self.samples, self.config = patches_NWPV, samples, config
-        _check(net.config.language, samples, config)
+        self.patches, self.config = patches_NWPV, config
+        self.samples = [replace(s, captions=_plain(s.captions)) for s in samples]
+        _check(net.config.language, self.samples, config)
         net.requires_grad_(True)
         net.vision.requires_grad_(False)
         net.language.requires_grad_(False)
@@ -115,13 +116,17 @@ class Stage2Task:
         return batch_of(step, len(self.samples), self.config.optim)
 
 
+def _plain(captions: Sequence[str]) -> tuple[str, ...]:
+    return tuple(plain for text in captions if (plain := plain_caption(text)))
+
+
 def _any(count: int) -> int:
     return int(torch.randint(count, ()))
 
 
 def _check(language: LanguageConfig, samples: Sequence[CaptionedPicture], config: Stage2Config) -> None:
     """Raises DataError for pictures and settings that stage 2 cannot learn from."""
-    uncaptioned = [s.key for s in samples if not any(text.strip() for text in s.captions)]
+    uncaptioned = [s.key for s in samples if not s.captions]
     if uncaptioned:
         raise DataError(f"{len(uncaptioned)} pictures have no caption (first: {uncaptioned[0]}).")
     if len(samples) < config.optim.batch:
