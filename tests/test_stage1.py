@@ -13,17 +13,19 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from engine.blip2.checkpoint import load_model, save_checkpoint
+from engine.blip2.checkpoint import load_model, load_net, save_checkpoint
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
 from engine.blip2.layers import KeysValues
-from engine.blip2.preprocess import TextTokenizer
+from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever, itc_scores
 from engine.errors import DataError
 from training.data import CaptionedPicture
 from training.loop import OptimConfig, train
-from training.stage1 import ItcTask, Stage1Config, Stage1Task, encode_views, run_stage1
+from training.objectives import itc_alone, normed
+from training.stage1 import EncoderTask, ItcTask, Stage1Config, Stage1Task, run_stage1
 from training.text import TEXT_HALF, TextTask, text_half, train_tokenizer
+from training.views import encode_maps, encode_views
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
 CAPTIONS = [(f"a {colour} wall", f"the wall is {colour}") for colour in COLOURS]
@@ -210,3 +212,61 @@ def test_the_frozen_encoder_stays_as_it_is() -> None:
 
 def _channels(name: str) -> int:
     return timm.create_model(name, num_classes=0).num_features
+
+
+def convolutional(**changes: object) -> Stage1Config:
+    vision = VisionConfig(
+        "mobilenetv2_050", 64, 1280, {"pad_type": "same"}, class_token=False, final_norm=True, mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )  # fmt: skip
+    chosen = config(encoder_from=17, **changes)
+    return replace(chosen, model=replace(chosen.model, vision=vision))
+
+
+def test_itc_trains_the_encoders_last_parts_alone(tmp_path: Path) -> None:
+    """On feature maps made once, with the loss of a pass through all of it; what is before stays bit for bit."""
+    chosen = convolutional()
+    net, tokenizer, _, samples = eight_pairs(replace(chosen, model=config().model))
+    torch.manual_seed(0)
+    net = Retriever(chosen.model)
+    pictures = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), dtype=np.uint8)
+    maps = encode_maps(net, pictures, chosen, chosen.encoder_from)
+    optim = replace(chosen.optim, steps=12, lr=2e-3, log_every=4)
+    task = EncoderTask(net, tokenizer, maps, samples, chosen, optim)
+    ids, mask, _ = tokenizer([texts[0] for texts in CAPTIONS])
+    net.vision.eval()
+    pixels = to_pixels(pictures, chosen.model.vision.mean, chosen.model.vision.std, torch.device("cpu"))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        want = itc_alone(net, normed(net, net.vision(pixels)), ids, mask)
+        got = task._of_maps(net, maps[:, 0], ids, mask)["loss"]
+    torch.testing.assert_close(got, want, atol=2e-2, rtol=0)
+    before = {name: value.clone() for name, value in net.vision.state_dict().items()}
+    task = EncoderTask(net, tokenizer, maps, samples, chosen, optim)
+    rows = train(task, optim, tmp_path)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    last = [f"backbone.{name}" for name in ("blocks.6", "conv_head", "bn2")]
+    for name, value in net.vision.state_dict().items():
+        if name.endswith(("weight", "bias", "running_mean")):
+            assert torch.equal(value, before[name]) != name.startswith(tuple(last)), name
+
+
+def test_a_run_with_the_encoder_writes_what_it_learned(tmp_path: Path) -> None:
+    chosen = convolutional(start="first")
+    chosen = replace(
+        chosen, optim=replace(chosen.optim, steps=1), encoder_optim=replace(chosen.optim, steps=3, batch=8)
+    )
+    words = train_tokenizer((text for group in CAPTIONS for text in group), 100)
+    torch.manual_seed(0)
+    net = Retriever(chosen.model)
+    save_checkpoint(tmp_path / "runs" / "first" / "model", net, words)
+    write_shard(tmp_path / "s-000.tar")
+    run_stage1(chosen, tmp_path, tmp_path / "runs", tmp_path / "out")
+    got = load_net(tmp_path / "out" / "model")[0].vision.state_dict()
+    changed = {
+        name
+        for name, value in net.vision.half().state_dict().items()
+        if not torch.equal(value.float(), got[name].float())
+    }
+    assert changed and all(
+        name.startswith(("backbone.blocks.6", "backbone.conv_head", "backbone.bn2")) for name in changed
+    )

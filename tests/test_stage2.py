@@ -25,9 +25,9 @@ from engine.blip2.retriever import Retriever
 from engine.errors import CheckpointError, DataError
 from training.data import CaptionedPicture
 from training.loop import OptimConfig, train
-from training.stage1 import encode_views
 from training.stage2 import Stage2Config, Stage2Task, from_stage1, run_stage2
 from training.text import train_tokenizer
+from training.views import encode_views
 from ui.cli import main
 
 TEXTS = [(f"the wall is {colour}",) for colour in COLOURS]

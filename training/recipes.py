@@ -1,6 +1,7 @@
 """Recipes: functions that return one full, typed config each. The command is `qseek train <what> --recipe <name>`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from engine.blip2.config import mini
 from training import recipes_blip2
@@ -82,6 +83,24 @@ def mini_stage1() -> Stage1Config:
     )
 
 
+def mini_tuned() -> Stage1Config:
+    """The bundled mini: the recipe `mini`'s model, whose encoder's later parts learn from ITC, then all losses again.
+
+    The encoder's parts from 7 on (stride 8), 700 steps of 128 pairs; then 1,200 steps of 96 pairs on its patches.
+    """
+    encoder = OptimConfig(steps=700, batch=128, lr=3e-4, warmup=40, clip=1.0, seed=11, log_every=25)
+    optim = OptimConfig(steps=1200, batch=96, lr=3e-4, warmup=40, clip=1.0, seed=12, dtype="bfloat16")
+    return replace(
+        mini_stage1(),
+        start="mini",
+        optim=optim,
+        itc_optim=None,
+        encoder_optim=encoder,
+        encoder_from=7,
+        views=4,
+    )
+
+
 def mini_retrieval() -> PretrainConfig:
     """The bundled mini, trained on: give captions of your own with --set 'sources=[{"path": "mine.json"}]'.
 
@@ -105,6 +124,7 @@ TEXT = {"mini-text": mini_text}
 LANGUAGE = {"mini-language": mini_language}
 STAGE1: dict[str, Callable[[], Stage1Config | PretrainConfig]] = {
     "mini": mini_stage1,
+    "mini-tuned": mini_tuned,
     **recipes_blip2.STAGE1,
 }
 RETRIEVAL = {"mini": mini_retrieval, **recipes_blip2.RETRIEVAL}

@@ -9,24 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
-from engine.blip2.captioner import Captioner
-from engine.blip2.checkpoint import fast_dtype, load_net, save_checkpoint
+from engine.blip2.checkpoint import find_model, load_net, save_checkpoint
 from engine.blip2.config import Blip2Config
-from engine.blip2.preprocess import TextTokenizer, to_pixels
+from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever
-from engine.blip2.vision import folded
 from engine.errors import DataError
 from training.data import CaptionedPicture, data_digest, load_pictures
-from training.distill import ENCODER
+from training.distill import ENCODER, network_parts
 from training.distributed import Through, joined, world
 from training.loop import OptimConfig, shared_draws, train
 from training.losses import match_distillation_loss
@@ -34,6 +29,7 @@ from training.objectives import itc_alone, normed, stage1_losses
 from training.settings import flat_settings
 from training.sources import read_small_sets
 from training.text import TEXT_HALF, TOKENIZER, text_half
+from training.views import encode_maps, encode_views, random_window
 
 
 @dataclass(frozen=True)
@@ -41,11 +37,12 @@ class Stage1Config:
     """What stage 1 learns from, and how.
 
     model: the architecture. pictures: captioned sets, see `sources.read_small_sets`. optim: of the run with all
-    losses; itc_optim: of a run with ITC alone before it. encoder, text: the runs (`training.distill`, `training.text`)
-    that it builds on; start: a stage-1 run whose model is trained on instead. views: how many crops of each picture
-    the frozen encoder reads once, before training (1 = the whole picture alone); smallest_crop: their least share of
-    the side. patch_share: of the patches that are read in a step (arXiv:2212.00794 masks patches to the same ends);
-    query_share: of the queries that take part in it. match_distillation: weight of
+    losses; itc_optim: of a run with ITC alone before it; encoder_optim: of one before that, in which the parts of a
+    convolutional encoder from `encoder_from` on learn, too (`EncoderTask`). encoder, text: the runs (training.distill,
+    training.text) that it builds on; start: a stage-1 run, or a model by name, that is trained on instead. views: how
+    many crops of each picture the frozen encoder reads once, before training (1 = the whole picture alone);
+    smallest_crop: their least share of the side. patch_share: of the patches that are read in a step (arXiv:2212.00794
+    masks patches to the same ends); query_share: of the queries that take part in it. match_distillation: weight of
     `losses.match_distillation_loss`. label_smoothing: of ITC and ITG.
     """
 
@@ -58,13 +55,15 @@ class Stage1Config:
     label_smoothing: float = 0.1
     smallest_crop: float = 0.6
     itc_optim: OptimConfig | None = None
+    encoder_optim: OptimConfig | None = None
+    encoder_from: int = 0
     patch_share: float = 1.0
     query_share: float = 1.0
     match_distillation: float = 0.0
     start: str | None = None
 
 
-FREE = {"optim", "itc_optim", "pictures", "encoder", "text", "start"}
+FREE = {"optim", "itc_optim", "encoder_optim", "pictures", "encoder", "text", "start"}
 """Of `Stage1Config`: what is compared elsewhere, or only gives the start."""
 
 
@@ -97,8 +96,16 @@ class Stage1Task:
     def losses_of(self, step: int, count: int) -> dict[str, Tensor]:
         """Of the first `count` pairs of the joined batch, for which everything is drawn: any number of processes
         trains on the same."""
-        here, draws = world(), shared_draws(self.optim.seed, step)
-        device = self.net.temperature.device
+        draws = shared_draws(self.optim.seed, step)
+        views, ids, mask = self._pairs_of(step, count, draws)
+        patches = self._some_patches(views, draws)
+        queries = self._some_queries(draws).to(patches.device)
+        draws_2N = torch.rand(2, count, generator=draws)
+        return self.through(self._losses, patches, ids, mask, queries, draws_2N)
+
+    def _pairs_of(self, step: int, count: int, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """This process's share: what the encoder made of a view of each picture, and ids and mask of a caption."""
+        here, device = world(), self.net.temperature.device
         chosen = self._pictures_of(step)[:count]
         views = torch.randint(self.patches.shape[1], (len(chosen),), generator=draws)
         captions = torch.rand(len(chosen), generator=draws)
@@ -106,10 +113,7 @@ class Stage1Task:
         texts = [self.samples[number].captions for number in mine.tolist()]
         own = [t[int(c * len(t))] for t, c in zip(texts, here.share(captions).tolist(), strict=True)]
         ids, mask, _ = self.tokenizer(own)
-        patches = self._some_patches(self.patches[mine, here.share(views)].to(device), draws)
-        queries = self._some_queries(draws).to(device)
-        draws_2N = torch.rand(2, len(chosen), generator=draws)
-        return self.through(self._losses, patches, ids.to(device), mask.to(device), queries, draws_2N)
+        return self.patches[mine, here.share(views)].to(device), ids.to(device), mask.to(device)
 
     def _losses(
         self, net: Retriever, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, queries: Tensor,
@@ -167,46 +171,39 @@ class ItcTask(Stage1Task):
         return {"loss": itc_alone(net, patches, ids_BT, mask_BT, label_smoothing=smoothing, queries=queries)}
 
 
-class Views(Protocol):
-    """What `encode_views` asks of a config; see `Stage1Config`."""
+class EncoderTask(Stage1Task):
+    """ITC that trains the last parts of a convolutional encoder, too, on feature maps (N, W, H, W, C) which the first
+    `config.encoder_from` parts made once (`views.encode_maps`).
 
-    @property
-    def views(self) -> int: ...
-    @property
-    def smallest_crop(self) -> float: ...
-    @property
-    def optim(self) -> OptimConfig: ...
-
-
-def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: Views, batch: int = 50) -> Tensor:
-    """The frozen encoder's patches of every picture, whole and (views - 1) times cropped -> (N, W, P, V) bfloat16.
-
-    Crops are squares of `smallest_crop` to 1 of the side, half of them mirrored; drawn from the seed.
+    Of a distilled encoder whose errors add up towards its end: a step costs a fraction of one through all of it.
     """
-    size = pictures.shape[1]
-    device = net.vision.device
-    dtype = fast_dtype(device)
-    vision = folded(net.vision.eval()).to(dtype)  # frozen: batch norms neither learn nor see the batch
-    generator = torch.Generator().manual_seed(config.optim.seed)
-    rows = []
-    with torch.inference_mode():
-        for start in range(0, len(pictures), batch):
-            whole = to_pixels(pictures[start : start + batch], vision.config.mean, vision.config.std, device)
-            views = [vision(whole.to(dtype))]
-            for _ in range(config.views - 1):
-                views.append(vision(_random_crop(whole, size, config.smallest_crop, generator).to(dtype)))
-            rows.append(torch.stack(views, dim=1).to("cpu", torch.bfloat16))
-    return torch.cat(rows).clone()
 
+    some_unused = True
 
-def _random_crop(pixels_B3HW: Tensor, size: int, smallest: float, generator: torch.Generator) -> Tensor:
-    """One window and flip for the whole batch, resized back to the full side."""
-    share, y, x, flip = torch.rand(4, generator=generator).tolist()
-    side = round(size * (smallest + (1 - smallest) * share))
-    top, left = round(y * (size - side)), round(x * (size - side))
-    window = pixels_B3HW[:, :, top : top + side, left : left + side]
-    window = F.interpolate(window, size=(size, size), mode="bicubic", antialias=True)
-    return window.flip(3) if flip < 0.5 else window
+    def __init__(
+        self, net: Retriever, tokenizer: TextTokenizer, maps: Tensor, samples: Sequence[CaptionedPicture],
+        config: Stage1Config, optim: OptimConfig,
+    ):  # fmt: skip
+        super().__init__(net, tokenizer, maps, samples, config, optim)
+        last = nn.ModuleList(modules for modules, _ in network_parts(net.vision)[config.encoder_from :])
+        last.requires_grad_(True).train()
+
+    def losses_of(self, step: int, count: int) -> dict[str, Tensor]:
+        draws = shared_draws(self.optim.seed, step)
+        maps, ids, mask = self._pairs_of(step, count, draws)
+        return self.through(self._of_maps, random_window(maps, draws), ids, mask)
+
+    def _of_maps(
+        self, net: Retriever, maps_BHWC: Tensor, ids_BT: Tensor, mask_BT: Tensor
+    ) -> dict[str, Tensor]:
+        features = maps_BHWC.permute(0, 3, 1, 2)
+        with torch.autocast(features.device.type, torch.bfloat16):
+            for _, part in network_parts(net.vision)[self.config.encoder_from :]:
+                features = part(features)
+            patches = normed(net, features.flatten(2).transpose(1, 2))
+            return {
+                "loss": itc_alone(net, patches, ids_BT, mask_BT, label_smoothing=self.config.label_smoothing)
+            }
 
 
 def run_stage1(
@@ -229,6 +226,11 @@ def run_stage1(
         pictures, samples, failures = load_pictures(samples, config.model.vision.image_size)
         tell = say if here.rank == 0 else (lambda line: None)
         tell(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
+        if config.encoder_optim is not None:
+            maps = encode_maps(net, pictures, config, config.encoder_from)
+            task = EncoderTask(net, tokenizer, maps, samples, config, config.encoder_optim)
+            train(task, config.encoder_optim, output / "encoder", say=say)
+            del task, maps
         patches = encode_views(net, pictures, config)
         parts = net, tokenizer, patches, samples, config
         if config.itc_optim is not None:
@@ -243,9 +245,11 @@ def _start(config: Stage1Config, runs: Path) -> tuple[Retriever, TextTokenizer]:
     """The network as training finds it: a new Q-Former around what runs before it taught, or another run's model."""
     torch.manual_seed(config.optim.seed)
     if config.start is not None:
-        net, tokenizer = load_net(runs / config.start / "model")
+        run = runs / config.start / "model"
+        folder = run if run.is_dir() else find_model(config.start)
+        net, tokenizer = load_net(folder)
         if net.config != config.model:
-            raise DataError(f"{runs / config.start / 'model'} is another architecture than the recipe's.")
+            raise DataError(f"{folder} is another architecture than the recipe's.")
         return net, tokenizer
     for needed in (runs / config.encoder / ENCODER, runs / config.text / TEXT_HALF):
         if not needed.is_file():

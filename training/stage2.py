@@ -30,7 +30,8 @@ from training.data import CaptionedPicture, load_pictures, plain_caption
 from training.loop import OptimConfig, train
 from training.objectives import normed
 from training.sources import read_small_sets
-from training.stage1 import batch_of, encode_views
+from training.stage1 import batch_of
+from training.views import encode_views
 
 
 @dataclass(frozen=True)
