@@ -89,11 +89,13 @@ def gqa_accuracy(answer: str, reference: str) -> float:
     return float(answer.strip() == reference or normalised(answer) == reference)
 
 
-def mean_accuracy(accuracies: Sequence[float], kinds: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    """Percent: of all, and of each value of each kind of question ("answer type: yes/no"), in alphabetical order."""
+def mean_accuracy(
+    accuracies: Sequence[float], kinds: Sequence[Mapping[str, str]]
+) -> dict[str, tuple[float, int]]:
+    """Percent and number of questions: of all, and of each value of each kind ("answer type: yes/no"), by name."""
     groups: dict[str, list[float]] = {}
     for accuracy, own in zip(accuracies, kinds, strict=True):
         for kind, value in own.items():
             groups.setdefault(f"{kind}: {value}", []).append(accuracy)
-    means = {name: 100 * sum(group) / len(group) for name, group in sorted(groups.items())}
-    return {"all": 100 * sum(accuracies) / len(accuracies), **means}
+    parts = {"all": accuracies, **dict(sorted(groups.items()))}
+    return {name: (100 * sum(part) / len(part), len(part)) for name, part in parts.items()}
