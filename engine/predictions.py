@@ -91,19 +91,20 @@ class Predictions:
     """Texts as they are written. With a path each batch is added to `PATH.part`, from which a stopped run goes on;
     `finish` makes the results file of it.
 
-    run: all that decides the texts; what another run left is begun anew. kept: how many texts an earlier run left.
-    Raises DataError when the path cannot be written.
+    run: all that decides the texts. kept: how many of them an earlier run left; replaced: whether what lay there was
+    another run's, and is gone. Raises DataError when the path cannot be written.
     """
 
     def __init__(self, path: Path | None, run: Mapping[str, Any], layout: Layout):
         self.path, self.layout = path, layout
         self.texts: dict[Id, str] = {}
+        self.kept, self.replaced = 0, False
         if path is None:
-            self.kept = 0
             return
         self.part = path.with_name(path.name + ".part")
         header = json.dumps({"run": run}, sort_keys=True)
         rows = self._left(header)
+        self.replaced = not rows and self.part.is_file() and self.part.stat().st_size > len(header) + 1
         self.texts, self.kept = dict(rows), len(rows)
         try:
             half = self.part.with_name(self.part.name + ".new")

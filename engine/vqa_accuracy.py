@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 NUMBERS = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
@@ -48,6 +49,7 @@ CONTRACTIONS = {**_written_without(_ONE_APOSTROPHE + _MORE_APOSTROPHES), "somebo
 """`contractions`: an apostrophe that was left out comes back; "ill", "well", "shed", "id" are words and stay."""
 
 
+@lru_cache(maxsize=2**16)  # people give the same few answers again and again
 def normalised(answer: str) -> str:
     """An answer in VQA's spelling: lower case, no punctuation, no articles, digits, whole contractions."""
     words = [NUMBERS.get(word, word) for word in _without_punctuation(_one_line(answer)).lower().split()]

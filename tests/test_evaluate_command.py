@@ -77,7 +77,9 @@ def pictures(images: Path) -> np.ndarray:
     return np.stack([squash(open_picture(images / name), SIDE) for name in NAMES])
 
 
-def test_captions_of_the_itg_head(models: dict[str, Path], images: Path, coco: Path, tmp_path: Path) -> None:
+def test_captions_of_the_itg_head(
+    models: dict[str, Path], images: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save = tmp_path / "out.json"
     result = run(
         "caption", coco, "--images", images, "--model", models["itg"], "--save", save, "--max-length", 12
@@ -90,6 +92,8 @@ def test_captions_of_the_itg_head(models: dict[str, Path], images: Path, coco: P
         {"image_id": id_, "caption": text} for id_, text in zip(IDS, want, strict=True)
     ]
     assert len(set(want)) > 1
+    monkeypatch.setattr("engine.blip2.model.BEAMS_AT_ONCE", 10)
+    assert model.best_captions(keys, max_length=12) == want, "two photos at a time, then one"
     lines = result.stdout.splitlines()
     assert lines[0].startswith("captions_val2014.json, ") and "ITG head, 5 beams, 8 to 12 tokens" in lines[0]
     assert lines[0].endswith("): 3 photos, 5 references, percent")
@@ -133,7 +137,9 @@ def test_predictions_alone(coco: Path, tmp_path: Path) -> None:
     result = run("caption", coco, "--predictions", path)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("captions_val2014.json, r.json: 3 photos, 5 references, percent\n")
-    assert json.loads(run("caption", coco, "--predictions", path, "--json").stdout)["scores"]["BLEU-1"] == pytest.approx(100)
+    assert json.loads(run("caption", coco, "--predictions", path, "--json").stdout)["scores"][
+        "BLEU-1"
+    ] == pytest.approx(100)
 
 
 def test_nocaps_by_domain(tmp_path: Path) -> None:

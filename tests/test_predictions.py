@@ -64,11 +64,17 @@ def test_a_run_goes_on_and_writes_the_official_layout(tmp_path: Path) -> None:
     assert read_predictions(path, [1, "b", 3], CAPTIONS) == ["one", "zwei ü", "three"]
 
 
-def test_another_run_begins_anew(tmp_path: Path) -> None:
-    Predictions(tmp_path / "r.json", RUN, CAPTIONS).add([1], ["one"])
-    assert Predictions(tmp_path / "r.json", {**RUN, "how": "1 beam"}, CAPTIONS).kept == 0
-    (tmp_path / "r.json.part").write_bytes(b"\xff\n[1\n")
-    assert Predictions(tmp_path / "r.json", RUN, CAPTIONS).kept == 0
+def test_another_run_begins_anew_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    assert not Predictions(path, RUN, CAPTIONS).replaced
+    begun = Predictions(path, RUN, CAPTIONS)
+    assert not begun.replaced, "a run that was stopped before its first batch"
+    begun.add([1], ["one"])
+    other = Predictions(path, {**RUN, "how": "1 beam"}, CAPTIONS)
+    assert (other.kept, other.replaced) == (0, True)
+    (tmp_path / "r.json.part").write_bytes(b"\xff\n[1\n" + bytes(99))
+    damaged = Predictions(path, RUN, CAPTIONS)
+    assert (damaged.kept, damaged.replaced) == (0, True)
 
 
 def test_nothing_is_written_without_a_path() -> None:

@@ -155,6 +155,8 @@ def _run(
     started = time.perf_counter()
     run = {"model": writer.digest, "dtype": writer.dtype, "how": writer.how, "set": str(source.absolute())}
     kept = Predictions(save, run, layout)
+    if kept.replaced:
+        say(f"Note: {kept.part} was another run's (another model, set or way of writing); it is begun anew.")
     try:
         unreadable = write_all(writer, tasks, kept, layout.what)
     except KeyboardInterrupt:
