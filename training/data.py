@@ -82,22 +82,12 @@ class Annotations:
 
 
 def read_annotations(annotations: Path, images: Path, split: str = "test") -> Annotations:
-    """Captions in one of the layouts that people have.
+    """Captions in one of the layouts that people have, see `captions_of`, with their pictures below `images`.
 
-    ALBEF/LAVIS: a list of {"image": name, "caption": text or list of texts}; rows of one image are joined. Karpathy:
-    {"images": [{"filename", "filepath" (COCO's), "split", "sentences": [{"raw"}]}]}, of which `split` is taken. A name
-    is looked for below `images` as it is, and without its folders. Raises DataError when the file is of neither form,
-    names nothing, has no such split, or none of its pictures is there: the annotations are another set's.
+    A name is looked for as it is, and without its folders. Raises DataError as `captions_of` does, and when none of
+    the pictures is there: the annotations are another set's.
     """
-    try:
-        content: Any = json.loads(annotations.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{annotations} is not readable JSON: {error}") from error
-    captions = (
-        _karpathy(content, annotations, split) if isinstance(content, dict) else _albef(content, annotations)
-    )
-    if not captions:
-        raise DataError(f"{annotations} names no pictures.")
+    captions = captions_of(read_json(annotations), annotations, split)
     found = {name: _find_picture(images, name) for name in captions}
     missing = [name for name, path in found.items() if path is None]
     if len(missing) == len(captions):
@@ -109,6 +99,27 @@ def read_annotations(annotations: Path, images: Path, split: str = "test") -> An
         CaptionedPicture(name, path, captions[name]) for name, path in found.items() if path is not None
     ]
     return Annotations(pictures, missing)
+
+
+def captions_of(content: Any, source: Path, split: str = "test") -> dict[str, tuple[str, ...]]:
+    """The captions of each picture by its name, from what a JSON file holds.
+
+    ALBEF/LAVIS: a list of {"image": name, "caption": text or list of texts}; rows of one image are joined. Karpathy:
+    {"images": [{"filename", "filepath" (COCO's), "split", "sentences": [{"raw"}]}]}, of which `split` is taken. Raises
+    DataError when it is of neither form, names nothing, or has no such split.
+    """
+    captions = _karpathy(content, source, split) if isinstance(content, dict) else _albef(content, source)
+    if not captions:
+        raise DataError(f"{source} names no pictures.")
+    return captions
+
+
+def read_json(path: Path) -> Any:
+    """Raises DataError for a file that is not there or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not readable JSON: {error}") from error
 
 
 def _find_picture(images: Path, name: str) -> Path | None:

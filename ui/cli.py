@@ -24,6 +24,7 @@ COMMANDS = {
     "rerank": "ui.commands_search",
     "caption": "ui.commands_caption",
     "recall": "ui.commands_recall",
+    "evaluate": "ui.commands_evaluate",
     "train": "ui.commands_train",
     "app": "ui.commands_app",
     "models": "ui.commands_models",

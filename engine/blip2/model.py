@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.blip2.config import Blip2Config
+from engine.blip2.describe import describe
 from engine.blip2.features import pack, unpack
 from engine.blip2.preprocess import TextTokenizer, pixel_parts
 from engine.blip2.qformer import PhotoKeys, TextStart
@@ -27,6 +28,7 @@ VISION_AT_ONCE = 16  # on a CPU: a convolution's rows stay in its cache, 1.6 tim
 STREAMS, STREAM_AT_ONCE = 2, 8
 TEXTS_AT_ONCE = 256
 PAIRS_AT_ONCE = (64, 512)  # on a CPU, on a GPU
+BEAMS_AT_ONCE = 320
 BEHIND = 1000.0
 """Taken off the ITC of what ITM has not read: it stays behind what ITM has read, in ITC's order (LAVIS gives -100)."""
 
@@ -188,6 +190,25 @@ class Model:
             texts_part = start if num_texts == 1 else start[part]
             logits[part] = self.net.match_started(_rows(photos, part), texts_part).cpu().numpy()
         return logits
+
+    @torch.inference_mode()
+    def best_captions(
+        self, photos: PhotoKeys, *, num_beams: int = 5, min_length: int = 8, max_length: int = 30
+    ) -> list[str]:
+        """A caption of each photo by the ITG head's beam search: see `describe.describe`, also for what is raised.
+
+        photos: what `photo_keys` made of them.
+        """
+        words, texts = self.tokenizer, []
+        at_once = max(1, BEAMS_AT_ONCE // max(1, num_beams))
+        for first in range(0, len(photos[0][0]), at_once):
+            ids_BT = describe(
+                self.net, [(k[first : first + at_once], v[first : first + at_once]) for k, v in photos],
+                dec_id=words.dec_id, sep_id=words.sep_id, pad_id=words.pad_id, num_beams=num_beams,
+                min_length=min_length, max_length=max_length,
+            )  # fmt: skip
+            texts += [words.decode(ids) for ids in ids_BT.tolist()]
+        return texts
 
 
 def _streams(device: torch.device) -> ThreadPoolExecutor | None:

@@ -1,0 +1,180 @@
+"""The official files of evaluation sets: what is read from each, where pictures are found, what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import DataError
+from training.benchmarks import find_pictures, read_caption_tasks, read_questions
+
+COCO = {
+    "images": [
+        {"id": 42, "file_name": "COCO_val2014_000000000042.jpg"},
+        {"id": 73, "file_name": "COCO_val2014_000000000073.jpg"},
+    ],
+    "annotations": [
+        {"image_id": 42, "id": 1, "caption": "a red shoe"},
+        {"image_id": 73, "id": 2, "caption": "a motorcycle"},
+        {"image_id": 42, "id": 3, "caption": "a dog on shoes"},
+    ],
+}
+QUESTIONS = {
+    "data_subtype": "val2014",
+    "questions": [
+        {"image_id": 42, "question": "What is it?", "question_id": 42000},
+        {"image_id": 42, "question": "Is it red?", "question_id": 42001},
+    ],
+}
+ANNOTATIONS = {
+    "annotations": [
+        {"question_id": 42001, "answer_type": "yes/no", "answers": [{"answer": "yes", "answer_id": 1}] * 10},
+        {"question_id": 42000, "answer_type": "other", "answers": [{"answer": "dog", "answer_id": 1}] * 10},
+    ]
+}
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_coco(tmp_path: Path) -> None:
+    first, second = read_caption_tasks(write(tmp_path / "captions_val2014.json", COCO))
+    assert (first.id, first.references) == (42, ("a red shoe", "a dog on shoes"))
+    assert (second.id, second.references) == (73, ("a motorcycle",))
+
+
+def test_nocaps_has_domains_and_a_test_part_without_captions(tmp_path: Path) -> None:
+    images = [
+        {"id": 0, "file_name": "0013ea.jpg", "domain": "near-domain"},
+        {"id": 1, "file_name": "00a.jpg"},
+    ]
+    first, second = read_caption_tasks(write(tmp_path / "nocaps.json", {"images": images}))
+    assert (first.domain, first.names, first.references) == ("near-domain", ("0013ea.jpg",), ())
+    assert second.domain == ""
+
+
+def test_karpathy_and_albef_name_photos_as_coco_does(tmp_path: Path) -> None:
+    name = "COCO_val2014_000000000042.jpg"
+    rows = [
+        {"filename": name, "filepath": "val2014", "split": part, "sentences": [{"raw": f"a {part}"}]}
+        for part in ("test", "val")
+    ]
+    karpathy = write(tmp_path / "dataset_coco.json", {"images": rows})
+    (task,) = read_caption_tasks(karpathy)
+    assert (task.id, task.references) == (42, ("a test",))
+    assert read_caption_tasks(karpathy, "val")[0].references == ("a val",)
+    albef = write(tmp_path / "coco_karpathy_test.json", [{"image": f"val2014/{name}", "caption": ["a", "b"]}])
+    assert read_caption_tasks(albef)[0].id == 42
+    flickr = write(tmp_path / "flickr.json", [{"image": "1007129816.jpg", "caption": "a"}])
+    assert read_caption_tasks(flickr)[0].id == "1007129816.jpg"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "COCO_val2014_000000000042.jpg",
+        "val2014/COCO_val2014_000000000042.jpg",
+        "000000000042.jpg",
+        "val2014/000000000042.jpg",
+    ],
+)
+def test_cocos_pictures_by_their_official_names(tmp_path: Path, place: str) -> None:
+    picture = tmp_path / "images" / place
+    picture.parent.mkdir(parents=True)
+    picture.touch()
+    found, missing = find_pictures(read_caption_tasks(write(tmp_path / "c.json", COCO)), tmp_path / "images")
+    assert [task.picture for task in found] == [picture] and missing == ["COCO_val2014_000000000073.jpg"]
+    asked = read_questions([write(tmp_path / "q.json", QUESTIONS)]).questions
+    assert [task.picture for task in find_pictures(asked, tmp_path / "images")[0]] == [picture, picture]
+    picture.unlink()
+    with pytest.raises(DataError, match="None of the 2 pictures is in"):
+        find_pictures(read_caption_tasks(tmp_path / "c.json"), tmp_path / "images")
+
+
+def test_vqa_in_either_order(tmp_path: Path) -> None:
+    asked, answered = write(tmp_path / "q.json", QUESTIONS), write(tmp_path / "a.json", ANNOTATIONS)
+    for paths in ([asked, answered], [answered, asked]):
+        found = read_questions(paths)
+        first, second = found.questions
+        assert not found.is_gqa
+        assert (first.id, first.question, first.answers) == (42000, "What is it?", ("dog",) * 10)
+        assert (second.answers[0], second.kinds) == ("yes", {"answer type": "yes/no"})
+    assert read_questions([asked]).questions[0].answers == ()
+
+
+def test_gqa(tmp_path: Path) -> None:
+    rows = {
+        "201307251": {
+            "imageId": "n161313", "question": "Is it cold?", "answer": "no", "types": {"structural": "verify"}
+        },
+        "201640614": {"imageId": "n235859", "question": "Who wears it?"},
+    }  # fmt: skip
+    found = read_questions([write(tmp_path / "testdev_balanced_questions.json", rows)])
+    first, second = found.questions
+    assert found.is_gqa and (first.id, first.answers, first.names[0]) == ("201307251", ("no",), "n161313.jpg")
+    assert first.kinds == {"structure": "verify"} and second.answers == () and second.kinds == {}
+
+
+def changed(content: dict[str, Any], key: str, rows: list[Any]) -> dict[str, Any]:
+    return {**content, key: [*content[key], *rows]}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (changed(COCO, "annotations", [{"image_id": 9, "caption": "a"}]), "captions of 1 photos that it does not list"),
+        (changed(COCO, "annotations", [{"image_id": 42}]), "not in COCO's layout: KeyError.'caption'"),
+        (changed(COCO, "annotations", [{"image_id": 42, "caption": 5}]), "should be a text"),
+        (changed(COCO, "images", [{"id": [1], "file_name": "a"}]), "not in COCO's layout"),
+        ({"images": [], "annotations": []}, "names no pictures"),
+        ({"pictures": []}, "not in COCO's layout"),
+        ([{"image": "a.jpg"}], "ALBEF"),
+        ([], "names no pictures"),
+        ("text", "ALBEF"),
+    ],
+)  # fmt: skip
+def test_captions_that_do_not_fit(tmp_path: Path, content: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read_caption_tasks(write(tmp_path / "c.json", content))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    for path in (tmp_path / "broken.json", tmp_path / "none.json"):
+        with pytest.raises(DataError, match=f"{path.name} is not readable JSON"):
+            read_caption_tasks(path)
+
+
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        ([QUESTIONS, QUESTIONS], "2 hold questions and 0 hold annotations"),
+        ([ANNOTATIONS], "0 hold questions and 1 hold annotations"),
+        ([changed(QUESTIONS, "questions", [{"question_id": 7}]), ANNOTATIONS], "not in VQA's layout: KeyError"),
+        (
+            [changed(QUESTIONS, "questions", [{"image_id": 1, "question": "Why?", "question_id": 7}]), ANNOTATIONS],
+            "leaves 1 of 3 without answers .the first is 7",
+        ),
+        (
+            [QUESTIONS, changed(ANNOTATIONS, "annotations", [{"question_id": 8, "answers": [{"answer": "a"}]}])],
+            "answers 1 that are not asked .the first is 8",
+        ),
+        ([QUESTIONS, {"annotations": [{"question_id": 42000, "answers": None}]}], "not in VQA's layout"),
+        ([changed(QUESTIONS, "questions", [QUESTIONS["questions"][0]])], "names 1 questions more than once"),
+        ([{"data_subtype": "val2014", "questions": []}], "has no questions"),
+        (
+            [{"questions": [{"image_id": 1, "question": " ", "question_id": 7}]}],
+            "1 questions are empty .the first is 7",
+        ),
+        ([{"1": {"question": "Why?"}}], "in neither layout"),
+        ([{"1": {"imageId": "n1", "question": "Why?"}}, ANNOTATIONS], "has no questions as VQA has them"),
+        ([[1]], "holds no questions"),
+    ],
+)  # fmt: skip
+def test_questions_that_do_not_fit(tmp_path: Path, contents: list[Any], words: str) -> None:
+    paths = [write(tmp_path / f"{number}.json", content) for number, content in enumerate(contents)]
+    with pytest.raises(DataError, match=words):
+        read_questions(paths)

@@ -1,0 +1,89 @@
+"""What stands around SPICE's own program, with a stand-in for Java: the program itself is not run here."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine import spice as module
+from engine.errors import DataError
+from engine.spice import PARSER, PROGRAM, check_spice, spice
+
+JAVA = """#!{python}
+import json, os, sys
+arguments = sys.argv[1:]
+assert arguments[:3] == ["-Xmx8G", "-jar", "{program}"] and os.path.isfile("{program}")
+assert "java.base/java.lang" in os.environ["JDK_JAVA_OPTIONS"]
+{fails}
+rows = json.load(open(arguments[3]))
+shares = [len(set(row["test"].split()) & set(row["refs"][0].split())) / 4 for row in rows]
+scores = [{{"image_id": row["image_id"], "scores": {{"All": {{"f": f or None}}}}}} for row, f in zip(rows, shares)]
+json.dump(scores[::-1], open(arguments[arguments.index("-out") + 1], "w"))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """pycocoevalcap with its program and the parser's models, all of them empty files."""
+    package = tmp_path / "site" / "pycocoevalcap"
+    for name in (PROGRAM, *PARSER):
+        (package / "spice" / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / "spice" / name).touch()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.delitem(sys.modules, "pycocoevalcap", raising=False)
+    return package / "spice"
+
+
+def put_java(place: Path, monkeypatch: pytest.MonkeyPatch, fails: str = "") -> None:
+    place.mkdir()
+    (place / "java").write_text(JAVA.format(python=sys.executable, program=PROGRAM, fails=fails))
+    (place / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+
+
+def test_scores_in_the_order_of_the_captions(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_java(tmp_path / "bin", monkeypatch)
+    captions = [["a", "dog"], ["a", "red", "cat"], ["x"]]
+    found = spice(captions, [[["a", "cow"]], [["a", "red", "cat"], ["b"]], [["y"]]])
+    assert found.tolist() == [25, 75, 0]
+
+
+def test_a_program_that_fails(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_java(tmp_path / "bin", monkeypatch, "sys.exit('Exception in thread main')")
+    with pytest.raises(
+        DataError, match=r"gave no scores: it ended with 1\. It says: Exception in thread main"
+    ):
+        spice([["a"]], [[["a"]]])
+
+
+def test_a_program_that_writes_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_java(tmp_path / "bin", monkeypatch, "sys.exit(0)")
+    with pytest.raises(DataError, match="gave no scores"):
+        spice([["a"]], [[["a"]]])
+
+
+def test_each_thing_that_is_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_java(tmp_path / "bin", monkeypatch)
+    assert check_spice() == folder
+    (folder / PARSER[1]).unlink()
+    with pytest.raises(DataError, match=r"parser is not there \(lib/stanford-corenlp-3\.6\.0-models\.jar"):
+        check_spice()
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"pip install 'qseek\[spice\]'"):
+        check_spice()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match="install a Java runtime"):
+        check_spice()
+
+
+def test_what_the_program_is_given(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = f"import shutil; shutil.copy(arguments[3], {str(tmp_path / 'given.json')!r})"
+    put_java(tmp_path / "bin", monkeypatch, keep)
+    spice([["a", "dog"]], [[["a", "cow"], ["b"]]])
+    given = json.loads((tmp_path / "given.json").read_text())
+    assert given == [{"image_id": 0, "test": "a dog", "refs": ["a cow", "b"]}]
