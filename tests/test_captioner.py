@@ -140,6 +140,23 @@ def test_sampling_is_a_function_of_the_seed(opt: CaptionModel) -> None:
     assert drawn(temperature=5.0) != drawn()
 
 
+def test_several_texts_of_each_photo(opt: CaptionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a photo after each other, its picture read once; certain ones are the greedy one."""
+    photos, reads = pictures(20), []
+    keys = opt.net.qformer.photo_keys
+    monkeypatch.setattr(
+        opt.net.qformer, "photo_keys", lambda patches: reads.append(len(patches)) or keys(patches)
+    )
+    how = Generation(max_new_tokens=8, top_p=0.95, num_samples=3)
+    texts = opt.generate(photos, ["a"], how)
+    assert len(texts) == 60 and sum(reads) == 20
+    assert sum(len(set(texts[n : n + 3])) > 1 for n in range(0, 60, 3)) > 10
+    greedy = opt.generate(photos, ["a"], SHORT)
+    certain = Generation(max_new_tokens=8, top_p=1e-6, num_samples=3)
+    assert opt.generate(photos, ["a"], certain) == [text for text in greedy for _ in range(3)]
+    assert len(set(greedy)) > 1
+
+
 def test_repetition_and_length_penalties(opt: CaptionModel) -> None:
     photos = pictures(8)
     plain = opt.generate(photos, ["a"], Generation(max_new_tokens=20))
@@ -299,7 +316,7 @@ def test_captions_and_answers(model: CaptionModel, monkeypatch: pytest.MonkeyPat
     [
         {"max_new_tokens": 0}, {"min_new_tokens": 31}, {"min_new_tokens": -1}, {"num_beams": 0},
         {"top_p": 0.9, "num_beams": 2}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": 0.0},
-        {"repetition_penalty": 0.0},
+        {"repetition_penalty": 0.0}, {"num_samples": 0, "top_p": 0.9}, {"num_samples": 2},
     ],
 )  # fmt: skip
 def test_settings_out_of_range(wrong: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ class Generation:
     each time. top_p: draw each token from the likeliest that make up this share of the probability (nucleus sampling,
     arXiv:1904.09751), at `temperature`; None = no chance. length_penalty: a beam's score is its log-probability divided
     by its length to this power: below 0 short texts win. repetition_penalty: above 1, what was written is less likely
-    to come again. seed: of the draws.
+    to come again. seed: of the draws. num_samples: texts that are drawn for each photo and prompt.
     """
 
     max_new_tokens: int = 30
@@ -42,6 +42,7 @@ class Generation:
     length_penalty: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    num_samples: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
@@ -56,6 +57,11 @@ class Generation:
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.num_samples < 1 or (self.num_samples > 1 and self.top_p is None):
+            raise ValueError(
+                f"num_samples is {self.num_samples}, top_p {self.top_p}; it takes at least one sample, and one alone "
+                "where nothing is left to chance (top_p)"
+            )
         if self.temperature <= 0 or self.repetition_penalty <= 0:
             raise ValueError(
                 f"temperature is {self.temperature}, repetition_penalty {self.repetition_penalty}; both must be above 0"
@@ -149,7 +155,7 @@ class Captioner(nn.Module):
     def generate(self, soft_BQW: Tensor, ids_BT: Tensor, mask_BT: Tensor, how: Generation) -> Tensor:
         """What follows each prompt -> ids (B, U) int64: new tokens alone, `end_id` where a text ended, then `pad_id`.
 
-        ids, mask: prompts, padded at the right.
+        ids, mask: prompts, padded at the right. With `how.num_samples` = S rows are B * S, a prompt's after each other.
         """
         from transformers import GenerationConfig  # late: seconds
 
@@ -162,6 +168,7 @@ class Captioner(nn.Module):
         chance: dict[str, Any] = {"do_sample": False}
         if how.top_p is not None:
             chance = {"do_sample": True, "top_p": how.top_p, "temperature": how.temperature, "top_k": 0}
+            chance["num_return_sequences"] = how.num_samples
         config = GenerationConfig(
             max_new_tokens=how.max_new_tokens,
             min_new_tokens=how.min_new_tokens,
