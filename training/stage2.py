@@ -149,7 +149,8 @@ def run_stage2(
     """Stage 2 from a stage-1 model and a language model; writes the checkpoint folder `output/model`.
 
     data: holds the shards, or runs does (`training.capfilt`). runs: where the run `config.start` is looked for.
-    language_folder: a transformers folder with a tokenizer. Raises CheckpointError and DataError for what is missing or does not fit.
+    language_folder: a transformers folder with a tokenizer. Raises CheckpointError and DataError for what is
+    missing or does not fit.
     """
     torch.manual_seed(config.optim.seed)
     source = read_language(language_folder)

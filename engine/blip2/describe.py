@@ -168,8 +168,16 @@ def draw_nucleus(logits_RW: Tensor, top_p: float, draws_R: Tensor) -> Tensor:
     """
     probabilities = logits_RW.softmax(-1)
     some, words = probabilities.topk(min(NUCLEUS, logits_RW.shape[1]))
-    if bool((some.sum(-1) < top_p).any()):
-        some, words = probabilities.sort(descending=True)
+    drawn = _draw_ordered(some, words, top_p, draws_R)
+    wide = some.sum(-1) < top_p
+    if some.shape[1] < logits_RW.shape[1] and bool(wide.any()):
+        ordered = probabilities[wide].sort(descending=True)
+        drawn[wide] = _draw_ordered(ordered.values, ordered.indices, top_p, draws_R[wide])
+    return drawn
+
+
+def _draw_ordered(some: Tensor, words: Tensor, top_p: float, draws_R: Tensor) -> Tensor:
+    """some: probabilities of these words, the largest first; a first part of them, or all."""
     some = some.masked_fill(some.cumsum(-1) - some >= top_p, 0.0)
     sums = some.cumsum(-1)
     places = torch.searchsorted(sums, draws_R[:, None] * sums[:, -1:], right=True)
