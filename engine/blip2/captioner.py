@@ -181,10 +181,33 @@ class Captioner(nn.Module):
             decoder_start_token_id=getattr(self.language.config, "decoder_start_token_id", None),
             **chance,
         )
+        known: dict[str, Any] = {}
+        copies = how.num_beams * how.num_samples
+        if copies > 1 and not language.encoder_decoder:
+            known = {"past_key_values": self._read_ahead(embeds, mask, copies)}
         with torch.random.fork_rng(devices=[embeds.device] if embeds.is_cuda else []):
             torch.manual_seed(how.seed)
-            ids = self.language.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=config)
+            ids = self.language.generate(
+                inputs_embeds=embeds, attention_mask=mask, generation_config=config, **known
+            )
         if language.encoder_decoder:
             ids = ids[:, 1:]  # its decoder begins with a start token
         is_end = ids == language.end_id  # transformers fills up with the end where the padding's number is 0
         return ids.masked_fill(is_end.cumsum(dim=1) - is_end.long() > 0, language.pad_id)
+
+    def _read_ahead(self, embeds_BTW: Tensor, mask_BT: Tensor, copies: int) -> Any:
+        """What a decoder keeps of photo and prompt, its last token left to read: read once for all beams or samples,
+        which transformers would make copies for and then read each. -> its cache, of B * copies rows.
+
+        An encoder-decoder's encoder reads once in any case.
+        """
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.language.config)
+        positions = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+        self.language(
+            inputs_embeds=embeds_BTW[:, :-1], attention_mask=mask_BT[:, :-1], position_ids=positions[:, :-1],
+            past_key_values=cache, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        cache.batch_repeat_interleave(copies)
+        return cache
