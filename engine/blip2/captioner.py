@@ -73,6 +73,10 @@ CAPTION = Generation(max_new_tokens=30, min_new_tokens=8, num_beams=5)
 ANSWER = Generation(max_new_tokens=10, num_beams=5, length_penalty=-1.0)
 """LAVIS' for zero-shot VQA."""
 
+SAVED_TOKENS = (100, 2000)
+"""On a CPU and on a GPU: from so many on, reading fewer copies is worth a pass of its own: OPT-2.7B's weights are read
+in the time in which so many tokens are computed (a GPU's number from an H200's data sheet, not measured)."""
+
 
 class Captioner(nn.Module):
     """Photos and prompts -> text. Encoder and language model are frozen and never in training mode."""
@@ -161,7 +165,8 @@ class Captioner(nn.Module):
 
         language = self.config.language
         embeds, mask = self._read(soft_BQW, ids_BT, mask_BT)
-        if not language.encoder_decoder:  # a decoder writes on at the right: padding goes before the queries
+        if not language.encoder_decoder and not mask.all():
+            # a decoder writes on at the right: padding goes before the queries
             order_BT = mask.argsort(dim=1, stable=True)
             embeds = embeds.gather(1, order_BT[..., None].expand_as(embeds))
             mask = mask.gather(1, order_BT)
@@ -183,10 +188,12 @@ class Captioner(nn.Module):
         )
         known: dict[str, Any] = {}
         copies = how.num_beams * how.num_samples
-        if copies > 1 and not language.encoder_decoder:
+        saved = (copies - 1) * mask.numel()
+        if saved > SAVED_TOKENS[embeds.is_cuda] and not language.encoder_decoder:
             known = {"past_key_values": self._read_ahead(embeds, mask, copies)}
-        with torch.random.fork_rng(devices=[embeds.device] if embeds.is_cuda else []):
-            torch.manual_seed(how.seed)
+        with torch.random.fork_rng([embeds.device] if embeds.is_cuda else [], enabled=config.do_sample):
+            if config.do_sample:
+                torch.manual_seed(how.seed)
             ids = self.language.generate(
                 inputs_embeds=embeds, attention_mask=mask, generation_config=config, **known
             )
