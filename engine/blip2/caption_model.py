@@ -6,6 +6,7 @@ Shapes: B photos, N texts, H W pixels, P patches, V vision width, Q queries, W w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,8 @@ class CaptionModel:
                 soft_NQW = self.net.read_with_prompts(patches[photo], its_ids, its_mask)
             else:
                 soft_NQW = soft[photo]
-            written = self.net.generate(soft_NQW, ids[prompt], mask[prompt], how)
+            own_draws = replace(how, seed=how.seed + start)  # not the same for each part
+            written = self.net.generate(soft_NQW, ids[prompt], mask[prompt], own_draws)
             texts += self.tokenizer.decode(written)
         return texts
 
