@@ -11,6 +11,7 @@ import torch
 from tiny import SIDE
 from tiny_language import KINDS, byte_tokenizer, language_config, save_tiny, tiny_captioner
 
+from engine.blip2 import captioner
 from engine.blip2.caption_checkpoint import load_captioner
 from engine.blip2.caption_model import CaptionModel
 from engine.blip2.captioner import Generation
@@ -138,6 +139,53 @@ def test_sampling_is_a_function_of_the_seed(opt: CaptionModel) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
     assert drawn(top_p=1e-6) == drawn(top_p=None) == drawn(temperature=1e-4)
     assert drawn(temperature=5.0) != drawn()
+
+
+def test_several_texts_of_each_photo(opt: CaptionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a photo after each other, its picture read once; certain ones are the greedy one."""
+    photos, reads = pictures(20), []
+    keys = opt.net.qformer.photo_keys
+    monkeypatch.setattr(
+        opt.net.qformer, "photo_keys", lambda patches: reads.append(len(patches)) or keys(patches)
+    )
+    how = Generation(max_new_tokens=8, top_p=0.95, num_samples=3)
+    texts = opt.generate(photos, ["a"], how)
+    assert len(texts) == 60 and sum(reads) == 20
+    assert sum(len(set(texts[n : n + 3])) > 1 for n in range(0, 60, 3)) > 10
+    same = opt.generate(np.repeat(photos[:1], 20, axis=0), ["a"], how)
+    assert len({tuple(same[n : n + 3]) for n in range(0, 60, 3)}) > 10  # each photo has draws of its own
+    greedy = opt.generate(photos, ["a"], SHORT)
+    certain = Generation(max_new_tokens=8, top_p=1e-6, num_samples=3)
+    assert opt.generate(photos, ["a"], certain) == [text for text in greedy for _ in range(3)]
+    assert len(set(greedy)) > 1
+
+
+@pytest.mark.parametrize("copies", [{"num_beams": 4}, {"top_p": 1e-6, "num_samples": 3}])
+def test_beams_share_one_reading_of_photo_and_prompt(
+    model: CaptionModel, copies: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts are what every beam's own reading gives; prompts of unequal lengths."""
+    photos, how = pictures(3), Generation(max_new_tokens=8, **copies)
+    rows: list[int] = []
+
+    def watch(_: Any, __: Any, given: dict[str, Any]) -> None:
+        if given.get("inputs_embeds") is not None and given["inputs_embeds"].shape[1] > 1:
+            rows.append(len(given["inputs_embeds"]))
+
+    def written(saved_tokens: float) -> list[str]:
+        monkeypatch.setattr(captioner, "SAVED_TOKENS", (saved_tokens,) * 2)
+        rows.clear()
+        return model.generate(photos, PROMPTS, how)
+
+    hook = model.net.language.register_forward_pre_hook(watch, with_kwargs=True)
+    together = written(0)
+    if not model.config.language.encoder_decoder:
+        assert rows == [3]
+    alone = written(1e9)
+    hook.remove()
+    if not model.config.language.encoder_decoder:
+        assert rows == [9 if how.num_samples == 3 else 12]
+    assert together == alone and len(set(alone)) > 1
 
 
 def test_repetition_and_length_penalties(opt: CaptionModel) -> None:
@@ -299,7 +347,7 @@ def test_captions_and_answers(model: CaptionModel, monkeypatch: pytest.MonkeyPat
     [
         {"max_new_tokens": 0}, {"min_new_tokens": 31}, {"min_new_tokens": -1}, {"num_beams": 0},
         {"top_p": 0.9, "num_beams": 2}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": 0.0},
-        {"repetition_penalty": 0.0},
+        {"repetition_penalty": 0.0}, {"num_samples": 0, "top_p": 0.9}, {"num_samples": 2},
     ],
 )  # fmt: skip
 def test_settings_out_of_range(wrong: dict[str, Any]) -> None:

@@ -1,12 +1,14 @@
-"""Captions from the ITG head: equal to a search that computes every text anew and keeps all of them."""
+"""Captions from the ITG head: equal to a search that computes every text anew and keeps all of them; drawn ones are as
+frequent as the model says they are."""
 
 import itertools
+from collections import Counter
 
 import pytest
 import torch
 
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
-from engine.blip2.describe import describe
+from engine.blip2.describe import describe, draw_nucleus, sample
 from engine.blip2.retriever import Retriever
 
 DEC, SEP, PAD = 6, 5, 0
@@ -79,3 +81,100 @@ def test_lengths_and_beams_out_of_range(wrong: dict[str, int]) -> None:
     net, keys = small()
     with pytest.raises(ValueError, match="takes at least one beam"):
         describe(net, keys, dec_id=DEC, sep_id=SEP, **{"max_length": 8} | wrong)
+
+
+Keys = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def drawn(net: Retriever, keys: Keys, seed: int = 0, **how: float) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return sample(net, keys, generator, dec_id=DEC, sep_id=SEP, **{"num_samples": 4, "max_length": 7} | how)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("certain", [{"top_p": 1e-9}, {"top_p": 1.0, "temperature": 1e-6}])
+def test_without_chance_all_samples_are_greedys(certain: dict[str, float]) -> None:
+    net, keys = small()
+    for min_length in (1, 5):
+        greedy = describe(net, keys, dec_id=DEC, sep_id=SEP, max_length=7, min_length=min_length)
+        got = drawn(net, keys, min_length=min_length, **certain)
+        assert got.shape == (3, 4, greedy.shape[1])
+        assert (got == greedy[:, None]).all() and len(greedy.unique(dim=0)) > 1
+
+
+def truncated(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """By hand: the least number of the likeliest that reach the share, made to sum to 1."""
+    kept = torch.zeros_like(probabilities)
+    for word in probabilities.argsort(descending=True).tolist():
+        if float(kept.sum()) >= top_p:
+            break
+        kept[word] = probabilities[word]
+    return kept / kept.sum()
+
+
+@pytest.mark.parametrize(("top_p", "temperature"), [(1.0, 1.0), (0.6, 1.0), (0.9, 2.5)])
+def test_first_words_come_as_often_as_the_model_says(top_p: float, temperature: float) -> None:
+    """And so do the second ones after the likeliest first."""
+    net, keys = small()
+    count = 5000
+    got = drawn(net, keys, num_samples=count, max_length=3, top_p=top_p, temperature=temperature)
+
+    def expected(row: int, ids: list[int]) -> torch.Tensor:
+        every = torch.tensor([log_prob(net, keys, row, [*ids, word]) for word in range(7)])
+        base = log_prob(net, keys, row, ids) if len(ids) > 1 else 0.0
+        return truncated(((every - base) / temperature).softmax(-1), top_p)
+
+    def close(words: torch.Tensor, want: torch.Tensor) -> bool:
+        share = words.bincount(minlength=7) / len(words)
+        # words outside the nucleus never come: their share may be off by nothing
+        return bool(((share - want).abs() < 5 * (want * (1 - want) / len(words)).sqrt() + 1e-9).all())
+
+    for row in range(3):
+        want = expected(row, [DEC])
+        assert close(got[row, :, 1], want)
+        first = int(want.masked_fill(torch.arange(7) == SEP, 0).argmax())
+        assert close(got[row, got[row, :, 1] == first, 2], expected(row, [DEC, first]))
+    other = expected(1, [DEC])
+    assert not all(close(got[row, :, 1], other) for row in range(3))  # the photo decides
+
+
+def test_a_nucleus_larger_than_what_is_ordered_first() -> None:
+    """Of 1,000 equal words, all come; with the rest a thousand times less likely, 3 do."""
+    draws = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    flat = torch.zeros(1, 1000).expand(len(draws), -1)
+    assert len(draw_nucleus(flat, 1.0, draws).unique()) > 950
+    steep = flat.clone()
+    steep[:, 7:10] = 20.0
+    assert Counter(draw_nucleus(steep, 0.9, draws).tolist()).keys() == {7, 8, 9}
+    assert draw_nucleus(steep, 1.0, torch.full((len(steep),), 1 - 2**-24)).max() < 1000
+
+
+def test_samples_are_a_function_of_the_seed() -> None:
+    net, keys = small()
+    first = drawn(net, keys, num_samples=30)
+    assert torch.equal(first, drawn(net, keys, num_samples=30))
+    assert not torch.equal(first, drawn(net, keys, seed=1, num_samples=30))
+    assert len(first[0].unique(dim=0)) > 5
+
+
+def test_samples_are_as_long_as_they_may() -> None:
+    net, keys = small()
+    ends = [
+        drawn(net, keys, num_samples=200, min_length=low, max_length=high, top_p=1.0)
+        for low, high in ((1, 7), (5, 7), (1, 4))
+    ]
+    for got, (low, high) in zip(ends, ((1, 7), (5, 7), (1, 4)), strict=True):
+        assert got.shape[2] <= high and (got[:, :, 0] == DEC).all()
+        is_end = got == SEP
+        places = is_end.long().argmax(dim=2)[is_end.any(dim=2)]
+        assert len(places) and int(places.min()) == low  # so early that one more word would be asked for
+        after = is_end.long().cumsum(dim=2) - is_end.long() > 0
+        assert (got[after] == PAD).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_samples": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"temperature": 0.0}, {"max_length": 9}]
+)
+def test_draws_out_of_range(wrong: dict[str, float]) -> None:
+    net, keys = small()
+    with pytest.raises(ValueError, match="takes at least one sample"):
+        drawn(net, keys, **wrong)

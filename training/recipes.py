@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from engine.blip2.config import mini
 from training import recipes_blip2
+from training.capfilt_config import CapfiltConfig
 from training.distill import DistillConfig, Phase
 from training.language import TrainLanguageConfig
 from training.loop import OptimConfig
@@ -119,6 +120,20 @@ def mini_stage2() -> Stage2Config:
     return Stage2Config(("flickr8k-train-*.tar",), optim, start="mini", views=3)
 
 
+def mini_capfilt() -> CapfiltConfig:
+    """Captions for the uncaptioned COCO photos: mini draws ten of each and keeps the two that fit best.
+
+    It was trained with smoothed labels, which leave 0.1 of the probability to words that mean nothing: the temperature
+    takes it back.
+    """
+    return CapfiltConfig(("coco-unlabelled-*.tar",), temperature=0.6)
+
+
+def mini_capfilt_labelled() -> CapfiltConfig:
+    """Flickr8k train's five captions and ten drawn ones compete; the five that fit best are kept."""
+    return CapfiltConfig(("flickr8k-train-*.tar",), keep=5, originals="ranked", temperature=0.6)
+
+
 DISTILL = {"mini-encoder": mini_encoder, "mini-encoder-whole": mini_encoder_whole}
 TEXT = {"mini-text": mini_text}
 LANGUAGE = {"mini-language": mini_language}
@@ -129,3 +144,4 @@ STAGE1: dict[str, Callable[[], Stage1Config | PretrainConfig]] = {
 }
 RETRIEVAL = {"mini": mini_retrieval, **recipes_blip2.RETRIEVAL}
 STAGE2 = {"mini-stage2": mini_stage2}
+CAPFILT = {"mini-capfilt": mini_capfilt, "mini-capfilt-labelled": mini_capfilt_labelled}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,14 +59,25 @@ class Sample:
     picture_id: int
 
 
-def read_small_sets(names: Sequence[str], data: Path) -> list[CaptionedPicture]:
+def place_of(name: str, folders: Sequence[Path]) -> tuple[Path, str]:
+    """-> the first of the folders that holds such a set, and the name below it; the first of all when none does."""
+    if Path(name).is_absolute():
+        anchor = Path(name).anchor
+        return Path(anchor), str(Path(name).relative_to(anchor))
+    pattern = re.sub(r"\{.*\}", "*", name)
+    found = (one for one in folders if (one / name).exists() or next(iter(one.glob(pattern)), None))
+    return next(found, folders[0]), name
+
+
+def read_small_sets(names: Sequence[str], *folders: Path) -> list[CaptionedPicture]:
     """Every picture of sets that fit in memory, with all of its captions.
 
-    names, below data: tar shards by a pattern, a JSON file (ALBEF/LAVIS, or Karpathy's training split) with its
-    pictures in the same folder, or a folder with metadata. Raises DataError for one that cannot be read.
+    names, below the first of the folders that has one: tar shards by a pattern, a JSON file (ALBEF/LAVIS, or Karpathy's
+    training split) with its pictures in the same folder, or a folder with metadata. Raises DataError for one that
+    cannot be read.
     """
     pictures: list[CaptionedPicture] = []
-    for name in names:
+    for data, name in (place_of(name, folders) for name in names):
         path = data / name
         if path.suffix == ".json":
             pictures += read_annotations(path, path.parent, "train").pictures

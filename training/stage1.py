@@ -216,13 +216,13 @@ def run_stage1(
 ) -> None:
     """Stage 1 from the runs it builds on; writes the checkpoint folder `output/model`.
 
-    data: holds the shards. runs: holds the folders `config.encoder` (its encoder.safetensors) and `config.text`
-    (its tokenizer and text half). Raises DataError naming what is missing.
+    data: holds the shards, or runs does (`training.capfilt`). runs: holds the folders `config.encoder` (its
+    encoder.safetensors) and `config.text` (its tokenizer and text half). Raises DataError naming what is missing.
     """
     with joined() as (here, device):
         net, tokenizer = _start(config, runs)
         net.to(device)
-        samples = read_small_sets(config.pictures, data)
+        samples = read_small_sets(config.pictures, data, runs)
         pictures, samples, failures = load_pictures(samples, config.model.vision.image_size)
         tell = say if here.rank == 0 else (lambda line: None)
         tell(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")

@@ -154,8 +154,9 @@ def run_stage2(
 ) -> None:
     """Stage 2 from a stage-1 model and a language model; writes the checkpoint folder `output/model`.
 
-    data: holds the shards. runs: where the run `config.start` is looked for. language_folder: a transformers folder
-    with a tokenizer. Raises CheckpointError and DataError for what is missing or does not fit.
+    data: holds the shards, or runs does (`training.capfilt`). runs: where the run `config.start` is looked for.
+    language_folder: a transformers folder with a tokenizer. Raises CheckpointError and DataError for what is
+    missing or does not fit.
     """
     torch.manual_seed(config.optim.seed)
     source = read_language(language_folder)
@@ -170,7 +171,7 @@ def run_stage2(
     prompts = (
         TextTokenizer(words.tokenizer, net.config.qformer.max_positions) if config.reads_prompt else None
     )
-    samples = read_small_sets(config.pictures, data)
+    samples = read_small_sets(config.pictures, data, runs)
     pictures, samples, failures = load_pictures(samples, net.config.vision.image_size)
     say(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
     patches = encode_views(net, pictures, config)

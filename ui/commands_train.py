@@ -10,13 +10,16 @@ from typing import Any
 import click
 
 from engine.errors import DataError
-from ui.terminal import STOPPED, say, write
+from ui.terminal import STOPPED, finish_with_failures, say, say_failures, write
 
 folder_option = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["distill", "text", "language", "stage1", "stage2", "retrieval"]))
+@click.argument(
+    "what",
+    type=click.Choice(["distill", "text", "language", "stage1", "stage2", "retrieval", "capfilt"]),
+)
 @click.option("--recipe", help="Its name; without one, the recipes are listed.")
 @click.option("--data", type=folder_option, help="Folder of the recipe's shards and caption tables.")
 @click.option("--teacher", type=folder_option, help="Folder of the teacher's weights (distill).")
@@ -43,6 +46,7 @@ def train(
     stage1    the Q-Former: ITC + ITM + ITG               -> RUNS/RECIPE/model
     stage2    captions by a frozen language model         -> RUNS/RECIPE/model
     retrieval stage 1 trained on, encoder too             -> RUNS/RECIPE/model
+    capfilt   captions drawn for photos, the best kept   -> RUNS/RECIPE/RECIPE-000.tar, ...
     """
     from training import recipes
 
@@ -53,6 +57,7 @@ def train(
         "stage1": recipes.STAGE1,
         "stage2": recipes.STAGE2,
         "retrieval": recipes.RETRIEVAL,
+        "capfilt": recipes.CAPFILT,
     }
     known = all_recipes[what]
     if recipe is None:
@@ -79,6 +84,7 @@ def _train(
     config: Any, data: Path, teacher: Path | None, runs: Path, output: Path, phase: str | None,
     language: Path | None,
 ) -> None:  # fmt: skip
+    from training.capfilt import CapfiltConfig, run_capfilt
     from training.distill import DistillConfig, run_distill
     from training.language import TrainLanguageConfig, run_language
     from training.pretrain import PretrainConfig, run_pretrain
@@ -100,6 +106,10 @@ def _train(
                 "Stage 2 needs --language: a transformers folder of a language model, with its tokenizer."
             )
         run_stage2(config, data, runs, language, output, say=say)
+    elif isinstance(config, CapfiltConfig):
+        if failures := run_capfilt(config, data, runs, output, say=say):
+            say_failures(failures, more=f", see the .json files in {output}")
+            finish_with_failures()
     elif isinstance(config, PretrainConfig):
         run_pretrain(config, data, runs, output, say=say)
     else:

@@ -6,6 +6,7 @@ Shapes: B photos, N texts, H W pixels, P patches, V vision width, Q queries, W w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ class CaptionModel:
 
         photos: uint8 (B, H, W, 3) pictures of `image_size`, or what `encode_patches` made of them. Raises QueryError
         for a prompt longer than the model reads, and for an empty one where the Q-Former reads it; ValueError when
-        photos and prompts do not pair.
+        photos and prompts do not pair. With `how.num_samples` = S they are N * S, those of a prompt after each other.
         """
         num_texts = max(len(photos), len(prompts))
         if min(len(photos), len(prompts)) not in (1, num_texts):
@@ -89,15 +90,17 @@ class CaptionModel:
         patches = photos if isinstance(photos, Tensor) else self.encode_patches(photos)
         soft = None if read else self._soft_prompts(patches)
         texts = []
-        for start in range(0, num_texts, TEXTS_AT_ONCE):
-            rows = torch.arange(start, min(start + TEXTS_AT_ONCE, num_texts), device=self.device)
+        at_once = max(1, TEXTS_AT_ONCE // how.num_samples)
+        for start in range(0, num_texts, at_once):
+            rows = torch.arange(start, min(start + at_once, num_texts), device=self.device)
             photo, prompt = rows % len(photos), rows % len(prompts)
             if soft is None:
                 its_ids, its_mask = (t[prompt] for t in read)
                 soft_NQW = self.net.read_with_prompts(patches[photo], its_ids, its_mask)
             else:
                 soft_NQW = soft[photo]
-            written = self.net.generate(soft_NQW, ids[prompt], mask[prompt], how)
+            own_draws = replace(how, seed=how.seed + start)  # not the same for each part
+            written = self.net.generate(soft_NQW, ids[prompt], mask[prompt], own_draws)
             texts += self.tokenizer.decode(written)
         return texts
 

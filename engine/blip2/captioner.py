@@ -31,7 +31,7 @@ class Generation:
     each time. top_p: draw each token from the likeliest that make up this share of the probability (nucleus sampling,
     arXiv:1904.09751), at `temperature`; None = no chance. length_penalty: a beam's score is its log-probability divided
     by its length to this power: below 0 short texts win. repetition_penalty: above 1, what was written is less likely
-    to come again. seed: of the draws.
+    to come again. seed: of the draws. num_samples: texts that are drawn for each photo and prompt.
     """
 
     max_new_tokens: int = 30
@@ -42,6 +42,7 @@ class Generation:
     length_penalty: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    num_samples: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
@@ -56,6 +57,11 @@ class Generation:
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.num_samples < 1 or (self.num_samples > 1 and self.top_p is None):
+            raise ValueError(
+                f"num_samples is {self.num_samples}, top_p {self.top_p}; it takes at least one sample, and one alone "
+                "where nothing is left to chance (top_p)"
+            )
         if self.temperature <= 0 or self.repetition_penalty <= 0:
             raise ValueError(
                 f"temperature is {self.temperature}, repetition_penalty {self.repetition_penalty}; both must be above 0"
@@ -66,6 +72,10 @@ CAPTION = Generation(max_new_tokens=30, min_new_tokens=8, num_beams=5)
 """LAVIS' for COCO captions."""
 ANSWER = Generation(max_new_tokens=10, num_beams=5, length_penalty=-1.0)
 """LAVIS' for zero-shot VQA."""
+
+SAVED_TOKENS = (100, 2000)
+"""On a CPU and on a GPU: from so many on, reading fewer copies is worth a pass of its own: OPT-2.7B's weights are read
+in the time in which so many tokens are computed (a GPU's number from an H200's data sheet, not measured)."""
 
 
 class Captioner(nn.Module):
@@ -149,19 +159,21 @@ class Captioner(nn.Module):
     def generate(self, soft_BQW: Tensor, ids_BT: Tensor, mask_BT: Tensor, how: Generation) -> Tensor:
         """What follows each prompt -> ids (B, U) int64: new tokens alone, `end_id` where a text ended, then `pad_id`.
 
-        ids, mask: prompts, padded at the right.
+        ids, mask: prompts, padded at the right. With `how.num_samples` = S rows are B * S, a prompt's after each other.
         """
         from transformers import GenerationConfig  # late: seconds
 
         language = self.config.language
         embeds, mask = self._read(soft_BQW, ids_BT, mask_BT)
-        if not language.encoder_decoder:  # a decoder writes on at the right: padding goes before the queries
+        if not language.encoder_decoder and not mask.all():
+            # a decoder writes on at the right: padding goes before the queries
             order_BT = mask.argsort(dim=1, stable=True)
             embeds = embeds.gather(1, order_BT[..., None].expand_as(embeds))
             mask = mask.gather(1, order_BT)
         chance: dict[str, Any] = {"do_sample": False}
         if how.top_p is not None:
             chance = {"do_sample": True, "top_p": how.top_p, "temperature": how.temperature, "top_k": 0}
+            chance["num_return_sequences"] = how.num_samples
         config = GenerationConfig(
             max_new_tokens=how.max_new_tokens,
             min_new_tokens=how.min_new_tokens,
@@ -174,10 +186,35 @@ class Captioner(nn.Module):
             decoder_start_token_id=getattr(self.language.config, "decoder_start_token_id", None),
             **chance,
         )
-        with torch.random.fork_rng(devices=[embeds.device] if embeds.is_cuda else []):
-            torch.manual_seed(how.seed)
-            ids = self.language.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=config)
+        known: dict[str, Any] = {}
+        copies = how.num_beams * how.num_samples
+        saved = (copies - 1) * mask.numel()
+        if saved > SAVED_TOKENS[embeds.is_cuda] and not language.encoder_decoder:
+            known = {"past_key_values": self._read_ahead(embeds, mask, copies)}
+        with torch.random.fork_rng([embeds.device] if embeds.is_cuda else [], enabled=config.do_sample):
+            if config.do_sample:
+                torch.manual_seed(how.seed)
+            ids = self.language.generate(
+                inputs_embeds=embeds, attention_mask=mask, generation_config=config, **known
+            )
         if language.encoder_decoder:
             ids = ids[:, 1:]  # its decoder begins with a start token
         is_end = ids == language.end_id  # transformers fills up with the end where the padding's number is 0
         return ids.masked_fill(is_end.cumsum(dim=1) - is_end.long() > 0, language.pad_id)
+
+    def _read_ahead(self, embeds_BTW: Tensor, mask_BT: Tensor, copies: int) -> Any:
+        """What a decoder keeps of photo and prompt, its last token left to read: read once for all beams or samples,
+        which transformers would make copies for and then read each. -> its cache, of B * copies rows.
+
+        An encoder-decoder's encoder reads once in any case.
+        """
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.language.config)
+        positions = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+        self.language(
+            inputs_embeds=embeds_BTW[:, :-1], attention_mask=mask_BT[:, :-1], position_ids=positions[:, :-1],
+            past_key_values=cache, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        cache.batch_repeat_interleave(copies)
+        return cache

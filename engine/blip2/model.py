@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.blip2.config import Blip2Config
-from engine.blip2.describe import describe
+from engine.blip2.describe import describe, sample
 from engine.blip2.features import pack, unpack
 from engine.blip2.preprocess import TextTokenizer, pixel_parts
 from engine.blip2.qformer import PhotoKeys, TextStart
@@ -159,6 +159,19 @@ class Model:
     def photo_vectors(self, photo_keys: PhotoKeys) -> np.ndarray:
         """What `photo_keys` made -> unit vectors (B, Q, E) float32."""
         return self.net.encode_photos(photo_keys).cpu().numpy()
+
+    def draw_captions(
+        self, photo_keys: PhotoKeys, num_samples: int, generator: torch.Generator, *, top_p: float = 0.9,
+        temperature: float = 1.0, min_length: int = 1, max_length: int = 30,
+    ) -> list[list[str]]:  # fmt: skip
+        """So many captions of each photo, drawn from the ITG head: see `describe.sample`, also for what is raised."""
+        words = self.tokenizer
+        ids_BST = sample(
+            self.net, photo_keys, generator, dec_id=words.dec_id, sep_id=words.sep_id, pad_id=words.pad_id,
+            num_samples=num_samples, top_p=top_p, temperature=temperature, min_length=min_length,
+            max_length=max_length,
+        )  # fmt: skip
+        return [[words.decode(ids) for ids in photo] for photo in ids_BST.tolist()]
 
     @torch.inference_mode()
     def start_texts(self, texts: Sequence[str]) -> TextStart:

@@ -25,6 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "torch",
     "timm",
+    "transformers",
     "numpy",
     "pillow",
     "pyarrow",

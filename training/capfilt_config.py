@@ -1,0 +1,68 @@
+"""What a CapFilt run is asked for, and which of it contradicts itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.blip2.captioner import Generation
+from engine.errors import DataError
+
+ORIGINALS = ("none", "ranked", "kept")
+
+
+@dataclass(frozen=True)
+class CapfiltConfig:
+    """Which photos get captions, from whom, and which are kept.
+
+    pictures: sets, see `sources.read_small_sets`. captioner: a run, or a model by name: of stage 2, or a retrieval
+    model with an ITG head. matcher: likewise, a retrieval model. per_photo: captions that are drawn, 0 to filter the
+    originals alone; equal ones count once. keep: how many stay, the best by score. originals: a photo's own captions
+    are "ranked" with the drawn ones, all "kept" beside the best drawn ones, or left out ("none"). least: a caption that
+    scores lower is dropped, and a photo without any left out; kept originals stay. top_p, temperature: see
+    `Generation`. min_tokens, max_tokens: of a caption, its end counted (BLIP: 5 to 20). prompt: what a stage-2
+    captioner goes on from. photos_at_once: in one pass; shard_photos: in one file. seed: of the draws.
+    """
+
+    pictures: tuple[str, ...]
+    captioner: str = "mini"
+    matcher: str = "mini"
+    per_photo: int = 10
+    keep: int = 2
+    originals: str = "none"
+    least: float | None = None
+    top_p: float = 0.9
+    temperature: float = 1.0
+    min_tokens: int = 5
+    max_tokens: int = 20
+    prompt: str = "a photo of"
+    photos_at_once: int = 16
+    shard_photos: int = 1000
+    seed: int = 0
+
+
+def check(config: CapfiltConfig) -> None:
+    """Raises DataError for settings that contradict each other or are out of range."""
+    if config.originals not in ORIGINALS:
+        raise DataError(f"originals is {config.originals!r}; it must be one of {', '.join(ORIGINALS)}.")
+    if config.per_photo < 0 or (config.per_photo == 0 and config.originals != "ranked"):
+        raise DataError(
+            f"per_photo is {config.per_photo}; draw at least one caption, or 0 to filter the photos' own "
+            "(originals=ranked)."
+        )
+    for name in ("keep", "photos_at_once", "shard_photos"):
+        if getattr(config, name) < 1:
+            raise DataError(f"{name} is {getattr(config, name)}; it must be at least 1.")
+    if config.originals != "ranked" and config.keep > config.per_photo:
+        raise DataError(
+            f"keep is {config.keep}, but only {config.per_photo} captions are drawn of each photo (per_photo); keep "
+            "fewer or draw more."
+        )
+    if not 1 <= config.min_tokens <= config.max_tokens:
+        raise DataError(
+            f"min_tokens is {config.min_tokens}, max_tokens {config.max_tokens}; it takes "
+            "1 <= min_tokens <= max_tokens."
+        )
+    try:
+        Generation(top_p=config.top_p, temperature=config.temperature)
+    except ValueError as error:
+        raise DataError(f"{error}.") from None
