@@ -67,7 +67,7 @@ class FakeSearcher:
         if store is not None:
             store.manifest.check_same(model.manifest("none"))
 
-    def search(self, text: str, *, top: int = 20, rerank: int = 128) -> Results:
+    def search(self, text: str, *, top: int = 20, rerank: int = 128, caption_weight: float = 0.0) -> Results:
         ids, vectors_NE = self._photos()
         return Results(
             self._hits(ids, vectors_NE @ colour_vector(text), top, rerank), seconds={"retrieve": 0.01}
@@ -121,6 +121,7 @@ class FakeSearcher:
     def _hits(self, ids: np.ndarray, cosines: np.ndarray, top: int, rerank: int) -> tuple[Hit, ...]:
         order = np.argsort(-cosines, kind="stable")[:top]
         photos = self.store.photos(ids[order])
+        captions = self.store.captions(ids[order])
         return tuple(
             Hit(
                 rank,
@@ -128,6 +129,7 @@ class FakeSearcher:
                 float(cosines[place]),
                 float(cosines[place]),
                 max(0.0, 0.9 * float(cosines[place])) if rank <= rerank else None,
+                captions.get(photo.id),
             )
             for rank, (place, photo) in enumerate(zip(order, photos, strict=True), start=1)
         )

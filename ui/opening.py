@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ui.terminal import say
 
 if TYPE_CHECKING:
+    from engine.blip2.caption_writer import CaptionWriter
     from engine.blip2.model import Model
     from engine.index.store import Store
     from engine.search import Searcher
@@ -42,6 +43,13 @@ def load_model(name: str | None) -> Model:
     from engine.blip2.checkpoint import load_model
 
     return load_model(name) if name else load_model()
+
+
+def load_writer(name: str | None, searching: Model | None = None) -> CaptionWriter:
+    """What writes captions, the default without a name; raises CheckpointError. searching: not loaded again."""
+    from engine.blip2.caption_writer import load_writer
+
+    return load_writer(name, searching)
 
 
 def load_models(name: str | None) -> list[Model]:

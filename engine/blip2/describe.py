@@ -36,16 +36,7 @@ def describe(
     log-probability of its tokens is returned ([DEC] counted in their number, as in transformers 4).
     Raises ValueError for lengths or beams out of range, CheckpointError for a model without an ITG head.
     """
-    if not net.config.has_captions:
-        raise CheckpointError(
-            "This checkpoint has no captioning (ITG) head; transformers' folders leave it out."
-        )
-    most = net.config.qformer.max_positions
-    if num_beams < 1 or not 1 <= min_length <= max_length <= most or max_length < 2:
-        raise ValueError(
-            f"num_beams {num_beams}, min_length {min_length}, max_length {max_length}: it takes at least one beam, "
-            f"and 1 <= min_length <= max_length, which is 2 to {most}"
-        )
+    _check(net, num_beams, min_length, max_length)
     _, past = net.qformer.read_photos(photo_keys)
     batch = len(past[0][0])
     past = [(k.repeat_interleave(num_beams, 0), v.repeat_interleave(num_beams, 0)) for k, v in past]
@@ -80,6 +71,55 @@ def describe(
         rows = (beams + torch.arange(batch, device=device)[:, None] * num_beams).flatten()
         past = [(k[rows], v[rows]) for k, v in past]
     return _finish(ids_BKT, scores_BK, ended, sep_id, pad_id)
+
+
+@torch.inference_mode()
+def draw(
+    net: Retriever,
+    photo_keys: PhotoKeys,
+    *,
+    dec_id: int,
+    sep_id: int,
+    pad_id: int = 0,
+    top_p: float = 0.9,
+    temperature: float = 1.0,
+    seed: int = 0,
+    min_length: int = 1,
+    max_length: int = 30,
+) -> Tensor:
+    """The same by chance: each token is drawn from the likeliest that make up `top_p` of the probability, at
+    `temperature` (nucleus sampling, arXiv:1904.09751). Raises as `describe` does."""
+    _check(net, 1, min_length, max_length)
+    _, past = net.qformer.read_photos(photo_keys)
+    device = past[0][0].device
+    chance = torch.Generator(device).manual_seed(seed)
+    ids_BT = torch.full((len(past[0][0]), 1), dec_id, device=device)
+    ended_B = torch.zeros(len(ids_BT), dtype=torch.bool, device=device)
+    while ids_BT.shape[1] < max_length and not ended_B.all():
+        length = ids_BT.shape[1]
+        hidden, past = net.qformer.write_next(past, ids_BT[:, -1], length - 1)
+        logits = net.caption_head(hidden, net.qformer.words)[:, 0].float()
+        if length < min_length:
+            logits[:, sep_id] = float("-inf")
+        share, words = (logits / temperature).softmax(-1).sort(dim=-1, descending=True)
+        share = share.masked_fill(share.cumsum(-1) - share >= top_p, 0.0)  # the likeliest always stays
+        drawn = words.gather(1, torch.multinomial(share, 1, generator=chance))[:, 0]
+        ids_BT = torch.cat([ids_BT, drawn.masked_fill(ended_B, pad_id)[:, None]], dim=1)
+        ended_B |= drawn == sep_id
+    return ids_BT
+
+
+def _check(net: Retriever, num_beams: int, min_length: int, max_length: int) -> None:
+    if not net.config.has_captions:
+        raise CheckpointError(
+            "This checkpoint has no captioning (ITG) head; transformers' folders leave it out."
+        )
+    most = net.config.qformer.max_positions
+    if num_beams < 1 or not 1 <= min_length <= max_length <= most or max_length < 2:
+        raise ValueError(
+            f"num_beams {num_beams}, min_length {min_length}, max_length {max_length}: it takes at least one beam, "
+            f"and 1 <= min_length <= max_length, which is 2 to {most}"
+        )
 
 
 class _Ended:
