@@ -52,6 +52,17 @@ def load_writer(name: str | None, searching: Model | None = None) -> CaptionWrit
     return load_writer(name, searching)
 
 
+def writer_of(given: str | None, store: Store, searching: str) -> tuple[str, bool]:
+    """The name of what writes captions for an index, and whether it answers questions; nothing is loaded.
+
+    given: by a person, else what wrote most of the index's captions, else the default. Raises CheckpointError.
+    """
+    from engine.blip2.caption_writer import answers_questions, default_writer
+
+    name = given or next(iter(store.caption_writers()), None) or default_writer(searching)
+    return name, answers_questions(name)
+
+
 def load_models(name: str | None) -> list[Model]:
     """The same model on every GPU, on the processor where there is none; raises CheckpointError."""
     import torch

@@ -48,7 +48,7 @@ class CaptionWriter(Protocol):
         """A caption of each uint8 (B, H, W, 3) picture of `image_size`, without the prompt it goes on from.
 
         prompt: None = the model's usual one. Raises QueryError: an empty prompt, a longer one than the model reads, or
-        any where it reads none; more new tokens than it can write.
+        any where it reads none.
         """
         ...
 
@@ -109,28 +109,22 @@ class HeadWriter:
     def _reads_no_prompt(self) -> QueryError:
         return QueryError(
             f"{self.name} captions and reads no prompt: it cannot answer questions. Those with a language model can: "
-            f"{', '.join(_answering())}."
+            f"{', '.join(answering())}."
         )
 
 
 @torch.inference_mode()
 def write_captions(model: Model, pictures_BHWC: np.ndarray, how: Generation = CAPTION) -> list[str]:
-    """Captions by a retrieval model's ITG head: beams, or draws where `how.top_p` is given.
-
-    Raises QueryError for more new tokens than it has places, ValueError for penalties, which it does not know.
-    """
-    most = model.config.qformer.max_positions - 1  # [DEC] stands before the text
-    if how.max_new_tokens > most:
-        raise QueryError(
-            f"{model.name} writes at most {most} tokens, not {how.max_new_tokens}; ask for fewer (--max-new-tokens)."
-        )
+    """Captions by a retrieval model's ITG head: beams, or draws where `how.top_p` is given; never more tokens than it
+    has places for. Raises ValueError for penalties, which it does not know."""
     if (how.length_penalty, how.repetition_penalty) != (1.0, 1.0):
         raise ValueError(
             f"length_penalty is {how.length_penalty}, repetition_penalty {how.repetition_penalty}; an ITG head takes 1"
         )
     tokenizer, texts = model.tokenizer, []
     special = {"dec_id": tokenizer.dec_id, "sep_id": tokenizer.sep_id, "pad_id": tokenizer.pad_id}
-    lengths = {"min_length": how.min_new_tokens + 1, "max_length": how.max_new_tokens + 1}
+    longest = min(how.max_new_tokens + 1, model.config.qformer.max_positions)  # [DEC] stands before the text
+    lengths = {"min_length": min(how.min_new_tokens + 1, longest), "max_length": longest}
     for start in range(0, len(pictures_BHWC), WRITTEN_AT_ONCE):
         some = pictures_BHWC[start : start + WRITTEN_AT_ONCE]
         keys = model.photo_keys(model.encode_patches(some))
@@ -176,6 +170,11 @@ def is_called(name: str, writer: str) -> bool:
     return name == writer or lasting_name(name, find_model(name)) == writer
 
 
+def answers_questions(name: str) -> bool:
+    """Whether the model of this name reads prompts; nothing is loaded. Raises CheckpointError: no such one."""
+    return has_language(find_model(name))
+
+
 def _has_head(name: str) -> bool:
     try:
         return read_folder(find_model(name)).config.has_captions
@@ -186,11 +185,11 @@ def _has_head(name: str) -> bool:
 def _cannot_write(model: Model) -> CheckpointError:
     return CheckpointError(
         f"{model.folder} cannot write: it has no language model, and no captioning (ITG) head either, which "
-        f"transformers' retrieval folders leave out. These write: {', '.join([DEFAULT, *_answering()])}, and what "
+        f"transformers' retrieval folders leave out. These write: {', '.join([DEFAULT, *answering()])}, and what "
         "`qseek train stage2` makes."
     )
 
 
-def _answering() -> list[str]:
+def answering() -> list[str]:
     """Names of models with a language model."""
     return [*([BUNDLED_CAPTIONER] if has_model(BUNDLED_CAPTIONER) else []), *PUBLISHED]
