@@ -283,7 +283,9 @@ def test_a_question_about_a_photo(store, monkeypatch):
     button(test, "open-1").click().run()
     (box,) = [one for one in test.text_input if one.label == "Ask about this photo"]
     box.set_value("what *colour*")
-    button(test, "open-1").click().run()  # a dialog asks for itself alone in a browser, AppTest for the whole page
+    button(
+        test, "open-1"
+    ).click().run()  # a dialog asks for itself alone in a browser, AppTest for the whole page
     assert not test.exception
     assert "**a blue thing, \\*colour\\***" in all_words(test)
 
