@@ -6,13 +6,16 @@ Indexing workers import this module: it must stay free of torch and lancedb.
 import errno
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from engine.blip2.preprocess import squash
 from engine.errors import PhotoError
+from engine.types import Failure
 
 RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw"})
 MAX_PIXELS = 200_000_000
@@ -55,6 +58,17 @@ def open_picture(
     if isinstance(source, bytes):
         return open_bytes(source, "", max_pixels, least_side)[0]
     return open_bytes(read_bytes(Path(source)), Path(source).suffix.lower(), max_pixels, least_side)[0]
+
+
+def read_square(paths: Sequence[Path], size: int) -> np.ndarray | Failure:
+    """The first of a photo's files that can be read, squashed -> uint8 (size, size, 3); else why the last cannot, at
+    the first one's path. There is at least one."""
+    for path in paths:
+        try:
+            return squash(open_picture(path, least_side=2 * size), size)
+        except PhotoError as error:
+            problem = str(error)
+    return Failure(paths[0], problem)
 
 
 def is_curable(reason: str) -> bool:

@@ -25,13 +25,23 @@ class Photo:
 
 
 @dataclass(frozen=True, slots=True)
+class Caption:
+    """What a model wrote of a photo. writer, writer_digest: which checkpoint."""
+
+    text: str
+    writer: str
+    writer_digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """A photo that answers a query. Higher is better everywhere.
 
     rank: from 1. itc: cosine in [-1, 1], the maximum over the queries (photo-to-photo: the mean over the
     slots). itm: match probability in [0, 1], None when not reranked. score: what the order was made
     with: `itm_logit + itc` after reranking (BLIP-2, section 4.4 and LAVIS' evaluation), else `itc`; what ITM was to
-    read and could not, and what lies beyond the reranked, has `itc - 1000` and so stays behind.
+    read and could not, and what lies beyond the reranked, has `itc - 1000` and so stays behind. A
+    caption's cosine is added where it was asked for. caption: the index's, None where it keeps none.
     """
 
     rank: int
@@ -39,6 +49,7 @@ class Hit:
     score: float
     itc: float
     itm: float | None = None
+    caption: Caption | None = None
 
 
 @dataclass(frozen=True, slots=True)

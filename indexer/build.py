@@ -6,7 +6,7 @@ B photos, Q queries, E embedding.
 
 import os
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -21,13 +21,12 @@ from engine.index.manifest import Manifest
 from engine.index.store import FailureRecord, FileRecord, NewPhoto, Store
 from engine.types import Failure
 from indexer.decode import Decoded, Outcome, Task
+from indexer.pace import Pace, Progress
 from indexer.plan import Plan, make_plan
 from indexer.scan import ScannedFile
 from indexer.workers import decode_all
 
 COMMIT_BYTES = 2**28  # of features: at 0.7 MB a photo, memory would fill before the seconds are over
-RATE_SECONDS = 20.0  # photos/s and the time left follow the last seconds, for folders differ in their photos
-TELL_SECONDS = 0.1
 MAX_CANDIDATES = 100  # digests sent along with a file; BMPs of one camera all have one size
 ROW_BYTES = 300  # digest, sizes and path of a photo
 
@@ -41,17 +40,6 @@ class Encoder(Protocol):
     def encode(self, pixels_BHWC: np.ndarray, /) -> tuple[np.ndarray, list[bytes] | None]:
         """uint8 (B, H, W, 3) -> unit vectors (B, Q, E) float16, and each photo's features or None."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """done: files read of total, failed ones among them. seconds_left: None until there is a rate."""
-
-    done: int
-    total: int
-    failed: int
-    photos_per_second: float
-    seconds_left: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +95,10 @@ def build_index(
     started = time.monotonic()
     with store.writing():
         plan = make_plan(roots, store, retry_failed=retry_failed)
-        run = _Run(plan, store, encoder, _Pace(len(plan.to_read), on_progress))
+        run = _Run(plan, store, encoder, Pace(len(plan.to_read), on_progress))
         run.take_back()
         if plan.to_read:
-            run.read(_num_processors() if workers is None else workers, batch_size, commit_seconds)
+            run.read(num_processors() if workers is None else workers, batch_size, commit_seconds)
         if plan.gone:
             store.mark_missing(plan.gone)
         if plan.gone_failures:
@@ -134,7 +122,7 @@ def build_index(
         )
 
 
-def _num_processors() -> int:
+def num_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -143,7 +131,7 @@ def _num_processors() -> int:
 class _Run:
     """Takes the files one by one, encodes new photos in batches, and commits."""
 
-    def __init__(self, plan: Plan, store: Store, encoder: Encoder, pace: "_Pace"):
+    def __init__(self, plan: Plan, store: Store, encoder: Encoder, pace: Pace):
         self.plan = plan
         self.store = store
         self.encoder = encoder
@@ -289,34 +277,3 @@ class _Writer:
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown()
         self._wait()
-
-
-class _Pace:
-    """Counts the files that were read, and tells about it a few times a second."""
-
-    def __init__(self, total: int, on_progress: Callable[[Progress], None] | None):
-        self.total = total
-        self.on_progress = on_progress
-        self.done = 0
-        self.num_failed = 0
-        self.marks = deque([(time.monotonic(), 0)])  # (time, files done) of the last seconds
-        if total:
-            self._tell()
-
-    def step(self, count: int = 1, num_failed: int = 0) -> None:
-        self.done += count
-        self.num_failed += num_failed
-        now = time.monotonic()
-        if now - self.marks[-1][0] >= TELL_SECONDS or self.done == self.total:
-            self.marks.append((now, self.done))
-            while now - self.marks[1][0] > RATE_SECONDS:
-                self.marks.popleft()
-            self._tell()
-
-    def _tell(self) -> None:
-        if self.on_progress is None:
-            return
-        (start, before), (now, done) = self.marks[0], self.marks[-1]
-        rate = (done - before) / (now - start) if now > start else 0.0
-        left = (self.total - done) / rate if rate else None
-        self.on_progress(Progress(done, self.total, self.num_failed, rate, left))

@@ -55,6 +55,9 @@ class FakeModel:
     def manifest(self, features: str) -> Manifest:
         return Manifest(self.name, self.digest, SIDE, "squash", Q, E, (4, 4), features)
 
+    def encode_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+        return np.stack([colour_vector(text) for text in texts]), [0] * len(texts)
+
     def photo_encoder(self, features: str) -> FakeEncoder:
         return FakeEncoder(features)
 
@@ -67,7 +70,7 @@ class FakeSearcher:
         if store is not None:
             store.manifest.check_same(model.manifest("none"))
 
-    def search(self, text: str, *, top: int = 20, rerank: int = 128) -> Results:
+    def search(self, text: str, *, top: int = 20, rerank: int = 128, caption_weight: float = 0.0) -> Results:
         ids, vectors_NE = self._photos()
         return Results(
             self._hits(ids, vectors_NE @ colour_vector(text), top, rerank), seconds={"retrieve": 0.01}
@@ -121,6 +124,7 @@ class FakeSearcher:
     def _hits(self, ids: np.ndarray, cosines: np.ndarray, top: int, rerank: int) -> tuple[Hit, ...]:
         order = np.argsort(-cosines, kind="stable")[:top]
         photos = self.store.photos(ids[order])
+        captions = self.store.captions(ids[order])
         return tuple(
             Hit(
                 rank,
@@ -128,12 +132,45 @@ class FakeSearcher:
                 float(cosines[place]),
                 float(cosines[place]),
                 max(0.0, 0.9 * float(cosines[place])) if rank <= rerank else None,
+                captions.get(photo.id),
             )
             for rank, (place, photo) in enumerate(zip(order, photos, strict=True), start=1)
         )
 
     def _vector(self, path: Path) -> np.ndarray:
         return _unit(decode(path, SIDE).pixels.reshape(-1, E).mean(axis=0))
+
+
+@dataclass
+class FakeWriter:
+    """Says the name of the colour that is nearest to the photo's mean, and answers with the question's last word."""
+
+    name: str = "painter"
+    digest: str = "d1" * 16
+    image_size: int = SIDE
+    answers: bool = True
+    pictures: int = 0
+
+    def caption(self, pictures_BHWC: np.ndarray, prompt: str | None = None, how: object = None) -> list[str]:
+        self.pictures += len(pictures_BHWC)
+        means = [_unit(one.reshape(-1, E).mean(axis=0)) for one in pictures_BHWC]
+        return [f"a {max(COLOURS, key=lambda name: mean @ colour_vector(name))} thing" for mean in means]
+
+    def answer(self, pictures_BHWC: np.ndarray, questions: Sequence[str], how: object = None) -> list[str]:
+        (colour,) = self.caption(pictures_BHWC)
+        return [f"{colour}, {questions[0].split()[-1]}"]
+
+
+def load_fake_writer(name: str | None, searching: object = None) -> FakeWriter:
+    """In the place of `ui.opening.load_writer`."""
+    if name not in (None, "painter", "sketcher"):
+        raise QueryError(f"there is no model {name}")
+    return FakeWriter(*(("sketcher", "d2" * 16) if name == "sketcher" else ()))
+
+
+def fake_writer_of(given: str | None, store: Store, searching: str) -> tuple[str, bool]:
+    """In the place of `ui.opening.writer_of`."""
+    return given or "painter", given != "mute"
 
 
 def digest_of(path: Path) -> str:

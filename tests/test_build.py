@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import indexer.build
+import indexer.pace
 from engine.errors import IndexStateError, QueryError
 from engine.index.manifest import Manifest
 from engine.index.store import Store
@@ -404,7 +405,7 @@ def test_strange_names_reach_the_index_and_back(tmp_path: Path, store: Store) ->
 
 
 def test_progress_goes_up_to_the_total(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexer.build, "TELL_SECONDS", 0)
+    monkeypatch.setattr(indexer.pace, "TELL_SECONDS", 0)
     root = photos(tmp_path / "photos", range(10))
     (root / "bad.png").write_bytes(b"")
     shutil.copy(root / "0000.png", root / "copy.png")

@@ -2,20 +2,31 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from test_captioner_parity import random_theirs, save_theirs
-from tiny import SIDE, tiny_checkpoint, write_pictures
+from tiny import (
+    SIDE,
+    tiny_checkpoint,
+    tiny_config,
+    tiny_net,
+    tiny_tokenizer,
+    write_pictures,
+)
 from tiny_language import save_tiny
 
 from engine.blip2.caption_checkpoint import load_captioner
+from engine.blip2.caption_writer import load_writer
 from engine.blip2.captioner import ANSWER, CAPTION
+from engine.blip2.checkpoint import save_checkpoint
 from engine.blip2.preprocess import squash
 from engine.pictures import open_picture
 from ui.cli import main
+from ui.render import path_fields
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,6 +39,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def photos(tmp_path: Path) -> list[Path]:
     return write_pictures(tmp_path / "photos", ["a.png", "b.png", "c.png"])
+
+
+@pytest.fixture(autouse=True)
+def no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
+    monkeypatch.delenv("QSEEK_CAPTION_MODEL", raising=False)
 
 
 def caption(*arguments: object, stdin: bytes | None = None) -> Result:
@@ -75,10 +92,19 @@ def test_paths_from_stdin_and_photos_that_cannot_be_read(model: Path, photos: li
 
 def test_bad_input_is_plain(model: Path, photos: list[Path], tmp_path: Path) -> None:
     retrieval = tiny_checkpoint(tmp_path / "retrieval")
+    headless = tmp_path / "headless"
+    save_checkpoint(
+        headless, tiny_net(replace(tiny_config(), has_captions=False)), tiny_tokenizer()
+    )  # as transformers' retrieval folders are
     cases = [
-        ([photos[0], "--model", retrieval], 1, "blip2-opt-2.7b"),
+        ([photos[0], "--model", headless], 1, "blip2-opt-2.7b"),
+        ([photos[0], "--model", retrieval, "--prompt", "a"], 1, "reads no prompt"),
+        ([photos[0], "--model", retrieval, "--question", "why?"], 1, "blip2-opt-2.7b"),
+        ([photos[0], "--model", model, "--prompt", " "], 1, "The prompt is empty"),
+        ([photos[0], "--model", model, "--max-new-tokens", 500], 1, "more than the language model writes"),
+        ([photos[0], "--model", model, "--results"], 2, "leave PHOTO away"),
+        (["--model", model, "--results"], 1, "holds no result"),
         ([photos[0], "--model", tmp_path / "none"], 1, "none"),
-        ([photos[0]], 2, "--model"),
         ([photos[0], "--model", model, "--prompt", "word " * 200], 1, "Shorten it"),
         ([photos[0], "--model", model, "--prompt", "a", "--question", "b"], 2, "give one of them"),
         ([photos[0], "--model", model, "--question", " "], 1, "empty"),
@@ -104,3 +130,44 @@ def test_transformers_folders_are_converted(tmp_path: Path, photos: list[Path]) 
     assert caption(*photos, "--model", ours).stdout == caption(*photos, "--model", theirs).stdout != ""
     back = run(main, ["models", "convert", str(ours), str(tmp_path / "back"), "--to", "transformers"])
     assert back.exit_code == 1 and "qseek folder alone" in back.stderr and not (tmp_path / "back").exists()
+
+
+def test_the_bundled_model_captions_out_of_the_box(photos: list[Path]) -> None:
+    from engine.blip2.caption_writer import default_writer
+
+    result = caption(photos[0], "--json", "--beams", 1, "--max-new-tokens", 6)
+    assert result.exit_code == 0, result.output
+    writer = load_writer(default_writer())
+    size = writer.image_size
+    picture = squash(open_picture(photos[0], least_side=2 * size), size)[None]
+    how = replace(CAPTION, num_beams=1, max_new_tokens=6, min_new_tokens=6)
+    assert json.loads(result.stdout)["caption"] == writer.caption(picture, how=how)[0] != ""
+
+
+def test_results_are_given_back_with_captions(model: Path, photos: list[Path]) -> None:
+    """Every field stays, photos are named in both ways, and one that cannot be read keeps its line."""
+    odd = Path(os.fsdecode(os.fsencode(photos[0].parent) + b"/odd\xff.png"))
+    photos[2].rename(odd)
+    photos[1].write_bytes(b"no picture")
+    rows = [
+        {"rank": 1, "path": str(photos[0]), "score": 0.5, "itm": None},
+        {"rank": 2, "path": str(photos[1]), "mine": [1]},
+        {"rank": 3, **path_fields(odd), "caption": "old"},
+    ]
+    assert "path_base64" in rows[2]
+    stdin = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    result = caption("--model", model, "--results", stdin=stdin)
+    assert result.exit_code == 3 and "b.png: it is a text file" in result.stderr
+    good = load_captioner(str(model)).caption(pictures([photos[0], odd]))
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {**rows[0], "caption": good[0]},
+        {**rows[1], "caption": None},
+        {**rows[2], "caption": good[1]},
+    ]
+
+
+@pytest.mark.parametrize("line", [b"words", b'{"text": "a dog"}', b'{"path": 3}', b"[1]", b"\xff"])
+def test_lines_that_are_no_results(model: Path, photos: list[Path], line: bytes) -> None:
+    first = json.dumps({"path": str(photos[0])}).encode()
+    result = caption("--model", model, "--results", stdin=first + b"\n" + line + b"\n")
+    assert result.exit_code == 1 and "Line 2 of stdin is no result with a photo" in result.stderr

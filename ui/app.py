@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from engine.errors import PhotoError, QseekError
-from engine.types import Photo, Results
+from engine.types import Hit, Photo, Results
 from ui import opening
+from ui.caption_desk import CaptionDesk
+from ui.options import CAPTIONER
 from ui.render import count_text, printable
 from ui.thumbnails import thumbnail
-from ui.tiles import STYLE, show_brand, show_tile
+from ui.tiles import STYLE, show_brand, show_caption, show_photo, show_tile
 
 if TYPE_CHECKING:
+    from streamlit.delta_generator import DeltaGenerator
+
     from engine.blip2.model import Model
     from engine.index.store import Store
     from engine.search import Searcher
 
 EXAMPLES = ("a dog running through the snow", "people sitting at a table", "a red car in a street")
 RERANKED = 128
+SECONDS_BETWEEN_LOOKS = 0.1
 PAGE_SIZES = (12, 24, 48, 96)
 SCORES_EXPLAINED = """
 **match**: how probable it is, to the part of the model that reads photo and sentence together, that the
@@ -55,6 +62,20 @@ class Stamp:
     version: int
     num_photos: int
     num_files: int
+    captions: int
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What writes them beside a searching model, whether it answers questions, and whether they are shown."""
+
+    model: str
+    writer: str
+    answers: bool
+    shown: bool
+
+    def desk(self) -> CaptionDesk:
+        return desk(self.model, self.writer)
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the model")
@@ -66,6 +87,12 @@ def loaded(model: str) -> Model:
 def opened(stamp: Stamp) -> Opened:
     store = opening.open_store(stamp.folder)
     return Opened(opening.make_searcher(store, loaded(stamp.model), hold=True), threading.Lock())
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def desk(model: str, writer: str) -> CaptionDesk:
+    searching = loaded(model)
+    return CaptionDesk(lambda: opening.load_writer(writer, searching))
 
 
 @st.cache_data(max_entries=200, ttl=600, show_spinner="Searching")
@@ -102,7 +129,8 @@ def show_page(folder: Path, model: str | None) -> None:
     store = opening.open_store(folder)
     made_ns = (folder / "manifest.json").stat().st_mtime_ns
     name = model or store.manifest.model
-    stamp = Stamp(folder, name, made_ns, store.version, store.num_photos, store.num_files)
+    has_captions = store.captions_version
+    stamp = Stamp(folder, name, made_ns, store.version, store.num_photos, store.num_files, has_captions)
     show_brand(count_text(stamp.num_photos, "photo"))
     if stamp.num_photos == 0:
         st.info("The index holds no photos yet. Fill it from a folder:")
@@ -117,18 +145,27 @@ def show_page(folder: Path, model: str | None) -> None:
         bind="query-params",
         on_change=forget_like,
     )
-    top, rerank, least = show_settings()
+    top, rerank, least, shown = show_settings(bool(has_captions))
     like = st.query_params.get("like")
     if like is not None:
-        show_similar(stamp, photo_of(store, like), top)
+        show_similar(stamp, photo_of(store, like), top, captions_of(store, name, shown))
     elif text and text.strip():
-        show_found(stamp, text.strip(), top, rerank, least)
+        show_found(stamp, text.strip(), top, rerank, least, captions_of(store, name, shown))
     else:
         show_examples()
 
 
-def show_settings() -> tuple[int, int, float]:
-    """-> how many, how many to rerank (0: none), least match probability in [0, 1]."""
+def captions_of(store: Store, model: str, shown: bool) -> Captions | None:
+    """None, and a line that says why, where nothing can write them."""
+    try:
+        return Captions(model, *opening.writer_of(os.environ.get(CAPTIONER), store, model), shown)
+    except QseekError as error:
+        st.warning(f"No captions: {_markdown(str(error))}")
+        return None
+
+
+def show_settings(has_captions: bool) -> tuple[int, int, float, bool]:
+    """-> how many, how many to rerank (0: none), least match probability in [0, 1], whether captions are shown."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="settings"):
         top = st.selectbox("Photos", PAGE_SIZES, index=1, key="top", width=100, bind="query-params")
         rerank = st.toggle("Rerank", value=True, key="rerank", bind="query-params")
@@ -144,9 +181,17 @@ def show_settings() -> tuple[int, int, float]:
             help="0% hides nothing. It needs Rerank: a cosine has no value that is good for every query.",
             bind="query-params",
         )
+        captions = st.toggle(
+            "Captions",
+            value=has_captions,
+            key="captions",
+            help="What each photo shows, as a model says it. Those that the index keeps are there at once (`qseek "
+            "index --captions`), others are written after the photos are shown.",
+            bind="query-params",
+        )
         with st.popover("Scores", icon=":material/help:", type="tertiary"):
             st.markdown(SCORES_EXPLAINED)
-    return top, RERANKED if rerank else 0, least / 100 if rerank else 0.0
+    return top, RERANKED if rerank else 0, least / 100 if rerank else 0.0, captions
 
 
 def show_examples() -> None:
@@ -176,19 +221,21 @@ def photo_of(store: Store, digest: str) -> Photo | None:
     return photo if photo is not None and photo.paths else None
 
 
-def show_found(stamp: Stamp, text: str, top: int, rerank: int, least: float) -> None:
+def show_found(
+    stamp: Stamp, text: str, top: int, rerank: int, least: float, captions: Captions | None
+) -> None:
     results = found(stamp, text, top, rerank)
     kept = [hit for hit in results.hits if hit.itm is None or hit.itm >= least]
     num_hidden = len(results.hits) - len(kept)
     line = f"{count_text(len(kept), 'photo')}, {sum(results.seconds.values()):.2f} s"
     if num_hidden:
         line += f" · {num_hidden:,} hidden below {least:.0%}"
-    show_results(results, line, kept, stamp.folder)
     if not kept and num_hidden:
         st.info(f"No photo matches with {least:.0%} or more: move the slider to the left to see the nearest.")
+    show_results(results, line, kept, stamp.folder, captions)
 
 
-def show_similar(stamp: Stamp, photo: Photo | None, top: int) -> None:
+def show_similar(stamp: Stamp, photo: Photo | None, top: int, captions: Captions | None) -> None:
     if photo is None:
         st.info("The photo of this link is not in the index any more.")
         st.button("Back", icon=":material/arrow_back:", type="tertiary", on_click=forget_like)
@@ -197,7 +244,8 @@ def show_similar(stamp: Stamp, photo: Photo | None, top: int) -> None:
         st.markdown(f"Photos like **{_markdown(photo.path.name)}**")
         st.button("Back", icon=":material/arrow_back:", type="tertiary", on_click=forget_like)
     results = found_like(stamp, photo.path, top)
-    show_results(results, count_text(len(results.hits), "photo"), list(results.hits), stamp.folder)
+    line = count_text(len(results.hits), "photo")
+    show_results(results, line, list(results.hits), stamp.folder, captions)
 
 
 def _markdown(name: str) -> str:
@@ -207,7 +255,9 @@ def _markdown(name: str) -> str:
     )
 
 
-def show_results(results: Results, line: str, hits: list, folder: Path) -> None:
+def show_results(
+    results: Results, line: str, hits: list[Hit], folder: Path, captions: Captions | None
+) -> None:
     st.caption(line)
     for note in results.notes:
         st.caption(f":material/info: {_markdown(note)}")
@@ -217,8 +267,71 @@ def show_results(results: Results, line: str, hits: list, folder: Path) -> None:
     with ThreadPoolExecutor(max_workers=4) as pool:  # Pillow decodes without holding the interpreter's lock
         pictures = list(pool.map(lambda hit: picture_of(hit.photo, folder), hits))
     with st.container(key="grid"):
-        for hit, picture in zip(hits, pictures, strict=True):
-            show_tile(hit, picture, more_like)
+        places = [
+            show_tile(hit, picture, more_like, partial(open_photo, captions))
+            for hit, picture in zip(hits, pictures, strict=True)
+        ]
+    if captions is not None and captions.shown:
+        show_captions(hits, places, captions)
+
+
+def show_captions(hits: list[Hit], places: list[DeltaGenerator], captions: Captions) -> None:
+    """The index's at once, the others as they come. Whatever a person does meanwhile ends this."""
+    waiting = []
+    for hit, place in zip(hits, places, strict=True):
+        if hit.caption is not None:
+            show_caption(place, hit.caption.text)
+        else:
+            waiting.append((hit.photo, place))
+    if not waiting:
+        return
+    desk = captions.desk()
+    desk.want([photo for photo, _ in waiting])
+    while waiting and desk.error is None:
+        for photo, place in waiting:
+            text = desk.known(photo)
+            if isinstance(text, str):
+                show_caption(place, text)
+        waiting = [(photo, place) for photo, place in waiting if desk.known(photo) is None]
+        if waiting:
+            waiting[0][1].empty()  # gives way to what was clicked
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    if desk.error is not None:
+        st.caption(f":material/info: {_markdown(desk.error)}")
+
+
+def open_photo(captions: Captions | None, hit: Hit) -> None:
+    says = None if hit.caption is None else hit.caption.text
+    if says is None and captions is not None and captions.shown:
+        known = captions.desk().known(hit.photo)
+        says = known if isinstance(known, str) else None
+    show_photo(hit, says, partial(show_question, captions))
+
+
+def show_question(captions: Captions | None, photo: Photo) -> None:
+    """Where a person asks about the photo; who could answer, where the captioner cannot."""
+    if captions is None:
+        return
+    if not captions.answers:
+        st.caption(
+            f":material/help: {_markdown(captions.writer)} captions photos and answers no questions; a model with a "
+            "language model does: `qseek app --captioner blip2-flan-t5-xl`."
+        )
+        return
+    question = st.text_input(
+        "Ask about this photo", key=f"ask-{photo.digest}", placeholder="What is the dog doing?"
+    )
+    if question and question.strip():
+        try:
+            with st.spinner("Reading the photo"):
+                st.markdown(f"**{_markdown(answered(captions, photo, question.strip()))}**")
+        except QseekError as error:
+            st.warning(_markdown(str(error)))
+
+
+@st.cache_data(max_entries=200, ttl=600, show_spinner=False)
+def answered(captions: Captions, photo: Photo, question: str) -> str:
+    return captions.desk().answer(photo, question)
 
 
 def picture_of(photo: Photo, folder: Path) -> bytes | PhotoError:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ui.opening import index_folder
-from ui.options import index_option, model_option
+from ui.options import CAPTIONER, captioner_option, index_option, model_option
 
 OWN_NAMES = ("localhost", "127.0.0.1", "::1")  # no other: a foreign page may rebind its name to this computer
 PAGE = Path(__file__).with_name("app.py")
@@ -18,13 +18,18 @@ PAGE = Path(__file__).with_name("app.py")
 @click.command()
 @index_option
 @model_option
+@captioner_option
 @click.option("--port", type=click.IntRange(1, 65535), help="Where it listens.  [default: 8501 or above]")
 @click.option("--open", "open_browser", is_flag=True, help="Open it in the browser at once.")
-def app(index: Path | None, model: str | None, port: int | None, open_browser: bool) -> None:
+def app(
+    index: Path | None, model: str | None, captioner: str | None, port: int | None, open_browser: bool
+) -> None:
     """Open the page: the same search with pictures. It listens on this computer alone."""
     environment = {**os.environ, "QSEEK_INDEX": str(index_folder(index))}
     if model is not None:
         environment["QSEEK_MODEL"] = model
+    if captioner is not None:
+        environment[CAPTIONER] = captioner
     command = streamlit_command(port, open_browser)
     os.execve(sys.executable, command, environment)
 

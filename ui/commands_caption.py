@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from engine.errors import PhotoError
-from engine.types import Failure
-from ui import render
-from ui.options import json_option
+from engine.errors import DataError, IndexStateError
+from engine.types import Failure, Photo
+from ui import opening, render
+from ui.options import CAPTIONER, index_option, json_option
 from ui.reading import absolute, checked_text, read_paths
 from ui.terminal import finish_with_failures, say_failures, write
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from engine.blip2.caption_writer import CaptionWriter
     from engine.blip2.captioner import Generation
 
-PHOTOS_AT_ONCE = 16
+Fields = dict[str, Any]
 
 
 @click.command()
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
-    "--model", required=True, envvar="QSEEK_CAPTION_MODEL", show_envvar=True, metavar="NAME|FOLDER",
-    help="A model that writes: blip2-opt-2.7b, a folder, a Hugging Face id.",
+    "--model", envvar=CAPTIONER, show_envvar=True, metavar="NAME|FOLDER",
+    help="A model that writes, see `qseek models`.  [default: the index's where it writes, else the bundled one]",
+)  # fmt: skip
+@click.option(
+    "--results", is_flag=True,
+    help="Take the JSON lines of search, similar or rerank from stdin and give them back with captions.",
 )  # fmt: skip
 @click.option("--prompt", help='What the text goes on from.  [default: "a photo of"]')
 @click.option("--question", help="Answer this about each photo instead.")
@@ -40,38 +48,53 @@ PHOTOS_AT_ONCE = 16
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), help="The longest text.  [default: 30, answers 10]"
 )
+@index_option
 @json_option
 def caption(
-    photos: tuple[Path, ...], model: str, prompt: str | None, question: str | None, beams: int, sample: bool,
-    seed: int, max_new_tokens: int | None, as_json: bool,
+    photos: tuple[Path, ...], model: str | None, results: bool, prompt: str | None, question: str | None,
+    beams: int, sample: bool, seed: int, max_new_tokens: int | None, index: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what each PHOTO shows, or answer a question about it. Without PHOTO, paths are read from stdin.
 
     \b
-        qseek caption beach.jpg --model blip2-opt-2.7b
-        qseek search "a dog" --paths -k 5 | qseek caption --model FOLDER --question "What is the dog doing?"
+        qseek caption beach.jpg
+        qseek search "a dog" --json -k 5 | qseek caption --results
+        qseek caption dog.jpg --model blip2-opt-2.7b --prompt "Question: what is the dog doing? Answer:"
     """
     if prompt is not None and question is not None:
         raise click.UsageError("--prompt is what a text goes on from, --question asks: give one of them.")
+    if photos and results:
+        raise click.UsageError("--results takes its photos from stdin: leave PHOTO away.")
     if question is not None:
         checked_text(question)
-    paths = [absolute(path) for path in photos] or read_paths(sys.stdin.buffer, b"\n")
-    from engine.blip2.caption_checkpoint import load_captioner
-    from engine.blip2.caption_model import PROMPT
-
-    captioner = load_captioner(model)
+    stdin = sys.stdin.buffer
+    if results:
+        rows = _result_lines(stdin)
+    else:
+        rows = _rows_of([absolute(path) for path in photos] or read_paths(stdin, b"\n"))
+    writer = opening.load_writer(model or _writer_of(opening.index_folder(index)))
     how = _how(question is not None, beams, sample, seed, max_new_tokens)
-    failures: list[Failure] = []
-    for some, pictures in _read(paths, captioner.image_size, failures):
+
+    def write_texts(pictures: np.ndarray) -> list[str]:
         if question is not None:
-            texts = captioner.answer(pictures, [question], how)
-        else:
-            texts = captioner.caption(pictures, PROMPT if prompt is None else prompt, how)
-        for path, text in zip(some, texts, strict=True):
-            write(_line(path, text, as_json))
+            return writer.answer(pictures, [question], how)
+        return writer.caption(pictures, prompt, how)
+
+    failures = _write_all(rows, writer, write_texts, results, as_json or results)
     if failures:
         say_failures(failures)
         finish_with_failures()
+
+
+def _writer_of(folder: Path) -> str:
+    """The name of what writes by default beside this index, where there is one."""
+    from engine.blip2.caption_writer import default_writer
+    from engine.index.manifest import Manifest
+
+    try:
+        return default_writer(Manifest.load(folder).model)
+    except IndexStateError:
+        return default_writer()
 
 
 def _how(asks: bool, beams: int, sample: bool, seed: int, max_new_tokens: int | None) -> Generation:
@@ -87,28 +110,57 @@ def _how(asks: bool, beams: int, sample: bool, seed: int, max_new_tokens: int | 
     return replace(preset, num_beams=beams)
 
 
-def _read(
-    paths: Sequence[Path], size: int, failures: list[Failure]
-) -> Iterator[tuple[list[Path], np.ndarray]]:
-    """Batches of photos that can be read; the others go to `failures`."""
-    import numpy as np
-
-    from engine.blip2.preprocess import squash
-    from engine.pictures import open_picture
-
-    for start in range(0, len(paths), PHOTOS_AT_ONCE):
-        good, pictures = [], []
-        for path in paths[start : start + PHOTOS_AT_ONCE]:
-            try:
-                pictures.append(squash(open_picture(path, least_side=2 * size), size))
-                good.append(path)
-            except PhotoError as error:
-                failures.append(Failure(path, str(error)))
-        if good:
-            yield good, np.stack(pictures)
+def _rows_of(paths: Iterable[Path]) -> Iterator[tuple[Path, Fields]]:
+    return ((path, render.path_fields(path)) for path in paths)
 
 
-def _line(path: Path, text: str, as_json: bool) -> str:
-    if as_json:
-        return render.json_line({**render.path_fields(path), "caption": text})
-    return f"{render.printable(str(path))}\t{render.printable(text)}\n"
+def _result_lines(file: BinaryIO) -> Iterator[tuple[Path, Fields]]:
+    """The photo of each line, and the line's fields. Raises DataError for a line that is no result with a photo."""
+    number = 0
+    for number, line in enumerate(file, start=1):
+        try:
+            fields = json.loads(line)
+            name = base64.b64decode(fields["path_base64"]) if "path_base64" in fields else fields["path"]
+            path = Path(os.fsdecode(name))
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"Line {number} of stdin is no result with a photo ({type(error).__name__}: {error}); --results takes "
+                "what `qseek search --json`, similar or rerank print."
+            ) from None
+        yield absolute(path), fields
+    if not number:
+        raise DataError("stdin holds no result; --results takes what `qseek search --json` prints.")
+
+
+def _write_all(
+    rows: Iterable[tuple[Path, Fields]],
+    writer: CaptionWriter,
+    write_texts: Callable[[np.ndarray], list[str]],
+    keeps_failed: bool,
+    as_json: bool,
+) -> list[Failure]:
+    """Lines as they come, a batch behind what is read; the photos that cannot be read.
+
+    keeps_failed: such a photo's line is written, too, with a caption of null.
+    """
+    from engine.captions import write_of
+
+    ahead: list[tuple[Path, Fields]] = []
+
+    def photos() -> Iterator[Photo]:
+        for path, fields in rows:
+            ahead.append((path, fields))
+            yield Photo(-1, "", 0, 0, (path,))
+
+    failures = []
+    for text in write_of(photos(), writer.image_size, write_texts):
+        path, fields = ahead.pop(0)
+        if isinstance(text, Failure):
+            failures.append(text)
+            if keeps_failed:
+                write(render.json_line({**fields, "caption": None}))
+        elif as_json:
+            write(render.json_line({**fields, "caption": text}))
+        else:
+            write(f"{render.printable(str(path))}\t{render.printable(text)}\n")
+    return failures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -12,18 +12,21 @@ import click
 from engine.errors import IndexStateError, QueryError
 from engine.types import Failure
 from ui import render
+from ui.captioning import caption_index, say_missing
 from ui.opening import has_index, index_folder, load_model, make_searcher, open_store
-from ui.options import Output, index_option, json_option, model_option, output_options
+from ui.options import Output, captioner_option, index_option, json_option, model_option, output_options
 from ui.progress import duration_text, shown_progress
 from ui.reading import absolute, read_texts
-from ui.reindexing import contents_of, finish_interrupted, new_store, take_its_place
+from ui.reindexing import Contents, carry_captions, contents_of, finish_interrupted, new_store, take_its_place
 from ui.terminal import STOPPED, finish_with_failures, say, say_failures, write
 
 if TYPE_CHECKING:
     from engine.blip2.model import Model
     from engine.index.manifest import Manifest
     from engine.index.store import Store
-    from indexer.build import BuildReport, Progress
+    from indexer.build import BuildReport
+    from indexer.captions import CaptionReport
+    from indexer.pace import Progress
 
 AUTO_FEATURE_BYTES = 150_000  # a photo; --features auto keeps up to this: mini's, not ViT-g's 0.72 MB
 TEXTS_AT_ONCE = 1024
@@ -50,6 +53,12 @@ LEAST_ESTIMATE = 10_000_000  # bytes; below it nobody needs to know before
 )
 @click.option("--reindex", is_flag=True, help="Make the index anew, with all its folders: for another model.")
 @click.option("--retry", is_flag=True, help="Read photos again that failed before.")
+@click.option(
+    "--captions",
+    is_flag=True,
+    help="Write a caption of each photo that has none: it is shown with the photo, and searched.",
+)
+@captioner_option
 @click.option("--workers", type=click.IntRange(min=0), help="Decoding processes.  [default: one a processor]")
 @json_option
 def index(
@@ -60,6 +69,8 @@ def index(
     features: str,
     reindex: bool,
     retry: bool,
+    captions: bool,
+    captioner: str | None,
     workers: int | None,
     as_json: bool,
 ) -> None:
@@ -67,7 +78,7 @@ def index(
 
     Ends with exit code 3 when photos could not be read; `qseek failures` lists them.
     """
-    if not (folders or texts or reindex):
+    if not (folders or texts or reindex or captions):
         raise click.UsageError("Name a folder of photos, for example: qseek index ~/Pictures")
     target = index_folder(index)
     roots = [absolute(folder) for folder in folders]
@@ -75,12 +86,26 @@ def index(
     finish_interrupted(target)
     if reindex and not has_index(target) and not roots:
         raise IndexStateError(f"there is no index at {target} to make anew; name a folder of photos")
+    wanted = _Wanted(lines, captions, captioner, workers, retry)
     if reindex and has_index(target):
-        report = _reindex(target, roots, lines, model, features, workers)
+        report, written = _reindex(target, roots, model, features, wanted)
     else:
+        if not (roots or has_index(target)) and captions:
+            raise IndexStateError(f"there is no index at {target} to caption; name a folder of photos")
         store, loaded = _open_or_create(target, roots, model, features)
-        report = _fill(store, loaded, roots, lines, workers, retry)
-    _show_report(report, roots, as_json)
+        report, written = _fill(store, loaded, roots, wanted)
+    _show_report(report, written, roots, as_json)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the run shall do beside taking in photos."""
+
+    lines: Sequence[str]
+    captions: bool
+    captioner: str | None
+    workers: int | None
+    retry: bool
 
 
 def _open_or_create(
@@ -127,31 +152,39 @@ def _fill(
     store: Store,
     model: Model,
     roots: Sequence[Path],
-    lines: Sequence[str],
-    workers: int | None,
-    retry: bool,
-    which: str = "The index",
-) -> BuildReport | None:
-    """Index photos, then texts; None without roots. Ctrl-C says what is kept and ends with its exit code."""
-    report = None
+    wanted: _Wanted,
+    old: Contents | None = None,
+) -> tuple[BuildReport | None, CaptionReport | None]:
+    """Index photos, then texts, then captions; None without roots, without captions. Ctrl-C says what is kept and ends
+    with its exit code. old: of the index that this one is to replace."""
+    report, written = None, None
     try:
         if roots:
-            report = _build(store, model, roots, workers, retry)
-        _add_texts(store, model, lines)
+            report = _build(store, model, roots, wanted.workers, wanted.retry)
+        _add_texts(store, model, wanted.lines if old is None else [*old.texts, *wanted.lines])
+        if old is not None:
+            carry_captions(old, store, model)
+        if wanted.captions:
+            written = caption_index(store, model, roots, wanted.captioner, wanted.workers)
+        else:
+            say_missing(store)
         _save_vectors(store)
     except KeyboardInterrupt:
         kept = render.count_text(store.num_photos, "photo")
+        which = "The index" if old is None else "The old index still answers; the new one"
         say(f"Stopped. {which} holds {kept}; the same command goes on from there.")
         click.get_current_context().exit(STOPPED)
-    return report and replace(report, disk_bytes=store.disk_bytes())
+    return report and replace(report, disk_bytes=store.disk_bytes()), written
 
 
 def _save_vectors(store: Store) -> None:
     """Write FAISS' files now, so that the first search finds them."""
-    from engine.index.vectors import open_photo_index, open_text_index
+    from engine.index.vectors import open_caption_index, open_photo_index, open_text_index
 
     open_photo_index(store)
     open_text_index(store)
+    if store.captions_version:
+        open_caption_index(store)
 
 
 def _build(
@@ -192,13 +225,8 @@ def _add_texts(store: Store, model: Model, lines: Sequence[str]) -> None:
 
 
 def _reindex(
-    folder: Path,
-    roots: Sequence[Path],
-    lines: Sequence[str],
-    model: str | None,
-    features: str,
-    workers: int | None,
-) -> BuildReport | None:
+    folder: Path, roots: Sequence[Path], model: str | None, features: str, wanted: _Wanted
+) -> tuple[BuildReport | None, CaptionReport | None]:
     from engine.index.lock import locked
 
     with locked(folder):
@@ -206,16 +234,20 @@ def _reindex(
         loaded = load_model(model or contents.model)
         store = new_store(folder, _manifest(loaded, features))
         say("Making the index anew; until it is complete the old one answers.")
-        texts = [*contents.texts, *lines]
-        which = "The old index still answers; the new one"
-        report = _fill(store, loaded, contents.roots, texts, workers, retry=False, which=which)
+        reports = _fill(store, loaded, contents.roots, replace(wanted, retry=False), contents)
         take_its_place(folder)
-    return report
+    return reports
 
 
-def _show_report(report: BuildReport | None, roots: Sequence[Path], as_json: bool) -> None:
+def _show_report(
+    report: BuildReport | None, written: CaptionReport | None, roots: Sequence[Path], as_json: bool
+) -> None:
     """To stdout; ends with exit code 3 when photos could not be read."""
+    captions = _caption_counts(written)
     if report is None:
+        if written is not None:
+            write(render.json_line(captions) if as_json else _caption_line(written))
+            _finish(written.failed)
         return
     counts = {
         "added": report.added,
@@ -233,17 +265,39 @@ def _show_report(report: BuildReport | None, roots: Sequence[Path], as_json: boo
         say(f"Note: {note}")
     if as_json:
         totals = {"photos": report.num_photos, "disk_bytes": report.disk_bytes}
-        write(render.json_line({**counts, **totals, "seconds": round(report.seconds, 3)}))
+        write(render.json_line({**counts, **totals, "seconds": round(report.seconds, 3), **captions}))
     else:
         shown = [f"{n:,} {name}" for name, n in counts.items() if n or name not in ("copied", "restored")]
         write(
             f"{', '.join(shown)}\n"
             f"{render.count_text(report.num_photos, 'photo')} in the index, "
             f"{render.size_text(report.disk_bytes)} on disk, {duration_text(report.seconds)}\n"
+            + ("" if written is None else _caption_line(written))
         )
-    if report.failed:
-        say_failures(report.failed, "; `qseek failures` lists them.")
+    _finish([*report.failed, *(written.failed if written else ())], "; `qseek failures` lists them.")
+
+
+def _finish(failed: Sequence[Failure], more: str = "") -> None:
+    if failed:
+        say_failures(failed, more)
         finish_with_failures()
+
+
+def _caption_counts(written: CaptionReport | None) -> dict[str, int]:
+    if written is None:
+        return {}
+    return {
+        "captions_written": written.written,
+        "captions_kept": written.kept,
+        "captions_failed": len(written.failed),
+    }
+
+
+def _caption_line(written: CaptionReport) -> str:
+    return (
+        f"{render.count_text(written.written, 'caption')} written, {written.kept:,} kept, "
+        f"{len(written.failed):,} failed, {duration_text(written.seconds)}\n"
+    )
 
 
 @click.command()

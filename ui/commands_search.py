@@ -1,5 +1,7 @@
 """search, similar, match, rerank: questions to an index."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -8,9 +10,12 @@ import click
 
 from engine.types import Hit, Results, TextResults
 from ui import render
+from ui.captioning import captioned
 from ui.opening import index_folder, open_searcher, open_searcher_anyway
 from ui.options import (
     Output,
+    captioner_option,
+    captions_option,
     chosen_output,
     index_option,
     json_option,
@@ -32,13 +37,34 @@ photo_argument = click.argument("photo", type=click.Path(path_type=Path))
 @model_option
 @top_option
 @rerank_options
+@captions_option
+@captioner_option
+@click.option(
+    "--caption-weight",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="How much the cosine of TEXT with a photo's indexed caption counts in its score.",
+)
 @output_options
 def search(
-    text: tuple[str, ...], index: Path | None, model: str | None, top: int, rerank: int, output: Output
+    text: tuple[str, ...],
+    index: Path | None,
+    model: str | None,
+    top: int,
+    rerank: int,
+    captions: bool,
+    captioner: str | None,
+    caption_weight: float,
+    output: Output,
 ) -> None:
     """Find the photos that fit TEXT, best first."""
     query = checked_text(" ".join(text))
-    show(open_searcher(index_folder(index), model).search(query, top=top, rerank=rerank), output)
+    searcher = open_searcher(index_folder(index), model)
+    results = searcher.search(query, top=top, rerank=rerank, caption_weight=caption_weight)
+    if captions:
+        results = captioned(results, searcher, captioner)
+    show(results, output, captions)
 
 
 @click.command()
@@ -46,10 +72,24 @@ def search(
 @index_option
 @model_option
 @top_option
+@captions_option
+@captioner_option
 @output_options
-def similar(photo: Path, index: Path | None, model: str | None, top: int, output: Output) -> None:
+def similar(
+    photo: Path,
+    index: Path | None,
+    model: str | None,
+    top: int,
+    captions: bool,
+    captioner: str | None,
+    output: Output,
+) -> None:
     """Find the photos that look like PHOTO, indexed or not."""
-    show(open_searcher(index_folder(index), model).similar(absolute(photo), top=top), output)
+    searcher = open_searcher(index_folder(index), model)
+    results = searcher.similar(absolute(photo), top=top)
+    if captions:
+        results = captioned(results, searcher, captioner)
+    show(results, output, captions)
 
 
 @click.command()
@@ -117,24 +157,24 @@ def rerank(
     show(searcher.rerank(query, paths, top=top), output)
 
 
-def show(results: Results, output: Output) -> None:
+def show(results: Results, output: Output, captions: bool = False) -> None:
     """Hits to stdout, the rest to stderr; ends with exit code 3 when photos could not be read."""
     for note in results.notes:
         say(f"Note: {note}")
     if not results.hits:
         say("No photo was found.")
     else:
-        write(_rendered(results.hits, output))
+        write(_rendered(results.hits, output, captions))
     if results.failures:
         say_failures(results.failures)
         finish_with_failures()
 
 
-def _rendered(hits: Sequence[Hit], output: Output) -> str | bytes:
+def _rendered(hits: Sequence[Hit], output: Output, captions: bool) -> str | bytes:
     if output is Output.JSON:
         return render.hits_json(hits)
     if output is Output.TABLE:
-        return render.hits_table(hits)
+        return render.hits_table(hits, captions)
     return render.path_bytes((hit.photo.path for hit in hits), b"\0" if output is Output.NUL else b"\n")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ui.terminal import say
 
 if TYPE_CHECKING:
+    from engine.blip2.caption_writer import CaptionWriter
     from engine.blip2.model import Model
     from engine.index.store import Store
     from engine.search import Searcher
@@ -42,6 +43,24 @@ def load_model(name: str | None) -> Model:
     from engine.blip2.checkpoint import load_model
 
     return load_model(name) if name else load_model()
+
+
+def load_writer(name: str | None, searching: Model | None = None) -> CaptionWriter:
+    """What writes captions, the default without a name; raises CheckpointError. searching: not loaded again."""
+    from engine.blip2.caption_writer import load_writer
+
+    return load_writer(name, searching)
+
+
+def writer_of(given: str | None, store: Store, searching: str) -> tuple[str, bool]:
+    """The name of what writes captions for an index, and whether it answers questions; nothing is loaded.
+
+    given: by a person, else what wrote most of the index's captions, else the default. Raises CheckpointError.
+    """
+    from engine.blip2.caption_writer import answers_questions, default_writer
+
+    name = given or next(iter(store.caption_writers()), None) or default_writer(searching)
+    return name, answers_questions(name)
 
 
 def load_models(name: str | None) -> list[Model]:

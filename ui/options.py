@@ -35,6 +35,15 @@ model_option = click.option(
     metavar="NAME|FOLDER",
     help="Which model, see `qseek models`.  [default: the one the index was made with]",
 )
+CAPTIONER = "QSEEK_CAPTION_MODEL"
+captions_option = click.option("--captions", is_flag=True, help="Show what each photo shows, in words, too.")
+captioner_option = click.option(
+    "--captioner",
+    envvar=CAPTIONER,
+    show_envvar=True,
+    metavar="NAME|FOLDER",
+    help="What writes captions.  [default: what wrote the index's, else that of `qseek caption`]",
+)
 top_option = click.option(
     "-k", "--top", type=click.IntRange(min=1), default=20, show_default=True, help="How many to show."
 )

@@ -8,29 +8,34 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import IndexStateError, QueryError
+from engine.types import Caption
 from ui.opening import has_index, open_store
 from ui.render import count_text
 
 if TYPE_CHECKING:
+    from engine.blip2.model import Model
     from engine.index.manifest import Manifest
     from engine.index.store import Store
 
 NEW = "reindex"  # folder in the index's own, so that it lies on the same disk
+CAPTIONS_AT_ONCE = 4096
 PARTS = ("tables", "faiss", "manifest.json")  # the manifest last: without it a folder holds no index
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What the old index was made from. roots: its folders. model: its name, None when it cannot be read."""
+    """What the old index was made from. roots: its folders. model: its name, None when it cannot be read.
+    captions: by the digest of their photos."""
 
     roots: tuple[Path, ...]
     texts: tuple[str, ...] = ()
     model: str | None = None
+    captions: dict[str, Caption] = field(default_factory=dict)
 
 
 def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
@@ -55,7 +60,28 @@ def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
                 "or make another index with --index"
             )
     ids = [id_ for part, _ in store.iter_text_vectors() for id_ in part.tolist()]
-    return Contents(tuple(roots), tuple(store.texts(ids)), store.manifest.model)
+    captions = store.captions(store.caption_ids()[1])
+    by_digest = {digest: captions[id_] for digest, id_ in store.photo_ids().items() if id_ in captions}
+    return Contents(tuple(roots), tuple(store.texts(ids)), store.manifest.model, by_digest)
+
+
+def carry_captions(old: Contents, store: Store, model: Model) -> None:
+    """Captions stay with their photos: only their vectors are the new model's."""
+    from engine.index.store import NewCaption
+
+    known = store.captions(store.caption_ids()[1])
+    ids = store.photo_ids()
+    photos = [(ids[digest], one) for digest, one in old.captions.items() if digest in ids]
+    photos = [(id_, caption) for id_, caption in photos if id_ not in known]
+    for start in range(0, len(photos), CAPTIONS_AT_ONCE):
+        some = photos[start : start + CAPTIONS_AT_ONCE]
+        vectors = model.encode_texts([caption.text for _, caption in some])[0].astype("float16")
+        store.put_captions(
+            [
+                NewCaption(id_, caption.text, caption.writer, caption.writer_digest, vector)
+                for (id_, caption), vector in zip(some, vectors, strict=True)
+            ]
+        )
 
 
 def new_store(folder: Path, manifest: Manifest) -> Store:

@@ -61,13 +61,20 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def hits_table(hits: Sequence[Hit]) -> str:
-    """Rank, match probability, cosine, path; more places of the same photo are counted behind it."""
+def hits_table(hits: Sequence[Hit], captions: bool = False) -> str:
+    """Rank, match probability, cosine, path; more places of the same photo are counted behind it. captions: a line
+    with its caption below each that has one."""
     rows = [
         (str(hit.rank), percent(hit.itm), f"{hit.itc:.3f}", printable(str(hit.photo.path)) + _copies(hit))
         for hit in hits
     ]
-    return text_table(("#", "match", "cosine", "photo"), rows)
+    table = text_table(("#", "match", "cosine", "photo"), rows)
+    if not captions:
+        return table
+    header, *lines = table.splitlines()
+    indent = " " * header.index("photo")
+    below = [f"\n{indent}{printable(hit.caption.text)}" if hit.caption else "" for hit in hits]
+    return "\n".join([header, *map("".join, zip(lines, below, strict=True))]) + "\n"
 
 
 def _copies(hit: Hit) -> str:
@@ -102,11 +109,13 @@ def _scores(hit: Hit | TextHit) -> dict[str, float | None]:
 
 
 def hits_json(hits: Sequence[Hit]) -> str:
-    """One object a line: rank, path, score, itc, itm (null when not reranked), path_base64 for odd names."""
+    """One object a line: rank, path, score, itc, itm (null when not reranked), path_base64 for odd names, caption where
+    there is one."""
     lines = []
     for hit in hits:
         names = path_fields(hit.photo.path)
-        lines.append(json_line({"rank": hit.rank, "path": names.pop("path"), **_scores(hit), **names}))
+        fields = {"rank": hit.rank, "path": names.pop("path"), **_scores(hit), **names}
+        lines.append(json_line(fields if hit.caption is None else {**fields, "caption": hit.caption.text}))
     return "".join(lines)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from engine.errors import PhotoError
 from engine.types import Hit, Photo
@@ -32,6 +33,9 @@ STYLE = """<style>
 .q-name, .q-where { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; line-height: 1.35; }
 .q-name { font-size: .86rem; }
 .q-where { opacity: .6; font-size: .78rem; }
+.q-says { font-size: .84rem; line-height: 1.35; display: -webkit-box; -webkit-box-orient: vertical;
+  -webkit-line-clamp: 3; overflow: hidden; }
+.q-title { font-size: 1.05rem; line-height: 1.4; }
 .q-gone { display: flex; align-items: center; justify-content: center; text-align: center; aspect-ratio: 1;
   border-radius: .6rem; background: rgba(128, 128, 128, .14); padding: 1rem; font-size: .85rem; opacity: .8; }
 [data-testid="stDialog"] img { max-height: 62vh; object-fit: contain; }
@@ -42,8 +46,14 @@ def show_brand(line: str) -> None:
     st.html(f'<div class="q-brand"><span>q</span>seek<small>{html.escape(line)}</small></div>')
 
 
-def show_tile(hit: Hit, picture: bytes | PhotoError, more_like: Callable[[Photo], None]) -> None:
-    """One hit: picture, rank, match probability, cosine, name, size, and what can be done with it."""
+def show_tile(
+    hit: Hit,
+    picture: bytes | PhotoError,
+    more_like: Callable[[Photo], None],
+    open_photo: Callable[[Hit], None],
+) -> DeltaGenerator:
+    """One hit: picture, rank, match probability, cosine, name, size, and what can be done with it; the empty place of
+    its caption."""
     photo = hit.photo
     with st.container(key=f"tile-{hit.rank}"):
         if isinstance(picture, PhotoError):
@@ -51,6 +61,7 @@ def show_tile(hit: Hit, picture: bytes | PhotoError, more_like: Callable[[Photo]
         else:
             st.image(picture, width="stretch")
         st.html(_caption(hit))
+        place = st.empty()
         with st.container(horizontal=True, horizontal_alignment="distribute", gap=None):
             st.button(
                 "More like this",
@@ -61,7 +72,12 @@ def show_tile(hit: Hit, picture: bytes | PhotoError, more_like: Callable[[Photo]
                 args=(photo,),
             )
             if st.button("Open", key=f"open-{hit.rank}", type="tertiary", icon=":material/open_in_full:"):
-                show_photo(hit)
+                open_photo(hit)
+    return place
+
+
+def show_caption(place: DeltaGenerator, text: str) -> None:
+    place.html(f'<div class="q-says" title="{_safe(text)}">{_safe(text)}</div>')
 
 
 def _caption(hit: Hit) -> str:
@@ -96,15 +112,18 @@ def why_not_shown(photo: Photo, error: PhotoError) -> str:
 
 
 @st.dialog("Photo", width="large")
-def show_photo(hit: Hit) -> None:
-    """The whole photo with every place it lies at."""
+def show_photo(hit: Hit, says: str | None, ask: Callable[[Photo], None]) -> None:
+    """The whole photo with every place it lies at. says: its caption. ask: shows where questions are put."""
     photo = hit.photo
     try:
         with st.spinner("Reading the photo"):
             st.image(large_picture(photo), width="stretch")
     except PhotoError as error:
         st.warning(f"{why_not_shown(photo, error)}.")
+    if says is not None:
+        st.html(f'<div class="q-title">{_safe(says)}</div>')
     st.caption(" · ".join(_facts(hit)))
+    ask(photo)
     for path in photo.paths:
         st.code(printable(str(path)), language=None, wrap_lines=True)
 

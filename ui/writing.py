@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import DataError
-from ui.opening import load_model
 from ui.progress import SECONDS_BETWEEN_LINES, duration_text
 from ui.render import count_text
 from ui.terminal import say
@@ -16,7 +14,6 @@ from ui.terminal import say
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine.blip2.caption_model import CaptionModel
     from engine.predictions import Predictions
     from training.benchmarks import CaptionTask, QuestionTask, Task
 
@@ -40,58 +37,35 @@ class Writer:
 def caption_writer(
     model: str | None, beams: int, min_length: int, max_length: int, prompt: str | None
 ) -> Writer:
-    """A model with a language model, or with an ITG head where it has none; the bundled one when none is named.
-
-    Raises CheckpointError for one that has neither, naming some that write.
-    """
-    from engine.blip2.caption_sources import has_language, no_language
-    from engine.blip2.checkpoint import DEFAULT, find_model
-
-    folder = find_model(model or DEFAULT)
-    if has_language(folder):
-        return _language_captions(model or DEFAULT, beams, min_length, max_length, prompt)
-    net = load_model(model)
-    if not net.config.has_captions:
-        raise no_language(folder)
-    if prompt is not None:
-        raise DataError(f"{net.name} writes with its ITG head, which reads no prompt: leave --prompt out.")
-    longest = net.config.qformer.max_positions
-    if max_length > longest or max_length < 2:
-        raise DataError(f"--max-length is {max_length}; {net.name} writes 2 to {longest} tokens.")
-
-    def write(pictures: np.ndarray, tasks: Sequence[CaptionTask], rows: Sequence[int]) -> list[str]:
-        keys = net.photo_keys(net.encode_patches(pictures))
-        texts = net.best_captions(keys, num_beams=beams, min_length=min_length, max_length=max_length)
-        return [texts[row] for row in rows]
-
-    how = f"ITG head, {count_text(beams, 'beam')}, {min_length} to {max_length} tokens"
-    dtype = str(net.dtype).removeprefix("torch.")
-    return Writer(net.name, net.digest, net.image_size, dtype, how, 64, write)
-
-
-def _language_captions(
-    model: str, beams: int, min_length: int, max_length: int, prompt: str | None
-) -> Writer:
-    from engine.blip2.caption_checkpoint import load_captioner
+    """What captions (`engine.blip2.caption_writer`), by name or the default, and how it writes."""
     from engine.blip2.caption_model import PROMPT
+    from engine.blip2.caption_writer import WRITTEN_AT_ONCE, load_writer
     from engine.blip2.captioner import CAPTION
 
-    captioner = load_captioner(model)
-    words = PROMPT if prompt is None else prompt
+    writer = load_writer(model)
     how = replace(CAPTION, num_beams=beams, min_new_tokens=min_length, max_new_tokens=max_length)
 
     def write(pictures: np.ndarray, tasks: Sequence[CaptionTask], rows: Sequence[int]) -> list[str]:
-        texts = captioner.caption(pictures, words, how)
+        texts = writer.caption(pictures, prompt, how)
         return [texts[row] for row in rows]
 
-    return _writer(
-        captioner, f'"{words}", {count_text(beams, "beam")}, {min_length} to {max_length} tokens', write
+    begins = f'"{prompt or PROMPT}"' if writer.answers else "ITG head"
+    said = f"{begins}, {count_text(beams, 'beam')}, {min_length} to {max_length} tokens"
+    return Writer(
+        writer.name,
+        writer.digest,
+        writer.image_size,
+        dtype_text(writer.model.dtype),
+        said,
+        WRITTEN_AT_ONCE,
+        write,
     )
 
 
 def answer_writer(model: str, beams: int, max_new_tokens: int) -> Writer:
     """A model with a language model. Raises CheckpointError for another, naming some that have one."""
     from engine.blip2.caption_checkpoint import load_captioner
+    from engine.blip2.caption_model import TEXTS_AT_ONCE
     from engine.blip2.captioner import ANSWER
 
     captioner = load_captioner(model)
@@ -102,14 +76,20 @@ def answer_writer(model: str, beams: int, max_new_tokens: int) -> Writer:
         return captioner.answer(patches[list(rows)], [task.question for task in tasks], how)
 
     beams_text = f"{count_text(beams, 'beam')}, length penalty {how.length_penalty:g}"
-    return _writer(captioner, f"{beams_text}, up to {count_text(max_new_tokens, 'token')}", write)
+    said = f"{beams_text}, up to {count_text(max_new_tokens, 'token')}"
+    return Writer(
+        captioner.name,
+        captioner.digest,
+        captioner.image_size,
+        dtype_text(captioner.dtype),
+        said,
+        TEXTS_AT_ONCE,
+        write,
+    )
 
 
-def _writer(model: CaptionModel, how: str, write: Write) -> Writer:
-    from engine.blip2.caption_model import TEXTS_AT_ONCE
-
-    dtype = str(model.dtype).removeprefix("torch.")
-    return Writer(model.name, model.digest, model.image_size, dtype, how, TEXTS_AT_ONCE, write)
+def dtype_text(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def write_all(writer: Writer, tasks: Sequence[Task], predictions: Predictions, what: str) -> list[Task]:

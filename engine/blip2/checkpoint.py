@@ -135,6 +135,11 @@ def find_model(name: str) -> Path:
     )
 
 
+def has_model(name: str) -> bool:
+    """Whether a model of this name is bundled or among the user's own."""
+    return name in _model_folders()
+
+
 def load_model(name: str = DEFAULT, *, device: str = "auto", dtype: str = "auto") -> Model:
     """Load a checkpoint by name or folder.
 

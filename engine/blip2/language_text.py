@@ -47,9 +47,15 @@ class LanguageTokenizer:
     def prompts(self, prompts: Sequence[str], max_new_tokens: int) -> tuple[Tensor, Tensor]:
         """Prompts to be continued -> ids (B, T) int64, mask (B, T) bool. "" asks for a text without a beginning.
 
-        Raises QueryError for a prompt that leaves the model no room for `max_new_tokens`.
+        Raises QueryError for a prompt that leaves the model no room for `max_new_tokens`, and for more of them than it
+        writes.
         """
         room = self.room - (0 if self.config.encoder_decoder else max_new_tokens)
+        if room < 1:
+            raise QueryError(
+                f"{max_new_tokens:,} new tokens are more than the language model writes: it has {self.room:,} places "
+                "for prompt and text. Ask for fewer."
+            )
         rows = [self._prompt_ids(prompt) for prompt in prompts]
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > room:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import IndexStateError
+from engine.index.captions import CaptionTable, NewCaption
 from engine.index.files import FailureRecord, FileRecord, PathTable, absolute
 from engine.index.lock import LOCK_NAME, locked
 from engine.index.manifest import FILE_NAME, Manifest
@@ -36,9 +37,9 @@ from engine.index.tables import (
     text_schema,
 )
 from engine.index.texts import TextTable, ids_condition
-from engine.types import Photo
+from engine.types import Caption, Photo
 
-__all__ = ["FailureRecord", "FileRecord", "NewPhoto", "Store"]
+__all__ = ["FailureRecord", "FileRecord", "NewCaption", "NewPhoto", "Store"]
 
 CACHE_FOLDER = "faiss"
 TABLES_FOLDER = "tables"
@@ -82,7 +83,9 @@ class _Live:
 class Store:
     """One index folder. Made by `Store.create` or `Store.open`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, tables: Sequence[Table]) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, tables: Sequence[Table], captions: CaptionTable
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         photos, files, failures, texts = tables
@@ -90,6 +93,7 @@ class Store:
         self._files = PathTable(files, FileRecord, FILE_SCHEMA)
         self._failures = PathTable(failures, FailureRecord, FAILURE_SCHEMA)
         self._texts = TextTable(texts, manifest.embed_dim)
+        self._captions = captions
         self._writer = threading.RLock()
         self._writing = 0
         self._live: _Live | None = None
@@ -116,7 +120,7 @@ class Store:
             schemas = _schemas(manifest)
             tables = [database.create(name, schema) for name, schema in schemas.items()]
             manifest.save(folder)
-        return cls(folder, manifest, tables)
+        return cls(folder, manifest, tables, CaptionTable(database, manifest.embed_dim))
 
     @classmethod
     def open(cls, folder: Path) -> "Store":
@@ -124,12 +128,14 @@ class Store:
         folder = Path(folder)
         manifest = Manifest.load(folder)
         database = Database(folder / TABLES_FOLDER)
-        return cls(folder, manifest, [database.open(name) for name in _schemas(manifest)])
+        tables = [database.open(name) for name in _schemas(manifest)]
+        return cls(folder, manifest, tables, CaptionTable(database, manifest.embed_dim))
 
     def refresh(self) -> None:
         """See what other processes have written since."""
         for table in self._tables():
             table.refresh()
+        self._captions.refresh()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -319,6 +325,7 @@ class Store:
             if len(gone):
                 many = len(gone) > len(self._photos.ids) // 10  # only then it is worth a copy of the rest
                 self._photos.delete(gone)
+                self._captions.forget(gone)
                 self._compact_photos(0 if many else MAX_FRAGMENTS)
             return len(gone)
 
@@ -329,7 +336,8 @@ class Store:
         """
         with self.writing():
             self._compact_photos(MAX_FRAGMENTS)
-            for table in self._tables()[1:]:
+            small = [*self._tables()[1:], self._captions.table]
+            for table in filter(None, small):
                 table.compact(_SMALL_TABLE_FRAGMENTS)
 
     def _compact_photos(self, max_fragments: int) -> None:
@@ -381,6 +389,48 @@ class Store:
         ids = ids[np.searchsorted(ids, after_id, side="right") :]
         for start in range(0, len(ids), batch):
             yield ids[start : start + batch], self.text_vectors(ids[start : start + batch])
+
+    # Captions
+
+    @property
+    def captions_version(self) -> int:
+        return self._captions.version
+
+    @property
+    @_retried
+    def num_captions(self) -> int:
+        """Photos that have a file and a caption."""
+        return len(np.intersect1d(self._captions.photos(), self.live_ids()))
+
+    def put_captions(self, captions: Sequence[NewCaption]) -> None:
+        """Commit one batch; a photo's caption takes the place of an older one. Raises IndexStateError: a full disk."""
+        with self.writing():
+            self._captions.put(captions)
+
+    @_retried
+    def captions(self, ids: Sequence[int] | np.ndarray) -> dict[int, Caption]:
+        """By photo's id, of the photos that have one."""
+        return self._captions.of_photos(ids)
+
+    @_retried
+    def captioned_by(self, writer_digest: str) -> np.ndarray:
+        """Ids of the photos whose caption this checkpoint wrote."""
+        return self._captions.photos_by(writer_digest)
+
+    @_retried
+    def caption_writers(self) -> dict[str, int]:
+        """How many captions each checkpoint wrote, by its name, most first."""
+        return self._captions.writers()
+
+    @_retried
+    def caption_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ascending int64 ids of the captions, and the photo's id of each. A caption written anew has a new id."""
+        return self._captions.ids(), self._captions.photos()
+
+    @_retried
+    def caption_vectors(self, caption_ids: np.ndarray) -> np.ndarray:
+        """Vectors (N, E) float16 in the order of the captions' ids, which are there."""
+        return self._captions.vectors(caption_ids)
 
     def _live_files(self) -> "_Live":
         versions = (self._photos.table.version, self._files.table.version)

@@ -49,6 +49,19 @@ def text_schema(embed_dim: int) -> pa.Schema:
     )
 
 
+def caption_schema(embed_dim: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("id", pa.int64(), nullable=False),
+            pa.field("photo", pa.int64(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("writer", pa.string(), nullable=False),
+            pa.field("writer_digest", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float16(), embed_dim), nullable=False),
+        ]
+    )
+
+
 # Paths are bytes relative to a root, itself bytes: names that are not UTF-8 survive.
 _PATH_FIELDS = [
     pa.field("root", pa.binary(), nullable=False),
@@ -80,6 +93,10 @@ class Database:
         """Make an empty table."""
         with _errors_in_words(self.folder):
             return Table(self._connection.create_table(name, schema=schema), self.folder)
+
+    def open_if_there(self, name: str) -> "Table | None":
+        """None for a table that older versions of qseek did not make."""
+        return self.open(name) if (self.folder / f"{name}.lance").exists() else None
 
     def open(self, name: str) -> "Table":
         try:

@@ -55,5 +55,5 @@ class TextTable:
         return rows["id"].to_numpy(), fixed_lists(rows["vector"])
 
 
-def ids_condition(ids: Sequence[int]) -> str:
-    return f"id IN ({','.join(map(str, set(ids)))})"
+def ids_condition(ids: Sequence[int], column: str = "id") -> str:
+    return f"{column} IN ({','.join(map(str, set(ids)))})"

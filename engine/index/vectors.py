@@ -10,7 +10,7 @@ from engine.index import cache
 from engine.index.slots import NOISE, SlotIndex, VectorsOf, merge_maximum
 from engine.index.store import CACHE_FOLDER, Store
 
-__all__ = ["SlotIndex", "merge_maximum", "open_photo_index", "open_text_index"]
+__all__ = ["SlotIndex", "merge_maximum", "open_caption_index", "open_photo_index", "open_text_index"]
 
 _SEGMENT_ROWS = 65536  # then it is written and mapped: building holds 1 GB at 32 x 256 in fp16
 _MAX_PIECES = 8  # smaller segments, each from one update; the next update makes one of them all
@@ -55,6 +55,24 @@ def open_text_index(store: Store, kind: str = "fp16", device: str = "auto") -> S
     ids = store.all_text_ids()
     source = _Source(root, store.texts_version, ids, batches, vectors_of, 1, store.manifest.embed_dim)
     return _open(source, kind, device)
+
+
+def open_caption_index(store: Store, kind: str = "fp16", device: str = "auto") -> SlotIndex:
+    """The index of the captions' vectors under the captions' ids, one slot wide; as `open_photo_index`."""
+    ids, _ = store.caption_ids()
+
+    def batches(after_id: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        rest = ids[np.searchsorted(ids, after_id, side="right") :]
+        for start in range(0, len(rest), _SEGMENT_ROWS):
+            part = rest[start : start + _SEGMENT_ROWS]
+            yield part, vectors_of(part)
+
+    def vectors_of(some: np.ndarray) -> np.ndarray:
+        return store.caption_vectors(some)[:, None]
+
+    root = store.folder / CACHE_FOLDER / "captions"
+    version, width = store.captions_version, store.manifest.embed_dim
+    return _open(_Source(root, version, ids, batches, vectors_of, 1, width), kind, device)
 
 
 def _open(source: _Source, kind: str, device: str) -> SlotIndex:

@@ -13,4 +13,6 @@ from ui import opening  # noqa: E402
 
 opening.load_model = fake_model.load_fake
 opening.make_searcher = fake_model.FakeSearcher
+opening.load_writer = fake_model.load_fake_writer
+opening.writer_of = fake_model.fake_writer_of
 runpy.run_path(str(ROOT / "ui" / "app.py"), run_name="__main__")

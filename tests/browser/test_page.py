@@ -176,6 +176,31 @@ def test_more_like_this_then_the_whole_photo(browser, address, screenshot):
     assert 300 < height <= 0.62 * 900 + 1, "the whole photo fits the window"
 
 
+def test_captions_come_below_the_photos_and_a_question_is_answered(browser, address, screenshot):
+    browser.resize(1280, 900)
+    browser.open(f"{address}/?q=green")
+    wait_for_tiles(browser, len(COLOURS))
+    says = "Array.from(document.querySelectorAll('.q-says')).map(one => one.innerText)"
+    assert browser.run(says) == [], "off until they are asked for, where the index has none"
+    browser.click(".st-key-captions input")
+    browser.wait_for(f"{IDLE} && {says}.length == {len(COLOURS)}")
+    screenshot("captions")
+    assert browser.run(says)[0] == "a green thing"
+    top, bottom = browser.run(
+        "(([says, name]) => [name.bottom, says.top])(['.q-says', '.q-name']"
+        ".map(one => document.querySelector(one).getBoundingClientRect()))"
+    )
+    assert top <= bottom, "below the name, not on it"
+    browser.click(".st-key-open-1 button")
+    field = '[role=dialog] input[placeholder^="What is the dog"]'
+    browser.wait_for(f"document.querySelector('{field}') != null")
+    assert "a green thing" in browser.run("document.querySelector('[role=dialog]').innerText")
+    browser.run(f"document.querySelector('{field}').focus()")
+    browser.type("which colour")
+    browser.wait_for("document.querySelector('[role=dialog]').innerText.includes('a green thing, colour')")
+    screenshot("question")
+
+
 def test_only_this_computer_can_reach_it(address):
     port = int(address.rsplit(":", 1)[1])
     others = [info[4][0] for info in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)]

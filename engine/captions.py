@@ -1,0 +1,58 @@
+"""Captions of photos wherever they lie: read in threads, written in batches.
+
+Shapes: B photos, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+
+from engine.blip2.caption_writer import CaptionWriter
+from engine.pictures import read_square
+from engine.types import Caption, Failure, Hit, Photo, Results
+
+PHOTOS_AT_ONCE = 16
+
+
+def write_of(
+    photos: Iterable[Photo], size: int, write: Callable[[np.ndarray], list[str]]
+) -> Iterator[str | Failure]:
+    """A text of each photo in their order, or why it cannot be read.
+
+    size: pixels of the square that `write` takes, uint8 (B, H, W, 3). So many photos as are written at once are drawn
+    from `photos` ahead.
+    """
+    photos = iter(photos)
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
+        while some := list(islice(photos, PHOTOS_AT_ONCE)):
+            read = list(pool.map(lambda photo: read_square(photo.paths, size), some))
+            good = [one for one in read if not isinstance(one, Failure)]
+            texts = iter(write(np.stack(good)) if good else ())
+            yield from [one if isinstance(one, Failure) else next(texts) for one in read]
+
+
+def with_captions(
+    results: Results, load: Callable[[], CaptionWriter], keeps: Callable[[Caption], bool] = lambda _: True
+) -> Results:
+    """The same hits with a caption each; photos that cannot be read are added to `failures`.
+
+    load: called when one is missing. keeps: whether a caption of the index may stay.
+    """
+    missing = [hit for hit in results.hits if hit.caption is None or not keeps(hit.caption)]
+    if not missing:
+        return results
+    writer = load()
+    texts = list(write_of((hit.photo for hit in missing), writer.image_size, writer.caption))
+    made: dict[int, Hit] = {}
+    for hit, text in zip(missing, texts, strict=True):
+        caption = None if isinstance(text, Failure) else Caption(text, writer.name, writer.digest)
+        made[hit.rank] = replace(hit, caption=caption)
+    known = {failure.path for failure in results.failures}
+    failures = [text for text in texts if isinstance(text, Failure) and text.path not in known]
+    hits = tuple(made.get(hit.rank, hit) for hit in results.hits)
+    return replace(results, hits=hits, failures=(*results.failures, *failures))

@@ -1,0 +1,135 @@
+"""The table of captions: what a model wrote of a photo, with the text's vector, so that it is searched as a text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.index.tables import Database, Table, caption_schema, fixed_lists, to_fixed_lists
+from engine.index.texts import ids_condition
+from engine.types import Caption
+
+NAME = "captions"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewCaption:
+    """A caption to put. photo_id: whose. writer_digest: of the checkpoint that wrote it. vector_E: float16 unit vector
+    of the text, by the model of the index."""
+
+    photo_id: int
+    text: str
+    writer: str
+    writer_digest: str
+    vector_E: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """At one version of the table: ids ascend, photos and writers' digests follow them."""
+
+    version: int
+    ids: np.ndarray
+    photos: np.ndarray
+    digests: pa.ChunkedArray
+
+
+class CaptionTable:
+    """At most one caption a photo. A new one takes the old one's place under a new id: an id stays with its
+    text.
+
+    The table is made with the first caption: indexes from before there were captions have none.
+    """
+
+    def __init__(self, database: Database, embed_dim: int) -> None:
+        self._database = database
+        self._embed_dim = embed_dim
+        self.table: Table | None = database.open_if_there(NAME)
+        self._rows: _Rows | None = None
+
+    @property
+    def version(self) -> int:
+        """0 where there is no table yet."""
+        return 0 if self.table is None else self.table.version
+
+    def refresh(self) -> None:
+        if self.table is None:
+            self.table = self._database.open_if_there(NAME)
+        else:
+            self.table.refresh()
+
+    def ids(self) -> np.ndarray:
+        return self._all_rows().ids
+
+    def photos(self) -> np.ndarray:
+        """The photo's id of each of `ids`."""
+        return self._all_rows().photos
+
+    def photos_by(self, writer_digest: str) -> np.ndarray:
+        """Ids of the photos that this checkpoint has captioned."""
+        rows = self._all_rows()
+        return rows.photos[pc.equal(rows.digests, writer_digest).to_numpy()]
+
+    def put(self, captions: Sequence[NewCaption]) -> None:
+        """One commit; the last of several for one photo counts."""
+        latest = list({caption.photo_id: caption for caption in captions}.values())
+        if not latest:
+            return
+        if self.table is None:
+            self.table = self._database.create(NAME, caption_schema(self._embed_dim))
+        next_id = int(self.ids().max(initial=-1)) + 1
+        columns = [
+            range(next_id, next_id + len(latest)),
+            [caption.photo_id for caption in latest],
+            [caption.text for caption in latest],
+            [caption.writer for caption in latest],
+            [caption.writer_digest for caption in latest],
+            to_fixed_lists(np.stack([caption.vector_E for caption in latest])),
+        ]
+        self.table.upsert(pa.table(columns, schema=caption_schema(self._embed_dim)), ["photo"])
+
+    def writers(self) -> dict[str, int]:
+        """How many captions each checkpoint wrote, by name, most first."""
+        if self.table is None:
+            return {}
+        counts = pc.value_counts(self.table.read(["writer"])["writer"]).to_pylist()
+        return {one["values"]: one["counts"] for one in sorted(counts, key=lambda one: -one["counts"])}
+
+    def of_photos(self, photo_ids: Sequence[int] | np.ndarray) -> dict[int, Caption]:
+        """By photo's id, of those that have one."""
+        wanted = np.intersect1d(np.asarray(photo_ids, dtype=np.int64), self.photos())
+        if self.table is None or not len(wanted):
+            return {}
+        where = ids_condition(wanted.tolist(), "photo")
+        rows = self.table.read(["photo", "text", "writer", "writer_digest"], where)
+        columns = (rows[name].to_pylist() for name in ("photo", "text", "writer", "writer_digest"))
+        return {photo: Caption(*fields) for photo, *fields in zip(*columns, strict=True)}
+
+    def vectors(self, ids: np.ndarray) -> np.ndarray:
+        """(N, E) float16 in the order of ids, which are there."""
+        if self.table is None or not len(ids):
+            return np.zeros((0, self._embed_dim), np.float16)
+        rows = self.table.read(["id", "vector"], ids_condition(np.asarray(ids).tolist()))
+        rows = rows.take(pc.sort_indices(rows["id"]))
+        return fixed_lists(rows["vector"])[np.searchsorted(rows["id"].to_numpy(), ids)]
+
+    def forget(self, photo_ids: np.ndarray) -> None:
+        """Delete those of photos that are no more, but for the highest id, which must not be given again."""
+        rows = self._all_rows()
+        gone = rows.ids[:-1][np.isin(rows.photos[:-1], photo_ids)]
+        if self.table is not None and len(gone):
+            self.table.delete(ids_condition(gone.tolist()))
+
+    def _all_rows(self) -> _Rows:
+        if self._rows is None or self._rows.version != self.version:
+            schema = caption_schema(self._embed_dim)
+            names = ["id", "photo", "writer_digest"]
+            empty = schema.empty_table().select(names)
+            rows = empty if self.table is None else self.table.read(names)
+            rows = rows.take(pc.sort_indices(rows["id"]))
+            self._rows = _Rows(
+                self.version, rows["id"].to_numpy(), rows["photo"].to_numpy(), rows["writer_digest"]
+            )
+        return self._rows

@@ -1,0 +1,162 @@
+"""A caption for each photo of an index, by whatever writes them, with its vector: searched as texts too.
+
+A run writes what is missing, and commits after seconds of work, as `build_index` does. B photos, E embedding.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from engine.errors import PhotoError
+from engine.index.store import NewCaption, Store
+from engine.types import Failure, Photo
+from indexer.build import num_processors
+from indexer.decode import Decoded, Outcome, Task, attempt
+from indexer.pace import Pace, Progress
+from indexer.workers import decode_all
+
+CHANGED = "it has changed since it was indexed; index its folder again"
+WROTE_NOTHING = "the captioner wrote nothing of it"
+
+
+class Writer(Protocol):
+    """What writes captions; see engine/blip2/caption_writer.py."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def image_size(self) -> int: ...
+
+    def caption(self, pictures_BHWC: np.ndarray, /) -> list[str]: ...
+
+
+EncodeTexts = Callable[[Sequence[str]], tuple[np.ndarray, list[int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionReport:
+    """written: captions of this run. kept: photos that had one of the same captioner. failed: photos without one."""
+
+    written: int
+    kept: int
+    failed: tuple[Failure, ...]
+    seconds: float
+
+
+def index_captions(
+    store: Store,
+    writer: Writer,
+    encode_texts: EncodeTexts,
+    *,
+    roots: Sequence[Path] = (),
+    workers: int | None = None,
+    batch_size: int = 32,
+    commit_seconds: float = 5.0,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> CaptionReport:
+    """Caption every photo that has none by this writer; another writer's captions are replaced.
+
+    encode_texts: texts -> unit vectors (B, E) of the index's model. roots: absolute, only photos beneath them; none =
+    all. The rest: see `build_index`; what is raised and kept, too.
+    """
+    started = time.monotonic()
+    with store.writing():
+        photos = [photo for photo in store.photos(store.live_ids()) if _place(photo, roots) is not None]
+        done = set(store.captioned_by(writer.digest).tolist())
+        missing = [photo for photo in photos if photo.id not in done]
+        run = _Run(store, writer, encode_texts, Pace(len(missing), on_progress))
+        if missing:
+            run.write(missing, roots, workers, batch_size, commit_seconds)
+            store.optimize()
+        kept = len(photos) - len(missing)
+        return CaptionReport(run.num_written, kept, tuple(run.failed), time.monotonic() - started)
+
+
+class _Run:
+    """Decodes photos, captions them in batches, and commits."""
+
+    def __init__(self, store: Store, writer: Writer, encode_texts: EncodeTexts, pace: Pace):
+        self.store, self.writer, self.encode_texts, self.pace = store, writer, encode_texts, pace
+        self.waiting: list[tuple[Photo, np.ndarray]] = []
+        self.new: list[NewCaption] = []
+        self.failed: list[Failure] = []
+        self.num_written = 0
+
+    def write(
+        self, photos: list[Photo], roots: Sequence[Path], workers: int | None, batch: int, seconds: float
+    ) -> None:
+        places = [_place(photo, roots) or photo.path for photo in photos]
+        size = self.writer.image_size
+        outcomes = decode_all(map(Task, places), size, num_processors() if workers is None else workers)
+        committed = time.monotonic()
+        try:
+            with closing(outcomes):
+                for photo, place, outcome in zip(photos, places, outcomes, strict=True):
+                    self._take(photo, place, outcome)
+                    if len(self.waiting) >= batch:
+                        self._caption()
+                    if time.monotonic() - committed > seconds:
+                        self._commit()
+                        committed = time.monotonic()
+            self._caption()
+        finally:
+            self._commit()
+
+    def _take(self, photo: Photo, place: Path, outcome: Outcome) -> None:
+        """A place that does not hold the photo any more is followed by the others."""
+        problem = _problem(photo, outcome)
+        for other in photo.paths:
+            if problem is not None and other != place:
+                (outcome,) = attempt([Task(other)], self.writer.image_size)
+                problem = _problem(photo, outcome) and problem
+        if problem is None:
+            assert isinstance(outcome, Decoded)
+            self.waiting.append((photo, outcome.pixels))
+        else:
+            self._fail(place, problem)
+
+    def _caption(self) -> None:
+        if not self.waiting:
+            return
+        texts = self.writer.caption(np.stack([pixels for _, pixels in self.waiting]))
+        found = [(photo, text) for (photo, _), text in zip(self.waiting, texts, strict=True) if text.strip()]
+        for (photo, _), text in zip(self.waiting, texts, strict=True):
+            if not text.strip():
+                self._fail(photo.path, WROTE_NOTHING)
+        if found:
+            vectors = self.encode_texts([text for _, text in found])[0].astype(np.float16)
+            self.new += [
+                NewCaption(photo.id, text, self.writer.name, self.writer.digest, vector)
+                for (photo, text), vector in zip(found, vectors, strict=True)
+            ]
+        self.waiting.clear()
+        self.pace.step(len(found))
+
+    def _fail(self, path: Path, reason: str) -> None:
+        self.failed.append(Failure(path, reason))
+        self.pace.step(num_failed=1)
+
+    def _commit(self) -> None:
+        self.store.put_captions(self.new)
+        self.num_written += len(self.new)
+        self.new = []
+
+
+def _problem(photo: Photo, outcome: Outcome) -> str | None:
+    """Why what was read is not the photo, None where it is."""
+    if isinstance(outcome, PhotoError):
+        return str(outcome)
+    return None if outcome.digest == photo.digest else CHANGED
+
+
+def _place(photo: Photo, roots: Sequence[Path]) -> Path | None:
+    """Where the photo lies beneath one of the roots."""
+    inside = (path for path in photo.paths if not roots or any(root in path.parents for root in roots))
+    return next(inside, None)

@@ -1,0 +1,51 @@
+"""How far a run is: files done of how many, how fast, how long still."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+RATE_SECONDS = 20.0  # photos/s and the time left follow the last seconds, for folders differ in their photos
+TELL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """done: files read of total, failed ones among them. seconds_left: None until there is a rate."""
+
+    done: int
+    total: int
+    failed: int
+    photos_per_second: float
+    seconds_left: float | None
+
+
+class Pace:
+    """Counts the files that were read, and tells about it a few times a second."""
+
+    def __init__(self, total: int, on_progress: Callable[[Progress], None] | None):
+        self.total = total
+        self.on_progress = on_progress
+        self.done = 0
+        self.num_failed = 0
+        self.marks = deque([(time.monotonic(), 0)])  # (time, files done) of the last seconds
+        if total:
+            self._tell()
+
+    def step(self, count: int = 1, num_failed: int = 0) -> None:
+        self.done += count
+        self.num_failed += num_failed
+        now = time.monotonic()
+        if now - self.marks[-1][0] >= TELL_SECONDS or self.done == self.total:
+            self.marks.append((now, self.done))
+            while now - self.marks[1][0] > RATE_SECONDS:
+                self.marks.popleft()
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.on_progress is None:
+            return
+        (start, before), (now, done) = self.marks[0], self.marks[-1]
+        rate = (done - before) / (now - start) if now > start else 0.0
+        left = (self.total - done) / rate if rate else None
+        self.on_progress(Progress(done, self.total, self.num_failed, rate, left))

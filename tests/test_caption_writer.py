@@ -1,0 +1,97 @@
+"""What writes captions: a language model or an ITG head, beside direct calls of both."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import SIDE, tiny_checkpoint, tiny_config, tiny_net, tiny_tokenizer
+from tiny_language import save_tiny
+
+from engine.blip2 import caption_writer, checkpoint
+from engine.blip2.caption_checkpoint import load_captioner
+from engine.blip2.caption_writer import HeadWriter, LanguageWriter, default_writer, is_called, load_writer
+from engine.blip2.captioner import CAPTION, Generation
+from engine.blip2.checkpoint import load_model, save_checkpoint
+from engine.blip2.describe import describe
+from engine.errors import CheckpointError, QueryError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PICTURES = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    tiny_checkpoint(folder / "tiny")
+    save_tiny("opt", folder / "opt")
+    config = replace(tiny_config(), has_captions=False)
+    save_checkpoint(folder / "headless", tiny_net(config), tiny_tokenizer())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSEEK_MODELS", str(folder))
+
+
+def test_the_head_writes_what_describe_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption_writer, "WRITTEN_AT_ONCE", 2)  # in batches
+    writer = load_writer("tiny")
+    assert isinstance(writer, HeadWriter) and not writer.answers
+    model = load_model("tiny")
+    keys = model.photo_keys(model.encode_patches(PICTURES))
+    special = {"dec_id": model.tokenizer.dec_id, "sep_id": model.tokenizer.sep_id}
+    ids = describe(model.net, keys, **special, num_beams=5, min_length=9, max_length=16)
+    want = [model.tokenizer.decode(row) for row in ids.tolist()]
+    assert writer.caption(PICTURES, how=CAPTION) == want and len(set(want)) > 1, "30 tokens are cut to 15"
+    drawn = [
+        writer.caption(PICTURES, how=Generation(top_p=0.9, max_new_tokens=9, seed=seed)) for seed in (1, 1, 2)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_the_language_model_writes_as_ever() -> None:
+    writer = load_writer("opt")
+    assert isinstance(writer, LanguageWriter) and writer.answers
+    direct = load_captioner("opt")
+    assert writer.caption(PICTURES[:2]) == direct.caption(PICTURES[:2])
+    assert writer.caption(PICTURES[:2], "a cat") == direct.caption(PICTURES[:2], "a cat")
+    assert writer.answer(PICTURES[:2], ["what?"]) == direct.answer(PICTURES[:2], ["what?"])
+    assert (writer.name, writer.digest) == (direct.name, direct.digest)
+
+
+def test_a_loaded_model_is_not_loaded_again() -> None:
+    model = load_model("tiny")
+    writer = load_writer("tiny", model)
+    assert isinstance(writer, HeadWriter) and writer.model is model
+
+
+def test_what_cannot_be_is_said(folder: Path) -> None:
+    head, language = load_writer("tiny"), load_writer("opt")
+    for ask in (lambda: head.caption(PICTURES, "a"), lambda: head.answer(PICTURES, ["why?"])):
+        with pytest.raises(QueryError, match=r"tiny captions and reads no prompt.*blip2-opt-2\.7b"):
+            ask()
+    with pytest.raises(QueryError, match="The prompt is empty"):
+        language.caption(PICTURES, " ")
+    with pytest.raises(QueryError, match=r"has 2\d\d tokens; the language model reads at most \d+"):
+        language.caption(PICTURES, "a" * 200)
+    with pytest.raises(QueryError, match="500 new tokens are more than the language model writes"):
+        language.caption(PICTURES, how=Generation(max_new_tokens=500))
+    with pytest.raises(CheckpointError, match=r"headless cannot write.*mini.*blip2-opt-2\.7b"):
+        load_writer(str(folder / "headless"))
+    with pytest.raises(ValueError, match="takes 1"):
+        head.caption(PICTURES, how=Generation(length_penalty=-1.0))
+
+
+def test_who_writes_when_nobody_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> None:
+    monkeypatch.setattr(checkpoint, "BUNDLED", tmp_path)  # as if nothing were bundled
+    assert default_writer() == default_writer("mini") == default_writer("headless") == "mini"
+    assert default_writer("tiny") == "tiny", "a searching model that writes"
+    assert default_writer("gone") == "mini"
+    save_tiny("opt", tmp_path / "mini-captioner")
+    assert default_writer() == default_writer("mini") == default_writer("headless") == "mini-captioner"
+    assert default_writer("tiny") == "tiny"
+    assert is_called("tiny", "tiny") and is_called(str(folder / "tiny"), "tiny")
+    assert not is_called("tiny", "opt")
