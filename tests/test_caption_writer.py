@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tiny import SIDE, tiny_checkpoint, tiny_config, tiny_net, tiny_tokenizer
 from tiny_language import save_tiny
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.blip2.language import save_language
 from engine.blip2.language_text import IGNORED
@@ -181,7 +181,8 @@ def run_language(
     tokenizer = Tokenizer.from_file(str(output / TOKENIZER))
     say(f"{sum(map(len, groups))} captions of {len(groups)} photos, {tokenizer.get_vocab_size()} tokens")
     torch.manual_seed(config.optim.seed)
-    model = make_opt(config, tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = make_opt(config, tokenizer)
+    nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     learned = [group for number, group in enumerate(groups, 1) if number % EVALUATED]
     train(LanguageTask(model, tokenizer, learned, config), config.optim, output, say=say)
     kept_out = groups[EVALUATED - 1 :: EVALUATED]
