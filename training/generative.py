@@ -253,6 +253,9 @@ def train_generative(
             asked = [prompt.replace("{}", question) for prompt in config.prompts]
             if question and not all(tokenizer.fits(prompt, text, config.max_tokens) for prompt in asked):
                 raise DataError(f"with its answer it has more than {config.max_tokens} tokens: {TOO_LONG}")
+            if question and prompts is not None and any(prompts(asked)[2]):
+                most = prompts.max_tokens
+                raise DataError(f"it has more than the {most} tokens that the Q-Former reads: {TOO_LONG}")
 
         size = source.config.vision.image_size
         with open_stream(config, data, size, here, tell, opener=opener, usable=usable) as stream:

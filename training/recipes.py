@@ -130,5 +130,5 @@ STAGE2: dict[str, Callable[[], Stage2Config | Stage2StreamConfig]] = {
     "mini-stage2": mini_stage2,
     **recipes_language.STAGE2,
 }
-CAPTION = {"mini": mini_captions, **recipes_language.CAPTION}
-VQA = {"mini": mini_vqa, **recipes_language.VQA}
+CAPTION = {"mini-captions": mini_captions, **recipes_language.CAPTION}
+VQA = {"mini-vqa": mini_vqa, **recipes_language.VQA}
