@@ -31,8 +31,7 @@ def find_start(name: str, data: Path, runs: Path) -> Path:
         return find_model(name)
     except CheckpointError as error:
         raise DataError(
-            f"There is no model to start from: neither {places[0]} nor {places[1]} is a folder, and no model is called "
-            f"{name!r}."
+            f"There is no model to start from: neither {places[0]} nor {places[1]} is a folder. {error}"
         ) from error
 
 

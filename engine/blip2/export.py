@@ -52,6 +52,7 @@ def save_transformers_captioner(
     words = Tokenizer.from_str(language_tokenizer.to_str())
     words.add_special_tokens([IMAGE_TOKEN])
     image_id = words.token_to_id(IMAGE_TOKEN)
+    assert image_id is not None
     if image_id >= language.get_input_embeddings().num_embeddings:
         _add_row(language, image_id + 1)
     values = _captioner_config(net.config, language.config.to_dict(), image_id)
