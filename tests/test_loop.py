@@ -141,6 +141,22 @@ def test_out_of_memory_names_what_fits(tmp_path: Path) -> None:
         train(Large(), replace(CONFIG, batch=16), tmp_path)
 
 
+def test_out_of_memory_of_a_task_with_its_own_backward_passes(tmp_path: Path) -> None:
+    class Large(Toy):
+        def losses(self, step: int) -> dict[str, Tensor]:
+            return self.losses_of(step, 16)
+
+        def losses_of(self, step: int, count: int) -> dict[str, Tensor]:
+            if count > 5:
+                raise torch.OutOfMemoryError("no room")
+            loss = super().losses(step)["loss"]
+            loss.backward()
+            return {"loss": loss.detach()}
+
+    with pytest.raises(TrainingError, match="the largest that fitted is 4"):
+        train(Large(), replace(CONFIG, batch=16), tmp_path)
+
+
 def test_ctrl_c_finishes_the_step(tmp_path: Path) -> None:
     """A real SIGINT in the middle of a step: the step counts, and the run goes on to the same losses."""
 

@@ -16,9 +16,10 @@ from engine.blip2.checkpoint import load_net
 from engine.errors import DataError, TrainingError
 from training.loop import OptimConfig
 from training.plan import describe_plan, parameter_table, state_bytes
-from training.pretrain import PretrainConfig, PretrainTask, compile_parts, run_pretrain, start_model
+from training.pretrain import PretrainConfig, PretrainTask, run_pretrain, start_model
 from training.recipes import RETRIEVAL, STAGE1
 from training.sources import SourceConfig
+from training.streamed import compile_parts
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.blip2.captioner import Captioner
 from engine.blip2.retriever import Retriever
 from training.distributed import average_gradients, fetch_rows, gather_texts, world
 from training.losses import itm_loss
@@ -37,7 +38,7 @@ class Inputs:
     seed: int
 
 
-def encode(net: Retriever, pixels_B3HW: Tensor) -> Tensor:
+def encode(net: Retriever | Captioner, pixels_B3HW: Tensor) -> Tensor:
     """Patches (B, P, V) before `vision_norm`; without gradient where the encoder is frozen."""
     first = next(net.vision.parameters())
     with torch.set_grad_enabled(first.requires_grad and torch.is_grad_enabled()):

@@ -168,6 +168,11 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
+def mean_weight(count: Tensor) -> Tensor | float:
+    """What this process's mean over `count` things weighs in the mean over processes, so that it is that over all."""
+    return 1.0 if world().size == 1 else count * world().size / total(count)
+
+
 def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """For each flag whether any process has raised it; all get the same answer."""
     if world().size == 1:
@@ -207,7 +212,8 @@ def sharded(through: nn.Module, dtype: str) -> nn.Module:
     """FSDP2: each process keeps a part of every weight, of its gradient and of the optimizer's state in float32.
 
     The encoder's blocks are gathered one after the other; the rest, which a step enters many times, is gathered once a
-    step. dtype: what is gathered is cast to; gradients are summed in float32.
+    step. A frozen language model stays whole in each process. dtype: what is gathered is cast to; gradients are summed
+    in float32.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # seconds to import
 
@@ -221,7 +227,11 @@ def sharded(through: nn.Module, dtype: str) -> nn.Module:
     }  # FSDP takes none: each process keeps the temperature
     for scalar in scalars:
         scalar.register_post_accumulate_grad_hook(_average_gradient)
-    fully_shard(through, mp_policy=policy, ignored_params=scalars)
+    language = getattr(
+        through.network, "language", None
+    )  # frozen; its word embeddings are read outside of it
+    kept = set() if language is None else set(language.parameters())
+    fully_shard(through, mp_policy=policy, ignored_params=scalars | kept)
     return through
 
 

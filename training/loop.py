@@ -302,7 +302,9 @@ def _what_fits(task: Task, config: OptimConfig, step: int, here: World, message:
             torch.cuda.empty_cache()
         try:
             task.model.zero_grad(set_to_none=True)
-            losses_of(step, count)["loss"].backward()
+            loss = losses_of(step, count)["loss"]
+            if loss.requires_grad:
+                loss.backward()
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise

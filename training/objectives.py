@@ -19,7 +19,7 @@ from engine.blip2.layers import KeysValues
 from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever
 from engine.errors import TrainingError
-from training.distributed import fetch_rows, gather, gather_constants, gather_texts, total, world
+from training.distributed import fetch_rows, gather, gather_constants, gather_texts, mean_weight, world
 from training.losses import (
     Similarities,
     draw_negatives,
@@ -177,7 +177,4 @@ def caption_loss(
 
 def token_share(mask_BT: Tensor) -> Tensor | float:
     """What this process's mean over tokens weighs in the mean over processes: its tokens over their mean number."""
-    if world().size == 1:
-        return 1.0
-    followed = mask_BT[:, 1:].sum()
-    return followed * world().size / total(followed)
+    return mean_weight(mask_BT[:, 1:].sum())

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.blip2.config import Blip2Config
+from engine.blip2.captioner import Captioner
+from engine.blip2.config import Blip2Config, VisionConfig
 from engine.blip2.retriever import Retriever
 from training.loop import OptimConfig
 
@@ -69,25 +70,30 @@ def activation_bytes(
     """
     double = 1 if dtype == "bfloat16" else 2
 
-    def layer(rows: int, width: int, heads: int) -> int:
-        return rows * (34 * width + 5 * heads * rows)
-
     former, vision = model.qformer, model.vision
     queries, tokens = former.num_queries, model.max_tokens
     # ITC reads queries and text apart, ITM three pairs, ITG the text once more.
     passes = [queries, tokens, *[queries + tokens] * 3, tokens]
-    own = former.num_layers * sum(layer(rows, former.width, former.num_heads) for rows in passes)
+    own = former.num_layers * sum(layer_bytes(rows, former.width, former.num_heads) for rows in passes)
     crossing = -(-former.num_layers // former.cross_attention_every)
     # Keys and values of the photo and of its two stand-ins, and the scores of four passes over it.
     own += crossing * num_patches * (3 * 2 * 2 * former.width + 4 * 5 * former.num_heads * queries)
     words = 3 * 4 * tokens * former.vocab_size // double  # ITG's logits, in float32
-    seen = 0
-    if train_encoder:
-        heads, depth = vision_heads(vision.timm_args, vision.num_channels)
-        one = layer(num_patches, vision.num_channels, heads)
-        kept = 2 * num_patches * vision.num_channels
-        seen = depth * kept + one if recompute else depth * one
+    seen = encoder_bytes(vision, num_patches, recompute=recompute) if train_encoder else 0
     return batch * double * (own + words + seen)
+
+
+def layer_bytes(rows: int, width: int, heads: int) -> int:
+    """What a transformer layer keeps of so many rows, in 16 bit."""
+    return rows * (34 * width + 5 * heads * rows)
+
+
+def encoder_bytes(vision: VisionConfig, num_patches: int, *, recompute: bool) -> int:
+    """What a trained encoder keeps of a picture."""
+    heads, depth = vision_heads(vision.timm_args, vision.num_channels)
+    one = layer_bytes(num_patches, vision.num_channels, heads)
+    kept = 2 * num_patches * vision.num_channels
+    return depth * kept + one if recompute else depth * one
 
 
 def vision_heads(timm_args: dict[str, Any], width: int) -> tuple[int, int]:
@@ -101,30 +107,49 @@ def describe_plan(
 ) -> Iterator[str]:  # fmt: skip
     """The lines of `--dry-run`."""
     net = meta_net(model, train_encoder=train_encoder)
-    parts = parameter_table(net)
-    trainable, frozen = (sum(getattr(part, kind) for part in parts) for kind in ("trainable", "frozen"))
-    width = max(len(part.name) for part in parts)
-    yield f"{'part':{width}}  {'trainable':>13}  {'frozen':>13}"
-    for part in [*parts, Part("all", trainable, frozen)]:
-        yield f"{part.name:{width}}  {part.trainable:13,}  {part.frozen:13,}"
+    kept = activation_bytes(
+        model, at_once(optim, chunk, processes), patches_of(net), optim.dtype, train_encoder=train_encoder,
+        recompute=recompute,
+    )  # fmt: skip
+    return plan_lines(net, optim, kept, processes)
+
+
+def at_once(optim: OptimConfig, chunk: int, processes: int) -> int:
+    """Pairs whose activations a process holds at a time."""
+    share = optim.batch // processes
+    return min(chunk, share) if chunk else share
+
+
+def plan_lines(net: nn.Module, optim: OptimConfig, kept: int, processes: int) -> Iterator[str]:
+    """Parameters by part, steps, memory. kept: bytes of activations."""
+    yield from table_lines(net)
     share = optim.batch // processes
     yield (
         f"steps: {optim.steps:,} of {optim.batch:,} pairs ({share:,} a process), {optim.steps * optim.batch:,} in all; "
         f"warm-up {optim.warmup:,}; learning rate {optim.lr:g} to {optim.min_lr:g}; {optim.dtype}"
     )
+    parts = parameter_table(net)
+    trainable, frozen = (sum(getattr(part, kind) for part in parts) for kind in ("trainable", "frozen"))
+    whole = sum(part.frozen for part in parts if part.name == "language")  # FSDP leaves it as it is
     split = processes if optim.parallel == "fsdp" else 1
-    fixed = state_bytes(trainable, frozen, optim.dtype) / split
-    kept = activation_bytes(
-        model, min(chunk, share) if chunk else share, patches_of(net), optim.dtype, train_encoder=train_encoder,
-        recompute=recompute,
-    )  # fmt: skip
+    fixed = state_bytes(trainable, frozen - whole, optim.dtype) / split + state_bytes(0, whole, optim.dtype)
     yield (
         f"memory of a process, estimated: {(fixed + kept) / GIB:.1f} GiB ({fixed / GIB:.1f} weights, gradients and "
         f"moments, {kept / GIB:.1f} activations)"
     )
 
 
-def patches_of(net: Retriever) -> int:
+def table_lines(net: nn.Module) -> Iterator[str]:
+    """The parameter table."""
+    parts = parameter_table(net)
+    trainable, frozen = (sum(getattr(part, kind) for part in parts) for kind in ("trainable", "frozen"))
+    width = max(len(part.name) for part in parts)
+    yield f"{'part':{width}}  {'trainable':>13}  {'frozen':>13}"
+    for part in [*parts, Part("all", trainable, frozen)]:
+        yield f"{part.name:{width}}  {part.trainable:13,}  {part.frozen:13,}"
+
+
+def patches_of(net: Retriever | Captioner) -> int:
     """P, from the shapes alone."""
     size = net.config.vision.image_size
     with torch.no_grad():

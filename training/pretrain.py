@@ -6,8 +6,8 @@ Shapes: B pairs of this process, N of all, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,21 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from engine.blip2.checkpoint import cast_floats, find_model, make_net, write_folder
+from engine.blip2.checkpoint import cast_floats, make_net, write_folder
 from engine.blip2.config import Blip2Config
-from engine.blip2.convert import resized
 from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.blip2.retriever import Retriever
-from engine.blip2.sources import read_folder, read_safetensors
-from engine.errors import CheckpointError, DataError, TrainingError
+from engine.blip2.sources import read_folder
+from engine.errors import DataError, TrainingError
 from training.bert import read_bert, start_from_bert
 from training.chunks import Inputs, backward_in_chunks, encode
-from training.distributed import Through, full_tensors, joined, world
+from training.distributed import full_tensors, joined, world
 from training.loop import OptimConfig, shared_draws, train
 from training.objectives import normed, stage1_losses
-from training.settings import flat_settings
 from training.sources import SourceConfig
-from training.stream import Pairs, Stream, random_crop
-
-UNUSED_IN_ENCODER = ("head.", "norm.", "fc_norm.")
+from training.start import at_size, find_start, load_encoder, same_encoder
+from training.stream import Pairs, Stream
+from training.streamed import check_streamed, frozen_encoder, kept_settings, made_ready, open_stream
 
 
 @dataclass(frozen=True)
@@ -63,29 +61,14 @@ class PretrainConfig:
     workers: int = 8
 
 
-FREE = {"optim", "sources", "recompute_encoder", "compile", "workers", "chunk"}
-"""Of `PretrainConfig`: what a resumed run may change, or what is compared elsewhere."""
-
-
 class PretrainTask:
     """Stage 1 on a stream's batches."""
 
     def __init__(self, net: Retriever, tokenizer: TextTokenizer, stream: Stream, config: PretrainConfig):
         self.stream, self.tokenizer, self.config = stream, tokenizer, config
-        self.net = net
-        net.requires_grad_(True)
-        net.vision.requires_grad_(config.train_encoder)
-        self.model = net.train()
-        net.vision.train(config.train_encoder)
-        if config.train_encoder and config.recompute_encoder:
-            net.vision.backbone.set_grad_checkpointing(True)
-        elif not config.train_encoder and config.optim.dtype == "bfloat16":
-            net.vision.to(torch.bfloat16)
-        if config.compile:
-            compile_parts(net)
-        self.through: nn.Module = Through(net)
-        kept = {name: value for name, value in asdict(config).items() if name not in FREE}
-        self.settings: Mapping[str, Any] = flat_settings(kept) | stream.settings()
+        self.net = self.model = net
+        self.through: nn.Module = made_ready(net, config)
+        self.settings: Mapping[str, Any] = kept_settings(config, stream)
 
     def losses(self, step: int) -> dict[str, Tensor]:
         return self.losses_of(step, self.config.optim.batch // world().size)
@@ -126,16 +109,6 @@ class PretrainTask:
         )
 
 
-def compile_parts(net: Retriever, backend: str = "inductor") -> None:
-    """Compile what repeats: the encoder, whose shapes never change, and the Q-Former's attentions and feed-forwards."""
-    net.vision.compile(backend=backend)
-    for layer in net.qformer.layers:
-        parts = (layer.attention, layer.cross_attention, layer.query_mlp, layer.text_mlp)
-        for part in parts:
-            if part is not None:
-                part.compile(backend=backend, dynamic=True)
-
-
 def run_pretrain(
     config: PretrainConfig,
     data: Path,
@@ -152,28 +125,17 @@ def run_pretrain(
     check(config)
     with joined() as (here, device):
         tell = say if here.rank == 0 else (lambda line: None)
-        if config.optim.batch % here.size:
-            here.share(torch.empty(config.optim.batch))  # raises, with the sizes that fit
-        augment = random_crop(config.model.vision.image_size, config.smallest_crop)
-        stream = Stream(
-            config.sources, data, batch=config.optim.batch, seed=config.optim.seed, augment=augment, here=here,
-            workers=config.workers,
-        )  # fmt: skip
-        tell(f"{stream.count:,} samples in {len(stream.sources)} sources")
-        for line in stream.report():
-            tell(line)
-        net, tokenizer = start_model(config, data, runs)
-        config = replace(config, model=net.config)
-        task = PretrainTask(net.to(device), TextTokenizer(tokenizer, net.config.max_tokens), stream, config)
-        try:
+        with open_stream(config, data, config.model.vision.image_size, here, tell) as stream:
+            net, tokenizer = start_model(config, data, runs)
+            encoder = frozen_encoder(net, config, torch.float16)
+            config = replace(config, model=net.config)
+            task = PretrainTask(
+                net.to(device), TextTokenizer(tokenizer, net.config.max_tokens), stream, config
+            )
             train(task, config.optim, output / "all", say=tell)
-        finally:
-            stream.close()
-            for line in stream.report():
-                tell(line)
-        state = full_tensors(net.state_dict())
+        state = cast_floats(full_tensors(net.state_dict()), torch.float16)
         if here.rank == 0:
-            write_folder(output / "model", cast_floats(state, torch.float16), tokenizer, net.config.to_dict())
+            write_folder(output / "model", {**state, **encoder}, tokenizer, net.config.to_dict())
             tell(f"wrote {output / 'model'}")
 
 
@@ -187,10 +149,7 @@ def check(config: PretrainConfig) -> None:
             f"{missing} is not set: stage 1 begins from a model folder (--set start=...), or from an image encoder's "
             "safetensors file and a BERT folder (--set encoder=... --set bert=...)."
         )
-    if config.optim.layer_decay != 1.0 and not config.train_encoder:
-        raise TrainingError(
-            "optim.layer_decay acts on the encoder, which is frozen: set train_encoder, or it to 1."
-        )
+    check_streamed(config)
     if config.chunk == 1:
         raise TrainingError("chunk is 1; use 2 or more pairs, or 0 for the whole batch.")
 
@@ -199,96 +158,23 @@ def start_model(config: PretrainConfig, data: Path, runs: Path) -> tuple[Retriev
     """The network as training finds it, and its tokenizer. See `PretrainConfig`."""
     torch.manual_seed(config.optim.seed)
     if config.start:
-        places = [data / config.start, runs / config.start / "model"]
-        folder = next((place for place in places if place.is_dir()), None)
-        return _from_folder(config.model, folder or _model_called(config.start, places))
+        return _from_folder(config.model, find_start(config.start, data, runs))
     bert = read_bert(data / config.bert, config.model.qformer)
     net = Retriever(replace(config.model, qformer=bert.shape))
-    _load_encoder(net, data / config.encoder)
+    load_encoder(net, data / config.encoder)
     start_from_bert(net, bert)
     return net, bert.tokenizer
 
 
-def _model_called(name: str, places: Sequence[Path]) -> Path:
-    """A model that `qseek models` lists."""
-    try:
-        return find_model(name)
-    except CheckpointError as error:
-        raise DataError(
-            f"There is no model to start from: neither {places[0]} nor {places[1]} is a folder, and no model is called "
-            f"{name!r}."
-        ) from error
-
-
 def _from_folder(model: Blip2Config, folder: Path) -> tuple[Retriever, Tokenizer]:
     """A model folder, its positions interpolated where the recipe reads larger pictures."""
-    source = read_folder(folder)
-    vision, wanted = source.config.vision, model.vision
-    if vision.image_size != wanted.image_size:
-        name = "vision.backbone.pos_embed"
-        if name not in source.tensors or vision.timm_args.get("img_size") is None:
-            raise DataError(
-                f"{folder} reads pictures of {vision.image_size} pixels, the recipe {wanted.image_size}, and its "
-                "encoder has no positions to interpolate."
-            )
-        side = _side(wanted)
-        positions = resized(source.tensors[name], side, align_corners="quickgelu" in vision.timm_name)
-        args = vision.timm_args | {"img_size": wanted.image_size}
-        vision = replace(vision, image_size=wanted.image_size, timm_args=args)
-        source = replace(
-            source,
-            config=replace(source.config, vision=vision),
-            tensors={**source.tensors, name: positions},
-        )
-    differing = [
-        part
-        for part in ("vision", "qformer", "embed_dim")
-        if getattr(source.config, part) != getattr(model, part)
-    ]
+    source = at_size(read_folder(folder), folder, model.vision.image_size)
+    found = source.config
+    differing = [part for part in ("qformer", "embed_dim") if getattr(found, part) != getattr(model, part)]
+    if not same_encoder(found.vision, model.vision):
+        differing.insert(0, "vision")
     if differing:
-        shown = "; ".join(f"{p}: {getattr(source.config, p)}, not {getattr(model, p)}" for p in differing)
+        shown = "; ".join(f"{p}: {getattr(found, p)}, not {getattr(model, p)}" for p in differing)
         raise DataError(f"{folder} is another architecture than the recipe's: {shown}.")
-    source = replace(source, config=replace(source.config, max_tokens=model.max_tokens))
+    source = replace(source, config=replace(found, max_tokens=model.max_tokens))
     return make_net(source, folder, torch.float32), source.tokenizer
-
-
-def _side(vision: Any) -> int:
-    """Patches along one side."""
-    patch = vision.timm_args.get("patch_size", 14)
-    if vision.image_size % patch:
-        raise DataError(f"{vision.image_size} pixels are not a multiple of the encoder's patches of {patch}.")
-    return vision.image_size // patch
-
-
-def _load_encoder(net: Retriever, path: Path) -> None:
-    """Strictly, but for what this encoder leaves out of timm's: the classifier, the last norm, the last blocks."""
-    own = net.vision.backbone.state_dict()
-    found = read_safetensors(path)
-    depth = len(getattr(net.vision.backbone, "blocks", ()))
-    kept = {
-        name: tensor
-        for name, tensor in found.items()
-        if name in own or not (name.startswith(UNUSED_IN_ENCODER) or _beyond(name, depth))
-    }
-    problems = [f"missing {name}" for name in sorted(own.keys() - kept.keys())]
-    problems += [f"unknown {name}" for name in sorted(kept.keys() - own.keys())]
-    size = net.config.vision.image_size
-    if not problems and "pos_embed" in kept and kept["pos_embed"].shape != tuple(own["pos_embed"].shape):
-        clip = "quickgelu" in net.config.vision.timm_name
-        kept["pos_embed"] = resized(kept["pos_embed"], _side(net.config.vision), align_corners=clip)
-    problems += [
-        f"{name} is {tensor.shape}, should be {tuple(own[name].shape)}"
-        for name, tensor in kept.items()
-        if name in own and tensor.shape != tuple(own[name].shape)
-    ]
-    if problems:
-        raise DataError(
-            f"{path} is not the image encoder {net.config.vision.timm_name} at {size} pixels: "
-            f"{'; '.join(problems[:5])}."
-        )
-    net.vision.backbone.load_state_dict({name: tensor.read() for name, tensor in kept.items()})
-
-
-def _beyond(name: str, depth: int) -> bool:
-    parts = name.split(".")
-    return parts[0] == "blocks" and parts[1].isdigit() and int(parts[1]) >= depth

@@ -4,16 +4,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from engine.blip2.config import mini
-from training import recipes_blip2
+from training import recipes_blip2, recipes_language
 from training.capfilt_config import CapfiltConfig
 from training.distill import DistillConfig, Phase
+from training.finetune import CaptionConfig, VqaConfig
 from training.language import TrainLanguageConfig
 from training.loop import OptimConfig
 from training.pretrain import PretrainConfig
 from training.sources import SourceConfig
 from training.stage1 import Stage1Config
 from training.stage2 import Stage2Config
+from training.stage2_stream import Stage2StreamConfig
 from training.text import TextConfig
+from training.vqa import QuestionConfig
 
 UNLABELLED = ("coco-unlabelled-*.tar", "imagenet-sample-*.tar", "imagenette-*.tar")
 
@@ -134,6 +137,29 @@ def mini_capfilt_labelled() -> CapfiltConfig:
     return CapfiltConfig(("flickr8k-train-*.tar",), keep=5, originals="ranked", temperature=0.6)
 
 
+def mini_captions() -> CaptionConfig:
+    """A captioning model trained on: give captions of your own with --set 'sources=[{"path": "mine.json"}]'.
+
+    Global batch 16, 500 steps, at the start's pixels, the encoder frozen. Starts from the run `mini-stage2`; --set
+    start=FOLDER for another.
+    """
+    optim = OptimConfig(steps=500, batch=16, lr=1e-4, warmup=25, clip=1.0, seed=10, dtype="bfloat16")
+    return CaptionConfig((SourceConfig("flickr8k-train-*.tar"),), optim, "mini-stage2", workers=2)
+
+
+def mini_vqa() -> VqaConfig:
+    """A captioning model taught to answer: --set 'sources=[{"path": "questions.json", "images": "photos"}]'.
+
+    A row of the list has "image", "question" and "answer" (a text, or a list with repeats). Global batch 16, 500 steps,
+    the encoder frozen. Starts from the run `mini-stage2`; the Q-Former reads the question by mini's text branch.
+    """
+    optim = OptimConfig(steps=500, batch=16, lr=1e-4, warmup=25, clip=1.0, seed=11, dtype="bfloat16")
+    sources = (QuestionConfig("questions.json", images="photos"),)
+    return VqaConfig(
+        sources, optim, "mini-stage2", max_tokens=64, reads_prompt=True, text_start="mini", workers=2
+    )
+
+
 DISTILL = {"mini-encoder": mini_encoder, "mini-encoder-whole": mini_encoder_whole}
 TEXT = {"mini-text": mini_text}
 LANGUAGE = {"mini-language": mini_language}
@@ -143,5 +169,10 @@ STAGE1: dict[str, Callable[[], Stage1Config | PretrainConfig]] = {
     **recipes_blip2.STAGE1,
 }
 RETRIEVAL = {"mini": mini_retrieval, **recipes_blip2.RETRIEVAL}
-STAGE2 = {"mini-stage2": mini_stage2}
+STAGE2: dict[str, Callable[[], Stage2Config | Stage2StreamConfig]] = {
+    "mini-stage2": mini_stage2,
+    **recipes_language.STAGE2,
+}
+CAPTION = {"mini-captions": mini_captions, **recipes_language.CAPTION}
+VQA = {"mini-vqa": mini_vqa, **recipes_language.VQA}
 CAPFILT = {"mini-capfilt": mini_capfilt, "mini-capfilt-labelled": mini_capfilt_labelled}

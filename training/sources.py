@@ -14,10 +14,10 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -37,26 +37,34 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 @dataclass(frozen=True)
-class SourceConfig:
-    """One set of captioned pictures.
-
-    path: below the data folder; tar shards by a pattern ("cc3m-*.tar", "laion-{00000..12933}.tar"), a .json file
-    (ALBEF/LAVIS or Karpathy), or a folder with metadata.jsonl or metadata.csv. weight: its share of the samples, beside
-    those of the others. images: folder of a JSON file's pictures, the file's own when empty. split: of a Karpathy file.
-    """
+class SetConfig:
+    """One set to learn from. path: below the data folder. weight: its share of the samples, beside those of the others.
+    images: folder of a JSON file's pictures, the file's own when empty."""
 
     path: str
     weight: float = 1.0
     images: str = ""
+
+
+@dataclass(frozen=True)
+class SourceConfig(SetConfig):
+    """A set of captioned pictures.
+
+    path: tar shards by a pattern ("cc3m-*.tar", "laion-{00000..12933}.tar"), a .json file (ALBEF/LAVIS or Karpathy), or
+    a folder with metadata.jsonl or metadata.csv. split: of a Karpathy file.
+    """
+
     split: str = "train"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and the captions of which one is drawn. picture_id: equal for samples that show the same photo."""
+    """One picture and the captions of which one is drawn. picture_id: equal for samples that show the same photo.
+    question: what the captions answer, empty where nothing is asked."""
 
     pair: CaptionedPicture
     picture_id: int
+    question: str = ""
 
 
 def place_of(name: str, folders: Sequence[Path]) -> tuple[Path, str]:
@@ -130,7 +138,13 @@ class TarShard:
         return Sample(CaptionedPicture(self.keys[row], picture, captions), row)
 
 
-Shard = ListShard | TarShard
+class Shard(Protocol):
+    """Samples with random access."""
+
+    @property
+    def count(self) -> int: ...
+
+    def read(self, row: int) -> Sample: ...
 
 
 def _members(path: Path) -> tuple[list[str], np.ndarray]:
@@ -175,7 +189,7 @@ def _texts(content: bytes, path: Path) -> tuple[str, ...]:
 class Source:
     """An opened source. missing: how many samples were left out from the start, by reason. broken: shards left out."""
 
-    config: SourceConfig
+    config: SetConfig
     shards: list[Shard]
     names: list[str]
     broken: list[Failure] = field(default_factory=list)
@@ -314,7 +328,7 @@ class Order:
 
         def read() -> Sample:
             sample = shard.read(row)
-            return Sample(sample.pair, first + sample.picture_id)
+            return replace(sample, picture_id=first + sample.picture_id)
 
         return read
 

@@ -109,8 +109,7 @@ class Stage2Task:
         prompt = self.config.prompts[_any(len(self.config.prompts))]
         words = text.split()
         if len(words) > 1 and float(torch.rand(())) < self.config.prefix_share:
-            place = 1 + _any(len(words) - 1)
-            prompt, text = " ".join([prompt, *words[:place]]).strip(), " ".join(words[place:])
+            return cut_in_two(prompt, words, 1 + _any(len(words) - 1))
         return prompt, text
 
     def _pictures_of(self, step: int) -> Tensor:
@@ -119,6 +118,11 @@ class Stage2Task:
 
 def _plain(captions: Sequence[str]) -> tuple[str, ...]:
     return tuple(plain for text in captions if (plain := plain_caption(text)))
+
+
+def cut_in_two(prompt: str, words: Sequence[str], place: int) -> tuple[str, str]:
+    """Prefix language modelling: the first words go to the prompt, the others are learned."""
+    return " ".join([prompt, *words[:place]]).strip(), " ".join(words[place:])
 
 
 def _any(count: int) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +21,7 @@ from PIL import Image
 from engine.errors import DataError, PhotoError
 from engine.pictures import open_picture
 from training.distributed import World
-from training.sources import Order, SourceConfig, open_source
+from training.sources import Order, SetConfig, Source, open_source
 
 PERIOD = 10_000
 """Samples after which every source has given its exact share."""
@@ -28,17 +29,21 @@ MOST_REPLACED = 100
 """Samples in a row that may be unreadable before the source is given up."""
 MOST_NAMED = 20
 NO_CAPTION = "it has no caption"
+TOO_LONG = "it is too long"
+UNREADABLE = "it cannot be read"
 SHIFT = 40
 """Picture ids: the number of the source, shifted by so many bits, and the picture's number in it."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A batch of this process. pictures: uint8 (B, H, W, 3). picture_ids: (B,) int64, equal for the same photo."""
+    """A batch of this process. pictures: uint8 (B, H, W, 3). picture_ids: (B,) int64, equal for the same photo.
+    questions: what the captions answer, empty where nothing is asked."""
 
     pictures: np.ndarray
     captions: list[str]
     picture_ids: np.ndarray
+    questions: list[str]
 
 
 class Mixture:
@@ -81,6 +86,10 @@ class Mixture:
 
 
 Augment = Callable[[Image.Image, np.random.Generator], np.ndarray]
+Opener = Callable[[Any, Path, int], Source]
+Usable = Callable[[str, str], None]
+"""Question, caption: raises DataError for those that cannot be learned."""
+_Row = tuple[np.ndarray, str, int, str]
 
 
 class Stream:
@@ -89,13 +98,15 @@ class Stream:
     `failed` names the last of those."""
 
     def __init__(
-        self, sources: Sequence[SourceConfig], data: Path, *, batch: int, seed: int, augment: Augment,
-        here: World, workers: int = 8, ahead: int = 3,
+        self, sources: Sequence[SetConfig], data: Path, *, batch: int, seed: int, augment: Augment,
+        here: World, workers: int = 8, ahead: int = 3, opener: Opener = open_source, usable: Usable | None = None,
     ):  # fmt: skip
-        """batch: N. augment: picture, draws -> uint8 (H, W, 3). Raises DataError when a source holds nothing."""
+        """batch: N. augment: picture, draws -> uint8 (H, W, 3). opener: config, data, threads -> opened. usable: what
+        is refused is replaced. Raises DataError when a source holds nothing."""
         if not sources:
             raise DataError("There is no source to train on; give at least one.")
-        self.sources = [open_source(config, data, workers) for config in sources]
+        self.sources = [opener(config, data, workers) for config in sources]
+        self.usable = usable
         self.mixture = Mixture([config.weight for config in sources], seed)
         self.orders = [Order(source, (seed, number)) for number, source in enumerate(self.sources)]
         self.batch_size, self.seed, self.augment, self.here = batch, seed, augment, here
@@ -103,7 +114,7 @@ class Stream:
         self.failed: deque[str] = deque(maxlen=MOST_NAMED)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._ahead = ahead
-        self._coming: dict[int, list[Future[tuple[np.ndarray, str, int]]]] = {}
+        self._coming: dict[int, list[Future[_Row]]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -134,18 +145,18 @@ class Stream:
             if number not in self._coming:
                 self._coming[number] = self._begin(number)
         rows = [future.result() for future in self._coming.pop(step)]
-        pictures, captions, ids = zip(*rows, strict=True)
-        return Pairs(np.stack(pictures), list(captions), np.array(ids, dtype=np.int64))
+        pictures, captions, ids, questions = zip(*rows, strict=True)
+        return Pairs(np.stack(pictures), list(captions), np.array(ids, dtype=np.int64), list(questions))
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _begin(self, step: int) -> list[Future[tuple[np.ndarray, str, int]]]:
+    def _begin(self, step: int) -> list[Future[_Row]]:
         count = self.batch_size // self.here.size
         first = step * self.batch_size + self.here.rank * count
         return [self._pool.submit(self._load, number) for number in range(first, first + count)]
 
-    def _load(self, number: int) -> tuple[np.ndarray, str, int]:
+    def _load(self, number: int) -> _Row:
         """The n-th sample of the run, or the next good one of its source: data alone decides which."""
         with self._lock:
             source, position = self.mixture(number)
@@ -159,11 +170,13 @@ class Stream:
                 if not sample.pair.captions:
                     raise DataError(NO_CAPTION)
                 picture = self.augment(open_picture(sample.pair.picture), draws)
+                caption = sample.pair.captions[int(draws.integers(len(sample.pair.captions)))]
+                if self.usable is not None:
+                    self.usable(sample.question, caption)
             except (DataError, PhotoError) as error:
                 self._note(str(error) if sample is None else f"{sample.pair.key}: {error}")
                 continue
-            caption = sample.pair.captions[int(draws.integers(len(sample.pair.captions)))]
-            return picture, caption, (source << SHIFT) + sample.picture_id
+            return picture, caption, (source << SHIFT) + sample.picture_id, sample.question
         raise DataError(
             f"{MOST_REPLACED} samples in a row of {self.sources[source].config.path} could not be read, the last: "
             f"{self.failed[-1]}"
@@ -171,7 +184,9 @@ class Stream:
 
     def _note(self, reason: str) -> None:
         with self._lock:
-            self.failures[NO_CAPTION if reason.endswith(NO_CAPTION) else "it cannot be read"] += 1
+            self.failures[
+                next((end for end in (NO_CAPTION, TOO_LONG) if reason.endswith(end)), UNREADABLE)
+            ] += 1
             self.failed.append(reason)
 
 

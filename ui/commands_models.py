@@ -146,9 +146,14 @@ def convert(
             "--encoder, --vocabulary, --pixels and --language are for LAVIS files; SOURCE is a folder."
         )
     if language or (source.is_dir() and has_language(source)):
+        _convert_captioner(
+            source, folder, encoder, vocabulary, pixels, language, getattr(torch, dtype), layout
+        )
         if layout == "transformers":
-            raise CheckpointError("A captioning model is written as a qseek folder alone; leave --to away.")
-        _convert_captioner(source, folder, encoder, vocabulary, pixels, language, getattr(torch, dtype))
+            say(
+                f"Wrote {folder}: transformers' from_pretrained loads it, and so does qseek caption --model {folder}"
+            )
+            return
         say(f"Wrote {folder}. Use it: qseek caption PHOTO --model {folder}")
         return
     if source.is_dir():
@@ -163,10 +168,11 @@ def convert(
 
 def _convert_captioner(
     source: Path, folder: Path, encoder: Path | None, vocabulary: Path | None, pixels: int | None,
-    language: Path | None, dtype: torch.dtype,
+    language: Path | None, dtype: torch.dtype, layout: str,
 ) -> None:  # fmt: skip
     from engine.blip2.caption_checkpoint import make_captioner, save_captioner
     from engine.blip2.caption_sources import read_captioner, read_lavis_captioner
+    from engine.blip2.export import save_transformers_captioner
     from engine.blip2.sources import read_tokenizer
 
     if language is None:
@@ -175,7 +181,8 @@ def _convert_captioner(
         words = None if vocabulary is None else read_tokenizer(vocabulary)
         read = read_lavis_captioner(source, language, vocabulary=words, encoder=encoder, image_size=pixels)
     net = make_captioner(read, source, dtype)
-    save_captioner(folder, net, read.language.tokenizer, read.tokenizer, dtype=dtype)
+    write_folder = save_captioner if layout == "qseek" else save_transformers_captioner
+    write_folder(folder, net, read.language.tokenizer, read.tokenizer, dtype=dtype)
 
 
 def _cached_vocabulary() -> Path:

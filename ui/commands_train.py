@@ -18,7 +18,9 @@ folder_option = click.Path(path_type=Path, file_okay=False)
 @click.command()
 @click.argument(
     "what",
-    type=click.Choice(["distill", "text", "language", "stage1", "stage2", "retrieval", "capfilt"]),
+    type=click.Choice(
+        ["distill", "text", "language", "stage1", "stage2", "retrieval", "caption", "vqa", "capfilt"]
+    ),
 )
 @click.option("--recipe", help="Its name; without one, the recipes are listed.")
 @click.option("--data", type=folder_option, help="Folder of the recipe's shards and caption tables.")
@@ -37,7 +39,7 @@ def train(
     language: Path | None, changes: tuple[str, ...], dry_run: bool,
 ) -> None:  # fmt: skip
     """Train a part of a model by a recipe; started again, it goes on from its last checkpoint. Under torchrun,
-    `torchrun --nproc-per-node 8 -m ui.cli train ...`, stage1 and retrieval share each batch.
+    `torchrun --nproc-per-node 8 -m ui.cli train ...`, several share each batch (all but distill, text, mini-stage2).
 
     \b
     distill   an image encoder from a pretrained one     -> RUNS/RECIPE/encoder.safetensors
@@ -46,6 +48,8 @@ def train(
     stage1    the Q-Former: ITC + ITM + ITG               -> RUNS/RECIPE/model
     stage2    captions by a frozen language model         -> RUNS/RECIPE/model
     retrieval stage 1 trained on, encoder too             -> RUNS/RECIPE/model
+    caption   stage 2 trained on, encoder too             -> RUNS/RECIPE/model
+    vqa       the same with questions and answers         -> RUNS/RECIPE/model
     capfilt   captions drawn for photos, the best kept   -> RUNS/RECIPE/RECIPE-000.tar, ...
     """
     from training import recipes
@@ -57,6 +61,8 @@ def train(
         "stage1": recipes.STAGE1,
         "stage2": recipes.STAGE2,
         "retrieval": recipes.RETRIEVAL,
+        "caption": recipes.CAPTION,
+        "vqa": recipes.VQA,
         "capfilt": recipes.CAPFILT,
     }
     known = all_recipes[what]
@@ -69,7 +75,7 @@ def train(
 
     config = with_settings(known[recipe](), changes)
     if dry_run:
-        write("".join(f"{line}\n" for line in _plan(config)))
+        write("".join(f"{line}\n" for line in _plan(config, data or Path(), runs, language)))
         return
     if data is None or not data.is_dir():
         raise DataError(f"The recipe's data folder {data or ''} is not there; give it with --data.")
@@ -86,10 +92,12 @@ def _train(
 ) -> None:  # fmt: skip
     from training.capfilt import CapfiltConfig, run_capfilt
     from training.distill import DistillConfig, run_distill
+    from training.finetune import CaptionConfig, run_finetune
     from training.language import TrainLanguageConfig, run_language
     from training.pretrain import PretrainConfig, run_pretrain
     from training.stage1 import run_stage1
     from training.stage2 import Stage2Config, run_stage2
+    from training.stage2_stream import Stage2StreamConfig, run_stage2_stream
     from training.text import TextConfig, run_text
 
     if isinstance(config, DistillConfig):
@@ -100,12 +108,17 @@ def _train(
         run_text(config, data, output, say=say)
     elif isinstance(config, TrainLanguageConfig):
         run_language(config, data, output, say=say)
-    elif isinstance(config, Stage2Config):
+    elif isinstance(config, Stage2Config | Stage2StreamConfig):
         if language is None:
             raise DataError(
                 "Stage 2 needs --language: a transformers folder of a language model, with its tokenizer."
             )
-        run_stage2(config, data, runs, language, output, say=say)
+        if isinstance(config, Stage2Config):
+            run_stage2(config, data, runs, language, output, say=say)
+        else:
+            run_stage2_stream(config, data, runs, language, output, say=say)
+    elif isinstance(config, CaptionConfig):
+        run_finetune(config, data, runs, output, say=say)
     elif isinstance(config, CapfiltConfig):
         if failures := run_capfilt(config, data, runs, output, say=say):
             say_failures(failures, more=f", see the .json files in {output}")
@@ -116,13 +129,20 @@ def _train(
         run_stage1(config, data, runs, output, say=say)
 
 
-def _plan(config: Any) -> Iterator[str]:
+def _plan(config: Any, data: Path, runs: Path, language: Path | None) -> Iterator[str]:
     """The lines of a dry run. Under torchrun's WORLD_SIZE, of one of so many processes."""
+    from training.distill import DistillConfig
+    from training.generative import GenerativeConfig
     from training.plan import describe_plan
+    from training.plan_generative import describe_distillation, describe_generative
     from training.pretrain import PretrainConfig, check
+    from training.stage2 import Stage2Config
 
-    if not hasattr(config, "model"):
-        raise DataError("--dry-run describes stage1, retrieval and text recipes alone.")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if isinstance(config, DistillConfig):
+        return describe_distillation(config)
+    if isinstance(config, GenerativeConfig | Stage2Config):
+        return describe_generative(config, data, runs, language, processes)
     options: dict[str, Any] = {}
     if isinstance(config, PretrainConfig):
         check(config)
@@ -131,5 +151,4 @@ def _plan(config: Any) -> Iterator[str]:
             "recompute": config.recompute_encoder,
             "chunk": config.chunk,
         }
-    processes = int(os.environ.get("WORLD_SIZE", 1))
     return describe_plan(config.model, config.optim, processes=processes, **options)

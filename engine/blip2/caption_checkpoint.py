@@ -7,17 +7,19 @@ Q-Former that reads the prompt. Loading is strict, as of any checkpoint.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from engine.blip2.caption_model import CaptionModel
 from engine.blip2.caption_sources import LANGUAGE, CaptionerSource, encoder_tensors, read_captioner
 from engine.blip2.captioner import Captioner
 from engine.blip2.checkpoint import (
+    WEIGHT_SUFFIXES,
     cast_floats,
     check_memory,
     digest_of,
@@ -59,8 +61,13 @@ def load_captioner(name: str, *, device: str = "auto", dtype: str = "auto") -> C
     )
 
 
-def make_captioner(source: CaptionerSource, where: Path, dtype: torch.dtype) -> Captioner:
-    """The network with the source's weights, language model and all; see `checkpoint.make_net`."""
+def make_captioner(
+    source: CaptionerSource, where: Path, dtype: torch.dtype, language_dtype: torch.dtype | None = None
+) -> Captioner:
+    """The network with the source's weights, language model and all; see `checkpoint.make_net`.
+
+    language_dtype: of the language model, where it is another.
+    """
     check_memory(source.num_parameters * dtype.itemsize, where)
     config = source.config
     try:
@@ -73,7 +80,9 @@ def make_captioner(source: CaptionerSource, where: Path, dtype: torch.dtype) -> 
     except (TypeError, ValueError, RuntimeError) as error:  # values of another kind or sign
         raise CheckpointError(f"{where / CONFIG} describes no model that can be made: {error}") from error
     check_fits({name: tuple(value.shape) for name, value in net.state_dict().items()}, source.tensors, where)
-    language = make_language(source.language.config, source.language.tensors, where / LANGUAGE, dtype)
+    language = make_language(
+        source.language.config, source.language.tensors, where / LANGUAGE, language_dtype or dtype
+    )
     width = language.get_input_embeddings().embedding_dim
     if width != config.language.width:
         raise CheckpointError(
@@ -102,14 +111,11 @@ def save_captioner(
     encoder is this one's, too, and is then not written again; raises CheckpointError when its weights in dtype differ.
     """
     if language_files:
-        (folder / LANGUAGE).mkdir(parents=True, exist_ok=True)
-        for path in language_files:
-            shutil.copyfile(path, folder / LANGUAGE / path.name)
+        _copy(language_files, folder / LANGUAGE)
         language_tokenizer.save(str(folder / LANGUAGE / TOKENIZER))
     else:
         save_language(folder / LANGUAGE, net.language, language_tokenizer)
-    own = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("language.")}
-    own = cast_floats(own, dtype)
+    own = cast_floats(own_state(net), dtype)
     config = replace(net.config, encoder="", encoder_digest="")
     if encoder:
         shared = encoder_tensors(read_safetensors(folder.parent / encoder / WEIGHTS))
@@ -124,3 +130,34 @@ def save_captioner(
         own = {name: tensor for name, tensor in own.items() if name not in shared}
         config = replace(config, encoder=encoder, encoder_digest=digest_of_tensors(shared))
     write_folder(folder, own, tokenizer, config.to_dict())
+
+
+def save_trained(
+    folder: Path, source: CaptionerSource, state: Mapping[str, torch.Tensor], *, dtype: torch.dtype
+) -> None:
+    """Write what training made of a source: the weights in `state` in dtype, its others as they were.
+
+    The language model is copied bit for bit, out of a file that it shares with the rest too.
+    """
+    language = source.language
+    if any(path.suffix in WEIGHT_SUFFIXES for path in language.files):
+        _copy(language.files, folder / LANGUAGE)
+    else:
+        language.config.save_pretrained(folder / LANGUAGE)
+        tensors = {name: tensor.read().contiguous() for name, tensor in language.tensors.items()}
+        save_file(tensors, folder / LANGUAGE / WEIGHTS, metadata={"format": "pt"})
+    language.tokenizer.save(str(folder / LANGUAGE / TOKENIZER))
+    others = {name: tensor.read() for name, tensor in source.tensors.items() if name not in state}
+    config = replace(source.config, encoder="", encoder_digest="")  # it holds its own now
+    write_folder(folder, cast_floats({**others, **state}, dtype), source.tokenizer, config.to_dict())
+
+
+def own_state(net: Captioner) -> dict[str, torch.Tensor]:
+    """All but the language model's weights."""
+    return {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("language.")}
+
+
+def _copy(files: Sequence[Path], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        shutil.copyfile(path, folder / path.name)

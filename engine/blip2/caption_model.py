@@ -65,12 +65,13 @@ class CaptionModel:
         self, photos: np.ndarray | Tensor, questions: Sequence[str], how: Generation = ANSWER
     ) -> list[str]:
         """Short answers: a question for each photo, or one for all, or many about one photo."""
-        short = self.config.language.encoder_decoder or self.config.language.reads_prompt
-        ending = "Short answer:" if short else "Answer:"
+        language = self.config.language
+        short = language.encoder_decoder or language.reads_prompt
+        template = language.question or f"Question: {{}} {'Short answer:' if short else 'Answer:'}"
         empty = [number for number, question in enumerate(questions) if not question.strip()]
         if empty:
             raise QueryError(f"Question {empty[0] + 1} is empty; ask something about the photo.")
-        return self.generate(photos, [f"Question: {q.strip()} {ending}" for q in questions], how)
+        return self.generate(photos, [template.replace("{}", q.strip()) for q in questions], how)
 
     @torch.inference_mode()
     def generate(self, photos: np.ndarray | Tensor, prompts: Sequence[str], how: Generation) -> list[str]:

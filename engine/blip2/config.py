@@ -94,7 +94,8 @@ class LanguageConfig:
     width: W, of its word embeddings. max_positions: the most tokens it reads and writes, queries counted. start_id:
     stands before a decoder's text, None = nothing does. end_id: ends what is written (BLIP-2 ends OPT's captions with a
     newline), and the text that an encoder reads. pad_id: fills up rows; masked everywhere. reads_prompt: whether the
-    Q-Former reads the prompt, too (InstructBLIP, arXiv:2305.06500, section 2.3).
+    Q-Former reads the prompt, too (InstructBLIP, arXiv:2305.06500, section 2.3). question: what a question stands in,
+    at its "{}", where the model was trained to answer; empty: see `CaptionModel.answer`.
     """
 
     encoder_decoder: bool
@@ -104,6 +105,7 @@ class LanguageConfig:
     end_id: int
     pad_id: int
     reads_prompt: bool = False
+    question: str = ""
 
 
 @dataclass(frozen=True)

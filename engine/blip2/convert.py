@@ -127,6 +127,8 @@ TRANSFORMERS_CAPTIONER: Table = (
     *TRANSFORMERS,
 )
 """Blip2ForConditionalGeneration and InstructBlipForConditionalGeneration."""
+TRANSFORMERS_WITHOUT_TEXT: Table = TRANSFORMERS_CAPTIONER[4:]
+"""Blip2ForConditionalGeneration alone, whose Q-Former reads no prompt: for the way back."""
 
 LANGUAGE_MODEL = ("language_model.", "opt_model.", "t5_model.", "llm_model.")
 """Prefixes of the language model's tensors in transformers' and LAVIS' stage 2."""
@@ -249,8 +251,8 @@ def _eva_biases(name: str, tensor: Stored) -> dict[str, Stored]:
     }
 
 
-def to_transformers(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under transformers' names (Blip2ForImageTextRetrieval), EVA encoder.
+def to_transformers(ours: Mapping[str, Tensor], table: Table = TRANSFORMERS) -> dict[str, Tensor]:
+    """Our tensors under transformers' names (Blip2ForImageTextRetrieval, or those of the table), EVA encoder.
 
     The temperature and the ITG head are left out: transformers has no place for them. Raises CheckpointError for a
     tensor of another encoder.
@@ -265,7 +267,7 @@ def to_transformers(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
             block = name.removesuffix("q_bias")
             bias = torch.cat([tensor, torch.zeros_like(tensor), ours[f"{block}v_bias"]])
             name, tensor = f"{block}qkv.bias", bias
-        key = their_name(name, TRANSFORMERS)
+        key = their_name(name, table)
         if key is None:
             raise CheckpointError(
                 f"transformers' BLIP-2 has no place for {name!r}: its image encoder is EVA ViT."

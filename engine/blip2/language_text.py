@@ -94,6 +94,13 @@ class LanguageTokenizer:
         learned = mask & (torch.arange(ids.shape[1]) >= torch.tensor(num_given)[:, None])
         return LanguageBatch(ids, mask, ids.masked_fill(~learned, IGNORED))
 
+    def fits(self, prompt: str, text: str, max_tokens: int) -> bool:
+        """Whether `pairs` would cut nothing off."""
+        if self.config.encoder_decoder:
+            return max(len(self._prompt_ids(prompt)), len(self._ended(text.strip()))) <= max_tokens
+        joined = f"{prompt.rstrip()} {text.strip()}"
+        return len(self._start()) + len(self._ended(joined)) <= max_tokens
+
     def decode(self, ids_BU: Tensor) -> list[str]:
         """What `Captioner.generate` wrote -> texts."""
         texts = []

@@ -34,6 +34,12 @@ def without_storage() -> Iterator[None]:
 
 def check_fits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Stored], where: Path) -> None:
     """Raises CheckpointError naming missing, unknown and misshapen tensors. wanted: shapes by name."""
+    if problems := misfits(wanted, found):
+        raise CheckpointError(f"The weights in {where} do not fit the config.json: {problems}.")
+
+
+def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Stored]) -> str:
+    """What `check_fits` says of them, the first five; empty when all fit."""
     problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"unknown {name}" for name in sorted(found.keys() - wanted.keys())]
     problems += [
@@ -41,9 +47,7 @@ def check_fits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Stored
         for name in sorted(found.keys() & wanted.keys())
         if found[name].shape != wanted[name]
     ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise CheckpointError(f"The weights in {where} do not fit the config.json: {shown}.")
+    return "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
 
 
 def put_tensors(module: torch.nn.Module, tensors: Mapping[str, Stored], dtype: torch.dtype) -> None:

@@ -47,6 +47,7 @@ GENERATIVE = (
     "t5_proj.",
     "llm_",
 )
+POSITIONS = "vision.backbone.pos_embed"
 TRANSFORMERS_NORM_EPS = 1e-6
 """Of every norm of its image encoder, `vision_norm` too."""
 MAX_TOKENS = 35
@@ -257,14 +258,30 @@ def with_encoder(
 
 
 def at_image_size(ours: dict[str, Stored], vision: VisionConfig, image_size: int) -> VisionConfig:
-    """The encoder's config at other pixels; its position embeddings in `ours` are interpolated, as LAVIS does."""
+    """The encoder's config at other pixels; its position embeddings in `ours` are interpolated, as LAVIS does.
+
+    Raises CheckpointError for an encoder without a grid of positions, and for pixels that its patches do not fill.
+    """
     if image_size == vision.image_size:
         return vision
-    if image_size < 14 or image_size % 14:
-        raise CheckpointError(f"{image_size} pixels are not a multiple of the encoder's patches of 14.")
-    name, is_clip = "vision.backbone.pos_embed", vision.timm_name == vit_l().vision.timm_name
-    ours[name] = resized(ours[name], image_size // 14, align_corners=is_clip)
+    side = grid_side(ours[POSITIONS].shape[1]) if POSITIONS in ours else 0
+    if not side:
+        raise CheckpointError(
+            f"The model reads pictures of {vision.image_size} pixels, not {image_size}, and its encoder has no "
+            "positions to interpolate."
+        )
+    patch = vision.image_size // side
+    if image_size < patch or image_size % patch:
+        raise CheckpointError(f"{image_size} pixels are not a multiple of the encoder's patches of {patch}.")
+    is_clip = "quickgelu" in vision.timm_name
+    ours[POSITIONS] = resized(ours[POSITIONS], image_size // patch, align_corners=is_clip)
     return replace(vision, image_size=image_size, timm_args=vision.timm_args | {"img_size": image_size})
+
+
+def grid_side(num_positions: int) -> int:
+    """Patches along one side, by the number of positions with the class token's; 0 where they are no square."""
+    side = round(max(0, num_positions - 1) ** 0.5)
+    return side if 1 + side * side == num_positions else 0
 
 
 def _lavis_encoder(path: Path) -> dict[str, Stored]:
@@ -290,10 +307,11 @@ def lavis_configs(ours: Mapping[str, Stored], path: Path) -> tuple[VisionConfig,
     depth = 1 + max(int(k.split(".")[3]) for k in ours if k.startswith("vision.backbone.blocks."))
     layers = 1 + max(int(k.split(".")[2]) for k in ours if k.startswith("qformer.layers."))
     width = ours["vision.backbone.cls_token"].shape[-1]
-    positions = ours["vision.backbone.pos_embed"].shape[1] - 1
-    side = round(positions**0.5)
-    if side * side != positions:
-        raise CheckpointError(f"{path}: {positions} position embeddings are no square grid.")
+    side = grid_side(ours[POSITIONS].shape[1])
+    if not side:
+        raise CheckpointError(
+            f"{path}: {ours[POSITIONS].shape[1] - 1} position embeddings are no square grid."
+        )
     vision_heads = 16 if width >= 1024 else 4
     num_queries, former = ours["qformer.queries"].shape
     every = next(

@@ -1,0 +1,85 @@
+"""What a run starts from: another run's model, a folder or a known name, read at the pixels that the recipe wants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from engine.blip2.caption_sources import CaptionerSource
+from engine.blip2.checkpoint import find_model
+from engine.blip2.config import EVA, VisionConfig
+from engine.blip2.export import EVA_GIANT
+from engine.blip2.meta import misfits
+from engine.blip2.retriever import Retriever
+from engine.blip2.sources import POSITIONS, Source, at_image_size, grid_side, read_safetensors
+from engine.errors import CheckpointError, DataError
+
+AnySource = TypeVar("AnySource", Source, CaptionerSource)
+BACKBONE = "vision.backbone."
+UNUSED_IN_ENCODER = ("head.", "norm.", "fc_norm.")
+
+
+def find_start(name: str, data: Path, runs: Path) -> Path:
+    """The folder DATA/NAME, the model of the run RUNS/NAME, or one that `qseek models` lists. Raises DataError."""
+    places = [data / name, runs / name / "model"]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is not None:
+        return folder
+    try:
+        return find_model(name)
+    except CheckpointError as error:
+        raise DataError(
+            f"There is no model to start from: neither {places[0]} nor {places[1]} is a folder. {error}"
+        ) from error
+
+
+def at_size(source: AnySource, where: Path, image_size: int) -> AnySource:
+    """A source that reads pictures of so many pixels, its positions interpolated. Raises DataError where it cannot."""
+    tensors = dict(source.tensors)
+    try:
+        vision = at_image_size(tensors, source.config.vision, image_size)
+    except CheckpointError as error:
+        raise DataError(f"{where}: {error}") from error
+    return replace(source, config=replace(source.config, vision=vision), tensors=tensors)
+
+
+def same_encoder(one: VisionConfig, other: VisionConfig) -> bool:
+    """Whether they describe the same encoder: some spell out what timm's architecture says by itself."""
+    return _spelt_out(one) == _spelt_out(other)
+
+
+def _spelt_out(vision: VisionConfig) -> VisionConfig:
+    return replace(vision, timm_args=EVA_GIANT | vision.timm_args) if vision.timm_name == EVA else vision
+
+
+def load_encoder(net: Retriever, path: Path) -> None:
+    """Strictly, but for what this encoder leaves out of timm's: the classifier, the last norm, the last blocks.
+
+    Raises DataError naming what does not fit.
+    """
+    vision = net.config.vision
+    wanted = {f"vision.{name}": tuple(value.shape) for name, value in net.vision.state_dict().items()}
+    depth = len(getattr(net.vision.backbone, "blocks", ()))
+    found = {
+        BACKBONE + name: tensor
+        for name, tensor in read_safetensors(path).items()
+        if BACKBONE + name in wanted or not (name.startswith(UNUSED_IN_ENCODER) or _beyond(name, depth))
+    }
+    if POSITIONS in wanted and POSITIONS in found and (side := grid_side(found[POSITIONS].shape[1])):
+        patch = vision.image_size // grid_side(wanted[POSITIONS][1])
+        at_image_size(found, replace(vision, image_size=patch * side), vision.image_size)
+    if problems := misfits(wanted, found):
+        raise DataError(
+            f"{path} is not the image encoder {vision.timm_name} at {vision.image_size} pixels: "
+            f"{problems.replace(BACKBONE, '')}."
+        )
+    net.vision.load_state_dict(
+        {name.removeprefix("vision."): tensor.read() for name, tensor in found.items()}
+    )
+
+
+def _beyond(name: str, depth: int) -> bool:
+    parts: Sequence[str] = name.split(".")
+    return parts[0] == "blocks" and parts[1].isdigit() and int(parts[1]) >= depth
