@@ -102,17 +102,17 @@ def test_picture_ids_are_the_pictures(data: Path) -> None:
 BAD: dict[str, tuple[Any, Any, str]] = {
     "no json": ("text", None, "is not readable JSON"),
     "captions": ([{"image": "a.jpg", "caption": "x"}], None, 'question 1: a row needs "image", "question"'),
-    "another object": ({"images": []}, None, 'VQAv2\'s object with "questions", or a list'),
+    "another object": ({"images": []}, None, "is not in VQA's layout: KeyError"),
     "id": ([{"image": "a", "question": "x", "question_id": "q"}], None, "question_id is 'q', not a whole number"),
     "answers": ([{"image": "a", "question": "x", "answer": [3]}], None, r"answers should be texts, not \[3\]"),
-    "row": ({"questions": [{"question_id": 1, "image_id": 2}]}, None, "questions number 1: question is missing"),
+    "row": ({"questions": [{"question_id": 1, "image_id": 2}]}, None, "not in VQA's layout: KeyError"),
     "split": (
         {"questions": [{"question_id": 1, "image_id": 2, "question": "x"}]},
-        {"annotations": [{"question_id": 3, "answers": []}]}, "the files are of different splits",
+        {"annotations": [{"question_id": 3, "answers": []}]}, "a.json is of other questions",
     ),
     "annotations": (
         {"questions": [{"question_id": 1, "image_id": 2, "question": "x"}]}, {"questions": []},
-        'object with "annotations"',
+        "a.json is not in VQA's layout",
     ),
     "list with annotations": ([], {"annotations": []}, "leave annotations empty"),
     "empty": ([], None, "it is empty"),

@@ -153,9 +153,8 @@ def read_questions(paths: Sequence[Path]) -> Questions:
             )
         found = Questions(_gqa_questions(content, source), is_gqa=True)
     else:
-        found = Questions(_vqa_questions(content, source), is_gqa=False)
-        if annotated:
-            found = replace(found, questions=_with_answers(found.questions, annotated[0][1], annotated[0][0]))
+        path, answers = annotated[0] if annotated else (source, None)
+        found = Questions(vqa_questions(content, source, answers, path), is_gqa=False)
     if not found.questions:
         raise DataError(f"{source} has no questions.")
     _check_once([question.id for question in found.questions], "question", source)
@@ -164,10 +163,14 @@ def read_questions(paths: Sequence[Path]) -> Questions:
     return found
 
 
-def _vqa_questions(content: dict[str, Any], source: Path) -> list[QuestionTask]:
+def vqa_questions(content: Any, source: Path, annotations: Any, annotated: Path) -> list[QuestionTask]:
+    """What VQA's questions file holds, with its annotations file where there is one (else None); no picture looked for.
+
+    Raises DataError for another layout, and for annotations of other questions.
+    """
     try:
         part = content.get("data_subtype", "val2014")
-        return [
+        questions = [
             QuestionTask(
                 _id(one["question_id"]),
                 _names(f"COCO_{part}_{int(one['image_id']):012d}.jpg"),
@@ -175,16 +178,15 @@ def _vqa_questions(content: dict[str, Any], source: Path) -> list[QuestionTask]:
             )
             for one in content["questions"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{source} is not in VQA's layout: {error!r} where it should not be. It takes "
             '{"data_subtype", "questions": [{"question_id", "image_id", "question"}]}.'
         ) from error
+    return questions if annotations is None else _with_answers(questions, annotations, annotated)
 
 
-def _with_answers(
-    questions: Sequence[QuestionTask], content: dict[str, Any], source: Path
-) -> list[QuestionTask]:
+def _with_answers(questions: Sequence[QuestionTask], content: Any, source: Path) -> list[QuestionTask]:
     try:
         answers = {
             _id(one["question_id"]): (

@@ -26,13 +26,14 @@ from engine.blip2.language_text import IGNORED, LanguageBatch, LanguageTokenizer
 from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.errors import DataError, TrainingError
 from training.chunks import encode
+from training.data import plain_caption
 from training.distributed import average_gradients, full_tensors, joined, mean_weight, world
 from training.loop import OptimConfig, shared_draws, train
 from training.objectives import normed
 from training.sources import SetConfig, open_source
 from training.stage2 import cut_in_two
 from training.start import same_encoder
-from training.stream import TOO_LONG, Opener, Pairs, Stream
+from training.stream import NO_CAPTION, TOO_LONG, Opener, Pairs, Stream
 from training.streamed import FREE, Say, check_streamed, kept_settings, made_ready, open_stream
 
 
@@ -51,9 +52,10 @@ class GenerativeConfig:
 
     start: a model folder, run or known name. model: what it must be; none = whatever it is. image_size: pixels that
     are read, the start's when 0. prompts: one of them is drawn for each text, and a question takes the place of its
-    "{}"; "" = the text alone. prefix_share: see `Stage2Config`. max_tokens: see `LanguageTokenizer.pairs`; a question
-    that does not fit with its answer is replaced. reads_prompt: whether the Q-Former reads the prompt, too. chunk:
-    pairs of a process that are computed at a time, their gradients added up, 0 = all. Others: see `PretrainConfig`.
+    "{}"; "" = the text alone. Captions are learned as `plain_caption` writes them, answers as they are. prefix_share:
+    see `Stage2Config`. max_tokens: see `LanguageTokenizer.pairs`; a question that does not fit with its answer is
+    replaced. reads_prompt: whether the Q-Former reads the prompt, too. chunk: pairs of a process that are computed at a
+    time, their gradients added up, 0 = all. Others: see `PretrainConfig`.
     """
 
     sources: tuple[SetConfig, ...]
@@ -162,6 +164,8 @@ class GenerativeTask:
         """A prompt and the text that follows it, which may be cut in two at a random word."""
         prompts = self.config.prompts
         prompt = prompts[int(draws[0] * len(prompts))].replace("{}", question)
+        if not self.config.asks:
+            text = plain_caption(text)
         words = text.split()
         if len(words) > 1 and draws[1] < self.config.prefix_share:
             return cut_in_two(prompt, words, 1 + int(draws[2] * (len(words) - 1)))
@@ -250,6 +254,8 @@ def train_generative(
         prompts = None if source.tokenizer is None else TextTokenizer(source.tokenizer, former.max_positions)
 
         def usable(question: str, text: str) -> None:
+            if not config.asks and not plain_caption(text):
+                raise DataError(f"its caption is {text!r}: {NO_CAPTION}")
             asked = [prompt.replace("{}", question) for prompt in config.prompts]
             if question and not all(tokenizer.fits(prompt, text, config.max_tokens) for prompt in asked):
                 raise DataError(f"with its answer it has more than {config.max_tokens} tokens: {TOO_LONG}")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from engine.blip2.checkpoint import find_model, load_net, save_checkpoint
+from engine.blip2.checkpoint import load_net, save_checkpoint
 from engine.blip2.config import Blip2Config
 from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever
@@ -28,6 +28,7 @@ from training.losses import match_distillation_loss
 from training.objectives import itc_alone, normed, stage1_losses
 from training.settings import flat_settings
 from training.sources import read_small_sets
+from training.start import find_start
 from training.text import TEXT_HALF, TOKENIZER, text_half
 from training.views import encode_maps, encode_views, random_window
 
@@ -220,7 +221,7 @@ def run_stage1(
     encoder.safetensors) and `config.text` (its tokenizer and text half). Raises DataError naming what is missing.
     """
     with joined() as (here, device):
-        net, tokenizer = _start(config, runs)
+        net, tokenizer = _start(config, data, runs)
         net.to(device)
         samples = read_small_sets(config.pictures, data, runs)
         pictures, samples, failures = load_pictures(samples, config.model.vision.image_size)
@@ -241,12 +242,11 @@ def run_stage1(
             say(f"wrote {output / 'model'}")
 
 
-def _start(config: Stage1Config, runs: Path) -> tuple[Retriever, TextTokenizer]:
+def _start(config: Stage1Config, data: Path, runs: Path) -> tuple[Retriever, TextTokenizer]:
     """The network as training finds it: a new Q-Former around what runs before it taught, or another run's model."""
     torch.manual_seed(config.optim.seed)
     if config.start is not None:
-        run = runs / config.start / "model"
-        folder = run if run.is_dir() else find_model(config.start)
+        folder = find_start(config.start, data, runs)
         net, tokenizer = load_net(folder)
         if net.config != config.model:
             raise DataError(f"{folder} is another architecture than the recipe's.")

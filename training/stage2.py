@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engine.blip2.caption_checkpoint import save_captioner
 from engine.blip2.captioner import Captioner
-from engine.blip2.checkpoint import DTYPES, find_model, load_net
+from engine.blip2.checkpoint import DTYPES, load_net
 from engine.blip2.config import CaptionerConfig, LanguageConfig
 from engine.blip2.language import describe_language, make_language, read_language
 from engine.blip2.language_text import LanguageTokenizer
@@ -31,6 +31,7 @@ from training.loop import OptimConfig, train
 from training.objectives import normed
 from training.sources import read_small_sets
 from training.stage1 import batch_of
+from training.start import find_start
 from training.views import encode_views
 
 
@@ -167,8 +168,7 @@ def run_stage2(
     about = describe_language(
         source.config, source.tokenizer, language_folder, reads_prompt=config.reads_prompt
     )
-    started = runs / config.start / "model"
-    retriever, words = load_net(started if started.is_dir() else find_model(config.start))
+    retriever, words = load_net(find_start(config.start, data, runs))
     language = make_language(source.config, source.tensors, language_folder, DTYPES[config.optim.dtype])
     net = from_stage1(retriever, language, about).to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = LanguageTokenizer(source.tokenizer, about, net.config.qformer.num_queries)

@@ -7,7 +7,6 @@ counts by it (BLIP), or one is drawn by these weights (InstructBLIP); the mean o
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import DataError
-from training.data import CaptionedPicture
+from training.benchmarks import vqa_questions
+from training.data import CaptionedPicture, read_json
 from training.sources import Sample, SetConfig, Source
 
 NO_PICTURE, NO_QUESTION, NO_ANSWER = "picture is not there", "no question", "no answer"
@@ -61,7 +61,7 @@ def read_questions(path: Path, images: Path, annotations: Path | None = None) ->
     are counted. Raises DataError for a file of another form, answers without their question or the reverse, and when
     nothing is left.
     """
-    content = _read(path)
+    content = read_json(path)
     if isinstance(content, list):
         if annotations is not None:
             raise DataError(f"{path} is a list with answers of its own; leave annotations empty.")
@@ -98,13 +98,6 @@ _Row = tuple[list[Path], Question, bool]
 """Where the picture may lie, the question with no picture yet, whether the file has answers at all."""
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not readable JSON: {error}") from error
-
-
 def _listed(content: Sequence[Any], path: Path, images: Path) -> Iterable[_Row]:
     """LAVIS: "answer" is a text or a list with repeats; without the key (a test set) nothing is known of it."""
     for place, row in enumerate(content):
@@ -123,41 +116,13 @@ def _listed(content: Sequence[Any], path: Path, images: Path) -> Iterable[_Row]:
 
 
 def _official(content: Any, path: Path, images: Path, annotations: Path | None) -> Iterable[_Row]:
-    asked = _rows(content, "questions", path, ("question_id", "image_id", "question"))
-    split = str(content.get("data_subtype", ""))
-    answered: dict[int, Any] = {}
-    if annotations is not None:
-        rows = _rows(_read(annotations), "annotations", annotations, ("question_id", "answers"))
-        answered = {row["question_id"]: row for row in rows}
-        unanswered = [row["question_id"] for row in asked if row["question_id"] not in answered]
-        if unanswered or len(answered) != len(asked):
-            raise DataError(
-                f"{annotations} answers {len(answered):,} questions, {path} asks {len(asked):,}, of which "
-                f"{len(unanswered):,} have no answer there: the files are of different splits."
-            )
-    for row in asked:
-        number, image = row["question_id"], row["image_id"]
-        names = [f"COCO_{split}_{image:012d}.jpg", f"{image:012d}.jpg"]
-        places = [folder / name for name in names for folder in (images, images / split)]
-        found = answered.get(number, {})
-        texts = _answers(found.get("answers", []), path, number)
-        question = Question(number, Path(), row["question"], texts, str(found.get("answer_type", "")))
-        yield places, question, annotations is not None
-
-
-def _rows(content: Any, name: str, path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    rows = content.get(name) if isinstance(content, dict) else None
-    if not isinstance(rows, list):
-        raise DataError(
-            f'{path} should be VQAv2\'s object with "{name}", or a list of objects with "image", "question" and '
-            '"answer" (LAVIS).'
-        )
-    kinds = {"question_id": int, "image_id": int, "question": str, "answers": list}
-    for place, row in enumerate(rows):
-        wrong = [n for n in needed if not isinstance(row, dict) or not isinstance(row.get(n), kinds[n])]
-        if wrong:
-            raise DataError(f"{path}, {name} number {place + 1}: {wrong[0]} is missing or of another kind.")
-    return rows
+    answered = None if annotations is None else read_json(annotations)
+    for one in vqa_questions(content, path, answered, annotations or path):
+        if not isinstance(one.id, int):
+            raise DataError(f"{path}: question_id is {one.id!r}, not a whole number.")
+        answers = tuple(text.strip() for text in one.answers if text.strip())
+        question = Question(one.id, Path(), one.question, answers, one.kinds.get("answer type", ""))
+        yield [images / name for name in one.names], question, annotations is not None
 
 
 def _answers(value: Any, path: Path, number: int) -> tuple[str, ...]:
