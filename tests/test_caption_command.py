@@ -172,3 +172,38 @@ def test_lines_that_are_no_results(model: Path, photos: list[Path], line: bytes)
     first = json.dumps({"path": str(photos[0])}).encode()
     result = caption("--model", model, "--results", stdin=first + b"\n" + line + b"\n")
     assert result.exit_code == 1 and "Line 2 of stdin is no result with a photo" in result.stderr
+
+
+def test_a_captioner_that_shares_an_encoder_is_written_by_convert(tmp_path: Path, photos: list[Path]) -> None:
+    run = CliRunner().invoke
+    whole = save_tiny("opt", tmp_path / "whole")
+    search = tiny_net(tiny_config())
+    search.vision.load_state_dict(load_captioner(str(whole), dtype="float32").net.vision.state_dict())
+    save_checkpoint(tmp_path / "search", search, tiny_tokenizer())
+    command = ["models", "convert", str(whole), str(tmp_path / "shared")]
+    wrong = run(main, [*command, "--share-encoder", "search", "--to", "transformers"])
+    assert wrong.exit_code == 2 and "transformers' hold their encoder" in wrong.stderr
+    done = run(main, [*command, "--share-encoder", "search"])
+    assert done.exit_code == 0, done.output
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "shared")]
+    assert sizes[1] < sizes[0]
+    shared, full = (caption(*photos, "--model", tmp_path / name).stdout for name in ("shared", "whole"))
+    assert shared == full != ""
+    searching = run(
+        main, ["models", "convert", str(tmp_path / "search"), str(tmp_path / "x"), "--share-encoder", "whole"]
+    )
+    assert searching.exit_code == 2 and "is for captioners" in searching.stderr
+
+
+def test_one_that_only_captions_answers_nothing(tmp_path: Path, photos: list[Path]) -> None:
+    folder = save_tiny("opt", tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["language"]["question"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    result = caption(photos[0], "--model", folder, "--question", "What is it?")
+    assert result.exit_code == 1 and "was not taught to answer questions. Those were: " in result.stderr
+    assert result.stdout == ""
+    from engine.blip2.caption_writer import answers_questions
+
+    assert not answers_questions(str(folder))
+    assert caption(photos[0], "--model", folder).exit_code == 0

@@ -331,7 +331,7 @@ def test_dry_runs(data: Path, tmp_path: Path) -> None:
     result = train("vqa", "--recipe", "mini-vqa", *common)
     made = load_captioner(str(data / "opt"), device="cpu", dtype="float32").net
     assert rows(result.output)["language"][1] == sum(p.numel() for p in made.language.parameters())
-    result = train("stage2", "--recipe", "mini-stage2", "--dry-run")
+    result = train("stage2", "--recipe", "mini-captioner", "--dry-run")
     assert result.exit_code == 1 and "give its folder with --language" in result.output
     result = train("vqa", "--recipe", "mini-vqa", "--dry-run", "--runs", tmp_path)
     assert result.exit_code == 1 and "There is no model to start from" in result.output

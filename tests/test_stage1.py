@@ -20,6 +20,7 @@ from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever, itc_scores
 from engine.errors import DataError
+from training import stage1
 from training.data import CaptionedPicture
 from training.loop import OptimConfig, train
 from training.objectives import itc_alone, normed
@@ -250,7 +251,9 @@ def test_itc_trains_the_encoders_last_parts_alone(tmp_path: Path) -> None:
             assert torch.equal(value, before[name]) != name.startswith(tuple(last)), name
 
 
-def test_a_run_with_the_encoder_writes_what_it_learned(tmp_path: Path) -> None:
+def test_a_run_with_the_encoder_writes_what_it_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = convolutional(start="first")
     chosen = replace(
         chosen, optim=replace(chosen.optim, steps=1), encoder_optim=replace(chosen.optim, steps=3, batch=8)
@@ -270,3 +273,7 @@ def test_a_run_with_the_encoder_writes_what_it_learned(tmp_path: Path) -> None:
     assert changed and all(
         name.startswith(("backbone.blocks.6", "backbone.conv_head", "backbone.bn2")) for name in changed
     )
+    first = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    monkeypatch.setattr(stage1, "encode_maps", None)  # a finished phase is not made ready again
+    run_stage1(chosen, tmp_path, tmp_path / "runs", tmp_path / "out")
+    assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == first

@@ -222,8 +222,8 @@ def test_what_cannot_be_learned(case: str) -> None:
 
 
 def test_the_command_asks_for_a_language_model(tmp_path: Path) -> None:
-    asked = ["train", "stage2", "--recipe", "mini-stage2", "--data", str(tmp_path)]
+    asked = ["train", "stage2", "--recipe", "mini-captioner", "--data", str(tmp_path)]
     result = CliRunner().invoke(main, asked)
     assert result.exit_code != 0 and isinstance(result.exception, DataError | SystemExit)
     assert "needs --language" in result.output + str(result.exception)
-    assert "mini-stage2" in CliRunner().invoke(main, ["train", "stage2"]).output
+    assert "mini-captioner" in CliRunner().invoke(main, ["train", "stage2"]).output

@@ -71,6 +71,7 @@ FREE = {"checkpoint_minutes", "log_every", "parallel", "tensorboard"}
 """Settings of `OptimConfig` that a resumed run may change."""
 
 
+CHECKPOINT = "checkpoint.pt"
 ASKED_EVERY = 8
 """Steps after which several processes agree on stopping and saving: to ask, each waits for its GPU."""
 
@@ -328,14 +329,23 @@ def _save(
     }
     if world().rank == 0:
         torch.save(state, folder / "checkpoint.tmp")
-        os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
+        os.replace(folder / "checkpoint.tmp", folder / CHECKPOINT)
+
+
+def finished(folder: Path, config: OptimConfig) -> bool:
+    """Whether the run in a folder has made all its steps: `train` then only puts its weights back."""
+    path = folder / CHECKPOINT
+    try:
+        return path.exists() and torch.load(path, weights_only=True, mmap=True)["step"] >= config.steps
+    except Exception:  # unreadable: `train` says so
+        return False
 
 
 def _resume(
     folder: Path, weights: Weights, optimizer: torch.optim.Optimizer, config: OptimConfig,
     settings: Mapping[str, Any],
 ) -> int:  # fmt: skip
-    path = folder / "checkpoint.pt"
+    path = folder / CHECKPOINT
     if not path.exists():
         return 0
     try:

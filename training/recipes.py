@@ -115,12 +115,12 @@ def mini_retrieval() -> PretrainConfig:
     return PretrainConfig(mini(), sources, optim, start="mini", picture_ids=True, workers=2)
 
 
-def mini_stage2() -> Stage2Config:
-    """mini before a small language model (--language, such as OPT-125M), on Flickr8k train; not trained here yet."""
+def mini_captioner() -> Stage2Config:
+    """mini's captioner: the recipe `mini-tuned`'s model before the recipe `mini-language`'s, on Flickr8k train."""
     optim = OptimConfig(
-        steps=3000, batch=64, lr=1e-4, min_lr=5e-5, warmup=200, clip=1.0, seed=8, dtype="bfloat16"
+        steps=1500, batch=64, lr=6e-4, min_lr=3e-5, warmup=100, clip=1.0, seed=8, dtype="bfloat16"
     )
-    return Stage2Config(("flickr8k-train-*.tar",), optim, start="mini", views=3)
+    return Stage2Config(("flickr8k-train-*.tar",), optim, start="mini", views=4, question=None)
 
 
 def mini_capfilt() -> CapfiltConfig:
@@ -140,23 +140,23 @@ def mini_capfilt_labelled() -> CapfiltConfig:
 def mini_captions() -> CaptionConfig:
     """A captioning model trained on: give captions of your own with --set 'sources=[{"path": "mine.json"}]'.
 
-    Global batch 16, 500 steps, at the start's pixels, the encoder frozen. Starts from the run `mini-stage2`; --set
-    start=FOLDER for another.
+    Global batch 16, 500 steps, at the start's pixels, the encoder frozen. Starts from the bundled `mini-captioner`;
+    --set start=FOLDER for another.
     """
     optim = OptimConfig(steps=500, batch=16, lr=1e-4, warmup=25, clip=1.0, seed=10, dtype="bfloat16")
-    return CaptionConfig((SourceConfig("flickr8k-train-*.tar"),), optim, "mini-stage2", workers=2)
+    return CaptionConfig((SourceConfig("flickr8k-train-*.tar"),), optim, "mini-captioner", workers=2)
 
 
 def mini_vqa() -> VqaConfig:
     """A captioning model taught to answer: --set 'sources=[{"path": "questions.json", "images": "photos"}]'.
 
     A row of the list has "image", "question" and "answer" (a text, or a list with repeats). Global batch 16, 500 steps,
-    the encoder frozen. Starts from the run `mini-stage2`; the Q-Former reads the question by mini's text branch.
+    the encoder frozen. Starts from the bundled `mini-captioner`; the Q-Former reads the question by mini's text branch.
     """
     optim = OptimConfig(steps=500, batch=16, lr=1e-4, warmup=25, clip=1.0, seed=11, dtype="bfloat16")
     sources = (QuestionConfig("questions.json", images="photos"),)
     return VqaConfig(
-        sources, optim, "mini-stage2", max_tokens=64, reads_prompt=True, text_start="mini", workers=2
+        sources, optim, "mini-captioner", max_tokens=64, reads_prompt=True, text_start="mini", workers=2
     )
 
 
@@ -170,7 +170,7 @@ STAGE1: dict[str, Callable[[], Stage1Config | PretrainConfig]] = {
 }
 RETRIEVAL = {"mini": mini_retrieval, **recipes_blip2.RETRIEVAL}
 STAGE2: dict[str, Callable[[], Stage2Config | Stage2StreamConfig]] = {
-    "mini-stage2": mini_stage2,
+    "mini-captioner": mini_captioner,
     **recipes_language.STAGE2,
 }
 CAPTION = {"mini-captions": mini_captions, **recipes_language.CAPTION}

@@ -23,7 +23,7 @@ from engine.errors import DataError
 from training.data import CaptionedPicture, data_digest, load_pictures
 from training.distill import ENCODER, network_parts
 from training.distributed import Through, joined, world
-from training.loop import OptimConfig, shared_draws, train
+from training.loop import OptimConfig, finished, shared_draws, train
 from training.losses import match_distillation_loss
 from training.objectives import itc_alone, normed, stage1_losses
 from training.settings import flat_settings
@@ -228,7 +228,8 @@ def run_stage1(
         tell = say if here.rank == 0 else (lambda line: None)
         tell(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
         if config.encoder_optim is not None:
-            maps = encode_maps(net, pictures, config, config.encoder_from)
+            done = finished(output / "encoder", config.encoder_optim)
+            maps = torch.empty(0) if done else encode_maps(net, pictures, config, config.encoder_from)
             task = EncoderTask(net, tokenizer, maps, samples, config, config.encoder_optim)
             train(task, config.encoder_optim, output / "encoder", say=say)
             del task, maps

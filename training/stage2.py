@@ -43,7 +43,7 @@ class Stage2Config:
     model by name. prompts: one of them is drawn for each caption; "" = the caption alone. prefix_share: of the captions
     that are cut in two, the beginning for the encoder, the rest for the decoder (prefix language modelling, for an
     encoder-decoder). reads_prompt: whether the Q-Former reads the prompt, too (InstructBLIP). max_tokens: see
-    `LanguageTokenizer.pairs`. views, smallest_crop: as in `Stage1Config`.
+    `LanguageTokenizer.pairs`. views, smallest_crop: as in `Stage1Config`. question: see `LanguageConfig`.
     """
 
     pictures: tuple[str, ...]
@@ -55,6 +55,7 @@ class Stage2Config:
     max_tokens: int = 32
     views: int = 1
     smallest_crop: float = 0.6
+    question: str | None = ""
 
 
 def from_stage1(net: Retriever, language: Any, about: LanguageConfig) -> Captioner:
@@ -168,6 +169,7 @@ def run_stage2(
     about = describe_language(
         source.config, source.tokenizer, language_folder, reads_prompt=config.reads_prompt
     )
+    about = replace(about, question=config.question)
     retriever, words = load_net(find_start(config.start, data, runs))
     language = make_language(source.config, source.tensors, language_folder, DTYPES[config.optim.dtype])
     net = from_stage1(retriever, language, about).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -314,8 +314,8 @@ def show_question(captions: Captions | None, photo: Photo) -> None:
         return
     if not captions.answers:
         st.caption(
-            f":material/help: {_markdown(captions.writer)} captions photos and answers no questions; a model with a "
-            "language model does: `qseek app --captioner blip2-flan-t5-xl`."
+            f":material/help: {_markdown(captions.writer)} captions photos and answers no questions; a larger "
+            "model does: `qseek app --captioner blip2-flan-t5-xl`."
         )
         return
     question = st.text_input(

@@ -115,6 +115,10 @@ def pull(name: str) -> None:
     "--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of what is written."
 )
 @click.option(
+    "--share-encoder", metavar="NAME",
+    help="A captioner: leave its image encoder out, it is that of the model folder NAME beside FOLDER.",
+)  # fmt: skip
+@click.option(
     "--to", "layout", type=click.Choice(["qseek", "transformers"]), default="qseek", show_default=True
 )
 def convert(
@@ -126,6 +130,7 @@ def convert(
     language: Path | None,
     dtype: str,
     layout: str,
+    share_encoder: str | None,
 ) -> None:
     """Write a checkpoint of other code as a qseek folder, or a qseek folder for transformers.
 
@@ -146,8 +151,20 @@ def convert(
             "--encoder, --vocabulary, --pixels and --language are for LAVIS files; SOURCE is a folder."
         )
     if language or (source.is_dir() and has_language(source)):
+        if share_encoder and layout != "qseek":
+            raise click.UsageError(
+                "--share-encoder is for qseek's folders; transformers' hold their encoder."
+            )
         _convert_captioner(
-            source, folder, encoder, vocabulary, pixels, language, getattr(torch, dtype), layout
+            source,
+            folder,
+            encoder,
+            vocabulary,
+            pixels,
+            language,
+            getattr(torch, dtype),
+            layout,
+            share_encoder,
         )
         if layout == "transformers":
             say(
@@ -156,6 +173,8 @@ def convert(
             return
         say(f"Wrote {folder}. Use it: qseek caption PHOTO --model {folder}")
         return
+    if share_encoder:
+        raise click.UsageError(f"--share-encoder is for captioners; {source} searches.")
     if source.is_dir():
         read = read_folder(source)
     else:
@@ -168,7 +187,7 @@ def convert(
 
 def _convert_captioner(
     source: Path, folder: Path, encoder: Path | None, vocabulary: Path | None, pixels: int | None,
-    language: Path | None, dtype: torch.dtype, layout: str,
+    language: Path | None, dtype: torch.dtype, layout: str, share_encoder: str | None,
 ) -> None:  # fmt: skip
     from engine.blip2.caption_checkpoint import make_captioner, save_captioner
     from engine.blip2.caption_sources import read_captioner, read_lavis_captioner
@@ -181,8 +200,11 @@ def _convert_captioner(
         words = None if vocabulary is None else read_tokenizer(vocabulary)
         read = read_lavis_captioner(source, language, vocabulary=words, encoder=encoder, image_size=pixels)
     net = make_captioner(read, source, dtype)
-    write_folder = save_captioner if layout == "qseek" else save_transformers_captioner
-    write_folder(folder, net, read.language.tokenizer, read.tokenizer, dtype=dtype)
+    if layout == "transformers":
+        save_transformers_captioner(folder, net, read.language.tokenizer, read.tokenizer, dtype=dtype)
+    else:
+        words = read.language.tokenizer
+        save_captioner(folder, net, words, read.tokenizer, dtype=dtype, encoder=share_encoder or "")
 
 
 def _cached_vocabulary() -> Path:

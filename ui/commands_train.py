@@ -39,7 +39,7 @@ def train(
     language: Path | None, changes: tuple[str, ...], dry_run: bool,
 ) -> None:  # fmt: skip
     """Train a part of a model by a recipe; started again, it goes on from its last checkpoint. Under torchrun,
-    `torchrun --nproc-per-node 8 -m ui.cli train ...`, several share each batch (all but distill, text, mini-stage2).
+    `torchrun --nproc-per-node 8 -m ui.cli train ...`, several share each batch (all but distill, text, mini-captioner).
 
     \b
     distill   an image encoder from a pretrained one     -> RUNS/RECIPE/encoder.safetensors

@@ -39,7 +39,7 @@ def caption_writer(
 ) -> Writer:
     """What captions (`engine.blip2.caption_writer`), by name or the default, and how it writes."""
     from engine.blip2.caption_model import PROMPT
-    from engine.blip2.caption_writer import WRITTEN_AT_ONCE, load_writer
+    from engine.blip2.caption_writer import WRITTEN_AT_ONCE, HeadWriter, load_writer
     from engine.blip2.captioner import CAPTION
 
     writer = load_writer(model)
@@ -49,7 +49,7 @@ def caption_writer(
         texts = writer.caption(pictures, prompt, how)
         return [texts[row] for row in rows]
 
-    begins = f'"{prompt or PROMPT}"' if writer.answers else "ITG head"
+    begins = "ITG head" if isinstance(writer, HeadWriter) else f'"{prompt or PROMPT}"'
     said = f"{begins}, {count_text(beams, 'beam')}, {min_length} to {max_length} tokens"
     return Writer(
         writer.name,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.blip2.caption_sources import PUBLISHED
 from engine.blip2.captioner import ANSWER, CAPTION, Captioner, Generation
 from engine.blip2.config import CaptionerConfig
 from engine.blip2.language_text import LanguageTokenizer
@@ -64,8 +65,14 @@ class CaptionModel:
     def answer(
         self, photos: np.ndarray | Tensor, questions: Sequence[str], how: Generation = ANSWER
     ) -> list[str]:
-        """Short answers: a question for each photo, or one for all, or many about one photo."""
+        """Short answers: a question for each photo, or one for all, or many about one photo. Raises QueryError for an
+        empty question, for one that is too long, and of a model that only captions."""
         language = self.config.language
+        if language.question is None:
+            raise QueryError(
+                f"{self.name} captions photos and was not taught to answer questions. Those were: "
+                f"{', '.join(PUBLISHED)}, and what `qseek train vqa` makes."
+            )
         short = language.encoder_decoder or language.reads_prompt
         template = language.question or f"Question: {{}} {'Short answer:' if short else 'Answer:'}"
         empty = [number for number, question in enumerate(questions) if not question.strip()]

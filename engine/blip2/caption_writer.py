@@ -16,7 +16,7 @@ import torch
 
 from engine.blip2.caption_checkpoint import load_captioner
 from engine.blip2.caption_model import PROMPT, CaptionModel
-from engine.blip2.caption_sources import PUBLISHED, has_language
+from engine.blip2.caption_sources import PUBLISHED, has_language, read_captioner
 from engine.blip2.captioner import ANSWER, CAPTION, Generation
 from engine.blip2.checkpoint import DEFAULT, find_model, has_model, lasting_name, load_model
 from engine.blip2.model import Model
@@ -30,7 +30,7 @@ WRITTEN_AT_ONCE = 64
 
 class CaptionWriter(Protocol):
     """name, digest: which checkpoint, model: itself. image_size: pixels of the square it reads. answers: whether it
-    reads a prompt, and so answers questions."""
+    answers questions."""
 
     @property
     def model(self) -> CaptionModel | Model: ...
@@ -63,10 +63,9 @@ class CaptionWriter(Protocol):
 class LanguageWriter:
     """A generative checkpoint writes."""
 
-    answers = True
-
     def __init__(self, model: CaptionModel):
         self.model = model
+        self.answers = model.config.language.question is not None
         self.name, self.digest, self.image_size = model.name, model.digest, model.image_size
 
     def caption(
@@ -170,8 +169,9 @@ def is_called(name: str, writer: str) -> bool:
 
 
 def answers_questions(name: str) -> bool:
-    """Whether the model of this name reads prompts; nothing is loaded. Raises CheckpointError: no such one."""
-    return has_language(find_model(name))
+    """Whether the model of this name answers; no weights are read. Raises CheckpointError: no such one."""
+    folder = find_model(name)
+    return has_language(folder) and read_captioner(folder).config.language.question is not None
 
 
 def _has_head(name: str) -> bool:
@@ -190,5 +190,5 @@ def _cannot_write(model: Model) -> CheckpointError:
 
 
 def answering() -> list[str]:
-    """Names of models with a language model."""
-    return [*([BUNDLED_CAPTIONER] if has_model(BUNDLED_CAPTIONER) else []), *PUBLISHED]
+    """Names of models that answer questions."""
+    return list(PUBLISHED)

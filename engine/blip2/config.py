@@ -95,7 +95,8 @@ class LanguageConfig:
     stands before a decoder's text, None = nothing does. end_id: ends what is written (BLIP-2 ends OPT's captions with a
     newline), and the text that an encoder reads. pad_id: fills up rows; masked everywhere. reads_prompt: whether the
     Q-Former reads the prompt, too (InstructBLIP, arXiv:2305.06500, section 2.3). question: what a question stands in,
-    at its "{}", where the model was trained to answer; empty: see `CaptionModel.answer`.
+    at its "{}", where the model was trained to answer; empty: see `CaptionModel.answer`; None: it only captions, its
+    language model being too small to answer what nobody taught it.
     """
 
     encoder_decoder: bool
@@ -105,7 +106,7 @@ class LanguageConfig:
     end_id: int
     pad_id: int
     reads_prompt: bool = False
-    question: str = ""
+    question: str | None = ""
 
 
 @dataclass(frozen=True)
