@@ -87,13 +87,13 @@ def test_captions_of_the_itg_head(
     assert result.exit_code == 0, result.output
     model = load_model(str(models["itg"]))
     keys = model.photo_keys(model.encode_patches(pictures(images)))
-    want = model.best_captions(keys, max_length=12)
+    want = model.best_captions(keys, min_length=9, max_length=13)  # [DEC] counted
     assert json.loads(save.read_text()) == [
         {"image_id": id_, "caption": text} for id_, text in zip(IDS, want, strict=True)
     ]
     assert len(set(want)) > 1
     monkeypatch.setattr("engine.blip2.model.BEAMS_AT_ONCE", 10)
-    assert model.best_captions(keys, max_length=12) == want, "two photos at a time, then one"
+    assert model.best_captions(keys, min_length=9, max_length=13) == want, "two photos at a time, then one"
     lines = result.stdout.splitlines()
     assert lines[0].startswith("captions_val2014.json, ") and "ITG head, 5 beams, 8 to 12 tokens" in lines[0]
     assert lines[0].endswith("): 3 photos, 5 references, percent")
@@ -275,8 +275,8 @@ def test_bad_input_is_plain(
         (["caption", tmp_path / "none-*.tar"], 1, "No shard"),
         (["caption", coco, "--images", tmp_path], 1, "None of the 3 pictures is in"),
         (["caption", coco, *with_images, "--min-length", 9, "--max-length", 8], 2, "it is the longer one"),
-        (["caption", coco, *with_images, "--model", models["itg"], "--max-length", 17], 1, "writes 2 to 16 tokens"),
-        (["caption", coco, *with_images, "--model", models["itg"], "--prompt", "a"], 1, "reads no prompt"),
+        (["caption", coco, *with_images, "--model", models["itg"], "--max-length", 17], 1, "writes at most 15 tokens"),
+        (["caption", coco, *with_images, "--model", models["itg"], "--max-length", 9, "--prompt", "a"], 1, "no prompt"),
         (["caption", coco, *with_images, "--model", silent], 1, "blip2-opt-2.7b"),
         (["caption", coco, *with_images, "--save", tmp_path / "no" / "s.json"], 1, "its folder is not there"),
         (["vqa", *vqa_files, *with_images, "--model", models["itg"]], 1, "blip2-opt-2.7b"),

@@ -179,16 +179,22 @@ def test_stage_2_on_a_stream(data: Path, tmp_path: Path, kind: str) -> None:
     language_model(kind).save_pretrained(tmp_path / "language")
     word_tokenizer(kind).save(str(tmp_path / "language" / "tokenizer.json"))
     chosen = Stage2StreamConfig(
-        (SourceConfig("captions.json"),), replace(LEARNS, steps=100 if kind == "opt" else 200), "first", prompts=("",),
+        (SourceConfig("captions.json"),), replace(LEARNS, steps=150), "first", prompts=("",),
         prefix_share=1.0 if kind == "t5" else 0.0, workers=2,
     )  # fmt: skip
     run_stage2_stream(chosen, data, tmp_path, tmp_path / "language", tmp_path / "out")
     model = load_captioner(str(tmp_path / "out" / "model"), device="cpu", dtype="float32")
     assert not hasattr(model.net.qformer, "words")
-    start = "the wall" if kind == "t5" else ""
-    got = model.caption(pictures(data, model), start, GREEDY)
-    right = [f"{start} {text}".strip() == f"the wall is {c}" for text, c in zip(got, COLOURS, strict=True)]
-    assert sum(right) >= (8 if kind == "opt" else 6)  # by chance: one
+    if kind == "opt":
+        assert model.caption(pictures(data, model), "", GREEDY) == [f"the wall is {c}" for c in COLOURS]
+    else:  # a random Flan-T5 hardly learns when to end; but it tells whose colour comes after the beginning
+        soft = model.net.read_photos(model.encode_patches(pictures(data, model)))
+        own = [f"is {colour}" for colour in COLOURS]
+        costs = [
+            model.net.loss(soft, model.tokenizer.pairs(["the wall"] * 8, texts, 16)).item()
+            for texts in (own, own[1:] + own[:1], own[4:] + own[:4])
+        ]
+        assert costs[0] < min(costs[1:]) - 0.3, costs
     with pytest.raises(TrainingError, match="the language model is a decoder"):
         language_model("opt").save_pretrained(tmp_path / "opt")
         word_tokenizer("opt").save(str(tmp_path / "opt" / "tokenizer.json"))
@@ -333,7 +339,7 @@ def test_dry_runs(data: Path, tmp_path: Path) -> None:
     assert rows(result.output)["language"][1] == sum(p.numel() for p in made.language.parameters())
     result = train("stage2", "--recipe", "mini-captioner", "--dry-run")
     assert result.exit_code == 1 and "give its folder with --language" in result.output
-    result = train("vqa", "--recipe", "mini-vqa", "--dry-run", "--runs", tmp_path)
+    result = train("vqa", "--recipe", "mini-vqa", "--dry-run", "--runs", tmp_path, "--set", "start=x")
     assert result.exit_code == 1 and "There is no model to start from" in result.output
 
 

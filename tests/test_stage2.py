@@ -196,7 +196,7 @@ def test_a_run_from_shard_to_model(tmp_path: Path) -> None:
         torch.testing.assert_close(value, want[f"vision.{name}"], atol=1e-3, rtol=1e-3)  # saved in float16
     with pytest.raises(CheckpointError, match=r"nowhere is no language model: it has no config\.json"):
         run_stage2(chosen, tmp_path, runs, tmp_path / "nowhere", runs / "other")
-    with pytest.raises(CheckpointError, match="There is no model 'second'"):
+    with pytest.raises(DataError, match=r"There is no model to start from: .* no model 'second'"):
         run_stage2(replace(chosen, start="second"), tmp_path, runs, language, runs / "other")
 
 

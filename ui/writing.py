@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from engine.errors import DataError
 from ui.progress import SECONDS_BETWEEN_LINES, duration_text
 from ui.render import count_text
 from ui.terminal import say
@@ -38,18 +39,24 @@ def caption_writer(
     model: str | None, beams: int, min_length: int, max_length: int, prompt: str | None
 ) -> Writer:
     """What captions (`engine.blip2.caption_writer`), by name or the default, and how it writes."""
-    from engine.blip2.caption_model import PROMPT
+    from engine.blip2.caption_model import PROMPT, TEXTS_AT_ONCE
     from engine.blip2.caption_writer import WRITTEN_AT_ONCE, HeadWriter, load_writer
     from engine.blip2.captioner import CAPTION
 
     writer = load_writer(model)
+    if isinstance(writer, HeadWriter):
+        at_once, begins = WRITTEN_AT_ONCE, "ITG head"
+        longest = writer.model.config.qformer.max_positions - 1  # [DEC] stands before the text
+        if max_length > longest:
+            raise DataError(f"--max-length is {max_length}; {writer.name} writes at most {longest} tokens.")
+    else:
+        at_once, begins = TEXTS_AT_ONCE, f'"{prompt or PROMPT}"'
     how = replace(CAPTION, num_beams=beams, min_new_tokens=min_length, max_new_tokens=max_length)
 
     def write(pictures: np.ndarray, tasks: Sequence[CaptionTask], rows: Sequence[int]) -> list[str]:
         texts = writer.caption(pictures, prompt, how)
         return [texts[row] for row in rows]
 
-    begins = "ITG head" if isinstance(writer, HeadWriter) else f'"{prompt or PROMPT}"'
     said = f"{begins}, {count_text(beams, 'beam')}, {min_length} to {max_length} tokens"
     return Writer(
         writer.name,
@@ -57,7 +64,7 @@ def caption_writer(
         writer.image_size,
         dtype_text(writer.model.dtype),
         said,
-        WRITTEN_AT_ONCE,
+        at_once,
         write,
     )
 
