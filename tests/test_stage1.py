@@ -277,3 +277,25 @@ def test_a_run_with_the_encoder_writes_what_it_learned(
     monkeypatch.setattr(stage1, "encode_maps", None)  # a finished phase is not made ready again
     run_stage1(chosen, tmp_path, tmp_path / "runs", tmp_path / "out")
     assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == first
+
+
+def test_earlier_weights_are_averaged_in(tmp_path: Path) -> None:
+    chosen = config(start="first")
+    chosen = replace(chosen, optim=replace(chosen.optim, steps=3, batch=4))
+    net, tokenizer, _, _ = eight_pairs(chosen)
+    save_checkpoint(tmp_path / "runs" / "first" / "model", net, tokenizer.tokenizer)
+    write_shard(tmp_path / "s-000.tar")
+    found = {}
+    for share in (0.0, 0.5, 1.0):
+        run_stage1(
+            replace(chosen, earlier_share=share), tmp_path, tmp_path / "runs", tmp_path / f"out{share}"
+        )
+        found[share] = load_net(tmp_path / f"out{share}" / "model")[0].state_dict()
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(found[1.0][name], value, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(
+            found[0.5][name], (found[0.0][name] + found[1.0][name]) / 2, atol=2e-3, rtol=2e-3
+        )
+    assert not torch.equal(found[0.0]["qformer.queries"], found[1.0]["qformer.queries"])
+    with pytest.raises(DataError, match="earlier_share is 2"):
+        run_stage1(replace(chosen, earlier_share=2.0), tmp_path, tmp_path / "runs", tmp_path / "no")

@@ -90,7 +90,8 @@ def mini_stage1() -> Stage1Config:
 def mini_tuned() -> Stage1Config:
     """The bundled mini: the recipe `mini`'s model, whose encoder's later parts learn from ITC, then all losses again.
 
-    The encoder's parts from 7 on (stride 8), 700 steps of 128 pairs; then 700 steps of 96 pairs on its patches.
+    The encoder's parts from 7 on (stride 8), 700 steps of 128 pairs; then 700 steps of 96 pairs on its patches; the
+    weights before and after these are averaged.
     """
     encoder = OptimConfig(steps=700, batch=128, lr=3e-4, warmup=40, clip=1.0, seed=11, log_every=25)
     optim = OptimConfig(steps=700, batch=96, lr=3e-4, warmup=40, clip=1.0, seed=12, dtype="bfloat16")
@@ -101,6 +102,7 @@ def mini_tuned() -> Stage1Config:
         itc_optim=None,
         encoder_optim=encoder,
         encoder_from=7,
+        earlier_share=0.5,
         views=4,
     )
 

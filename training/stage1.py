@@ -44,7 +44,8 @@ class Stage1Config:
     many crops of each picture the frozen encoder reads once, before training (1 = the whole picture alone);
     smallest_crop: their least share of the side. patch_share: of the patches that are read in a step (arXiv:2212.00794
     masks patches to the same ends); query_share: of the queries that take part in it. match_distillation: weight of
-    `losses.match_distillation_loss`. label_smoothing: of ITC and ITG.
+    `losses.match_distillation_loss`. label_smoothing: of ITC and ITG. earlier_share: of the weights as they were before
+    the run with all losses in the weights that are written (averaged weights forget less, arXiv:2109.01903).
     """
 
     model: Blip2Config
@@ -58,13 +59,14 @@ class Stage1Config:
     itc_optim: OptimConfig | None = None
     encoder_optim: OptimConfig | None = None
     encoder_from: int = 0
+    earlier_share: float = 0.0
     patch_share: float = 1.0
     query_share: float = 1.0
     match_distillation: float = 0.0
     start: str | None = None
 
 
-FREE = {"optim", "itc_optim", "encoder_optim", "pictures", "encoder", "text", "start"}
+FREE = {"optim", "itc_optim", "encoder_optim", "earlier_share", "pictures", "encoder", "text", "start"}
 """Of `Stage1Config`: what is compared elsewhere, or only gives the start."""
 
 
@@ -220,6 +222,8 @@ def run_stage1(
     data: holds the shards, or runs does (`training.capfilt`). runs: holds the folders `config.encoder` (its
     encoder.safetensors) and `config.text` (its tokenizer and text half). Raises DataError naming what is missing.
     """
+    if not 0 <= config.earlier_share <= 1:
+        raise DataError(f"earlier_share is {config.earlier_share}; it is a share, 0 to 1.")
     with joined() as (here, device):
         net, tokenizer = _start(config, data, runs)
         net.to(device)
@@ -237,10 +241,20 @@ def run_stage1(
         parts = net, tokenizer, patches, samples, config
         if config.itc_optim is not None:
             train(ItcTask(*parts, config.itc_optim), config.itc_optim, output / "itc", say=say)
+        earlier = {name: value.clone() for name, value in net.state_dict().items()}
         train(Stage1Task(*parts), config.optim, output / "all", say=say)
+        average(net, earlier, config.earlier_share)
         if here.rank == 0:
             save_checkpoint(output / "model", net, tokenizer.tokenizer, dtype=torch.float16)
             say(f"wrote {output / 'model'}")
+
+
+def average(net: Retriever, earlier: dict[str, Tensor], share: float) -> None:
+    """Mix `share` of earlier weights into net's; counters stay."""
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if share and value.is_floating_point():
+                value.lerp_(earlier[name].to(value.device), share)
 
 
 def _start(config: Stage1Config, data: Path, runs: Path) -> tuple[Retriever, TextTokenizer]:

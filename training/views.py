@@ -5,6 +5,7 @@ Shapes: N pictures, W views of each, P patches, V vision width, B pictures at a 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Protocol
 
@@ -42,7 +43,10 @@ def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: Views
     Crops are squares of `smallest_crop` to 1 of the side, half of them mirrored; drawn from the seed.
     """
     dtype = fast_dtype(net.vision.device)
-    vision = folded(net.vision.eval()).to(dtype)  # frozen: batch norms neither learn nor see the batch
+    vision = folded(net.vision.eval())  # frozen: batch norms neither learn nor see the batch
+    vision = (copy.deepcopy(vision) if vision is net.vision else vision).to(
+        dtype
+    )  # net's keeps its precision
     return views_of(lambda pixels: vision(pixels.to(dtype)), net.vision, pictures, config)
 
 
