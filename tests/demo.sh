@@ -11,14 +11,14 @@ else
     PHOTOS=.demo/photos
     "$BIN/python" tests/demo_photos.py "$PHOTOS"
 fi
-echo "\$ qseek index $PHOTOS --captions"
+echo "\$ qseek index $PHOTOS"
 status=0
-"$QSEEK" index "$PHOTOS" --captions || status=$?
+"$QSEEK" index "$PHOTOS" || status=$?
 if [ "$status" -ne 0 ] && [ "$status" -ne 3 ]; then exit "$status"; fi # 3: some photos could not be read, and were named
 for text in "a motorcycle" "a cat looking at the camera" "a cup of coffee on a table"; do
     echo
-    echo "\$ qseek search \"$text\" -k 3 --captions"
-    "$QSEEK" search "$text" -k 3 --captions
+    echo "\$ qseek search \"$text\" -k 3"
+    "$QSEEK" search "$text" -k 3
 done
 echo
 echo "Ask your own:   QSEEK_INDEX=$QSEEK_INDEX $QSEEK search \"a flower\""
