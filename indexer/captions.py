@@ -3,12 +3,14 @@
 A run writes what is missing, and commits after seconds of work, as `build_index` does. B photos, E embedding.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,21 +22,11 @@ from indexer.decode import Decoded, Outcome, Task, attempt
 from indexer.pace import Pace, Progress
 from indexer.workers import decode_all
 
+if TYPE_CHECKING:
+    from engine.blip2.caption_writer import CaptionWriter
+
 CHANGED = "it has changed since it was indexed; index its folder again"
 WROTE_NOTHING = "the captioner wrote nothing of it"
-
-
-class Writer(Protocol):
-    """What writes captions; see engine/blip2/caption_writer.py."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def image_size(self) -> int: ...
-
-    def caption(self, pictures_BHWC: np.ndarray, /) -> list[str]: ...
 
 
 EncodeTexts = Callable[[Sequence[str]], tuple[np.ndarray, list[int]]]
@@ -52,7 +44,7 @@ class CaptionReport:
 
 def index_captions(
     store: Store,
-    writer: Writer,
+    writer: CaptionWriter,
     encode_texts: EncodeTexts,
     *,
     roots: Sequence[Path] = (),
@@ -82,7 +74,7 @@ def index_captions(
 class _Run:
     """Decodes photos, captions them in batches, and commits."""
 
-    def __init__(self, store: Store, writer: Writer, encode_texts: EncodeTexts, pace: Pace):
+    def __init__(self, store: Store, writer: CaptionWriter, encode_texts: EncodeTexts, pace: Pace):
         self.store, self.writer, self.encode_texts, self.pace = store, writer, encode_texts, pace
         self.waiting: list[tuple[Photo, np.ndarray]] = []
         self.new: list[NewCaption] = []

@@ -265,6 +265,9 @@ def command(place: Path, *changes: str, data: str = "data") -> Result:
         "matcher=tiny",
         "pictures=plain-*.tar",
         "max_tokens=8",
+        "originals=none",
+        "label_least=none",
+        "least=none",
         *changes,
     ]
     arguments = ["train", "capfilt", "--recipe", "mini-capfilt", "--data", str(place / data)]

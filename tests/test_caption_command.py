@@ -203,7 +203,7 @@ def test_one_that_only_captions_answers_nothing(tmp_path: Path, photos: list[Pat
     result = caption(photos[0], "--model", folder, "--question", "What is it?")
     assert result.exit_code == 1 and "was not taught to answer questions. Those were: " in result.stderr
     assert result.stdout == ""
-    from engine.blip2.caption_writer import answers_questions
+    from engine.blip2.caption_sources import answers_questions
 
-    assert not answers_questions(str(folder))
+    assert not answers_questions(folder)
     assert caption(photos[0], "--model", folder).exit_code == 0

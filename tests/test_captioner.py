@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,12 @@ def test_repetition_and_length_penalties(opt: CaptionModel) -> None:
     assert sum(len(set(t)) / max(1, len(t)) for t in varied) > sum(
         len(set(t)) / max(1, len(t)) for t in plain
     )
+    own = replace(opt.config, language=replace(opt.config.language, repetition_penalty=10.0))
+    with pytest.MonkeyPatch.context() as patch:  # a checkpoint's own is asked for by None alone
+        patch.setattr(opt.net, "config", own)
+        assert opt.generate(photos, ["a"], Generation(max_new_tokens=20, repetition_penalty=None)) == varied
+        assert opt.generate(photos, ["a"], Generation(max_new_tokens=20)) == plain
+    assert opt.generate(photos, ["a"], Generation(max_new_tokens=20, repetition_penalty=None)) == plain
     with ending(opt, 5.0):
         short = opt.generate(photos, ["a"], Generation(max_new_tokens=20, num_beams=4, length_penalty=-4.0))
         long = opt.generate(photos, ["a"], Generation(max_new_tokens=20, num_beams=4, length_penalty=4.0))

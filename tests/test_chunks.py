@@ -1,13 +1,12 @@
 """A batch in chunks gives the whole batch's losses and gradients, the encoder's too; alone and in two processes."""
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import SIDE, tiny_config, tiny_net
+from two_processes import in_two_processes
 
 from engine.blip2.retriever import Retriever
 from training.chunks import Inputs, backward_in_chunks, encode, normed
@@ -120,20 +119,13 @@ def test_dropout_is_the_same_in_both_passes(monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-def in_one_of_two(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
+def in_one_of_two(rank: int, folder: Path) -> list[Any]:
     with joined():
-        found = [chunked(shared(inputs(ids)), encoder, 2) for ids, encoder in ((False, False), (True, True))]
-        torch.save(found, folder / f"{rank}.pt")
+        return [chunked(shared(inputs(ids)), encoder, 2) for ids, encoder in ((False, False), (True, True))]
 
 
 def test_chunks_in_two_processes(tmp_path: Path) -> None:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    torch.multiprocessing.spawn(in_one_of_two, (port, tmp_path), nprocs=2)
-    both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    both = in_two_processes(in_one_of_two, tmp_path)
     for number, (ids, encoder) in enumerate(((False, False), (True, True))):
         want = whole(inputs(ids), encoder)
         losses = {name: (both[0][number][0][name] + both[1][number][0][name]) / 2 for name in want[0]}

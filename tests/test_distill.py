@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,18 @@ from training.loop import OptimConfig
 TEACHER = SHARED / "teacher"
 
 
+def original_teacher() -> Any:
+    """The teacher's own code with its weights; skips the test where it is not there."""
+    if not TEACHER.is_dir():
+        pytest.skip(f"no teacher: {TEACHER} is not there (set QSEEK_SHARED)")
+    spec = importlib.util.spec_from_file_location("shared_teacher", TEACHER / "teacher.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["shared_teacher"] = module
+    spec.loader.exec_module(module)
+    return module.Teacher.load(TEACHER)
+
+
 def random_teacher(folder: Path) -> Path:
     """A teacher file of the right layout with random weights, so that tests need no download."""
     torch.manual_seed(3)
@@ -38,15 +51,8 @@ def random_teacher(folder: Path) -> Path:
 
 
 def test_the_teacher_equals_its_original() -> None:
-    if not TEACHER.is_dir():
-        pytest.skip(f"no teacher: {TEACHER} is not there (set QSEEK_SHARED)")
-    spec = importlib.util.spec_from_file_location("shared_teacher", TEACHER / "teacher.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["shared_teacher"] = module
-    spec.loader.exec_module(module)
     pixels = torch.rand(2, 3, 96, 96) * 2 - 1
-    want = module.Teacher.load(TEACHER)(pixels)[0].flatten(2).transpose(1, 2)
+    want = original_teacher()(pixels)[0].flatten(2).transpose(1, 2)
     got = load_teacher(mini().vision, TEACHER)(pixels)
     torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
 

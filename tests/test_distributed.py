@@ -1,7 +1,5 @@
 """Two processes (gloo) against one with the joined batch: losses, gradients, negatives, whole runs."""
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import torch
 import torch.distributed as dist
 from tiny import tiny_config, tiny_net, tiny_tokenizer
 from torch import Tensor
+from two_processes import in_two_processes
 
 from engine.blip2.preprocess import TextTokenizer
 from engine.errors import TrainingError
@@ -102,12 +101,7 @@ def run(folder: Path, parallel: str, task: type[Stage1Task] = Stage1Task, **chan
     return {"rows": rows, "weights": full_tensors(made.net.state_dict())}
 
 
-def in_one_of_two(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2",
-        "LOCAL_RANK": str(rank),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+def in_one_of_two(rank: int, folder: Path) -> dict[str, Any]:
     with joined() as (here, _):
         assert here == World(rank, 2)
         found: dict[str, Any] = {case: step(case) for case in CASES}
@@ -128,8 +122,8 @@ def in_one_of_two(rank: int, port: int, folder: Path) -> None:
         found["fsdp again"] = run(half, "fsdp")
         with pytest.raises(TrainingError, match="parallel is 'dp'"):
             run(folder / "wrong", "dp")
-    torch.save(found, folder / f"{rank}.pt")
     assert not dist.is_initialized()
+    return found
 
 
 class StopsAfterTwo(Stage1Task):
@@ -143,11 +137,7 @@ class StopsAfterTwo(Stage1Task):
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two processes found."""
     folder = tmp_path_factory.mktemp("both")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    torch.multiprocessing.spawn(in_one_of_two, (port, folder), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") | {"folder": folder} for rank in range(2)]
+    return [found | {"folder": folder} for found in in_two_processes(in_one_of_two, folder)]
 
 
 @pytest.mark.parametrize("case", CASES)

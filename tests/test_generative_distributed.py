@@ -1,8 +1,6 @@
 """Two processes (gloo) that train a model that writes, against one with the joined batch: gradients, whole runs."""
 
 import json
-import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from test_data import picture
 from test_finetune import OPTIM, questions, stage2_model
 from test_stage1 import COLOURS
 from test_stage2 import stage1_net
+from two_processes import in_two_processes
 
 from engine.blip2.caption_checkpoint import load_captioner, make_captioner
 from engine.blip2.checkpoint import save_checkpoint
@@ -68,12 +67,7 @@ def run(data: Path, output: Path, way: str) -> dict[str, Any]:
     return {"rows": rows, "weights": net.state_dict()}
 
 
-def in_one_of_two(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2",
-        "LOCAL_RANK": str(rank),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+def in_one_of_two(rank: int, folder: Path) -> dict[str, Any]:
     with joined():
         found: dict[str, Any] = {"gradients": gradients(folder / "data")}
         for way in WAYS:
@@ -83,7 +77,7 @@ def in_one_of_two(rank: int, port: int, folder: Path) -> None:
             run_finetune(
                 replace(odd, optim=replace(odd.optim, batch=7)), folder / "data", folder, folder / "odd"
             )
-    torch.save(found, folder / f"{rank}.pt")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +95,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     retriever, words = stage1_net()
     save_checkpoint(data / "first", retriever, words)
     stage2_model(data / "opt")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    torch.multiprocessing.spawn(in_one_of_two, (port, folder), nprocs=2)
-    return data, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return data, in_two_processes(in_one_of_two, folder)
 
 
 def test_gradients_are_those_of_the_joined_batch(both: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -76,7 +76,7 @@ def test_losses_are_those_of_the_model_itself() -> None:
     torch.manual_seed(0)
     task = LanguageTask(make_opt(settings, tokenizer), tokenizer, GROUPS, settings)
     documents = [task._document(0), task._document(1)[:7], task._document(2)[:3]]
-    losses, rows = task.losses_of(documents)
+    losses, rows = task.document_losses(documents)
     for number, document in enumerate(documents):
         ids = torch.tensor([document])
         wanted = task.model(input_ids=ids, labels=ids).loss

@@ -239,7 +239,8 @@ def test_itc_trains_the_encoders_last_parts_alone(tmp_path: Path) -> None:
     pixels = to_pixels(pictures, chosen.model.vision.mean, chosen.model.vision.std, torch.device("cpu"))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         want = itc_alone(net, normed(net, net.vision(pixels)), ids, mask)
-        got = task._of_maps(net, maps[:, 0], ids, mask)["loss"]
+        queries = torch.arange(net.config.qformer.num_queries)
+        got = task._of_maps(net, maps[:, 0], ids, mask, queries)["loss"]
     torch.testing.assert_close(got, want, atol=2e-2, rtol=0)
     before = {name: value.clone() for name, value in net.vision.state_dict().items()}
     task = EncoderTask(net, tokenizer, maps, samples, chosen, optim)
@@ -277,6 +278,41 @@ def test_a_run_with_the_encoder_writes_what_it_learned(
     monkeypatch.setattr(stage1, "encode_maps", None)  # a finished phase is not made ready again
     run_stage1(chosen, tmp_path, tmp_path / "runs", tmp_path / "out")
     assert (tmp_path / "out" / "model" / "model.safetensors").read_bytes() == first
+
+
+def test_strided_depthwise_convolutions_are_computed_in_float32() -> None:
+    """Those that are slow in bfloat16 on a CPU: under autocast as without it, and only within."""
+    chosen = convolutional()
+    _, tokenizer, _, samples = eight_pairs(replace(chosen, model=config().model))
+    net = Retriever(chosen.model)
+    task = EncoderTask(net, tokenizer, torch.empty(0), samples, replace(chosen, encoder_from=2), chosen.optim)
+    assert len(task.strided) > 1 and all(conv.groups > 1 < conv.stride[0] for conv in task.strided)
+    conv = task.strided[0]
+    maps = torch.randn(2, conv.in_channels, 8, 8).bfloat16()
+    want = conv(maps.float())
+    (want_gradient,) = torch.autograd.grad(want.square().sum(), conv.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(maps).dtype == torch.bfloat16
+        with stage1._in_float32(task.strided):
+            got = conv(maps)
+        assert conv(maps).dtype == torch.bfloat16 and "forward" not in vars(conv)
+    (gradient,) = torch.autograd.grad(got.square().sum(), conv.weight)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(gradient, want_gradient)
+
+
+def test_without_steps_there_is_no_run_with_all_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = config(start="first")
+    chosen = replace(chosen, optim=replace(chosen.optim, steps=0))
+    net, tokenizer, _, _ = eight_pairs(chosen)
+    save_checkpoint(tmp_path / "runs" / "first" / "model", net, tokenizer.tokenizer, dtype=torch.float16)
+    write_shard(tmp_path / "s-000.tar")
+    monkeypatch.setattr(stage1, "encode_views", None)  # nothing reads them
+    run_stage1(chosen, tmp_path, tmp_path / "runs", tmp_path / "out")
+    first, out = (tmp_path / place / "model.safetensors" for place in ("runs/first/model", "out/model"))
+    assert first.read_bytes() == out.read_bytes()
 
 
 def test_earlier_weights_are_averaged_in(tmp_path: Path) -> None:

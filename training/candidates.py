@@ -25,11 +25,13 @@ from engine.blip2.qformer import PhotoKeys
 from engine.errors import CheckpointError, DataError
 from training.capfilt_config import CapfiltConfig
 from training.data import CaptionedPicture
+from training.labels import Labeller, label_captions
 
 
 @dataclass(frozen=True)
 class Caption:
-    """score: how well it fits its photo, as search scores a candidate; higher is better."""
+    """synthetic: drawn by the captioner. score: how well it fits its photo, as search scores a candidate; higher is
+    better."""
 
     text: str
     synthetic: bool
@@ -68,8 +70,11 @@ def _folder_of(name: str, runs: Path) -> str:
 class Candidates:
     """Photos in, captions with their scores out."""
 
-    def __init__(self, captioner: Model | CaptionModel | None, matcher: Model, config: CapfiltConfig):
-        self.captioner, self.matcher, self.config = captioner, matcher, config
+    def __init__(
+        self, captioner: Model | CaptionModel | None, matcher: Model, config: CapfiltConfig,
+        labeller: Labeller | None = None,
+    ):  # fmt: skip
+        self.captioner, self.matcher, self.config, self.labeller = captioner, matcher, config, labeller
         sizes = [model.image_size for model in (captioner, matcher) if model is not None]
         self.least_side = 2 * max(
             sizes
@@ -82,8 +87,7 @@ class Candidates:
         keys = self.matcher.photo_keys(self.matcher.encode_patches(_squashed(pictures, self.matcher)))
         drawn = self._drawn(pictures, keys, seed)
         candidates = []
-        for sample, texts in zip(samples, drawn, strict=True):
-            own = [] if self.config.originals == "none" else sample.captions
+        for own, texts in zip(self._own(samples, pictures), drawn, strict=True):
             merged: dict[str, Caption] = {}
             for one in [*(Caption(text, False) for text in own), *(Caption(text, True) for text in texts)]:
                 name = " ".join(one.text.casefold().split())
@@ -91,6 +95,18 @@ class Candidates:
                     merged.setdefault(name, one)
             candidates.append(list(merged.values()))
         return self._scored(keys, candidates)
+
+    def _own(self, samples: Sequence[CaptionedPicture], pictures: Sequence[Image.Image]) -> list[list[str]]:
+        """A photo's captions, and what its label, or else the teacher's, says."""
+        if self.config.originals == "none":
+            return [[] for _ in samples]
+        labels = [sample.label for sample in samples]
+        if self.labeller is not None and not all(labels):
+            labels = [own or found for own, found in zip(labels, self.labeller.labels(pictures), strict=True)]
+        return [
+            [*sample.captions, *label_captions(label, self.config.label_texts)]
+            for sample, label in zip(samples, labels, strict=True)
+        ]
 
     def _drawn(self, pictures: Sequence[Image.Image], keys: PhotoKeys, seed: int) -> list[list[str]]:
         config, captioner = self.config, self.captioner

@@ -28,6 +28,7 @@ from training.capfilt_config import CapfiltConfig, check
 from training.captioned_shards import PhotoSets, write_captioned, write_json
 from training.data import CaptionedPicture
 from training.distributed import World
+from training.labels import Labeller, label_captions
 from training.settings import flat_settings
 
 
@@ -68,21 +69,23 @@ class Tally:
 
 
 def check_originals(photos: PhotoSets, config: CapfiltConfig) -> None:
-    """Raises DataError when originals are asked for and a set has none, or has too few for `keep`."""
-    if config.originals == "none":
+    """Raises DataError when originals are asked for and a set has none, or has too few for `keep`. What a teacher will
+    say is not known before."""
+    if config.originals == "none" or config.label_least is not None:
         return
     most = 0
     for part, name in enumerate(photos.names):
         first = photos.ends[part - 1] if part else 0
         found = 0
         for number in range(first, photos.ends[part]):
-            found = max(found, len(photos[number].captions))
+            photo = photos[number]
+            found = max(found, len(photo.captions) + len(label_captions(photo.label, config.label_texts)))
             if found and (config.originals == "kept" or config.per_photo + max(found, most) >= config.keep):
                 break
         if not found:
             raise DataError(
-                f"None of the {photos.ends[part] - first:,} photos of {name} has a caption, and originals is "
-                f"{config.originals!r}; set originals=none, or leave the set out."
+                f"None of the {photos.ends[part] - first:,} photos of {name} has a caption or a label, and originals "
+                f"is {config.originals!r}; set originals=none, or leave the set out."
             )
         most = max(most, found)
     if config.originals == "ranked" and config.keep > config.per_photo + most:
@@ -98,12 +101,14 @@ def run_capfilt(
     runs: Path,
     output: Path,
     *,
+    teacher: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Failure]:
     """Writes `output/<its name>-000.tar`, ... and a report beside each; returns the photos that could not be read.
 
-    data: holds the sets, or runs does, which also holds captioner and matcher when they are runs. Under torchrun each
-    process writes every so-many-th shard. Raises CheckpointError and DataError for what is missing or does not fit.
+    data: holds the sets, or runs does, which also holds captioner and matcher when they are runs. teacher: the folder
+    of what labels photos, for `label_least`. Under torchrun each process writes every so-many-th shard. Raises
+    CheckpointError and DataError for what is missing or does not fit.
     """
     check(config)
     here = World(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
@@ -111,15 +116,24 @@ def run_capfilt(
     check_originals(photos, config)
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     captioner, matcher = load_parts(config, runs, device)
+    labeller = None
+    if config.label_least is not None:
+        if teacher is None:
+            raise DataError(
+                f"label_least is {config.label_least}: give the teacher's folder with --teacher, or unset it."
+            )
+        labeller = Labeller(teacher, config.label_least, device)
     output.mkdir(parents=True, exist_ok=True)
     made_by = {
         "captioner digest": None if captioner is None else captioner.digest,
         "matcher digest": matcher.digest,
         "photos": photos.facts(),
     }
+    if labeller is not None:
+        made_by["teacher digest"] = labeller.digest
     settings = flat_settings(asdict(config)) | made_by
     _check_settings(output / "settings.json", settings, writes=here.rank == 0)
-    worker = Candidates(captioner, matcher, config)
+    worker = Candidates(captioner, matcher, config, labeller)
     shards = [output / f"{output.name}-{n:03}.tar" for n in range(-(-len(photos) // config.shard_photos))]
     mine = range(here.rank, len(shards), here.size)
     waiting = [number for number in mine if not _is_done(shards[number])]

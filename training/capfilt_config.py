@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from engine.blip2.captioner import Generation
 from engine.errors import DataError
+from training.labels import check_texts
 
 ORIGINALS = ("none", "ranked", "kept")
 
@@ -17,8 +18,10 @@ class CapfiltConfig:
     pictures: sets, see `sources.read_small_sets`. captioner: a run, or a model by name: of stage 2, or a retrieval
     model with an ITG head. matcher: likewise, a retrieval model. per_photo: captions that are drawn, 0 to filter the
     originals alone; equal ones count once. keep: how many stay, the best by score. originals: a photo's own captions
-    are "ranked" with the drawn ones, all "kept" beside the best drawn ones, or left out ("none"). least: a caption that
-    scores lower is dropped, and a photo without any left out; kept originals stay. top_p, temperature: see
+    are "ranked" with the drawn ones, all "kept" beside the best drawn ones, or left out ("none"). label_texts: what a
+    photo's label says counts as its own captions, too, in these words (`labels.label_captions`); label_least: photos
+    without a label get the teacher's where its probability is at least this (None: they get none). least: a caption
+    that scores lower is dropped, and a photo without any left out; kept originals stay. top_p, temperature: see
     `Generation`. min_tokens, max_tokens: of a caption, its end counted (BLIP: 5 to 20). prompt: what a stage-2
     captioner goes on from. photos_at_once: in one pass; shard_photos: in one file. seed: of the draws.
     """
@@ -29,6 +32,8 @@ class CapfiltConfig:
     per_photo: int = 10
     keep: int = 2
     originals: str = "none"
+    label_texts: tuple[str, ...] = ("{label}", "a photo of {a}")
+    label_least: float | None = None
     least: float | None = None
     top_p: float = 0.9
     temperature: float = 1.0
@@ -49,6 +54,14 @@ def check(config: CapfiltConfig) -> None:
             f"per_photo is {config.per_photo}; draw at least one caption, or 0 to filter the photos' own "
             "(originals=ranked)."
         )
+    check_texts(config.label_texts)
+    if config.label_least is not None:
+        if not 0 <= config.label_least <= 1:
+            raise DataError(f"label_least is {config.label_least}; it is a probability, 0 to 1.")
+        if config.originals == "none" or not config.label_texts:
+            raise DataError(
+                "label_least asks for labels that nothing uses; set originals=kept (or ranked) and label_texts."
+            )
     for name in ("keep", "photos_at_once", "shard_photos"):
         if getattr(config, name) < 1:
             raise DataError(f"{name} is {getattr(config, name)}; it must be at least 1.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +28,13 @@ _DROPPED = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
 
 @dataclass(frozen=True)
 class CaptionedPicture:
-    """One picture and its captions (none for unlabelled ones). picture: the file's bytes, or where it lies."""
+    """One picture and its captions (none for uncaptioned ones). picture: the file's bytes, or where it lies. label: of
+    the class it shows, empty where none is known."""
 
     key: str
     picture: bytes | Path
     captions: tuple[str, ...] = ()
+    label: str = ""
 
 
 def find_shards(names: Iterable[str], folder: Path, *, missing_ok: bool = False) -> list[Path]:
@@ -56,7 +58,8 @@ def find_shards(names: Iterable[str], folder: Path, *, missing_ok: bool = False)
 
 
 def read_shards(shards: Sequence[Path]) -> Iterator[CaptionedPicture]:
-    """WebDataset tars of `key.<picture>` + `key.json` (`captions`: a list). Raises DataError for a broken shard."""
+    """WebDataset tars of `key.<picture>` + `key.json` (`captions`: a list; `label`). Raises DataError for a broken
+    shard."""
     for shard in shards:
         try:
             for sample in webdataset.WebDataset(str(shard), shardshuffle=False, empty_check=False):
@@ -66,9 +69,8 @@ def read_shards(shards: Sequence[Path]) -> Iterator[CaptionedPicture]:
                         f"{shard}: sample {sample['__key__']} has no picture ({', '.join(PICTURE_SUFFIXES)})."
                     )
                 facts = json.loads(sample["json"]) if "json" in sample else {}
-                yield CaptionedPicture(
-                    sample["__key__"], sample[suffix], parse_captions(facts.get("captions", []), shard)
-                )
+                captions = parse_captions(facts.get("captions", []), shard)
+                yield CaptionedPicture(sample["__key__"], sample[suffix], captions, parse_label(facts))
         except (OSError, ValueError, tarfile.TarError) as error:
             raise DataError(f"{shard} is not a readable shard: {error}") from error
 
@@ -172,6 +174,12 @@ def parse_captions(value: Any, source: Path) -> tuple[str, ...]:
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
         raise DataError(f"{source}: captions should be a text or a list of texts, not {value!r}.")
     return tuple(t for t in texts if t.strip())
+
+
+def parse_label(facts: Mapping[str, Any]) -> str:
+    """The class's name, empty where there is none or only its number."""
+    label = facts.get("label", "")
+    return label.strip() if isinstance(label, str) else ""
 
 
 def read_pictures(samples: Sequence[CaptionedPicture], size: int) -> list[np.ndarray | None]:

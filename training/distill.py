@@ -29,7 +29,7 @@ from training.data import find_shards, load_pictures, read_shards
 from training.loop import OptimConfig, train
 
 Part = Callable[[Tensor], Tensor]
-ENCODER = "encoder.safetensors"
+ENCODER, TEACHER = "encoder.safetensors", "mobilenet_v2.npz"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class DistillConfig:
 def load_teacher(vision: VisionConfig, folder: Path) -> VisionEncoder:
     """The teacher in the student's layout, from `mobilenet_v2.npz`: convN.weight, convN.bias in network order, batch
     norms folded in (so that only their activations stay). Raises DataError when it is not there or does not fit."""
-    path = folder / "mobilenet_v2.npz"
+    path = folder / TEACHER
     if not path.is_file():
         raise DataError(f"No teacher at {path}; give its folder with --teacher.")
     encoder = VisionEncoder(vision).eval().requires_grad_(False)

@@ -103,10 +103,10 @@ class LanguageTask:
 
     def losses(self, step: int) -> dict[str, Tensor]:
         chosen = torch.randint(len(self.places), (self.config.optim.batch,)).tolist()
-        loss, _ = self.losses_of([self._document(number) for number in chosen])
+        loss, _ = self.document_losses([self._document(number) for number in chosen])
         return {"loss": loss.mean()}
 
-    def losses_of(self, documents: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    def document_losses(self, documents: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Cross-entropy of every token but the first of each document, and which document it is of."""
         longest = max(map(len, documents))
         ids = torch.tensor([d + [self.pad] * (longest - len(d)) for d in documents])
@@ -139,8 +139,8 @@ def held_out(task: LanguageTask, batch: int = 64) -> tuple[float, float]:
     documents = [(task.lines[0][p[0]], task.lines[0][p[1]]) for p in task.places if len(p) > 1]
     for start in range(0, len(documents), batch):
         some = documents[start : start + batch]
-        alone.append(task.losses_of([second for _, second in some])[0])
-        losses, rows = task.losses_of([first + second for first, second in some])
+        alone.append(task.document_losses([second for _, second in some])[0])
+        losses, rows = task.document_losses([first + second for first, second in some])
         place = torch.cat([torch.arange(len(a) + len(b) - 1) for a, b in some]).to(rows.device)
         begins = torch.tensor([len(first) for first, _ in some], device=rows.device)[rows]
         after.append(losses[place >= begins])

@@ -28,6 +28,7 @@ from training.data import (
     CaptionedPicture,
     find_shards,
     parse_captions,
+    parse_label,
     read_annotations,
     read_shards,
 )
@@ -132,10 +133,10 @@ class TarShard:
                 picture = file.read(picture_size)
                 file.seek(text_at)
                 text = file.read(text_size)
-            captions = _texts(text, self.path) if text_size else ()
+            captions, label = _texts(text, self.path) if text_size else ((), "")
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path}: {self.keys[row]} cannot be read: {error}") from error
-        return Sample(CaptionedPicture(self.keys[row], picture, captions), row)
+        return Sample(CaptionedPicture(self.keys[row], picture, captions, label), row)
 
 
 class Shard(Protocol):
@@ -177,12 +178,14 @@ def _members(path: Path) -> tuple[list[str], np.ndarray]:
     return list(kept), np.array(list(kept.values()), dtype=np.int64)
 
 
-def _texts(content: bytes, path: Path) -> tuple[str, ...]:
+def _texts(content: bytes, path: Path) -> tuple[tuple[str, ...], str]:
+    """-> captions, label."""
     text = content.decode()
     if not text.lstrip().startswith("{"):
-        return parse_captions(text.strip(), path)
+        return parse_captions(text.strip(), path), ""
     facts = json.loads(text)
-    return parse_captions(next((facts[n] for n in reversed(CAPTION_COLUMNS) if facts.get(n)), []), path)
+    captions: Any = next((facts[n] for n in reversed(CAPTION_COLUMNS) if facts.get(n)), [])
+    return parse_captions(captions, path), parse_label(facts)
 
 
 @dataclass

@@ -6,8 +6,10 @@ Shapes: B pairs of this process, N of all, P patches, V vision width, W views.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +29,7 @@ from training.loop import OptimConfig, finished, shared_draws, train
 from training.losses import match_distillation_loss
 from training.objectives import itc_alone, normed, stage1_losses
 from training.settings import flat_settings
+from training.soup import mix
 from training.sources import read_small_sets
 from training.start import find_start
 from training.text import TEXT_HALF, TOKENIZER, text_half
@@ -37,15 +40,16 @@ from training.views import encode_maps, encode_views, random_window
 class Stage1Config:
     """What stage 1 learns from, and how.
 
-    model: the architecture. pictures: captioned sets, see `sources.read_small_sets`. optim: of the run with all
-    losses; itc_optim: of a run with ITC alone before it; encoder_optim: of one before that, in which the parts of a
-    convolutional encoder from `encoder_from` on learn, too (`EncoderTask`). encoder, text: the runs (training.distill,
-    training.text) that it builds on; start: a stage-1 run, or a model by name, that is trained on instead. views: how
-    many crops of each picture the frozen encoder reads once, before training (1 = the whole picture alone);
-    smallest_crop: their least share of the side. patch_share: of the patches that are read in a step (arXiv:2212.00794
-    masks patches to the same ends); query_share: of the queries that take part in it. match_distillation: weight of
-    `losses.match_distillation_loss`. label_smoothing: of ITC and ITG. earlier_share: of the weights as they were before
-    the run with all losses in the weights that are written (averaged weights forget less, arXiv:2109.01903).
+    model: the architecture. pictures: captioned sets, see `sources.read_small_sets`. optim: of the run with all losses
+    (0 steps: there is none); itc_optim: of a run with ITC alone before it; encoder_optim: of one before that, in which
+    the parts of a convolutional encoder from `encoder_from` on learn, too (`EncoderTask`). encoder, text: the runs
+    (training.distill, training.text) that it builds on; start: a stage-1 run, or a model by name, that is trained on
+    instead. views: how many crops of each picture the frozen encoder reads once, before training (1 = the whole
+    picture alone); smallest_crop: their least share of the side. patch_share: of the patches that are read in a step
+    (arXiv:2212.00794 masks patches to the same ends); query_share: of the queries that take part in it.
+    match_distillation: weight of `losses.match_distillation_loss`. label_smoothing: of ITC and ITG. earlier_share: of
+    the weights as they were before the run with all losses in the weights that are written (averaged weights forget
+    less, arXiv:2109.01903).
     """
 
     model: Blip2Config
@@ -190,23 +194,48 @@ class EncoderTask(Stage1Task):
         super().__init__(net, tokenizer, maps, samples, config, optim)
         last = nn.ModuleList(modules for modules, _ in network_parts(net.vision)[config.encoder_from :])
         last.requires_grad_(True).train()
+        self.strided = [conv for conv in last.modules() if isinstance(conv, nn.Conv2d) and _is_slow(conv)]
 
     def losses_of(self, step: int, count: int) -> dict[str, Tensor]:
         draws = shared_draws(self.optim.seed, step)
         maps, ids, mask = self._pairs_of(step, count, draws)
-        return self.through(self._of_maps, random_window(maps, draws), ids, mask)
+        windows = random_window(maps, draws)
+        return self.through(self._of_maps, windows, ids, mask, self._some_queries(draws).to(maps.device))
 
     def _of_maps(
-        self, net: Retriever, maps_BHWC: Tensor, ids_BT: Tensor, mask_BT: Tensor
+        self, net: Retriever, maps_BHWC: Tensor, ids_BT: Tensor, mask_BT: Tensor, queries: Tensor
     ) -> dict[str, Tensor]:
         features = maps_BHWC.permute(0, 3, 1, 2)
-        with torch.autocast(features.device.type, torch.bfloat16):
+        with torch.autocast(features.device.type, torch.bfloat16), _in_float32(self.strided):
             for _, part in network_parts(net.vision)[self.config.encoder_from :]:
                 features = part(features)
             patches = normed(net, features.flatten(2).transpose(1, 2))
+            smoothing = self.config.label_smoothing
             return {
-                "loss": itc_alone(net, patches, ids_BT, mask_BT, label_smoothing=self.config.label_smoothing)
+                "loss": itc_alone(net, patches, ids_BT, mask_BT, label_smoothing=smoothing, queries=queries)
             }
+
+
+def _is_slow(conv: nn.Conv2d) -> bool:
+    """Strided and depthwise: on a CPU its backward pass takes 7 to 16 times as long in bfloat16 as in float32."""
+    return conv.groups > 1 and conv.stride != (1, 1) and conv.weight.device.type == "cpu"
+
+
+@contextmanager
+def _in_float32(convs: Sequence[nn.Conv2d]) -> Iterator[None]:
+    """These leave autocast alone."""
+
+    def exactly(conv: nn.Conv2d, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return type(conv).forward(conv, features.float())
+
+    for conv in convs:
+        conv.forward = partial(exactly, conv)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for conv in convs:
+            del conv.forward
 
 
 def run_stage1(
@@ -237,24 +266,20 @@ def run_stage1(
             task = EncoderTask(net, tokenizer, maps, samples, config, config.encoder_optim)
             train(task, config.encoder_optim, output / "encoder", say=say)
             del task, maps
-        patches = encode_views(net, pictures, config)
-        parts = net, tokenizer, patches, samples, config
+        if config.itc_optim is not None or config.optim.steps:
+            patches = encode_views(net, pictures, config)
+            parts = net, tokenizer, patches, samples, config
         if config.itc_optim is not None:
             train(ItcTask(*parts, config.itc_optim), config.itc_optim, output / "itc", say=say)
-        earlier = {name: value.clone() for name, value in net.state_dict().items()}
-        train(Stage1Task(*parts), config.optim, output / "all", say=say)
-        average(net, earlier, config.earlier_share)
+        if config.optim.steps:
+            earlier = {
+                name: value.clone() for name, value in net.state_dict().items() if config.earlier_share
+            }
+            train(Stage1Task(*parts), config.optim, output / "all", say=say)
+            mix(net, earlier, config.earlier_share)
         if here.rank == 0:
             save_checkpoint(output / "model", net, tokenizer.tokenizer, dtype=torch.float16)
             say(f"wrote {output / 'model'}")
-
-
-def average(net: Retriever, earlier: dict[str, Tensor], share: float) -> None:
-    """Mix `share` of earlier weights into net's; counters stay."""
-    with torch.no_grad():
-        for name, value in net.state_dict().items():
-            if share and value.is_floating_point():
-                value.lerp_(earlier[name].to(value.device), share)
 
 
 def _start(config: Stage1Config, data: Path, runs: Path) -> tuple[Retriever, TextTokenizer]:

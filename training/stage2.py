@@ -43,7 +43,8 @@ class Stage2Config:
     model by name. prompts: one of them is drawn for each caption; "" = the caption alone. prefix_share: of the captions
     that are cut in two, the beginning for the encoder, the rest for the decoder (prefix language modelling, for an
     encoder-decoder). reads_prompt: whether the Q-Former reads the prompt, too (InstructBLIP). max_tokens: see
-    `LanguageTokenizer.pairs`. views, smallest_crop: as in `Stage1Config`. question: see `LanguageConfig`.
+    `LanguageTokenizer.pairs`. views, smallest_crop: as in `Stage1Config`. question, repetition_penalty: see
+    `LanguageConfig`.
     """
 
     pictures: tuple[str, ...]
@@ -56,6 +57,7 @@ class Stage2Config:
     views: int = 1
     smallest_crop: float = 0.6
     question: str | None = ""
+    repetition_penalty: float = 1.0
 
 
 def from_stage1(net: Retriever, language: Any, about: LanguageConfig) -> Captioner:
@@ -169,7 +171,7 @@ def run_stage2(
     about = describe_language(
         source.config, source.tokenizer, language_folder, reads_prompt=config.reads_prompt
     )
-    about = replace(about, question=config.question)
+    about = replace(about, question=config.question, repetition_penalty=config.repetition_penalty)
     retriever, words = load_net(find_start(config.start, data, runs))
     language = make_language(source.config, source.tensors, language_folder, DTYPES[config.optim.dtype])
     net = from_stage1(retriever, language, about).to("cuda" if torch.cuda.is_available() else "cpu")

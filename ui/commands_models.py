@@ -143,8 +143,7 @@ def convert(
     from engine.blip2.export import save_transformers
     from engine.blip2.sources import read_folder, read_lavis, read_tokenizer
 
-    if folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} is not empty; give a new folder.")
+    _check_empty(folder)
     read: Source
     if source.is_dir() and (encoder or vocabulary or pixels or language):
         raise click.UsageError(
@@ -183,6 +182,31 @@ def convert(
     write_folder = save_checkpoint if layout == "qseek" else save_transformers
     write_folder(folder, net, read.tokenizer, dtype=getattr(torch, dtype))
     say(f"Wrote {folder}: {read.config.vision.image_size} px, {dtype}. Use it with --model {folder}.")
+
+
+@models.command()
+@click.argument("sources", nargs=-1, required=True, metavar="MODEL...")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), default="float16", show_default=True, help="Of what is written."
+)
+def average(sources: tuple[str, ...], folder: Path, dtype: str) -> None:
+    """Write the mean of the weights of search models that were trained on from the same one (a model soup).
+
+    MODEL is a name or folder; named twice it counts twice. FOLDER must be new or empty.
+    """
+    import torch
+
+    from training.soup import average_models
+
+    _check_empty(folder)
+    average_models(sources, folder, dtype=getattr(torch, dtype))
+    say(f"Wrote {folder}: the mean of {len(sources)} models, {dtype}. Use it with --model {folder}.")
+
+
+def _check_empty(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder} is not empty; give a new folder.")
 
 
 def _convert_captioner(

@@ -24,10 +24,11 @@ folder_option = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("--recipe", help="Its name; without one, the recipes are listed.")
 @click.option("--data", type=folder_option, help="Folder of the recipe's shards and caption tables.")
-@click.option("--teacher", type=folder_option, help="Folder of the teacher's weights (distill).")
+@click.option("--teacher", type=folder_option, help="Folder of the teacher's weights (distill, capfilt).")
 @click.option(
     "--runs", type=folder_option, default=Path("runs"), show_default=True, help="Where runs are kept."
 )
+@click.option("--name", help="Of the run's folder below RUNS.  [default: the recipe's]")
 @click.option("--phase", help="One phase of a distillation alone.")
 @click.option("--language", type=folder_option, help="Folder of the frozen language model (stage2).")
 @click.option(
@@ -35,22 +36,22 @@ folder_option = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("--dry-run", is_flag=True, help="Parameters, steps and memory; trains nothing.")
 def train(
-    what: str, recipe: str | None, data: Path | None, teacher: Path | None, runs: Path, phase: str | None,
-    language: Path | None, changes: tuple[str, ...], dry_run: bool,
+    what: str, recipe: str | None, data: Path | None, teacher: Path | None, runs: Path, name: str | None,
+    phase: str | None, language: Path | None, changes: tuple[str, ...], dry_run: bool,
 ) -> None:  # fmt: skip
     """Train a part of a model by a recipe; started again, it goes on from its last checkpoint. Under torchrun,
     `torchrun --nproc-per-node 8 -m ui.cli train ...`, several share each batch (all but distill, text, mini-captioner).
 
     \b
-    distill   an image encoder from a pretrained one     -> RUNS/RECIPE/encoder.safetensors
-    text      a tokenizer and the text half, from captions -> RUNS/RECIPE/text.safetensors
-    language  a small language model, from captions      -> RUNS/RECIPE/language
-    stage1    the Q-Former: ITC + ITM + ITG               -> RUNS/RECIPE/model
-    stage2    captions by a frozen language model         -> RUNS/RECIPE/model
-    retrieval stage 1 trained on, encoder too             -> RUNS/RECIPE/model
-    caption   stage 2 trained on, encoder too             -> RUNS/RECIPE/model
-    vqa       the same with questions and answers         -> RUNS/RECIPE/model
-    capfilt   captions drawn for photos, the best kept   -> RUNS/RECIPE/RECIPE-000.tar, ...
+    distill   an image encoder from a pretrained one     -> RUNS/NAME/encoder.safetensors
+    text      a tokenizer and the text half, from captions -> RUNS/NAME/text.safetensors
+    language  a small language model, from captions      -> RUNS/NAME/language
+    stage1    the Q-Former: ITC + ITM + ITG               -> RUNS/NAME/model
+    stage2    captions by a frozen language model         -> RUNS/NAME/model
+    retrieval stage 1 trained on, encoder too             -> RUNS/NAME/model
+    caption   stage 2 trained on, encoder too             -> RUNS/NAME/model
+    vqa       the same with questions and answers         -> RUNS/NAME/model
+    capfilt   captions drawn for photos, the best kept   -> RUNS/NAME/NAME-000.tar, ...
     """
     from training import recipes
 
@@ -74,15 +75,18 @@ def train(
     from training.settings import with_settings
 
     config = with_settings(known[recipe](), changes)
+    if name is not None and (not name.strip() or Path(name).name != name):
+        raise DataError(f"--name {name!r} is no folder's name; it lies below RUNS, as mini-2 does.")
     if dry_run:
         write("".join(f"{line}\n" for line in _plan(config, data or Path(), runs, language)))
         return
     if data is None or not data.is_dir():
         raise DataError(f"The recipe's data folder {data or ''} is not there; give it with --data.")
+    output = runs / (name or recipe)
     try:
-        _train(config, data, teacher, runs, runs / recipe, phase, language)
+        _train(config, data, teacher, runs, output, phase, language)
     except KeyboardInterrupt:
-        say(f"Stopped; the same command goes on from the checkpoint in {runs / recipe}.")
+        say(f"Stopped; the same command goes on from the checkpoint in {output}.")
         click.get_current_context().exit(STOPPED)
 
 
@@ -120,7 +124,7 @@ def _train(
     elif isinstance(config, CaptionConfig):
         run_finetune(config, data, runs, output, say=say)
     elif isinstance(config, CapfiltConfig):
-        if failures := run_capfilt(config, data, runs, output, say=say):
+        if failures := run_capfilt(config, data, runs, output, teacher=teacher, say=say):
             say_failures(failures, more=f", see the .json files in {output}")
             finish_with_failures()
     elif isinstance(config, PretrainConfig):

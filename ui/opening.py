@@ -57,10 +57,12 @@ def writer_of(given: str | None, store: Store, searching: str) -> tuple[str, boo
 
     given: by a person, else what wrote most of the index's captions, else the default. Raises CheckpointError.
     """
-    from engine.blip2.caption_writer import answers_questions, default_writer
+    from engine.blip2.caption_sources import answers_questions
+    from engine.blip2.caption_writer import default_writer
+    from engine.blip2.checkpoint import find_model
 
     name = given or next(iter(store.caption_writers()), None) or default_writer(searching)
-    return name, answers_questions(name)
+    return name, answers_questions(find_model(name))
 
 
 def load_models(name: str | None) -> list[Model]:

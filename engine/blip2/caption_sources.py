@@ -72,6 +72,14 @@ def has_language(folder: Path) -> bool:
     return "language" in values or values.get("model_type") == "instructblip"
 
 
+def answers_questions(folder: Path) -> bool:
+    """Whether a model folder is a generative one that answers, by its config alone."""
+    if not has_language(folder):
+        return False
+    about = read_json(folder / CONFIG).get("language")
+    return not isinstance(about, dict) or about.get("question", "") is not None
+
+
 def read_captioner(folder: Path) -> CaptionerSource:
     """A generative checkpoint's folder, ours or transformers'. Raises CheckpointError saying what is missing or does
     not fit, and for a model without a language model."""

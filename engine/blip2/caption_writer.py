@@ -16,7 +16,7 @@ import torch
 
 from engine.blip2.caption_checkpoint import load_captioner
 from engine.blip2.caption_model import PROMPT, CaptionModel
-from engine.blip2.caption_sources import PUBLISHED, has_language, read_captioner
+from engine.blip2.caption_sources import PUBLISHED, has_language
 from engine.blip2.captioner import ANSWER, CAPTION, Generation
 from engine.blip2.checkpoint import DEFAULT, find_model, has_model, lasting_name, load_model
 from engine.blip2.model import Model
@@ -116,7 +116,7 @@ class HeadWriter:
 def write_captions(model: Model, pictures_BHWC: np.ndarray, how: Generation = CAPTION) -> list[str]:
     """Captions by a retrieval model's ITG head: beams, or one draw each where `how.top_p` is given; never more tokens
     than it has places for. Raises ValueError for penalties, which it does not know."""
-    if (how.length_penalty, how.repetition_penalty) != (1.0, 1.0):
+    if (how.length_penalty, how.repetition_penalty or 1.0) != (1.0, 1.0):
         raise ValueError(
             f"length_penalty is {how.length_penalty}, repetition_penalty {how.repetition_penalty}; an ITG head takes 1"
         )
@@ -166,12 +166,6 @@ def default_writer(searching: str | None = None) -> str:
 def is_called(name: str, writer: str) -> bool:
     """Whether a name, folder or id means the writer whose lasting name this is. Raises CheckpointError: no such one."""
     return name == writer or lasting_name(name, find_model(name)) == writer
-
-
-def answers_questions(name: str) -> bool:
-    """Whether the model of this name answers; no weights are read. Raises CheckpointError: no such one."""
-    folder = find_model(name)
-    return has_language(folder) and read_captioner(folder).config.language.question is not None
 
 
 def _has_head(name: str) -> bool:

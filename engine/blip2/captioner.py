@@ -10,6 +10,7 @@ that are written, N vocabulary.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ from engine.blip2.language_text import IGNORED, LanguageBatch
 from engine.blip2.qformer import QFormer
 from engine.blip2.vision import VisionEncoder
 
+# what `Generation.repetition_penalty` means: of what was written, not of what was read
+warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -31,7 +35,8 @@ class Generation:
     each time. top_p: draw each token from the likeliest that make up this share of the probability (nucleus sampling,
     arXiv:1904.09751), at `temperature`; None = no chance. length_penalty: a beam's score is its log-probability divided
     by its length to this power: below 0 short texts win. repetition_penalty: above 1, what was written is less likely
-    to come again. seed: of the draws. num_samples: texts that are drawn for each photo and prompt.
+    to come again; None = as the checkpoint says. seed: of the draws. num_samples: texts that are drawn for each photo
+    and prompt.
     """
 
     max_new_tokens: int = 30
@@ -40,7 +45,7 @@ class Generation:
     top_p: float | None = None
     temperature: float = 1.0
     length_penalty: float = 1.0
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = 1.0
     seed: int = 0
     num_samples: int = 1
 
@@ -62,13 +67,13 @@ class Generation:
                 f"num_samples is {self.num_samples}, top_p {self.top_p}; it takes at least one sample, and one alone "
                 "where nothing is left to chance (top_p)"
             )
-        if self.temperature <= 0 or self.repetition_penalty <= 0:
+        if self.temperature <= 0 or (self.repetition_penalty is not None and self.repetition_penalty <= 0):
             raise ValueError(
                 f"temperature is {self.temperature}, repetition_penalty {self.repetition_penalty}; both must be above 0"
             )
 
 
-CAPTION = Generation(max_new_tokens=30, min_new_tokens=8, num_beams=5)
+CAPTION = Generation(max_new_tokens=30, min_new_tokens=8, num_beams=5, repetition_penalty=None)
 """LAVIS' for COCO captions."""
 ANSWER = Generation(max_new_tokens=10, num_beams=5, length_penalty=-1.0)
 """LAVIS' for zero-shot VQA."""
@@ -179,7 +184,9 @@ class Captioner(nn.Module):
             min_new_tokens=how.min_new_tokens,
             num_beams=how.num_beams,
             length_penalty=how.length_penalty,
-            repetition_penalty=how.repetition_penalty,
+            repetition_penalty=language.repetition_penalty
+            if how.repetition_penalty is None
+            else how.repetition_penalty,
             eos_token_id=language.end_id,
             pad_token_id=language.pad_id,
             bos_token_id=language.start_id,

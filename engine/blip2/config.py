@@ -96,7 +96,8 @@ class LanguageConfig:
     newline), and the text that an encoder reads. pad_id: fills up rows; masked everywhere. reads_prompt: whether the
     Q-Former reads the prompt, too (InstructBLIP, arXiv:2305.06500, section 2.3). question: what a question stands in,
     at its "{}", where the model was trained to answer; empty: see `CaptionModel.answer`; None: it only captions, its
-    language model being too small to answer what nobody taught it.
+    language model being too small to answer what nobody taught it. repetition_penalty: with which it captions, where
+    nobody asks for another, see `Generation`.
     """
 
     encoder_decoder: bool
@@ -107,6 +108,7 @@ class LanguageConfig:
     pad_id: int
     reads_prompt: bool = False
     question: str | None = ""
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True)
