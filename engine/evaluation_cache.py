@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.blip2.checkpoint import dtype_name
 from engine.blip2.model import Model
 from engine.errors import DataError
 
@@ -29,8 +30,7 @@ class EvaluationCache:
     it cannot be written, or the disk is too small for the patches."""
 
     def __init__(self, folder: Path, model: Model):
-        dtype = str(model.dtype).removeprefix("torch.")
-        self.folder = folder / f"{model.digest[:12]}-{dtype}"
+        self.folder = folder / f"{model.digest[:12]}-{dtype_name(model.dtype)}"
         self.model = model
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ def test_tokenizer_begins_and_ends_as_published_opts_do() -> None:
 def test_documents_hold_every_caption_of_one_photo() -> None:
     tokenizer = train_bpe((t for g in GROUPS for t in g), 320)
     settings = config(prompt_share=0.5)
-    task = LanguageTask(make_opt(settings, tokenizer), tokenizer, GROUPS, settings)
+    task = LanguageTask(make_opt(settings, tokenizer.get_vocab_size()), tokenizer, GROUPS, settings)
     torch.manual_seed(3)
     seen = set()
     for _ in range(20):
@@ -74,7 +74,7 @@ def test_losses_are_those_of_the_model_itself() -> None:
     tokenizer = train_bpe((t for g in GROUPS for t in g), 320)
     settings = config()
     torch.manual_seed(0)
-    task = LanguageTask(make_opt(settings, tokenizer), tokenizer, GROUPS, settings)
+    task = LanguageTask(make_opt(settings, tokenizer.get_vocab_size()), tokenizer, GROUPS, settings)
     documents = [task._document(0), task._document(1)[:7], task._document(2)[:3]]
     losses, rows = task.document_losses(documents)
     for number, document in enumerate(documents):
@@ -88,7 +88,7 @@ def test_learns_to_say_what_was_said_before() -> None:
     tokenizer = train_bpe((t for g in GROUPS for t in g), 320)
     settings = config(prompt_share=0.0, width=64, mlp_width=128)
     torch.manual_seed(0)
-    task = LanguageTask(make_opt(settings, tokenizer), tokenizer, GROUPS, settings)
+    task = LanguageTask(make_opt(settings, tokenizer.get_vocab_size()), tokenizer, GROUPS, settings)
     before = held_out(task)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
     for step in range(400):

@@ -1,10 +1,12 @@
 """`qseek train` with --set and --dry-run: what it prints, and what it refuses."""
 
 import re
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from training import recipes
 from ui.cli import main
 
 
@@ -40,6 +42,43 @@ def test_the_plan_of_a_distillation() -> None:
         "memory",
     ]
     assert "3,000 steps of 32 pictures, parts 0 to 6" in lines[3] and "not estimated" in lines[-1]
+
+
+EVERY = [
+    (what, name)
+    for what, made in (
+        ("distill", recipes.DISTILL), ("text", recipes.TEXT), ("language", recipes.LANGUAGE),
+        ("stage1", recipes.STAGE1), ("stage2", recipes.STAGE2), ("retrieval", recipes.RETRIEVAL),
+        ("caption", recipes.CAPTION), ("vqa", recipes.VQA), ("capfilt", recipes.CAPFILT),
+    )
+    for name in made
+    if name.startswith("mini")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "name"), EVERY, ids=[f"{what} {name}" for what, name in EVERY])
+def test_every_small_recipe_has_a_plan(what: str, name: str, tmp_path: Path) -> None:
+    """Those that build on a run say that it is not there."""
+    result = train(what, "--recipe", name, "--dry-run", "--data", str(tmp_path), "--runs", str(tmp_path))
+    assert result.exit_code == 0 or "Error: " in result.stderr
+    assert "Traceback" not in result.output and not isinstance(result.exception, AttributeError)
+    if result.exit_code == 0:
+        assert re.search(r"steps|drawn", result.output)
+
+
+def test_the_plan_of_what_trains_in_phases_and_of_capfilt() -> None:
+    lines = train("stage1", "--recipe", "mini-tuned", "--dry-run").output.splitlines()
+    assert "before it, ITC and the encoder's parts from 7 on: 700 steps of 128 pairs" in lines[-1]
+    lines = train("language", "--recipe", "mini-language", "--dry-run").output.splitlines()
+    assert 3e6 < int(lines[1].split()[1].replace(",", "")) < 4e6 and "1,500 of 64 photos" in lines[-1]
+    said = train("capfilt", "--recipe", "mini-capfilt", "--dry-run").output
+    assert "10 captions drawn of each by mini" in said and "at least 0.5" in said and "score 0.8" in said
+
+
+def test_a_runs_name_is_a_folders(tmp_path: Path) -> None:
+    for name in ("../mine", " ", "a/b"):
+        result = train("stage1", "--recipe", "mini", "--name", name, "--data", str(tmp_path))
+        assert result.exit_code == 1 and "is no folder's name" in result.stderr
 
 
 @pytest.mark.parametrize(

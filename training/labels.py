@@ -1,7 +1,6 @@
 """Captions made of class labels, and an image classifier that labels photos which have none.
 
-A retrieval model that has seen few kinds of things learns more kinds from a few thousand labels than from captions that
-it draws itself: what it has never seen it cannot say. Shapes: B photos, C classes.
+A captioner cannot write of what it has never seen; a label names it. Shapes: B photos, C classes, V vision width.
 """
 
 from __future__ import annotations

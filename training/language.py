@@ -148,13 +148,13 @@ def held_out(task: LanguageTask, batch: int = 64) -> tuple[float, float]:
     return float(torch.cat(alone).mean()), float(torch.cat(after).mean())
 
 
-def make_opt(config: TrainLanguageConfig, tokenizer: Tokenizer) -> OPTForCausalLM:
+def make_opt(config: TrainLanguageConfig, vocab_size: int) -> OPTForCausalLM:
     """A random OPT of that size, which begins and ends a text as published ones do."""
     from transformers import OPTConfig, OPTForCausalLM
 
     return OPTForCausalLM(
         OPTConfig(
-            vocab_size=tokenizer.get_vocab_size(), hidden_size=config.width, word_embed_proj_dim=config.width,
+            vocab_size=vocab_size, hidden_size=config.width, word_embed_proj_dim=config.width,
             ffn_dim=config.mlp_width, num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
             max_position_embeddings=config.max_positions, dropout=config.dropout, activation_function="relu",
         )
@@ -181,7 +181,7 @@ def run_language(
     tokenizer = Tokenizer.from_file(str(output / TOKENIZER))
     say(f"{sum(map(len, groups))} captions of {len(groups)} photos, {tokenizer.get_vocab_size()} tokens")
     torch.manual_seed(config.optim.seed)
-    model = make_opt(config, tokenizer)
+    model = make_opt(config, tokenizer.get_vocab_size())
     nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     learned = [group for number, group in enumerate(groups, 1) if number % EVALUATED]
     train(LanguageTask(model, tokenizer, learned, config), config.optim, output, say=say)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,12 @@ from torch import nn
 from engine.blip2.captioner import Captioner
 from engine.blip2.config import Blip2Config, VisionConfig
 from engine.blip2.retriever import Retriever
+from engine.errors import DataError
+from training.capfilt_config import CapfiltConfig
+from training.captioned_shards import PhotoSets
+from training.language import TrainLanguageConfig, make_opt
 from training.loop import OptimConfig
+from training.stage1 import Stage1Config
 
 GIB = 2**30
 
@@ -101,6 +107,46 @@ def vision_heads(timm_args: dict[str, Any], width: int) -> tuple[int, int]:
     return timm_args.get("num_heads", width // (88 if width == 1408 else 64)), timm_args.get("depth", 12)
 
 
+def schedule_text(optim: OptimConfig) -> str:
+    return f"warm-up {optim.warmup:,}; learning rate {optim.lr:g} to {optim.min_lr:g}; {optim.dtype}"
+
+
+def describe_stage1(config: Stage1Config, processes: int = 1) -> Iterator[str]:
+    """The lines of `--dry-run` for a small set: the run with all losses, and those before it."""
+    yield from describe_plan(config.model, config.optim, processes=processes)
+    for name, optim in (
+        (f"ITC and the encoder's parts from {config.encoder_from} on", config.encoder_optim),
+        ("ITC alone", config.itc_optim),
+    ):
+        if optim is not None:
+            yield f"before it, {name}: {optim.steps:,} steps of {optim.batch:,} pairs; {schedule_text(optim)}"
+
+
+def describe_language_model(config: TrainLanguageConfig) -> Iterator[str]:
+    """Of a language model that is trained. Its memory is not estimated."""
+    with torch.device("meta"):
+        net = nn.ModuleDict({"language": make_opt(config, config.vocab_size)})
+    yield from table_lines(net)
+    optim = config.optim
+    yield f"steps: {optim.steps:,} of {optim.batch:,} photos' captions; {schedule_text(optim)}"
+
+
+def describe_capfilt(config: CapfiltConfig, data: Path, runs: Path) -> Iterator[str]:
+    """What would be drawn, ranked and kept; of how many photos, where they are there."""
+    try:
+        count = f"{len(PhotoSets(config.pictures, data, runs)):,} photos"
+    except DataError:
+        count = "photos"
+    yield (
+        f"{count} of {', '.join(config.pictures)}: {config.per_photo} captions drawn of each by {config.captioner}, "
+        f"ranked by {config.matcher}"
+    )
+    kept = f"kept: the best {config.keep}" + ("" if config.least is None else f" that score {config.least:g}")
+    yield f"{kept}; the photos' own captions and labels: {config.originals}"
+    if config.label_least is not None:
+        yield f"labels of the teacher's, where its probability is at least {config.label_least:g}"
+
+
 def describe_plan(
     model: Blip2Config, optim: OptimConfig, *, train_encoder: bool = False, recompute: bool = False, chunk: int = 0,
     processes: int = 1,
@@ -126,7 +172,7 @@ def plan_lines(net: nn.Module, optim: OptimConfig, kept: int, processes: int) ->
     share = optim.batch // processes
     yield (
         f"steps: {optim.steps:,} of {optim.batch:,} pairs ({share:,} a process), {optim.steps * optim.batch:,} in all; "
-        f"warm-up {optim.warmup:,}; learning rate {optim.lr:g} to {optim.min_lr:g}; {optim.dtype}"
+        f"{schedule_text(optim)}"
     )
     parts = parameter_table(net)
     trainable, frozen = (sum(getattr(part, kind) for part in parts) for kind in ("trainable", "frozen"))

@@ -133,11 +133,13 @@ def mini_retrieval() -> PretrainConfig:
 
 
 def mini_captioner() -> Stage2Config:
-    """mini's captioner: the recipe `mini-tuned`'s model before the recipe `mini-language`'s, on Flickr8k train."""
+    """mini's captioner: the bundled mini before the recipe `mini-language`'s, on Flickr8k train."""
     optim = OptimConfig(
-        steps=1500, batch=64, lr=6e-4, min_lr=3e-5, warmup=100, clip=1.0, seed=8, dtype="bfloat16"
+        steps=2500, batch=64, lr=6e-4, min_lr=3e-5, warmup=100, clip=1.0, seed=8, dtype="bfloat16"
     )
-    return Stage2Config(("flickr8k-train-*.tar",), optim, start="mini", views=4, question=None)
+    return Stage2Config(
+        ("flickr8k-train-*.tar",), optim, start="mini", views=4, question=None, repetition_penalty=1.4
+    )
 
 
 def mini_capfilt() -> CapfiltConfig:

@@ -170,6 +170,7 @@ def _evaluate(
     samples: Sequence[CaptionedPicture], dataset: str, model: str | None, k: int, limit: int | None,
     allow_missing: bool, memory: int, cache: Path | None, keep: bool, num_absent: int,
 ) -> tuple[Evaluation, recall_report.Facts]:  # fmt: skip
+    from engine.blip2.checkpoint import dtype_name
     from engine.evaluate import Unreadable, evaluate_retrieval
     from engine.evaluation_cache import EvaluationCache
     from training.data import data_digest, read_pictures
@@ -193,7 +194,7 @@ def _evaluate(
     if keep:
         say(f"What this run did is kept in {kept.folder} ({render.size_text(kept.disk_bytes())}).")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    dtype = str(first.dtype).removeprefix("torch.")
+    dtype = dtype_name(first.dtype)
     name = Path(dataset).name if dataset.endswith(".tar") else dataset
     facts = recall_report.Facts(
         name, first.name, first.digest, first.image_size, dtype, limit, num_absent, peak

@@ -135,11 +135,14 @@ def _train(
 
 def _plan(config: Any, data: Path, runs: Path, language: Path | None) -> Iterator[str]:
     """The lines of a dry run. Under torchrun's WORLD_SIZE, of one of so many processes."""
+    from training.capfilt_config import CapfiltConfig
     from training.distill import DistillConfig
     from training.generative import GenerativeConfig
-    from training.plan import describe_plan
+    from training.language import TrainLanguageConfig
+    from training.plan import describe_capfilt, describe_language_model, describe_plan, describe_stage1
     from training.plan_generative import describe_distillation, describe_generative
     from training.pretrain import PretrainConfig, check
+    from training.stage1 import Stage1Config
     from training.stage2 import Stage2Config
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -147,6 +150,12 @@ def _plan(config: Any, data: Path, runs: Path, language: Path | None) -> Iterato
         return describe_distillation(config)
     if isinstance(config, GenerativeConfig | Stage2Config):
         return describe_generative(config, data, runs, language, processes)
+    if isinstance(config, TrainLanguageConfig):
+        return describe_language_model(config)
+    if isinstance(config, CapfiltConfig):
+        return describe_capfilt(config, data, runs)
+    if isinstance(config, Stage1Config):
+        return describe_stage1(config, processes)
     options: dict[str, Any] = {}
     if isinstance(config, PretrainConfig):
         check(config)

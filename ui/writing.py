@@ -39,30 +39,34 @@ def caption_writer(
     model: str | None, beams: int, min_length: int, max_length: int, prompt: str | None
 ) -> Writer:
     """What captions (`engine.blip2.caption_writer`), by name or the default, and how it writes."""
-    from engine.blip2.caption_model import PROMPT, TEXTS_AT_ONCE
+    from engine.blip2.caption_model import PROMPT, TEXTS_AT_ONCE, CaptionModel
     from engine.blip2.caption_writer import WRITTEN_AT_ONCE, HeadWriter, load_writer
     from engine.blip2.captioner import CAPTION
+    from engine.blip2.checkpoint import dtype_name
 
     writer = load_writer(model)
     if isinstance(writer, HeadWriter):
-        at_once, begins = WRITTEN_AT_ONCE, "ITG head"
+        at_once, begins, penalty = WRITTEN_AT_ONCE, "ITG head", ""
         longest = writer.model.config.qformer.max_positions - 1  # [DEC] stands before the text
         if max_length > longest:
             raise DataError(f"--max-length is {max_length}; {writer.name} writes at most {longest} tokens.")
     else:
         at_once, begins = TEXTS_AT_ONCE, f'"{prompt or PROMPT}"'
+        assert isinstance(writer.model, CaptionModel)
+        own = writer.model.config.language.repetition_penalty
+        penalty = "" if own == 1 else f", repetition penalty {own:g}"
     how = replace(CAPTION, num_beams=beams, min_new_tokens=min_length, max_new_tokens=max_length)
 
     def write(pictures: np.ndarray, tasks: Sequence[CaptionTask], rows: Sequence[int]) -> list[str]:
         texts = writer.caption(pictures, prompt, how)
         return [texts[row] for row in rows]
 
-    said = f"{begins}, {count_text(beams, 'beam')}, {min_length} to {max_length} tokens"
+    said = f"{begins}, {count_text(beams, 'beam')}, {min_length} to {max_length} tokens{penalty}"
     return Writer(
         writer.name,
         writer.digest,
         writer.image_size,
-        dtype_text(writer.model.dtype),
+        dtype_name(writer.model.dtype),
         said,
         at_once,
         write,
@@ -74,6 +78,7 @@ def answer_writer(model: str, beams: int, max_new_tokens: int) -> Writer:
     from engine.blip2.caption_checkpoint import load_captioner
     from engine.blip2.caption_model import TEXTS_AT_ONCE
     from engine.blip2.captioner import ANSWER
+    from engine.blip2.checkpoint import dtype_name
 
     captioner = load_captioner(model)
     how = replace(ANSWER, num_beams=beams, max_new_tokens=max_new_tokens)
@@ -88,15 +93,11 @@ def answer_writer(model: str, beams: int, max_new_tokens: int) -> Writer:
         captioner.name,
         captioner.digest,
         captioner.image_size,
-        dtype_text(captioner.dtype),
+        dtype_name(captioner.dtype),
         said,
         TEXTS_AT_ONCE,
         write,
     )
-
-
-def dtype_text(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def write_all(writer: Writer, tasks: Sequence[Task], predictions: Predictions, what: str) -> list[Task]:

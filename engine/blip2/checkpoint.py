@@ -280,6 +280,11 @@ def _empty_net(config: Blip2Config, folder: Path) -> Retriever:
         raise CheckpointError(f"{folder / CONFIG} describes no model that can be made: {error}") from error
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As people write it: bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the GPU or processor has it in hardware, else float32."""
     if device.type == "cuda":

@@ -8,6 +8,8 @@
 #   text     qseek train text    --recipe $TEXT_RECIPE        180 s
 #   distill  qseek train distill --recipe $DISTILL_RECIPE     540 s
 #   stage1   qseek train stage1  --recipe $STAGE1_RECIPE      540 s
+#   soup     qseek train stage1  --recipe mini-itc for each of $SEEDS, and their mean with mini: RUNS/mini-soup  540 s
+#            (then STAGE1_RECIPE=mini-again for the stages stage1 and recall)
 #   train    text, distill, stage1 after each other; goes on from checkpoints when called again on a warm machine
 #   recall   qseek recall on Flickr8k dev with the model just trained, else $MODEL   180 s
 #   full     ViT-g at full size, random weights: loading, encoding, reranking; 768,000 pairs of a recall run 400 s
@@ -94,6 +96,18 @@ stage_stage1() {
     bounded 540 "$PYTHON" -m ui.cli train stage1 --recipe "$STAGE1_RECIPE" --data "$DATA" --runs "$RUNS"
 }
 
+stage_soup() {
+    unpack_data || return 1
+    local models=() seed
+    for seed in ${SEEDS:-11 12 13 14}; do
+        bounded 130 "$PYTHON" -m ui.cli train stage1 --recipe mini-itc --name "mini-itc-$seed" \
+            --set "encoder_optim.seed=$seed" --data "$DATA" --runs "$RUNS" || return 1
+        models+=("$RUNS/mini-itc-$seed/model")
+    done
+    rm -rf "$RUNS/mini-soup"
+    "$PYTHON" -m ui.cli models average mini "${models[@]}" "$RUNS/mini-soup/model"
+}
+
 stage_train() { stage_text && stage_distill && stage_stage1; }
 
 chosen_model() {
@@ -127,7 +141,7 @@ bring_back() { # 8 files, 16 MiB each, two folders deep at most
     find "$RUNS" -name log.jsonl -print0 | tar --null -T - -czf "$OUT/run-logs.tgz" 2>/dev/null
     local kept=() file
     for file in "$DISTILL_RECIPE/encoder.safetensors" "$TEXT_RECIPE/text.safetensors" \
-        "$TEXT_RECIPE/tokenizer.json" "$STAGE1_RECIPE/model"; do
+        "$TEXT_RECIPE/tokenizer.json" "$STAGE1_RECIPE/model" mini-soup/model; do
         [ -e "$RUNS/$file" ] && kept+=("$file")
     done
     if [ ${#kept[@]} -gt 0 ]; then
@@ -137,7 +151,7 @@ bring_back() { # 8 files, 16 MiB each, two folders deep at most
     ls -l "$OUT"
 }
 
-[ $# -gt 0 ] || { sed -n '2,17p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,18p' "$0"; exit 2; }
 for stage in "$@"; do
     if ! declare -F "stage_$stage" >/dev/null; then
         echo "there is no stage $stage" >&2
