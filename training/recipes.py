@@ -119,7 +119,7 @@ def mini_itc() -> Stage1Config:
 
 def mini_again() -> Stage1Config:
     """The bundled mini: the mean of such runs (`qseek models average`), then all losses again, the encoder frozen."""
-    return replace(mini_tuned(), start="mini-soup", encoder_optim=None)
+    return replace(mini_tuned(), start="mini-soup", encoder_optim=None, earlier_share=0.75)
 
 
 def mini_retrieval() -> PretrainConfig:
