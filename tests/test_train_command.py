@@ -76,7 +76,7 @@ def test_the_plan_of_what_trains_in_phases_and_of_capfilt() -> None:
 
 
 def test_a_runs_name_is_a_folders(tmp_path: Path) -> None:
-    for name in ("../mine", " ", "a/b"):
+    for name in ("../mine", " ", "a/b", "..", "."):
         result = train("stage1", "--recipe", "mini", "--name", name, "--data", str(tmp_path))
         assert result.exit_code == 1 and "is no folder's name" in result.stderr
 

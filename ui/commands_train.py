@@ -75,7 +75,7 @@ def train(
     from training.settings import with_settings
 
     config = with_settings(known[recipe](), changes)
-    if name is not None and (not name.strip() or Path(name).name != name):
+    if name is not None and (not name.strip() or name == ".." or Path(name).name != name):
         raise DataError(f"--name {name!r} is no folder's name; it lies below RUNS, as mini-2 does.")
     if dry_run:
         write("".join(f"{line}\n" for line in _plan(config, data or Path(), runs, language)))
