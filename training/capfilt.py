@@ -120,7 +120,7 @@ def run_capfilt(
     if config.label_least is not None:
         if teacher is None:
             raise DataError(
-                f"label_least is {config.label_least}: give the teacher's folder with --teacher, or leave labels out (none)."
+                f"label_least is {config.label_least}: give the teacher's folder with --teacher, or set it to none."
             )
         labeller = Labeller(teacher, config.label_least, device)
     output.mkdir(parents=True, exist_ok=True)
