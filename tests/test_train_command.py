@@ -44,16 +44,7 @@ def test_the_plan_of_a_distillation() -> None:
     assert "3,000 steps of 32 pictures, parts 0 to 6" in lines[3] and "not estimated" in lines[-1]
 
 
-EVERY = [
-    (what, name)
-    for what, made in (
-        ("distill", recipes.DISTILL), ("text", recipes.TEXT), ("language", recipes.LANGUAGE),
-        ("stage1", recipes.STAGE1), ("stage2", recipes.STAGE2), ("retrieval", recipes.RETRIEVAL),
-        ("caption", recipes.CAPTION), ("vqa", recipes.VQA), ("capfilt", recipes.CAPFILT),
-    )
-    for name in made
-    if name.startswith("mini")
-]  # fmt: skip
+EVERY = [(what, name) for what, made in recipes.BY_KIND.items() for name in made if name.startswith("mini")]
 
 
 @pytest.mark.parametrize(("what", "name"), EVERY, ids=[f"{what} {name}" for what, name in EVERY])

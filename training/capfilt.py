@@ -127,10 +127,9 @@ def run_capfilt(
     made_by = {
         "captioner digest": None if captioner is None else captioner.digest,
         "matcher digest": matcher.digest,
+        "teacher digest": None if labeller is None else labeller.digest,
         "photos": photos.facts(),
     }
-    if labeller is not None:
-        made_by["teacher digest"] = labeller.digest
     settings = flat_settings(asdict(config)) | made_by
     _check_settings(output / "settings.json", settings, writes=here.rank == 0)
     worker = Candidates(captioner, matcher, config, labeller)

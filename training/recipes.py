@@ -1,6 +1,6 @@
 """Recipes: functions that return one full, typed config each. The command is `qseek train <what> --recipe <name>`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from engine.blip2.config import mini
@@ -209,3 +209,15 @@ CAPFILT = {
     "mini-capfilt-labelled": mini_capfilt_labelled,
     "mini-capfilt-captioned": mini_capfilt_captioned,
 }
+BY_KIND: dict[str, Mapping[str, Callable[[], object]]] = {
+    "distill": DISTILL,
+    "text": TEXT,
+    "language": LANGUAGE,
+    "stage1": STAGE1,
+    "stage2": STAGE2,
+    "retrieval": RETRIEVAL,
+    "caption": CAPTION,
+    "vqa": VQA,
+    "capfilt": CAPFILT,
+}
+"""What `qseek train` trains, and the recipes of each."""

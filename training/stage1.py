@@ -272,9 +272,8 @@ def run_stage1(
         if config.itc_optim is not None:
             train(ItcTask(*parts, config.itc_optim), config.itc_optim, output / "itc", say=say)
         if config.optim.steps:
-            earlier = {
-                name: value.clone() for name, value in net.state_dict().items() if config.earlier_share
-            }
+            weights = net.state_dict() if config.earlier_share else {}
+            earlier = {name: value.clone() for name, value in weights.items()}
             train(Stage1Task(*parts), config.optim, output / "all", say=say)
             mix(net, earlier, config.earlier_share)
         if here.rank == 0:

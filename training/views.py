@@ -44,9 +44,9 @@ def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: Views
     """
     dtype = fast_dtype(net.vision.device)
     vision = folded(net.vision.eval())  # frozen: batch norms neither learn nor see the batch
-    vision = (copy.deepcopy(vision) if vision is net.vision else vision).to(
-        dtype
-    )  # net's keeps its precision
+    if vision is net.vision:
+        vision = copy.deepcopy(vision)  # net's keeps its precision
+    vision = vision.to(dtype)
     return views_of(lambda pixels: vision(pixels.to(dtype)), net.vision, pictures, config)
 
 

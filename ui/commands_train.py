@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +55,7 @@ def train(
     """
     from training import recipes
 
-    all_recipes: dict[str, Mapping[str, Callable[[], object]]] = {
-        "distill": recipes.DISTILL,
-        "text": recipes.TEXT,
-        "language": recipes.LANGUAGE,
-        "stage1": recipes.STAGE1,
-        "stage2": recipes.STAGE2,
-        "retrieval": recipes.RETRIEVAL,
-        "caption": recipes.CAPTION,
-        "vqa": recipes.VQA,
-        "capfilt": recipes.CAPFILT,
-    }
-    known = all_recipes[what]
+    known = recipes.BY_KIND[what]
     if recipe is None:
         write("".join(f"{name}: {(make.__doc__ or '').splitlines()[0]}\n" for name, make in known.items()))
         return
