@@ -27,6 +27,7 @@ lint: setup
 
 golden: setup  ## write tests/golden anew; look at the diff before you commit it
 	PYTHONPATH=tests:. $(BIN)/python tests/golden_small.py
+	PYTHONPATH=tests:. $(BIN)/python tests/golden_losses.py
 
 clean:
 	rm -rf $(VENV) .demo

@@ -493,10 +493,9 @@ def test_prune_forgets_what_is_gone(indexed):
 
 
 def test_models_lists_what_is_there(monkeypatch):
-    from types import SimpleNamespace
+    from engine.blip2 import checkpoint
 
-    checkpoint = pytest.importorskip("engine.blip2.checkpoint")
-    one = SimpleNamespace(
+    one = checkpoint.ModelInfo(
         name="mini",
         folder=Path("/m/mini"),
         digest="ab" * 16,

@@ -18,13 +18,18 @@ MAY_IMPORT = {
     "training": {"training", "engine"},
     "ui": {"ui", "indexer", "training", "engine"},
 }
+# The folders, or files, that may import a library.
 OWNERS = {
-    "lancedb": {"engine/index/tables.py"},
-    "lance": {"engine/index/tables.py"},
-    "faiss": {"engine/index/slots.py", "engine/index/segments.py", "engine/index/gpu.py"},
-    "click": {f"ui/{path.name}" for path in (ROOT / "ui").glob("*.py")},
-    "streamlit": {f"ui/{path.name}" for path in (ROOT / "ui").glob("*.py")},
-    "rich": {f"ui/{path.name}" for path in (ROOT / "ui").glob("*.py")},
+    "lancedb": ("engine/index/",),
+    "lance": ("engine/index/",),
+    "pyarrow": ("engine/index/",),
+    "faiss": ("engine/index/", "engine/vectors/"),
+    "timm": ("engine/blip2/", "engine/checkpoints/", "training/"),
+    "transformers": ("engine/blip2/", "engine/checkpoints/", "engine/models/", "training/"),
+    "huggingface_hub": ("engine/blip2/", "engine/models/", "ui/"),
+    "click": ("ui/",),
+    "streamlit": ("ui/",),
+    "rich": ("ui/",),
 }
 HEAVY = ("torch", "timm", "transformers", "lancedb", "lance", "pyarrow", "faiss", "streamlit", "pandas")
 # Imported before anything is known of what is asked, or by every worker process.
@@ -129,9 +134,11 @@ def test_arrows_point_one_way() -> None:
 
 
 def test_each_library_has_its_owner() -> None:
-    strangers = [str(one) for one in ALL if one.package in OWNERS and one.file not in OWNERS[one.package]]
+    strangers = [
+        str(one) for one in ALL if one.package in OWNERS and not one.file.startswith(OWNERS[one.package])
+    ]
     assert not strangers
-    for library in ("lancedb", "faiss", "click", "streamlit", "rich"):
+    for library in OWNERS.keys() - {"lance"}:  # lance comes with lancedb, and nobody needs it yet
         assert any(one.package == library for one in ALL), (
             f"nobody imports {library}: is the table above right?"
         )
@@ -162,6 +169,7 @@ def test_the_rules_can_fail() -> None:
     assert turned("training/loop.py", "import importlib\nimportlib.import_module('indexer.build')")
     assert turned("engine/index/store.py", "from ...ui import cli")
     assert not turned("engine/index/store.py", "from . import tables\nfrom ..errors import QseekError")
+
     for code in (
         "print(1)",
         "sys.exit(2)",
