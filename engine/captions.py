@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from engine.blip2.caption_writer import CaptionWriter
-from engine.pictures import read_square
+from engine.pictures.opening import read_square
 from engine.types import Caption, Failure, Hit, Photo, Results
 
 PHOTOS_AT_ONCE = 16

@@ -29,7 +29,7 @@ from engine.errors import IndexStateError, QueryError
 from engine.held_keys import HeldKeys
 from engine.index.store import Store
 from engine.index.vectors import SlotIndex, merge_maximum, open_photo_index, open_text_index
-from engine.pictures import read_square
+from engine.pictures.opening import read_square
 from engine.types import Failure, Hit, Photo, Results, TextHit, TextResults
 
 RERANK = 128

@@ -19,9 +19,9 @@ import numpy as np
 from engine.errors import PhotoError
 from engine.index.manifest import Manifest
 from engine.index.store import FailureRecord, FileRecord, NewPhoto, Store
+from engine.progress import Pace, Progress
 from engine.types import Failure
 from indexer.decode import Decoded, Outcome, Task
-from indexer.pace import Pace, Progress
 from indexer.plan import Plan, make_plan
 from indexer.scan import ScannedFile
 from indexer.workers import decode_all

@@ -16,10 +16,10 @@ import numpy as np
 
 from engine.errors import PhotoError
 from engine.index.store import NewCaption, Store
+from engine.progress import Pace, Progress
 from engine.types import Failure, Photo
 from indexer.build import num_processors
 from indexer.decode import Decoded, Outcome, Task, attempt
-from indexer.pace import Pace, Progress
 from indexer.workers import decode_all
 
 if TYPE_CHECKING:

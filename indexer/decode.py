@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.blip2.preprocess import squash
 from engine.errors import PhotoError
-from engine.pictures import MAX_PIXELS, open_bytes, read_bytes
+from engine.pictures.opening import MAX_PIXELS, open_bytes, read_bytes
+from engine.pictures.squares import squash
 
 
 @dataclass(frozen=True, slots=True)

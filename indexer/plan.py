@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.errors import QueryError
 from engine.index.store import FailureRecord, FileRecord, Store
-from engine.pictures import is_curable
+from engine.pictures.opening import is_curable
 from engine.types import Failure
 from indexer.scan import ScannedFile, scan
 

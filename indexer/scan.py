@@ -8,16 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import QueryError
-from engine.pictures import RAW_SUFFIXES
+from engine.pictures.formats import PHOTO_SUFFIXES
 from engine.types import Failure
-
-HEIC_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
-# HEIC and RAW are named whether or not their extra is installed: decode says which extra is missing.
-PHOTO_SUFFIXES = (
-    HEIC_SUFFIXES
-    | RAW_SUFFIXES
-    | frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
-)
 
 # Folders that systems and NAS boxes fill with thumbnails, rubbish and snapshots; compared in lower case.
 # Names with a leading dot (.Trash-1000, ._IMG_1.jpg, .thumbnails) are skipped by that dot.

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import engine.progress
 import indexer.build
-import indexer.pace
 from engine.errors import IndexStateError, QueryError
 from engine.index.manifest import Manifest
 from engine.index.store import Store
@@ -386,7 +386,9 @@ def test_a_missing_extra_is_tried_again_by_itself(
         assert [failure.reason for failure in report.failed] == [reason]
     record = store.files().get(root / "phone.heic")
     assert record is None
-    monkeypatch.setattr("engine.pictures._register_heic", lambda: None)  # as though it had been installed
+    monkeypatch.setattr(
+        "engine.pictures.pillow_files._register_heic", lambda: None
+    )  # as though it had been installed
     report, _ = build(store, root)
     assert len(report.failed) == 1
     assert report.failed[0].reason != reason
@@ -405,7 +407,7 @@ def test_strange_names_reach_the_index_and_back(tmp_path: Path, store: Store) ->
 
 
 def test_progress_goes_up_to_the_total(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexer.pace, "TELL_SECONDS", 0)
+    monkeypatch.setattr(engine.progress, "TELL_SECONDS", 0)
     root = photos(tmp_path / "photos", range(10))
     (root / "bad.png").write_bytes(b"")
     shutil.copy(root / "0000.png", root / "copy.png")

@@ -23,8 +23,8 @@ from engine.blip2.caption_checkpoint import load_captioner
 from engine.blip2.caption_writer import load_writer
 from engine.blip2.captioner import ANSWER, CAPTION
 from engine.blip2.checkpoint import save_checkpoint
-from engine.blip2.preprocess import squash
-from engine.pictures import open_picture
+from engine.pictures.opening import open_picture
+from engine.pictures.squares import squash
 from ui.cli import main
 from ui.render import path_fields
 

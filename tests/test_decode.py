@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from engine.errors import PhotoError
-from engine.pictures import is_curable, open_picture
+from engine.pictures.opening import is_curable, open_picture
 from indexer import decode as module
 from indexer.decode import Decoded, Known, Task, attempt, decode
 

@@ -14,9 +14,9 @@ from tiny_language import save_tiny
 
 from engine.blip2.caption_checkpoint import load_captioner
 from engine.blip2.checkpoint import load_model, save_checkpoint
-from engine.blip2.preprocess import squash
 from engine.caption_metrics import caption_scores
-from engine.pictures import open_picture
+from engine.pictures.opening import open_picture
+from engine.pictures.squares import squash
 from training import data
 from ui.cli import main
 

@@ -19,9 +19,9 @@ from engine.blip2.caption_model import CaptionModel
 from engine.blip2.captioner import Captioner, Generation
 from engine.blip2.checkpoint import save_checkpoint
 from engine.blip2.language import describe_language
-from engine.blip2.preprocess import squash
 from engine.errors import CheckpointError, DataError, QseekError, TrainingError
-from engine.pictures import open_picture
+from engine.pictures.opening import open_picture
+from engine.pictures.squares import squash
 from training.finetune import CaptionConfig, VqaConfig, run_finetune
 from training.generative import GenerativeTask
 from training.layer_decay import learning_rate_scales

@@ -36,9 +36,10 @@ HEAVY = ("torch", "timm", "transformers", "lancedb", "lance", "pyarrow", "faiss"
 LIGHT = {
     "engine.types": HEAVY,
     "engine.errors": HEAVY,
-    "engine.pictures": HEAVY,
+    "engine.pictures.opening": HEAVY,
     "engine.blip2": HEAVY,
-    "engine.blip2.preprocess": HEAVY,
+    "engine.pictures.squares": HEAVY,
+    "engine.progress": HEAVY,
     "indexer.decode": HEAVY,
     "indexer.scan": HEAVY,
     "ui.cli": (*HEAVY, "numpy", "PIL", "rich"),

@@ -8,8 +8,9 @@ from tiny import SPECIAL, tiny_tokenizer
 from tokenizers import Tokenizer, models
 
 from engine.blip2.config import CLIP_MEAN, CLIP_STD
-from engine.blip2.preprocess import TextTokenizer, squash, to_pixels
+from engine.blip2.preprocess import TextTokenizer, to_pixels
 from engine.errors import CheckpointError, QueryError
+from engine.pictures.squares import squash
 
 
 def test_squash_has_no_crop() -> None:

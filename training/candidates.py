@@ -20,9 +20,9 @@ from engine.blip2.caption_sources import has_language
 from engine.blip2.captioner import Generation
 from engine.blip2.checkpoint import find_model, load_model
 from engine.blip2.model import Model
-from engine.blip2.preprocess import squash
 from engine.blip2.qformer import PhotoKeys
 from engine.errors import CheckpointError, DataError
+from engine.pictures.squares import squash
 from training.capfilt_config import CapfiltConfig
 from training.data import CaptionedPicture
 from training.labels import Labeller, label_captions

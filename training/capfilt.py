@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 
 from engine.errors import DataError, PhotoError
-from engine.pictures import RAW_SUFFIXES, open_picture, read_bytes
+from engine.pictures.formats import RAW_SUFFIXES
+from engine.pictures.opening import open_picture, read_bytes
 from engine.types import Failure
 from training.candidates import Candidates, Caption, kept, load_parts
 from training.capfilt_config import CapfiltConfig, check

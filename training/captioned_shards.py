@@ -19,12 +19,10 @@ import webdataset
 from PIL import Image
 
 from engine.errors import DataError
-from engine.pictures import open_picture
+from engine.pictures.formats import SHARD_SUFFIX_BY_FIRST_BYTES
+from engine.pictures.opening import open_picture
 from training.data import CaptionedPicture, find_shards
 from training.sources import TarShard, place_of, read_small_sets
-
-SUFFIXES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
-"""By the first bytes; of a file that begins so, the suffix that shards give it."""
 
 
 class PhotoSets:
@@ -90,7 +88,7 @@ def write_captioned(path: Path, rows: Iterable[tuple[CaptionedPicture, Mapping[s
 
 def _picture_file(picture: CaptionedPicture) -> tuple[str, bytes]:
     content = picture.picture if isinstance(picture.picture, bytes) else picture.picture.read_bytes()
-    for start, suffix in SUFFIXES.items():
+    for start, suffix in SHARD_SUFFIX_BY_FIRST_BYTES.items():
         if content.startswith(start):
             return suffix, content
     file = io.BytesIO()

@@ -15,13 +15,11 @@ import numpy as np
 import webdataset
 from braceexpand import braceexpand
 
-from engine.blip2.preprocess import squash
 from engine.errors import DataError, PhotoError
-from engine.pictures import open_picture
+from engine.pictures.formats import PICTURE_SUFFIXES
+from engine.pictures.opening import open_picture
+from engine.pictures.squares import squash
 from engine.types import Failure
-
-PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-
 
 _DROPPED = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
 

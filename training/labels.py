@@ -16,8 +16,9 @@ from torch import Tensor
 
 from engine.blip2.checkpoint import digest_of
 from engine.blip2.config import mini
-from engine.blip2.preprocess import squash, to_pixels
+from engine.blip2.preprocess import to_pixels
 from engine.errors import DataError
+from engine.pictures.squares import squash
 from training.distill import TEACHER, load_teacher
 
 NAMES = "imagenet_labels.txt"

@@ -22,9 +22,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.errors import DataError
+from engine.pictures.formats import PICTURE_SUFFIXES
 from engine.types import Failure
 from training.data import (
-    PICTURE_SUFFIXES,
     CaptionedPicture,
     find_shards,
     parse_captions,

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from engine.errors import DataError, PhotoError
-from engine.pictures import open_picture
+from engine.pictures.opening import open_picture
 from training.distributed import World
 from training.sources import Order, SetConfig, Source, open_source
 

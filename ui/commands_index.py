@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from engine.blip2.model import Model
     from engine.index.manifest import Manifest
     from engine.index.store import Store
+    from engine.progress import Progress
     from indexer.build import BuildReport
     from indexer.captions import CaptionReport
-    from indexer.pace import Progress
 
 AUTO_FEATURE_BYTES = 150_000  # a photo; --features auto keeps up to this: mini's, not ViT-g's 0.72 MB
 TEXTS_AT_ONCE = 1024
@@ -140,7 +140,7 @@ def _manifest(model: Model, features: str) -> Manifest:
 
 
 def _no_photos(roots: Sequence[Path]) -> QueryError:
-    from indexer.scan import PHOTO_SUFFIXES
+    from engine.pictures.formats import PHOTO_SUFFIXES
 
     return QueryError(
         f"no photos in {', '.join(map(str, roots))}; looked for files that end in "

@@ -12,7 +12,7 @@ from ui.render import count_text
 from ui.terminal import say
 
 if TYPE_CHECKING:
-    from indexer.pace import Progress
+    from engine.progress import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
 

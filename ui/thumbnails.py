@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from engine.errors import PhotoError
-from engine.pictures import open_picture
+from engine.pictures.opening import open_picture
 from engine.types import Photo
 
 SIDE = 400  # pixels; a tile is about 200 wide, on a screen of two pixels a point

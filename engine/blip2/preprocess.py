@@ -1,8 +1,5 @@
 """Picture -> pixels, sentence -> token ids.
 
-The picture side needs numpy and Pillow only (indexing workers import it, and they must not load torch);
-torch is imported where tensors are made.
-
 Shapes: B pictures, H W pixels, T tokens.
 """
 
@@ -12,25 +9,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+import torch
 
 from engine.errors import CheckpointError, QueryError
 
 if TYPE_CHECKING:
-    import torch
     from tokenizers import Tokenizer
 
     from engine.blip2.config import VisionConfig
-
-
-def squash(picture: Image.Image, size: int) -> np.ndarray:
-    """An RGB picture squashed to a square by bicubic resampling, as BLIP-2's evaluation does (no crop).
-
-    picture: mode RGB, any size. Returns uint8 (size, size, 3).
-    """
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return np.array(picture, dtype=np.uint8)
 
 
 def to_pixels(

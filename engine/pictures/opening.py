@@ -1,0 +1,105 @@
+"""Open a photo from a path or from bytes as an upright RGB picture, or raise PhotoError with the reason why not.
+
+Indexing workers import this module: it must stay free of torch and lancedb.
+"""
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from engine.errors import PhotoError
+from engine.pictures.formats import RAW_SUFFIXES
+from engine.pictures.pillow_files import HEIC_MISSING, open_with_pillow
+from engine.pictures.raw_files import RAW_MISSING, open_raw
+from engine.pictures.squares import squash
+from engine.types import Failure
+
+MAX_PIXELS = 200_000_000
+MAX_BYTES = 2**31  # read into memory at once; a picture below the pixel cap does not come near
+NOT_PERMITTED = "not permitted to read it: check its permissions"
+VANISHED = "it is no longer there"
+
+
+def open_picture(
+    source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, least_side: int | None = None
+) -> Image.Image:
+    """Open a photo as an upright RGB picture, transparency laid over white, the first frame of several.
+
+    source: a path, or the bytes of a file (RAW files are known by their suffix and need a path).
+    least_side: a JPEG may come scaled down by 2, 4 or 8, with no side shorter than this many pixels.
+    Raises PhotoError with the reason alone.
+    """
+    if isinstance(source, bytes):
+        return open_bytes(source, "", max_pixels, least_side)[0]
+    return open_bytes(read_bytes(Path(source)), Path(source).suffix.lower(), max_pixels, least_side)[0]
+
+
+def read_square(paths: Sequence[Path], size: int) -> np.ndarray | Failure:
+    """The first of a photo's files that can be read, squashed -> uint8 (size, size, 3); else why the last cannot, at
+    the first one's path. There is at least one."""
+    for path in paths:
+        try:
+            return squash(open_picture(path, least_side=2 * size), size)
+        except PhotoError as error:
+            problem = str(error)
+    return Failure(paths[0], problem)
+
+
+def is_curable(reason: str) -> bool:
+    """True for a failure that may go away while the file stays as it is: a missing extra, a permission."""
+    return reason in (HEIC_MISSING, RAW_MISSING, NOT_PERMITTED)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file. Raises PhotoError: gone, not permitted, empty, over 2 GiB."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise PhotoError(f"it is {size / 1e9:.1f} GB large: over {MAX_BYTES / 1e9:.1f} GB is refused")
+            data = file.read()
+    except FileNotFoundError:
+        raise PhotoError(VANISHED) from None
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise PhotoError(NOT_PERMITTED) from None
+        raise PhotoError(f"it cannot be read: {error.strerror}") from None
+    if not data:
+        raise PhotoError("the file is empty (0 bytes)")
+    return data
+
+
+def open_bytes(
+    data: bytes, suffix: str, max_pixels: int, least_side: int | None
+) -> tuple[Image.Image, int, int]:
+    """A file's bytes -> the upright RGB picture, perhaps scaled down, and its full width and height.
+
+    suffix: of the file's name, lower case; RAW files are known by it. The rest: see `open_picture`.
+    """
+    try:
+        if suffix in RAW_SUFFIXES:
+            return open_raw(data, max_pixels, least_side)
+        return open_with_pillow(data, max_pixels, least_side)
+    except PhotoError:
+        raise
+    except UnidentifiedImageError:
+        raise PhotoError(_why_unidentified(data)) from None
+    except MemoryError:
+        raise PhotoError("there is not enough memory to decode it") from None
+    except Exception as error:  # decoders meet hostile bytes with every kind of exception
+        if "truncated" in str(error) or isinstance(error, EOFError):
+            raise PhotoError(f"the file is cut off ({error})") from None
+        raise PhotoError(f"it cannot be decoded: {error or type(error).__name__}") from None
+
+
+def _why_unidentified(data: bytes) -> str:
+    if not data.strip(b"\0"):
+        return "the file holds nothing but zero bytes"
+    printable = sum(byte in b"\t\n\r" or 32 <= byte < 127 for byte in data[:512])
+    if printable == len(data[:512]):
+        return "it is a text file, not a picture"
+    return "no known picture format, or its header is damaged or says 0 pixels"

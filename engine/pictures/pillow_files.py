@@ -1,0 +1,71 @@
+"""Open JPEG, PNG, WebP, HEIC and the other formats that Pillow reads as upright RGB pictures.
+
+Transparency is laid over white, grey of 16 or 32 bits becomes 8 bits, and pictures with too many pixels are refused
+before they are decoded.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from engine.errors import PhotoError
+from engine.pictures.exif import read_orientation, turn_upright
+from engine.pictures.formats import FORMATS, HEIC_BRANDS
+
+# Pillow's own limit warns from 89 megapixels and refuses from 179: `check_size` stands in for it.
+Image.MAX_IMAGE_PIXELS = None
+Image.init()  # Image.open(formats=...) knows only loaded plugins; MPO comes through JPEG
+
+HEIC_MISSING = "HEIC pictures need an extra: pip install 'qseek[heic]'"
+
+
+def open_with_pillow(data: bytes, max_pixels: int, least_side: int | None) -> tuple[Image.Image, int, int]:
+    formats = list(FORMATS)
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS and b"avif" not in data[8:64]:
+        _register_heic()
+        formats.append("HEIF")
+    with Image.open(io.BytesIO(data), formats=formats) as picture:
+        width, height = picture.size
+        check_size(width, height, max_pixels)
+        if least_side is not None:
+            picture.draft(None, (least_side, least_side))
+        picture.load()
+        # after load: PNG may carry it behind the pixels, TIFF has turned
+        orientation = read_orientation(picture)
+        upright = turn_upright(_to_rgb(picture), orientation)
+    return (upright, height, width) if orientation >= 5 else (upright, width, height)
+
+
+def _register_heic() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise PhotoError(HEIC_MISSING) from None
+    register_heif_opener()
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height >= max_pixels:
+        raise PhotoError(
+            f"{width} x {height} pixels are {width * height / 1e6:.0f} megapixels: pictures from "
+            f"{max_pixels / 1e6:.0f} megapixels on are refused, save a smaller copy"
+        )
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        picture = _to_8_bits(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGB", picture.size, "white")
+        white.paste(picture, mask=picture.getchannel("A"))
+        return white
+    return picture.convert("RGB")  # a copy even of RGB: the file behind `picture` is about to close
+
+
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits, or float in [0, 1] -> mode L; larger values make their maximum white."""
+    grey_HW = np.nan_to_num(np.asarray(picture).astype(np.float32), posinf=0, neginf=0)
+    white = max(1.0 if picture.mode == "F" else 65535.0, float(grey_HW.max()))
+    return Image.fromarray((grey_HW.clip(0) * (255 / white) + 0.5).astype(np.uint8))

@@ -1,0 +1,48 @@
+"""Open a camera's RAW file: the preview that the camera stored where it is large enough, else the developed picture."""
+
+import io
+from typing import Any
+
+from PIL import Image
+
+from engine.errors import PhotoError
+from engine.pictures.exif import ORIENTATION_TAG, turn_upright
+from engine.pictures.formats import FORMATS
+from engine.pictures.pillow_files import check_size, open_with_pillow
+
+RAW_MISSING = "RAW pictures need an extra: pip install 'qseek[raw]'"
+RAW_FLIP_TO_ORIENTATION = {3: 3, 5: 8, 6: 6}  # LibRaw's libraw_image_sizes_t.flip
+LEAST_PREVIEW_SIDE = 480  # pixels; smaller previews of RAW files are thumbnails for the camera's screen
+
+
+def open_raw(data: bytes, max_pixels: int, least_side: int | None) -> tuple[Image.Image, int, int]:
+    """The camera's own preview where it is large enough, else the developed picture at half size."""
+    try:
+        import rawpy
+    except ImportError:
+        raise PhotoError(RAW_MISSING) from None
+    with rawpy.imread(io.BytesIO(data)) as raw:
+        width, height = raw.sizes.width, raw.sizes.height
+        check_size(width, height, max_pixels)
+        orientation = RAW_FLIP_TO_ORIENTATION.get(raw.sizes.flip, 1)
+        picture = _raw_preview(raw, orientation, max_pixels, least_side)
+        if picture is None or min(picture.size) < min(LEAST_PREVIEW_SIDE, width, height):
+            picture = Image.fromarray(raw.postprocess(half_size=True, use_camera_wb=True))  # upright
+    return (picture, height, width) if orientation >= 5 else (picture, width, height)
+
+
+def _raw_preview(raw: Any, orientation: int, max_pixels: int, least_side: int | None) -> Image.Image | None:
+    """The picture that the camera put into the RAW file, upright; None when there is none."""
+    import rawpy
+
+    try:
+        preview = raw.extract_thumb()
+    except (rawpy.LibRawNoThumbnailError, rawpy.LibRawUnsupportedThumbnailError):
+        return None
+    if preview.format != rawpy.ThumbFormat.JPEG:
+        return turn_upright(Image.fromarray(preview.data), orientation)
+    # Some cameras write the orientation into the preview as well, others into the RAW file alone.
+    with Image.open(io.BytesIO(preview.data), formats=FORMATS) as stored:
+        is_turned_by_exif = ORIENTATION_TAG in stored.getexif()
+    picture = open_with_pillow(preview.data, max_pixels, least_side)[0]
+    return picture if is_turned_by_exif else turn_upright(picture, orientation)
