@@ -11,8 +11,9 @@ from dataclasses import replace
 import numpy as np
 
 from engine.index.store import Store
-from engine.index.vectors import SlotIndex, open_caption_index
 from engine.types import Hit
+from engine.vectors.slot_index import SlotIndex
+from engine.vectors.table_indexes import open_caption_index
 
 
 class CaptionSearch:

@@ -28,9 +28,11 @@ from engine.caption_search import CaptionSearch
 from engine.errors import IndexStateError, QueryError
 from engine.held_keys import HeldKeys
 from engine.index.store import Store
-from engine.index.vectors import SlotIndex, merge_maximum, open_photo_index, open_text_index
 from engine.pictures.opening import read_square
 from engine.types import Failure, Hit, Photo, Results, TextHit, TextResults
+from engine.vectors.slot_bounds import merge_maximum
+from engine.vectors.slot_index import SlotIndex
+from engine.vectors.table_indexes import open_photo_index, open_text_index
 
 RERANK = 128
 """Candidates that ITM reads, k in BLIP-2, section 4.4."""

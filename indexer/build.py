@@ -18,7 +18,9 @@ import numpy as np
 
 from engine.errors import PhotoError
 from engine.index.manifest import Manifest
-from engine.index.store import FailureRecord, FileRecord, NewPhoto, Store
+from engine.index.path_table import FailureRecord, FileRecord
+from engine.index.photo_table import NewPhoto
+from engine.index.store import Store
 from engine.progress import Pace, Progress
 from engine.types import Failure
 from indexer.decode import Decoded, Outcome, Task

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.errors import PhotoError
-from engine.index.store import NewCaption, Store
+from engine.index.caption_table import NewCaption
+from engine.index.store import Store
 from engine.progress import Pace, Progress
 from engine.types import Failure, Photo
 from indexer.build import num_processors

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.errors import QueryError
-from engine.index.store import FailureRecord, FileRecord, Store
+from engine.index.path_table import FailureRecord, FileRecord
+from engine.index.store import Store
 from engine.pictures.opening import is_curable
 from engine.types import Failure
 from indexer.scan import ScannedFile, scan

@@ -12,7 +12,8 @@ from tiny import tiny_model, write_pictures
 
 from engine.blip2.model import Model
 from engine.caption_search import CaptionSearch
-from engine.index.store import NewCaption, Store
+from engine.index.caption_table import NewCaption
+from engine.index.store import Store
 from engine.search import CAPTIONED_SHARE, Searcher
 from indexer.build import build_index
 from indexer.captions import CHANGED, CaptionReport, index_captions

@@ -13,9 +13,9 @@ from fake_model import FakeModel, FakeSearcher, load_fake
 from PIL import Image
 
 from engine.errors import QueryError
-from engine.index.lock import locked
 from engine.index.manifest import Manifest
 from engine.index.store import Store
+from engine.index.writer_lock import locked
 from ui import opening
 from ui.cli import COMMANDS, main
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from engine.errors import IndexStateError
-from engine.index import tables
+from engine.index import database
 from engine.index.manifest import Manifest
-from engine.index.store import FailureRecord, FileRecord, NewPhoto, Store
+from engine.index.path_table import FailureRecord, FileRecord
+from engine.index.photo_table import NewPhoto
+from engine.index.store import Store
 
 Q, E = 4, 8
 ROOT = Path("/photos")
@@ -435,7 +437,7 @@ def test_an_empty_index(store: Store) -> None:
 
 
 def test_a_literal_cannot_be_left() -> None:
-    assert tables.bytes_literal(b"'\n\xff") == "X'270aff'"
+    assert database.bytes_literal(b"'\n\xff") == "X'270aff'"
 
 
 def test_photos_at_many_paths(store: Store) -> None:

@@ -11,11 +11,15 @@ import faiss
 import numpy as np
 import pytest
 
-from engine.index import cache, gpu, segments, vectors
-from engine.index.lock import locked
 from engine.index.manifest import Manifest
-from engine.index.store import FileRecord, NewPhoto, Store
-from engine.index.vectors import SlotIndex, merge_maximum, open_photo_index, open_text_index
+from engine.index.path_table import FileRecord
+from engine.index.photo_table import NewPhoto
+from engine.index.store import Store
+from engine.index.writer_lock import locked
+from engine.vectors import gpu_slots, segment_files, segments, table_indexes
+from engine.vectors.slot_bounds import merge_maximum
+from engine.vectors.slot_index import SlotIndex
+from engine.vectors.table_indexes import open_photo_index, open_text_index
 
 S, E = 8, 32
 KINDS = ["flat", "fp16", "int8"]
@@ -78,7 +82,7 @@ class OnGpu:
         self._index.add(rows)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        assert k <= gpu.MAX_HITS
+        assert k <= gpu_slots.MAX_HITS
         return self._index.search(queries.astype(np.float16).astype(np.float32), k)
 
 
@@ -89,8 +93,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param == "gpu" and faiss.get_num_gpus() == 0:
         pytest.skip("no GPU here")
     if request.param == "like a gpu":
-        monkeypatch.setattr(gpu, "_new_resources", object)
-        monkeypatch.setattr(gpu, "_new_index", lambda resources, width, kind: OnGpu(width))
+        monkeypatch.setattr(gpu_slots, "_new_resources", object)
+        monkeypatch.setattr(gpu_slots, "_new_index", lambda resources, width, kind: OnGpu(width))
     return "gpu"
 
 
@@ -141,7 +145,7 @@ def test_search_slots_is_brute_force(kind: str, device: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_search_slots_fetches_more_until_it_is_sure(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.index.slots._MEAN_FACTOR", 1)
+    monkeypatch.setattr("engine.vectors.slot_index._MEAN_FACTOR", 1)
     photos = photo_vectors(1500, own=6.0)  # slots that hardly agree: the lists show different photos
     ids = np.arange(1500)
     index = an_index(kind, ids, photos)
@@ -169,8 +173,8 @@ def test_search_slots_fetches_more_until_it_is_sure(kind: str, monkeypatch: pyte
 def test_int8_and_others_ask_again_when_the_edge_is_not_sure(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.index.slots._SPARE", 0)
-    monkeypatch.setattr("engine.index.slots._ROUNDED_FACTOR", 1)
+    monkeypatch.setattr("engine.vectors.slot_index._SPARE", 0)
+    monkeypatch.setattr("engine.vectors.slot_index._ROUNDED_FACTOR", 1)
     photos = photo_vectors(600)
     ids = np.arange(600)
     index = an_index(kind, ids, photos)
@@ -251,9 +255,9 @@ def test_what_the_index_is_given_is_checked() -> None:
 
 
 def test_more_hits_than_a_gpu_gives_come_from_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_new_resources", object)
-    monkeypatch.setattr(gpu, "_new_index", lambda resources, width, kind: OnGpu(width))
-    monkeypatch.setattr(gpu, "MAX_HITS", 64)
+    monkeypatch.setattr(gpu_slots, "_new_resources", object)
+    monkeypatch.setattr(gpu_slots, "_new_index", lambda resources, width, kind: OnGpu(width))
+    monkeypatch.setattr(gpu_slots, "MAX_HITS", 64)
     photos, query = photo_vectors(400), text_vectors(1)
     ids = np.arange(400)
     index = an_index("fp16", ids, photos, "gpu")
@@ -274,7 +278,7 @@ def test_a_gpu_without_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
     def full(*_: object) -> None:
         raise RuntimeError("cudaMalloc error out of memory")
 
-    monkeypatch.setattr(gpu, "_new_resources", full)
+    monkeypatch.setattr(gpu_slots, "_new_resources", full)
     photos, query = photo_vectors(30), text_vectors(1)
     index = an_index("fp16", np.arange(30), photos, "gpu")
     found = index.search(query, 4)
@@ -462,10 +466,10 @@ def test_a_kill_before_the_pointer_leaves_the_old_files(
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache.os, "replace", killed)
+        patch.setattr(segment_files.os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             open_photo_index(store, device="cpu")
-    saved = cache.load(root, S, E, "fp16")
+    saved = segment_files.load(root, S, E, "fp16")
     assert saved is not None and [len(segment) for segment in saved.segments] == [40]
     taken(rows_read)
     assert_finds(open_photo_index(store, device="cpu"), store)
@@ -510,7 +514,7 @@ def test_many_updates_do_not_leave_many_pieces(store: Store, rows_read: list[int
 def test_large_tables_are_built_in_segments(
     store: Store, rows_read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vectors, "_SEGMENT_ROWS", 16)
+    monkeypatch.setattr(table_indexes, "_SEGMENT_ROWS", 16)
     small_batches = store.iter_vectors
     monkeypatch.setattr(store, "iter_vectors", lambda after_id: small_batches(after_id, 8))
     index = open_photo_index(store, device="cpu")

@@ -179,7 +179,7 @@ def _fill(
 
 def _save_vectors(store: Store) -> None:
     """Write FAISS' files now, so that the first search finds them."""
-    from engine.index.vectors import open_caption_index, open_photo_index, open_text_index
+    from engine.vectors.table_indexes import open_caption_index, open_photo_index, open_text_index
 
     open_photo_index(store)
     open_text_index(store)
@@ -227,7 +227,7 @@ def _add_texts(store: Store, model: Model, lines: Sequence[str]) -> None:
 def _reindex(
     folder: Path, roots: Sequence[Path], model: str | None, features: str, wanted: _Wanted
 ) -> tuple[BuildReport | None, CaptionReport | None]:
-    from engine.index.lock import locked
+    from engine.index.writer_lock import locked
 
     with locked(folder):
         contents = contents_of(folder, roots)

@@ -67,7 +67,7 @@ def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
 
 def carry_captions(old: Contents, store: Store, model: Model) -> None:
     """Captions stay with their photos: only their vectors are the new model's."""
-    from engine.index.store import NewCaption
+    from engine.index.caption_table import NewCaption
 
     known = store.captions(store.caption_ids()[1])
     ids = store.photo_ids()

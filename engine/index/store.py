@@ -10,7 +10,6 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import wraps
 from itertools import islice
 from pathlib import Path
@@ -21,25 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import IndexStateError
-from engine.index.captions import CaptionTable, NewCaption
-from engine.index.files import FailureRecord, FileRecord, PathTable, absolute
-from engine.index.lock import LOCK_NAME, locked
+from engine.index.caption_table import CaptionTable, NewCaption
+from engine.index.database import MAX_FRAGMENTS, Database, Table, VanishedError, ids_condition
+from engine.index.live_photos import LiveFiles
 from engine.index.manifest import FILE_NAME, Manifest
-from engine.index.photos import NewPhoto, PhotoTable
-from engine.index.tables import (
-    FAILURE_SCHEMA,
-    FILE_SCHEMA,
-    MAX_FRAGMENTS,
-    Database,
-    Table,
-    VanishedError,
-    photo_schema,
-    text_schema,
-)
-from engine.index.texts import TextTable, ids_condition
+from engine.index.path_table import FailureRecord, FileRecord, PathTable, absolute
+from engine.index.photo_table import NewPhoto, PhotoTable
+from engine.index.schemas import FAILURE_SCHEMA, FILE_SCHEMA, photo_schema, text_schema
+from engine.index.text_table import TextTable
+from engine.index.writer_lock import LOCK_NAME, locked
 from engine.types import Caption, Photo
-
-__all__ = ["FailureRecord", "FileRecord", "NewCaption", "NewPhoto", "Store"]
 
 CACHE_FOLDER = "faiss"
 TABLES_FOLDER = "tables"
@@ -66,20 +56,6 @@ def _retried(
     return retried
 
 
-@dataclass(frozen=True)
-class _Live:
-    """The files that are not missing, in memory: a search must not scan the table for the paths of its hits.
-
-    versions: of the photos' and the files' table. ids: ascending, of the photos that have a file. places: for each file
-    its photo's place in the table, ascending; files: their root and path, in the same order.
-    """
-
-    versions: tuple[int, int]
-    ids: np.ndarray
-    places: np.ndarray
-    files: pa.Table
-
-
 class Store:
     """One index folder. Made by `Store.create` or `Store.open`."""
 
@@ -96,7 +72,7 @@ class Store:
         self._captions = captions
         self._writer = threading.RLock()
         self._writing = 0
-        self._live: _Live | None = None
+        self._live: LiveFiles | None = None
 
     @classmethod
     def create(cls, folder: Path, manifest: Manifest, *, replace: bool = False) -> "Store":
@@ -432,7 +408,7 @@ class Store:
         """Vectors (N, E) float16 in the order of the captions' ids, which are there."""
         return self._captions.vectors(caption_ids)
 
-    def _live_files(self) -> "_Live":
+    def _live_files(self) -> "LiveFiles":
         versions = (self._photos.table.version, self._files.table.version)
         if self._live is None or self._live.versions != versions:
             files = self._files.table.read(["digest", "root", "path"], "NOT missing")
@@ -441,7 +417,7 @@ class Store:
             order = order[np.searchsorted(places[order], 0) :]
             files = files.select(["root", "path"]).take(pa.array(order)).combine_chunks()
             ids = self._photos.ids[np.unique(places[order])]
-            self._live = _Live(versions, ids, places[order], files)
+            self._live = LiveFiles(versions, ids, places[order], files)
         return self._live
 
     def _tables(self) -> list[Table]:

@@ -39,7 +39,7 @@ def indexed(
 ) -> tuple[float, float, float, float, Memory]:
     """Photos/s of the first run, seconds of the second, seconds of writing FAISS' files, bytes a photo, memory."""
     from engine.index.store import Store
-    from engine.index.vectors import open_photo_index
+    from engine.vectors.table_indexes import open_photo_index
     from indexer.build import build_index
 
     store = Store.create(folder, model.manifest(features))

@@ -101,7 +101,8 @@ def fill(store: Store, vectors: np.ndarray, real: Real, candidates: set[int]) ->
     """Photos with ids 0, 1, 2, ... in their rows' order; patches for the candidates."""
     import numpy as np
 
-    from engine.index.store import FileRecord, NewPhoto
+    from engine.index.path_table import FileRecord
+    from engine.index.photo_table import NewPhoto
 
     draw = np.random.default_rng(SEED + 1)
     deviation = NOISE * real.patches.std()
@@ -311,8 +312,8 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
 def measure(size: int, folder: Path, model: Model, fp32: Model, real: Real, rounds: int) -> list[str]:
     """The report's parts for an index of so many photos."""
     from engine.index.store import Store
-    from engine.index.vectors import open_photo_index
     from engine.search import Searcher
+    from engine.vectors.table_indexes import open_photo_index
 
     vectors = repeated(real, size)
     brute = BruteForce(vectors)

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 from report import median, spread, table, write_report
 
-from engine.index.slots import SlotIndex
+from engine.vectors.slot_index import SlotIndex
 
 SLOTS, WIDTH, K, TEXTS, SEED = 32, 256, 128, 10, 5
 TIE = 1e-5

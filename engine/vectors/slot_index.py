@@ -13,35 +13,31 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import faiss
 import numpy as np
 
-from engine.index.gpu import DeviceCopy, DeviceView
-from engine.index.segments import KINDS, Segment, bitmap_selector
+from engine.vectors.gpu_slots import DeviceCopy, DeviceView
+from engine.vectors.segments import KINDS, Segment, bitmap_selector
+from engine.vectors.slot_bounds import (
+    NOISE,
+    Lists,
+    SlotView,
+    last_scores,
+    mean_bound_of_unseen,
+    mean_bounds_of_shown,
+    merge_maximum,
+)
+
+_log = logging.getLogger(__name__)
 
 _SPARE = 16  # fetched beyond k, so that a tie at the edge rarely costs a second search
 _ROUNDED_FACTOR = 4  # fetched for each wanted hit where the index rounds
 _MEAN_FACTOR = 32  # fetched for each wanted photo where the slots are averaged: hits agree less
 _QUERIES_AT_ONCE = 256
 _RESCORED_AT_ONCE = 2048  # photos; 64 MB at 32 x 256 as float32
-NOISE = 1e-5  # between two ways to sum one float32 inner product of unit vectors
-
-_log = logging.getLogger(__name__)
-
 VectorsOf = Callable[[np.ndarray], np.ndarray]
-Lists = list[list[tuple[np.ndarray, np.ndarray]]]  # view, slot -> (ids_MF, scores_MF)
-
-
-class _View(Protocol):
-    """The rows of one set of slots that may be found, with how far their scores may be off."""
-
-    @property
-    def count(self) -> int: ...
-    @property
-    def rounding(self) -> float: ...
-    def search(self, slot: int, queries_ME: np.ndarray, fetch: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -146,7 +142,7 @@ class SlotIndex:
         total = sum(view.count for view in views)
         all_seen = all(view.count <= fetch for view in views)
         rounding = max((view.rounding for view in views), default=0.0)
-        last = [view_last.max(axis=0) for view_last in _last_scores(views, lists, fetch)]
+        last = [view_last.max(axis=0) for view_last in last_scores(views, lists, fetch)]
         for row, query in enumerate(queries_ME):
             ids = [part[row] for view in lists for part, _ in view]
             scores = [part[row] for view in lists for _, part in view]
@@ -175,11 +171,12 @@ class SlotIndex:
         while not done:
             views = self._views(allowed, fetch)
             lists = self._lists(views, [query[None] for query in queries], fetch)
-            last = [part[:, 0] for part in _last_scores(views, lists, fetch)]
+            last = [part[:, 0] for part in last_scores(views, lists, fetch)]
             unseen = max(
-                (_upper(view, part) for view, part in zip(views, last, strict=True)), default=-np.inf
+                (mean_bound_of_unseen(view, part) for view, part in zip(views, last, strict=True)),
+                default=-np.inf,
             )
-            shown, upper = _upper_means(views, lists, last)
+            shown, upper = mean_bounds_of_shown(views, lists, last)
             new = ~np.isin(shown, scored)
             shown, upper = shown[new], upper[new]
             promising = np.arange(len(shown)) < 2 * k
@@ -214,7 +211,7 @@ class SlotIndex:
         rounds = self.kind == "int8" or self._device is not None
         return (_ROUNDED_FACTOR * k if rounds else k) + _SPARE
 
-    def _views(self, allowed: np.ndarray | None, fetch: int) -> Sequence[_View]:
+    def _views(self, allowed: np.ndarray | None, fetch: int) -> Sequence[SlotView]:
         """What to search: the copy on the GPU where it can give that many hits, else the segments."""
         masks = [None if allowed is None else np.isin(segment.ids, allowed) for segment in self.segments]
         if self._device is not None:
@@ -232,7 +229,7 @@ class SlotIndex:
             views.append(_SegmentView(segment, selector, count))
         return [view for view in views if view.count]
 
-    def _lists(self, views: Sequence[_View], queries_SME: Sequence[np.ndarray], fetch: int) -> Lists:
+    def _lists(self, views: Sequence[SlotView], queries_SME: Sequence[np.ndarray], fetch: int) -> Lists:
         if views and isinstance(views[0], DeviceView):  # its resources serve one search at a time
             return [
                 [view.search(slot, queries_SME[slot], fetch) for slot in range(self.num_slots)]
@@ -261,53 +258,6 @@ class SlotIndex:
             vectors = self._vectors_of(part).astype(np.float32, copy=False)
             cosines[start : start + len(part)] = (vectors * queries_SE).sum(axis=2)
         return cosines
-
-
-def merge_maximum(
-    ids_MK: np.ndarray | Sequence[np.ndarray], scores_MK: np.ndarray | Sequence[np.ndarray], k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Merge lists of hits: each id once with its best score; at most k, best first, ties by lower id.
-
-    The exact top k when each list is a top k: photo -> text is one search of the texts for each of the
-    photo's vectors. Entries with id -1 are padding. Lists may differ in length.
-    """
-    ids = np.concatenate([np.ravel(part) for part in ids_MK] or [np.zeros(0, np.int64)])
-    scores = np.concatenate([np.ravel(part) for part in scores_MK] or [np.zeros(0, np.float32)])
-    ids, scores = ids[ids >= 0], scores[ids >= 0]
-    order = np.lexsort((ids, -scores))
-    first = np.sort(np.unique(ids[order], return_index=True)[1])[:k]
-    return ids[order][first], scores[order][first]
-
-
-def _last_scores(views: Sequence[_View], lists: Lists, fetch: int) -> list[np.ndarray]:
-    """(S, M) for each view: what a photo that the list did not show scores at most; -inf if it showed all."""
-    return [
-        np.stack([row_scores[:, -1] for _, row_scores in slots])
-        if view.count > fetch
-        else np.full((len(slots), len(slots[0][1])), -np.inf, np.float32)
-        for view, slots in zip(views, lists, strict=True)
-    ]
-
-
-def _upper_means(
-    views: Sequence[_View], lists: Lists, last: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the lists of one query a slot have shown, best bound first: ids_N, and the mean is at most."""
-    ids, bounds = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
-    for view, slots, view_last in zip(views, lists, last, strict=True):
-        shown = np.unique(np.concatenate([slot_ids[0] for slot_ids, _ in slots]))
-        cosines_NS = np.tile(view_last, (len(shown), 1))
-        for slot, (slot_ids, slot_scores) in enumerate(slots):
-            cosines_NS[np.searchsorted(shown, slot_ids[0]), slot] = slot_scores[0]
-        ids.append(shown)
-        bounds.append(cosines_NS.mean(axis=1) + view.rounding + NOISE)
-    order = np.argsort(-np.concatenate(bounds), kind="stable")
-    return np.concatenate(ids)[order], np.concatenate(bounds)[order]
-
-
-def _upper(view: _View, last_S: np.ndarray) -> float:
-    """What the mean of a photo that no list has shown is at most."""
-    return float(last_S.mean()) + view.rounding + NOISE
 
 
 def _num_cores() -> int:

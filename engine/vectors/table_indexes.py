@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.index import cache
-from engine.index.slots import NOISE, SlotIndex, VectorsOf, merge_maximum
 from engine.index.store import CACHE_FOLDER, Store
-
-__all__ = ["SlotIndex", "merge_maximum", "open_caption_index", "open_photo_index", "open_text_index"]
+from engine.vectors import segment_files
+from engine.vectors.slot_bounds import NOISE
+from engine.vectors.slot_index import SlotIndex, VectorsOf
 
 _SEGMENT_ROWS = 65536  # then it is written and mapped: building holds 1 GB at 32 x 256 in fp16
 _MAX_PIECES = 8  # smaller segments, each from one update; the next update makes one of them all
@@ -78,14 +77,14 @@ def open_caption_index(store: Store, kind: str = "fp16", device: str = "auto") -
 def _open(source: _Source, kind: str, device: str) -> SlotIndex:
     shape = (source.num_slots, source.width)
     index = SlotIndex(*shape, kind, device, vectors_of=source.vectors_of if kind == "int8" else None)
-    saved = cache.load(source.root, *shape, kind)
+    saved = segment_files.load(source.root, *shape, kind)
     if saved is None or not _can_go_on(saved, source):
-        saved = cache.Saved(-1, [], [])
+        saved = segment_files.Saved(-1, [], [])
     index.segments = list(saved.segments)
     if saved.version == source.version and len(index) == len(source.ids):
         return index
     after_id = int(source.ids[len(index) - 1]) if len(index) else -1
-    with cache.writer(source.root, saved.names) as writer:
+    with segment_files.writer(source.root, saved.names) as writer:
         for ids, vectors in source.batches(after_id):
             index.add(ids, vectors)
             if len(index.segments[-1]) >= _SEGMENT_ROWS:
@@ -96,7 +95,7 @@ def _open(source: _Source, kind: str, device: str) -> SlotIndex:
     return index
 
 
-def _can_go_on(saved: cache.Saved, source: _Source) -> bool:
+def _can_go_on(saved: segment_files.Saved, source: _Source) -> bool:
     """Whether the saved segments hold the table's first rows, and not in too many pieces."""
     ids = np.concatenate([np.zeros(0, np.int64), *(segment.ids for segment in saved.segments)])
     if not np.array_equal(ids, source.ids[: len(ids)]):

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import IndexStateError
-from engine.index.tables import Table, fixed_lists, text_schema, to_fixed_lists
+from engine.index.database import Table, ids_condition
+from engine.index.schemas import fixed_lists, text_schema, to_fixed_lists
 
 
 class TextTable:
@@ -53,7 +54,3 @@ class TextTable:
         rows = self.table.read(["id", "vector"], where)
         rows = rows.take(pc.sort_indices(rows["id"]))
         return rows["id"].to_numpy(), fixed_lists(rows["vector"])
-
-
-def ids_condition(ids: Sequence[int], column: str = "id") -> str:
-    return f"{column} IN ({','.join(map(str, set(ids)))})"

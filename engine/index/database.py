@@ -1,7 +1,7 @@
-"""One LanceDB table as the store uses it, the schemas, and Lance's errors in words for a person.
+"""Open LanceDB tables at one version, write them in commits, and put Lance's errors in words for a person.
 
-A table is pinned to the version it was opened at, so that row ids and rows belong together, until
-`refresh` or a write of our own moves it on. Lance is not fork-safe: workers are spawned.
+A table is pinned to the version it was opened at, so that row ids and rows belong together, until `refresh` or a write
+of our own moves it on. Lance is not fork-safe: worker processes are spawned. Only this module imports lancedb.
 """
 
 import errno
@@ -24,59 +24,6 @@ MAX_FRAGMENTS = 128
 
 class VanishedError(IndexStateError):
     """The version that was being read has been compacted away by a writer: refresh, then read again."""
-
-
-def photo_schema(num_queries: int, embed_dim: int) -> pa.Schema:
-    return pa.schema(
-        [
-            pa.field("id", pa.int64(), nullable=False),
-            pa.field("digest", pa.string(), nullable=False),
-            pa.field("width", pa.int32(), nullable=False),
-            pa.field("height", pa.int32(), nullable=False),
-            pa.field("vectors", pa.list_(pa.float16(), num_queries * embed_dim), nullable=False),
-            pa.field("features", pa.large_binary(), metadata={"lance-encoding:blob": "true"}),
-        ]
-    )
-
-
-def text_schema(embed_dim: int) -> pa.Schema:
-    return pa.schema(
-        [
-            pa.field("id", pa.int64(), nullable=False),
-            pa.field("text", pa.string(), nullable=False),
-            pa.field("vector", pa.list_(pa.float16(), embed_dim), nullable=False),
-        ]
-    )
-
-
-def caption_schema(embed_dim: int) -> pa.Schema:
-    return pa.schema(
-        [
-            pa.field("id", pa.int64(), nullable=False),
-            pa.field("photo", pa.int64(), nullable=False),
-            pa.field("text", pa.string(), nullable=False),
-            pa.field("writer", pa.string(), nullable=False),
-            pa.field("writer_digest", pa.string(), nullable=False),
-            pa.field("vector", pa.list_(pa.float16(), embed_dim), nullable=False),
-        ]
-    )
-
-
-# Paths are bytes relative to a root, itself bytes: names that are not UTF-8 survive.
-_PATH_FIELDS = [
-    pa.field("root", pa.binary(), nullable=False),
-    pa.field("path", pa.binary(), nullable=False),
-    pa.field("size", pa.int64(), nullable=False),
-    pa.field("mtime_ns", pa.int64(), nullable=False),
-]
-FILE_SCHEMA = pa.schema(
-    [
-        *_PATH_FIELDS,
-        pa.field("digest", pa.string(), nullable=False),
-        pa.field("missing", pa.bool_(), nullable=False),
-    ]
-)
-FAILURE_SCHEMA = pa.schema([*_PATH_FIELDS, pa.field("reason", pa.string(), nullable=False)])
 
 
 class Database:
@@ -203,12 +150,5 @@ def bytes_literal(value: bytes) -> str:
     return f"X'{value.hex()}'"
 
 
-def to_fixed_lists(vectors: np.ndarray) -> pa.Array:
-    """fixed_size_list<float16> column of (N, ...) vectors, one list a row."""
-    flat = np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), flat.size // len(vectors))
-
-
-def fixed_lists(column: pa.ChunkedArray) -> np.ndarray:
-    """(N, width) array of a fixed_size_list column."""
-    return column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
+def ids_condition(ids: Sequence[int], column: str = "id") -> str:
+    return f"{column} IN ({','.join(map(str, set(ids)))})"

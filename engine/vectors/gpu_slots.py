@@ -12,7 +12,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from engine.index.segments import Segment
+from engine.vectors.segments import Segment
 
 MAX_HITS = 2048
 _TEMPORARY_BYTES = 256 << 20  # of the GPU's memory; FAISS would take 1.5 GB from the model

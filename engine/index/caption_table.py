@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.index.tables import Database, Table, caption_schema, fixed_lists, to_fixed_lists
-from engine.index.texts import ids_condition
+from engine.index.database import Database, Table, ids_condition
+from engine.index.schemas import caption_schema, fixed_lists, to_fixed_lists
 from engine.types import Caption
 
 NAME = "captions"

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.index.tables import Table, bytes_literal
+from engine.index.database import Table, bytes_literal
 
 KEY = ("root", "path")
 

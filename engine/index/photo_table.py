@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import IndexStateError
-from engine.index.tables import Table, fixed_lists, photo_schema, to_fixed_lists
+from engine.index.database import Table
+from engine.index.schemas import fixed_lists, photo_schema, to_fixed_lists
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from engine.errors import IndexStateError
-from engine.index.lock import locked
-from engine.index.segments import Segment
+from engine.index.writer_lock import locked
+from engine.vectors.segments import Segment
 
 _POINTER = "current.json"
 _CHUNK = 1 << 24

@@ -1,0 +1,68 @@
+"""Define the Arrow schemas of the index's tables, and turn arrays of vectors into columns and back."""
+
+import numpy as np
+import pyarrow as pa
+
+
+def photo_schema(num_queries: int, embed_dim: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("id", pa.int64(), nullable=False),
+            pa.field("digest", pa.string(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("vectors", pa.list_(pa.float16(), num_queries * embed_dim), nullable=False),
+            pa.field("features", pa.large_binary(), metadata={"lance-encoding:blob": "true"}),
+        ]
+    )
+
+
+def text_schema(embed_dim: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("id", pa.int64(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float16(), embed_dim), nullable=False),
+        ]
+    )
+
+
+def caption_schema(embed_dim: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("id", pa.int64(), nullable=False),
+            pa.field("photo", pa.int64(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("writer", pa.string(), nullable=False),
+            pa.field("writer_digest", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float16(), embed_dim), nullable=False),
+        ]
+    )
+
+
+# Paths are bytes relative to a root, itself bytes: names that are not UTF-8 survive.
+_PATH_FIELDS = [
+    pa.field("root", pa.binary(), nullable=False),
+    pa.field("path", pa.binary(), nullable=False),
+    pa.field("size", pa.int64(), nullable=False),
+    pa.field("mtime_ns", pa.int64(), nullable=False),
+]
+FILE_SCHEMA = pa.schema(
+    [
+        *_PATH_FIELDS,
+        pa.field("digest", pa.string(), nullable=False),
+        pa.field("missing", pa.bool_(), nullable=False),
+    ]
+)
+FAILURE_SCHEMA = pa.schema([*_PATH_FIELDS, pa.field("reason", pa.string(), nullable=False)])
+
+
+def to_fixed_lists(vectors: np.ndarray) -> pa.Array:
+    """fixed_size_list<float16> column of (N, ...) vectors, one list a row."""
+    flat = np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), flat.size // len(vectors))
+
+
+def fixed_lists(column: pa.ChunkedArray) -> np.ndarray:
+    """(N, width) array of a fixed_size_list column."""
+    return column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
