@@ -89,8 +89,8 @@ class _Budget:
 
 
 def evaluate_retrieval(
-    models: Sequence[Model], read: Read, captions: Sequence[Sequence[str]], cache: EvaluationCache, *, k: int = 128,
-    memory: int = 2**31, allow_missing: bool = False, say: Callable[[str], None] = lambda line: None,
+    models: Sequence[Model], read: Read, captions: Sequence[Sequence[str]], cache: EvaluationCache, *,
+    k: int = 128, memory: int = 2**31, allow_missing: bool = False, say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:  # fmt: skip
     """Recall of both directions, before and after reranking.
 

@@ -27,6 +27,7 @@ from engine.blip2.qformer import PhotoKeys
 from engine.caption_search import CaptionSearch
 from engine.errors import IndexStateError, QueryError
 from engine.held_keys import HeldKeys
+from engine.index.manifest import Manifest
 from engine.index.store import Store
 from engine.pictures.opening import read_square
 from engine.types import Failure, Hit, Photo, Results, TextHit, TextResults
@@ -71,7 +72,7 @@ class Searcher:
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
         if store is not None:
-            store.manifest.check_same(model.manifest(store.manifest.features))
+            store.manifest.check_same(Manifest.for_model(model, store.manifest.features))
         self.store, self.model, self.tell = store, model, tell
         self._held = HeldKeys(hold_bytes)
         self._photo_index: tuple[int, SlotIndex] | None = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from engine.errors import PhotoError, QueryError
 from engine.index.manifest import Manifest
@@ -22,6 +23,7 @@ from indexer.decode import decode
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "yellow": (1, 1, 0), "white": (1, 1, 1)}
 SIDE = 8
 Q, E = 2, 3
+ON_NO_CPU = torch.device("meta")  # on a CPU `PhotoEncoder` splits photos among the cores
 
 
 def colour_vector(text: str) -> np.ndarray:
@@ -36,30 +38,29 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class FakeEncoder:
-    features: str
-    image_size: int = SIDE
-
-    def encode(self, pixels_BHWC: np.ndarray) -> tuple[np.ndarray, list[bytes] | None]:
-        means_BE = pixels_BHWC.reshape(len(pixels_BHWC), -1, E).mean(axis=1)
-        vectors = np.stack([np.tile(_unit(mean), (Q, 1)) for mean in means_BE])
-        return vectors.astype(np.float16), [b"patches"] * len(vectors) if self.features != "none" else None
-
-
-@dataclass
 class FakeModel:
     name: str = "colours"
     digest: str = "c0" * 16
     image_size: int = SIDE
-
-    def manifest(self, features: str) -> Manifest:
-        return Manifest(self.name, self.digest, SIDE, "squash", Q, E, (4, 4), features)
+    preprocessing: str = "squash"
+    num_queries: int = Q
+    embed_dim: int = E
+    patch_shape: tuple[int, int] = (4, 4)
+    device: torch.device = ON_NO_CPU
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
         return np.stack([colour_vector(text) for text in texts]), [0] * len(texts)
 
-    def photo_encoder(self, features: str) -> FakeEncoder:
-        return FakeEncoder(features)
+    def encode_patches(self, pictures_BHWC: np.ndarray) -> torch.Tensor:
+        """The first patch is the mean colour."""
+        patches_BPV = torch.zeros(len(pictures_BHWC), *self.patch_shape)
+        means_BE = pictures_BHWC.reshape(len(pictures_BHWC), -1, E).mean(axis=1)
+        patches_BPV[:, 0, :E] = torch.from_numpy(means_BE)
+        return patches_BPV
+
+    def encode_photos(self, patches_BPV: torch.Tensor) -> np.ndarray:
+        means_BE = patches_BPV[:, 0, :E].double().numpy()
+        return np.stack([np.tile(_unit(mean), (Q, 1)) for mean in means_BE])
 
 
 class FakeSearcher:
@@ -68,7 +69,7 @@ class FakeSearcher:
     def __init__(self, store: Store | None, model: FakeModel, *, hold: bool = False):
         self.store, self.model = store, model
         if store is not None:
-            store.manifest.check_same(model.manifest("none"))
+            store.manifest.check_same(Manifest.for_model(model, "none"))
 
     def search(self, text: str, *, top: int = 20, rerank: int = 128, caption_weight: float = 0.0) -> Results:
         ids, vectors_NE = self._photos()

@@ -8,7 +8,9 @@ from fake_model import FakeModel, FakeSearcher, FakeWriter, fake_writer_of, load
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
+from engine.blip2.model import PhotoEncoder
 from engine.errors import IndexStateError
+from engine.index.manifest import Manifest
 from engine.index.store import Store
 from engine.types import Photo
 from indexer.build import build_index
@@ -45,8 +47,8 @@ def store(tmp_path, index):
     photos.mkdir()
     for name, colour in COLOURS.items():
         Image.new("RGB", (320, 240), colour).save(photos / f"{name}.png")
-    store = Store.create(index, FakeModel().manifest("none"))
-    build_index([photos], store, FakeModel().photo_encoder("none"), workers=0)
+    store = Store.create(index, Manifest.for_model(FakeModel(), "none"))
+    build_index([photos], store, PhotoEncoder(FakeModel(), "none"), workers=0)
     return store
 
 
@@ -85,7 +87,7 @@ def test_no_index_yet_names_the_command(index):
 
 
 def test_an_empty_index_says_so(index):
-    Store.create(index, FakeModel().manifest("none"))
+    Store.create(index, Manifest.for_model(FakeModel(), "none"))
     test = page()
     assert "holds no photos yet" in test.info[0].value
     assert test.code[0].value == "qseek index ~/Pictures"
@@ -138,7 +140,7 @@ def test_how_many(store):
     photos = store.photos(store.live_ids())[0].path.parent
     for number in range(20):
         Image.new("RGB", (20, 20), (number, 9, 9)).save(photos / f"dark{number}.png")
-    build_index([photos], store, FakeModel().photo_encoder("none"), workers=0)
+    build_index([photos], store, PhotoEncoder(FakeModel(), "none"), workers=0)
     test = page(q="red")
     assert len(names(test)) == 24
     test.selectbox(key="top").set_value(12).run()
@@ -200,7 +202,7 @@ def test_what_is_indexed_meanwhile_is_found(store, tmp_path):
     assert "4 photos" in all_words(test)
     photos = tmp_path / "photos"
     Image.new("RGB", (50, 50), "white").save(photos / "snow.png")
-    build_index([photos], Store.open(store.folder), FakeModel().photo_encoder("none"), workers=0)
+    build_index([photos], Store.open(store.folder), PhotoEncoder(FakeModel(), "none"), workers=0)
     test.run()
     assert names(test)[0] == "snow.png"
     assert "5 photos" in all_words(test)
@@ -219,7 +221,7 @@ def test_errors_are_plain_words(store, monkeypatch):
 def test_a_name_cannot_become_html_or_markdown(store, tmp_path):
     photos = tmp_path / "photos"
     (photos / "red.png").rename(photos / "<img src=x onerror=alert(1)> **b** $x$.png")
-    build_index([photos], store, FakeModel().photo_encoder("none"), workers=0)
+    build_index([photos], store, PhotoEncoder(FakeModel(), "none"), workers=0)
     test = page(q="red")
     tile = next(html for html in texts(test) if 'class="q-name"' in html)
     assert "<img src=x" not in tile and "&lt;img src=x onerror=alert(1)&gt;" in tile

@@ -10,9 +10,10 @@ from PIL import Image
 from test_search import assert_well_formed, ids_of, match_logits, stored_itc
 from tiny import tiny_model, write_pictures
 
-from engine.blip2.model import Model
+from engine.blip2.model import Model, PhotoEncoder
 from engine.caption_search import CaptionSearch
 from engine.index.caption_table import NewCaption
+from engine.index.manifest import Manifest
 from engine.index.store import Store
 from engine.search import CAPTIONED_SHARE, Searcher
 from indexer.build import build_index
@@ -35,13 +36,13 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path, photos: Path) -> Store:
-    store = Store.create(tmp_path / "index", FakeModel().manifest("none"))
+    store = Store.create(tmp_path / "index", Manifest.for_model(FakeModel(), "none"))
     take_in(store, photos)
     return store
 
 
 def take_in(store: Store, photos: Path) -> None:
-    build_index([photos], store, FakeModel().photo_encoder("none"), workers=0)
+    build_index([photos], store, PhotoEncoder(FakeModel(), "none"), workers=0)
 
 
 def caption(store: Store, writer: FakeWriter | None = None, **options: object) -> CaptionReport:
@@ -196,8 +197,8 @@ def searcher(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
     folder = tmp_path_factory.mktemp("captions")
     model = tiny_model(folder / "tiny")
     write_pictures(folder / "photos", [f"{n:02}.png" for n in range(24)])
-    store = Store.create(folder / "index", model.manifest("none"))
-    build_index([folder / "photos"], store, model.photo_encoder("none"), workers=0)
+    store = Store.create(folder / "index", Manifest.for_model(model, "none"))
+    build_index([folder / "photos"], store, PhotoEncoder(model, "none"), workers=0)
     return Searcher(store, model, hold_bytes=0)
 
 

@@ -227,19 +227,14 @@ class TestIndex:
         for number in range(12):
             paint(photos / f"x{number}.png", (number, 9, 9))
 
+        calls = []
+
         class Interrupted(FakeModel):
-            def photo_encoder(self, features):
-                encoder = super().photo_encoder(features)
-                real, calls = encoder.encode, []
-
-                def encode(pixels):
-                    calls.append(len(pixels))
-                    if len(calls) == 2:
-                        raise KeyboardInterrupt
-                    return real(pixels)
-
-                encoder.encode = encode
-                return encoder
+            def encode_patches(self, pictures):
+                calls.append(len(pictures))
+                if len(calls) == 2:
+                    raise KeyboardInterrupt
+                return super().encode_patches(pictures)
 
         monkeypatch.setattr("ui.commands_index.load_model", lambda name: Interrupted())
         import indexer.build

@@ -17,8 +17,9 @@ from tiny import SIDE, tiny_checkpoint, tiny_model, write_pictures
 
 from engine import search
 from engine.blip2.checkpoint import load_model
-from engine.blip2.model import BEHIND, Model
+from engine.blip2.model import BEHIND, Model, PhotoEncoder
 from engine.errors import IndexStateError, QueryError
+from engine.index.manifest import Manifest
 from engine.index.store import Store
 from engine.search import Searcher
 from engine.types import Hit, Results
@@ -47,8 +48,8 @@ def shelf(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shelf")
     write_pictures(folder / "photos", NAMES)
     for features in ("store", "int8", "none"):
-        store = Store.create(folder / features, model.manifest(features))
-        build_index([folder / "photos"], store, model.photo_encoder(features), workers=0)
+        store = Store.create(folder / features, Manifest.for_model(model, features))
+        build_index([folder / "photos"], store, PhotoEncoder(model, features), workers=0)
         assert store.num_photos == len(NAMES)
     return folder
 
@@ -65,8 +66,8 @@ def copied(shelf: Path, tmp_path: Path, model: Model) -> Callable[[str], tuple[S
 
     def copy(features: str) -> tuple[Searcher, list[Path]]:
         photos = Path(shutil.copytree(shelf / "photos", tmp_path / "photos"))
-        store = Store.create(tmp_path / "index", model.manifest(features))
-        build_index([photos], store, model.photo_encoder(features), workers=0)
+        store = Store.create(tmp_path / "index", Manifest.for_model(model, features))
+        build_index([photos], store, PhotoEncoder(model, features), workers=0)
         return Searcher(store, model, hold_bytes=0), [photos / name for name in NAMES]
 
     return copy
@@ -250,7 +251,7 @@ def test_k_beyond_the_collection(searcher: Searcher) -> None:
 
 
 def test_an_empty_index(tmp_path: Path, model: Model, shelf: Path) -> None:
-    empty = Searcher(Store.create(tmp_path / "index", model.manifest("none")), model)
+    empty = Searcher(Store.create(tmp_path / "index", Manifest.for_model(model, "none")), model)
     for found in (
         empty.search(QUERY),
         empty.search(QUERY, rerank=0),
@@ -264,8 +265,8 @@ def test_an_empty_index(tmp_path: Path, model: Model, shelf: Path) -> None:
 
 def test_one_photo(tmp_path: Path, model: Model) -> None:
     (path,) = write_pictures(tmp_path / "photos", ["one.png"])
-    store = Store.create(tmp_path / "index", model.manifest("none"))
-    build_index([tmp_path / "photos"], store, model.photo_encoder("none"), workers=0)
+    store = Store.create(tmp_path / "index", Manifest.for_model(model, "none"))
+    build_index([tmp_path / "photos"], store, PhotoEncoder(model, "none"), workers=0)
     one = Searcher(store, model)
     found = one.search(QUERY)
     (hit,) = found.hits
@@ -353,8 +354,8 @@ def test_when_no_file_can_be_read_itc_is_the_order(
 def test_a_copy_stands_in_for_a_file_that_is_gone(tmp_path: Path, model: Model) -> None:
     paths = write_pictures(tmp_path / "photos", ["a.png", "b.png", "c.png"])
     shutil.copy(paths[1], tmp_path / "photos" / "z.png")
-    store = Store.create(tmp_path / "index", model.manifest("none"))
-    build_index([tmp_path / "photos"], store, model.photo_encoder("none"), workers=0)
+    store = Store.create(tmp_path / "index", Manifest.for_model(model, "none"))
+    build_index([tmp_path / "photos"], store, PhotoEncoder(model, "none"), workers=0)
     searcher = Searcher(store, model, hold_bytes=0)
     before = searcher.search(QUERY)
     paths[1].unlink()
@@ -370,7 +371,7 @@ def test_photos_of_another_process_are_found(
     (new,) = write_pictures(paths[0].parents[1], ["new.png"], seed=77)
     paths[5].unlink()
     other = Store.open(searcher.store.folder)  # type: ignore[union-attr]
-    build_index([paths[0].parents[1]], other, model.photo_encoder("none"), workers=0)
+    build_index([paths[0].parents[1]], other, PhotoEncoder(model, "none"), workers=0)
     assert searcher.rerank(QUERY, [new]).hits[0].photo.id >= 0
     found = searcher.search(QUERY, top=50)
     assert {hit.photo.path for hit in found.hits} == {new, *paths} - {paths[5]}
@@ -454,7 +455,7 @@ def asked(
     if request.param == "given":
         yield searcher, TEXTS
     else:
-        own = Searcher(Store.create(tmp_path / "index", model.manifest("none")), model)
+        own = Searcher(Store.create(tmp_path / "index", Manifest.for_model(model, "none")), model)
         assert own.add_texts(TEXTS[:4]) == 4
         assert own.add_texts([TEXTS[0], *TEXTS[4:], TEXTS[4] + " "]) == 2
         yield own, None
@@ -487,7 +488,10 @@ def test_texts_of_a_photo(
 
 
 def test_new_texts_are_found_by_an_open_searcher(tmp_path: Path, model: Model, shelf: Path) -> None:
-    path, store = shelf / "photos" / NAMES[2], Store.create(tmp_path / "index", model.manifest("none"))
+    path, store = (
+        shelf / "photos" / NAMES[2],
+        Store.create(tmp_path / "index", Manifest.for_model(model, "none")),
+    )
     first, second = Searcher(store, model), Searcher(Store.open(store.folder), model)
     first.add_texts(TEXTS[:2])
     assert {hit.text for hit in second.match(path, None).hits} == set(TEXTS[:2])
@@ -563,8 +567,8 @@ def test_rerank_with_stored_patches(shelf: Path, searcher: Searcher, model: Mode
 def test_each_path_of_a_photo_is_its_own_answer(tmp_path: Path, model: Model) -> None:
     (path,) = write_pictures(tmp_path / "photos", ["a.png"])
     copy = Path(shutil.copy(path, tmp_path / "photos" / "b.png"))
-    store = Store.create(tmp_path / "index", model.manifest("none"))
-    build_index([tmp_path / "photos"], store, model.photo_encoder("none"), workers=0)
+    store = Store.create(tmp_path / "index", Manifest.for_model(model, "none"))
+    build_index([tmp_path / "photos"], store, PhotoEncoder(model, "none"), workers=0)
     found = Searcher(store, model).rerank(QUERY, [copy, path])
     assert [hit.photo.path for hit in found.hits] == [copy, path]
     assert found.hits[0].photo.paths == (copy, path) and found.hits[0].photo.id == found.hits[1].photo.id

@@ -133,9 +133,11 @@ def _open_or_create(
 
 def _manifest(model: Model, features: str) -> Manifest:
     """features: "auto" keeps the patches where they are small."""
-    manifest = model.manifest("store" if features == "auto" else features)
+    from engine.index.manifest import Manifest
+
+    manifest = Manifest.for_model(model, "store" if features == "auto" else features)
     if features == "auto" and manifest.feature_bytes > AUTO_FEATURE_BYTES:
-        return model.manifest("none")
+        return Manifest.for_model(model, "none")
     return manifest
 
 
@@ -190,9 +192,10 @@ def _save_vectors(store: Store) -> None:
 def _build(
     store: Store, model: Model, roots: Sequence[Path], workers: int | None, retry: bool
 ) -> BuildReport:
+    from engine.blip2.model import PhotoEncoder
     from indexer.build import build_index
 
-    encoder = model.photo_encoder(store.manifest.features)
+    encoder = PhotoEncoder(model, store.manifest.features)
     with shown_progress() as update:
 
         def on_progress(progress: Progress) -> None:

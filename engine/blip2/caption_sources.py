@@ -14,9 +14,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from engine.blip2 import hub
 from engine.blip2.config import CaptionerConfig
 from engine.blip2.convert import LAVIS_CAPTIONER, TRANSFORMERS_CAPTIONER, Stored, renamed, split_language
+from engine.blip2.hub import KNOWN
 from engine.blip2.language import LanguageSource, describe_language, language_tokenizer, read_language
 from engine.blip2.meta import digest_of_tensors
 from engine.blip2.sources import (
@@ -39,7 +39,7 @@ from engine.blip2.sources import (
 from engine.errors import CheckpointError
 
 LANGUAGE = "language"
-PUBLISHED = (*(model.hub_id for model in hub.KNOWN if model.writes), "Salesforce/instructblip-vicuna-7b")
+PUBLISHED = (*(model.hub_id for model in KNOWN if model.writes), "Salesforce/instructblip-vicuna-7b")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from engine.blip2 import hub
 from engine.blip2.allocator import keep_freed_memory
 from engine.blip2.caption_sources import CaptionerSource, has_language, read_captioner
 from engine.blip2.config import Blip2Config
+from engine.blip2.hub import published_sha256, sha256
 from engine.blip2.meta import check_fits, put_tensors, without_storage
 from engine.blip2.model import Model
 from engine.blip2.preprocess import TextTokenizer
@@ -256,7 +257,7 @@ def digest_of(files: Sequence[Path]) -> str:
     """Hex blake2b-128 of the SHA-256 of the files that decide a model's numbers (`Source.files`)."""
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
-        digest.update(bytes.fromhex(hub.published_sha256(path) or hub.sha256(path)))
+        digest.update(bytes.fromhex(published_sha256(path) or sha256(path)))
     return digest.hexdigest()
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from engine.blip2.preprocess import TextTokenizer, pixel_parts
 from engine.blip2.qformer import PhotoKeys, TextStart
 from engine.blip2.retriever import Retriever
 from engine.blip2.vision import folded
-from engine.index.manifest import Manifest
 
 PHOTOS_AT_ONCE = 64
 VISION_AT_ONCE = 16  # on a CPU: a convolution's rows stay in its cache, 1.6 times as fast as 64
@@ -33,12 +31,13 @@ BEHIND = 1000.0
 """Taken off the ITC of what ITM has not read: it stays behind what ITM has read, in ITC's order (LAVIS gives -100)."""
 
 
-@dataclass(frozen=True)
 class PhotoEncoder:
     """What indexing asks of a model: uint8 pictures -> what the store keeps of them."""
 
-    model: Model
-    features: str
+    def __init__(self, model: Model, features: str):
+        """features: how patches are kept for reranking, "store" (float16), "int8" or "none"."""
+        self.model, self.features = model, features
+        self.streams = _streams(model.device)
 
     @property
     def image_size(self) -> int:
@@ -46,11 +45,11 @@ class PhotoEncoder:
 
     def encode(self, pixels_BHWC: np.ndarray, /) -> tuple[np.ndarray, list[bytes] | None]:
         """uint8 (B, H, W, 3) -> unit vectors (B, Q, E) float16, and each photo's patches as bytes or None."""
-        streams = self.model.streams
-        if streams is None:
+        if self.streams is None:
             return self._encode(pixels_BHWC)
         num_parts = STREAMS * -(-len(pixels_BHWC) // (STREAMS * STREAM_AT_ONCE))
-        parts = list(streams.map(self._encode, np.array_split(pixels_BHWC, min(num_parts, len(pixels_BHWC)))))
+        pictures = np.array_split(pixels_BHWC, min(num_parts, len(pixels_BHWC)))
+        parts = list(self.streams.map(self._encode, pictures))
         vectors = np.concatenate([vectors for vectors, _ in parts])
         rows = [row for _, part in parts for row in part or ()]
         return vectors, None if self.features == "none" else rows
@@ -73,7 +72,6 @@ class Model:
         self.net = net.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
         self.tokenizer, self.device, self.dtype = tokenizer, device, dtype
         self.name, self.digest, self.folder = name, digest, folder
-        self.streams = _streams(device)
         self.num_patches = net.vision.num_patches()
 
     @property
@@ -94,24 +92,19 @@ class Model:
         """Pictures in one pass of the encoder."""
         return VISION_AT_ONCE if self.device.type == "cpu" else PHOTOS_AT_ONCE
 
-    def manifest(self, features: str) -> Manifest:
-        """What an index made with this model says of it. features: "store", "int8" or "none"."""
+    @property
+    def preprocessing(self) -> str:
+        """How a picture becomes what the encoder reads, in words: an index keeps it."""
         vision = self.config.vision
-        preprocessing = f"squash-bicubic-{vision.image_size} mean={vision.mean} std={vision.std}"
-        return Manifest(
-            model=self.name,
-            model_digest=self.digest,
-            image_size=vision.image_size,
-            preprocessing=preprocessing,
-            num_queries=self.config.qformer.num_queries,
-            embed_dim=self.config.embed_dim,
-            patch_shape=self.patch_shape,
-            features=features,
-        )
+        return f"squash-bicubic-{vision.image_size} mean={vision.mean} std={vision.std}"
 
-    def photo_encoder(self, features: str) -> PhotoEncoder:
-        """features: how patches are kept for reranking, "store" (float16), "int8" or "none"."""
-        return PhotoEncoder(self, features)
+    @property
+    def num_queries(self) -> int:
+        return self.config.qformer.num_queries
+
+    @property
+    def embed_dim(self) -> int:
+        return self.config.embed_dim
 
     @torch.inference_mode()
     def encode_patches(self, pictures_BHWC: np.ndarray) -> Tensor:

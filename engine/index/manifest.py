@@ -4,13 +4,32 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from engine.errors import IndexStateError
 
 FILE_NAME = "manifest.json"
 FEATURES = ("none", "store", "int8")
 SCHEMA = 1  # of the tables and of this file; raise it when an older qseek would misread them
+
+
+class IndexedModel(Protocol):
+    """What a manifest asks of the model that makes an index."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def preprocessing(self) -> str: ...
+    @property
+    def num_queries(self) -> int: ...
+    @property
+    def embed_dim(self) -> int: ...
+    @property
+    def patch_shape(self) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +57,20 @@ class Manifest:
         """Bytes of one photo's patches; see engine/blip2/features.py."""
         num_patches, width = self.patch_shape
         return {"none": 0, "store": 2 * num_patches * width, "int8": num_patches * (4 + width)}[self.features]
+
+    @classmethod
+    def for_model(cls, model: IndexedModel, features: str) -> "Manifest":
+        """What an index made with this model says of it. features: "store", "int8" or "none"."""
+        return cls(
+            model=model.name,
+            model_digest=model.digest,
+            image_size=model.image_size,
+            preprocessing=model.preprocessing,
+            num_queries=model.num_queries,
+            embed_dim=model.embed_dim,
+            patch_shape=model.patch_shape,
+            features=features,
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":

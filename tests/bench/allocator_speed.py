@@ -17,9 +17,10 @@ PROGRAM = """
 import sys, time
 import numpy as np
 from engine.blip2 import checkpoint
+from engine.blip2.model import PhotoEncoder
 if sys.argv[1] == "leave":
     checkpoint.keep_freed_memory = lambda: False
-encoder = checkpoint.load_model().photo_encoder("store")
+encoder = PhotoEncoder(checkpoint.load_model(), "store")
 pictures = np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), 192, 192, 3), dtype=np.uint8)
 encoder.encode(pictures[:64])
 started = time.perf_counter()

@@ -38,12 +38,14 @@ def indexed(
     model: Model, photos: Path, folder: Path, features: str, workers: int | None
 ) -> tuple[float, float, float, float, Memory]:
     """Photos/s of the first run, seconds of the second, seconds of writing FAISS' files, bytes a photo, memory."""
+    from engine.blip2.model import PhotoEncoder
+    from engine.index.manifest import Manifest
     from engine.index.store import Store
     from engine.vectors.table_indexes import open_photo_index
     from indexer.build import build_index
 
-    store = Store.create(folder, model.manifest(features))
-    encoder = model.photo_encoder(features)
+    store = Store.create(folder, Manifest.for_model(model, features))
+    encoder = PhotoEncoder(model, features)
     with peak_memory() as memory:
         started = time.perf_counter()
         report = build_index([photos], store, encoder, workers=workers)
@@ -92,6 +94,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     import numpy as np
 
     from engine.blip2.checkpoint import load_model
+    from engine.blip2.model import PhotoEncoder
     from indexer.decode import decode
 
     model = load_model(str(random_model(scratch / "random")) if args.model == "random" else args.model)
@@ -103,16 +106,16 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     started = time.perf_counter()
     pictures = np.stack([decode(path, model.image_size).pixels for path in paths])
     decode_rate = len(paths) / (time.perf_counter() - started)
-    bare(model.photo_encoder("store"), pictures[:BATCH])
+    bare(PhotoEncoder(model, "store"), pictures[:BATCH])
 
     rows = []
     ratios: dict[str, list[float]] = {"store": [], "none": []}
     for number in range(args.rounds):
-        before = bare(model.photo_encoder("store"), pictures)
+        before = bare(PhotoEncoder(model, "store"), pictures)
         for features in ratios:
             folder = scratch / f"index-{features}-{number}"
             rate, second, faiss, size, memory = indexed(model, photos, folder, features, args.workers)
-            after = bare(model.photo_encoder("store"), pictures)
+            after = bare(PhotoEncoder(model, "store"), pictures)
             ratio = rate / ((before + after) / 2)
             ratios[features].append(ratio)
             rows.append(

@@ -311,6 +311,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
 
 def measure(size: int, folder: Path, model: Model, fp32: Model, real: Real, rounds: int) -> list[str]:
     """The report's parts for an index of so many photos."""
+    from engine.index.manifest import Manifest
     from engine.index.store import Store
     from engine.search import Searcher
     from engine.vectors.table_indexes import open_photo_index
@@ -318,7 +319,7 @@ def measure(size: int, folder: Path, model: Model, fp32: Model, real: Real, roun
     vectors = repeated(real, size)
     brute = BruteForce(vectors)
     candidates = {int(row) for query in real.queries for row in brute.best(query, K)[0]}
-    store = Store.create(folder, model.manifest("store"))
+    store = Store.create(folder, Manifest.for_model(model, "store"))
     fill(store, vectors, real, candidates)
     del vectors
     started = time.perf_counter()

@@ -17,6 +17,8 @@ from chromium import Chromium, chromium_path
 from fake_model import FakeModel
 from PIL import Image
 
+from engine.blip2.model import PhotoEncoder
+from engine.index.manifest import Manifest
 from engine.index.store import Store
 from indexer.build import build_index
 
@@ -41,8 +43,8 @@ def folder(tmp_path_factory):
     for number, (name, colour) in enumerate(COLOURS.items()):
         size = (640, 400) if number % 2 else (400, 640)
         Image.new("RGB", size, colour).save(folder / "photos" / f"{name}.png")
-    store = Store.create(folder / "index", FakeModel().manifest("none"))
-    build_index([folder / "photos"], store, FakeModel().photo_encoder("none"), workers=0)
+    store = Store.create(folder / "index", Manifest.for_model(FakeModel(), "none"))
+    build_index([folder / "photos"], store, PhotoEncoder(FakeModel(), "none"), workers=0)
     return folder
 
 
