@@ -12,7 +12,7 @@ from itertools import islice
 
 import numpy as np
 
-from engine.blip2.caption_writer import CaptionWriter
+from engine.models.caption_writers import CaptionWriter
 from engine.pictures.opening import read_square
 from engine.types import Caption, Failure, Hit, Photo, Results
 

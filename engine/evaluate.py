@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from engine.blip2.model import PHOTOS_AT_ONCE, Model
 from engine.blip2.retriever import itc_scores
 from engine.errors import DataError
 from engine.evaluation_cache import EvaluationCache
+from engine.models.retrieval_model import PHOTOS_AT_ONCE, RetrievalModel
 from engine.recall import best_of_photo, candidates, ranks_of, recall_of_ranks, reranked_ranks
 
 SWEEP = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -89,7 +89,7 @@ class _Budget:
 
 
 def evaluate_retrieval(
-    models: Sequence[Model], read: Read, captions: Sequence[Sequence[str]], cache: EvaluationCache, *,
+    models: Sequence[RetrievalModel], read: Read, captions: Sequence[Sequence[str]], cache: EvaluationCache, *,
     k: int = 128, memory: int = 2**31, allow_missing: bool = False, say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:  # fmt: skip
     """Recall of both directions, before and after reranking.
@@ -173,7 +173,7 @@ def unique_pairs(best_captions_NK: np.ndarray, best_photos_MK: np.ndarray) -> np
     return np.unique(np.concatenate([of_photos.ravel(), of_texts.ravel()]))
 
 
-def _budget(model: Model, num_photos: int, num_texts: int, memory: int) -> _Budget:
+def _budget(model: RetrievalModel, num_photos: int, num_texts: int, memory: int) -> _Budget:
     """A quarter of the memory each for a block of scores and for the texts begun; the rest is for passes."""
     former = model.config.qformer
     row = (
@@ -190,14 +190,18 @@ def _budget(model: Model, num_photos: int, num_texts: int, memory: int) -> _Budg
 
 
 def _encode_photos(
-    models: Sequence[Model], read: Read, num_photos: int, cache: EvaluationCache, say: Callable[[str], None]
+    models: Sequence[RetrievalModel],
+    read: Read,
+    num_photos: int,
+    cache: EvaluationCache,
+    say: Callable[[str], None],
 ) -> None:
     cache.begin_photos(num_photos)
     starts = range(0, num_photos, PHOTOS_AT_ONCE)
     todo = [start for start in starts if not cache.has_photos(start, start + PHOTOS_AT_ONCE)]
     num_done, clock, lock = 0, _Clock(say), threading.Lock()
 
-    def encode(model: Model, starts: Sequence[int]) -> None:
+    def encode(model: RetrievalModel, starts: Sequence[int]) -> None:
         nonlocal num_done
         for start in starts:
             stop = min(start + PHOTOS_AT_ONCE, num_photos)
@@ -217,7 +221,9 @@ def _encode_photos(
     _share(models, todo, encode)
 
 
-def _share(models: Sequence[Model], work: Sequence[int], do: Callable[[Model, Sequence[int]], None]) -> None:
+def _share(
+    models: Sequence[RetrievalModel], work: Sequence[int], do: Callable[[RetrievalModel, Sequence[int]], None]
+) -> None:
     """Every model its part, in a thread of its own; with one model, here."""
     if len(models) == 1:
         do(models[0], work)
@@ -286,7 +292,7 @@ def _first(candidates_RK: np.ndarray, ranks_RK: np.ndarray) -> np.ndarray:
 
 
 def _match(
-    models: Sequence[Model], kept: list[int], texts: Sequence[str], pairs: np.ndarray, cache: EvaluationCache,
+    models: Sequence[RetrievalModel], kept: list[int], texts: Sequence[str], pairs: np.ndarray, cache: EvaluationCache,
     budget: _Budget, say: Callable[[str], None],
 ) -> tuple[np.ndarray, int]:  # fmt: skip
     """What ITM adds to the score of each pair (float32), and how many an earlier run left."""
@@ -299,7 +305,7 @@ def _match(
     place = np.empty(len(texts), np.int64)
     place[by_length] = np.arange(len(texts))
 
-    def match(model: Model, rows: Sequence[int]) -> None:
+    def match(model: RetrievalModel, rows: Sequence[int]) -> None:
         nonlocal num_done
         weight = model.config.match_weight
         for first in range(0, len(texts), budget.texts):

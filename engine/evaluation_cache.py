@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.blip2.checkpoint import dtype_name
-from engine.blip2.model import Model
 from engine.errors import DataError
+from engine.models.devices import dtype_name
+from engine.models.retrieval_model import RetrievalModel
 
 TODO, DONE, UNREADABLE = 0, 1, 2
 
@@ -29,7 +29,7 @@ class EvaluationCache:
     """folder: of this set; what differs by model and dtype lies in a folder of its own below. Raises DataError when
     it cannot be written, or the disk is too small for the patches."""
 
-    def __init__(self, folder: Path, model: Model):
+    def __init__(self, folder: Path, model: RetrievalModel):
         self.folder = folder / f"{model.digest[:12]}-{dtype_name(model.dtype)}"
         self.model = model
         try:

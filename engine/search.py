@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.blip2.model import BEHIND, PHOTOS_AT_ONCE, Model, match_probability
 from engine.blip2.qformer import PhotoKeys
 from engine.caption_search import CaptionSearch
 from engine.errors import IndexStateError, QueryError
 from engine.held_keys import HeldKeys
 from engine.index.manifest import Manifest
 from engine.index.store import Store
+from engine.models.retrieval_model import BEHIND, PHOTOS_AT_ONCE, RetrievalModel, match_probability
 from engine.pictures.opening import read_square
 from engine.types import Failure, Hit, Photo, Results, TextHit, TextResults
 from engine.vectors.slot_bounds import merge_maximum
@@ -68,7 +68,7 @@ class Searcher:
     """
 
     def __init__(
-        self, store: Store | None, model: Model, *, hold_bytes: int = HOLD_BYTES,
+        self, store: Store | None, model: RetrievalModel, *, hold_bytes: int = HOLD_BYTES,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
         if store is not None:

@@ -24,7 +24,7 @@ from indexer.decode import Decoded, Outcome, Task, attempt
 from indexer.workers import decode_all
 
 if TYPE_CHECKING:
-    from engine.blip2.caption_writer import CaptionWriter
+    from engine.models.caption_writers import CaptionWriter
 
 CHANGED = "it has changed since it was indexed; index its folder again"
 WROTE_NOTHING = "the captioner wrote nothing of it"

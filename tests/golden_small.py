@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from reference import normal, small_config, weight
 
-from engine.blip2.describe import describe
+from engine.blip2.itg_decoding import describe
 from engine.blip2.retriever import Retriever
 from training.objectives import stage1_losses
 

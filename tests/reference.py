@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
-from engine.blip2.convert import LAVIS, renamed, stored
+from engine.checkpoints.key_names import LAVIS, renamed
+from engine.checkpoints.tensors import stored
 
 SHARED = Path(os.environ.get("QSEEK_SHARED", Path(__file__).parents[2] / "shared"))
 GOLDENS = SHARED / "goldens"

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from engine.blip2.allocator import keep_freed_memory
+from engine.models.malloc import keep_freed_memory
 
 PROGRAM = """
 import sys
 from pathlib import Path
 import torch
-from engine.blip2.allocator import keep_freed_memory
+from engine.models.malloc import keep_freed_memory
 
 def resident_mib():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -8,10 +8,10 @@ from fake_model import FakeModel, FakeSearcher, FakeWriter, fake_writer_of, load
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from engine.blip2.model import PhotoEncoder
 from engine.errors import IndexStateError
 from engine.index.manifest import Manifest
 from engine.index.store import Store
+from engine.models.photo_encoder import PhotoEncoder
 from engine.types import Photo
 from indexer.build import build_index
 from indexer.captions import index_captions

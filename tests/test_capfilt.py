@@ -14,8 +14,8 @@ from test_data import write_shard
 from tiny import tiny_checkpoint, tiny_config, tiny_model, write_pictures
 from tiny_language import save_tiny
 
-from engine.blip2.model import Model
 from engine.errors import DataError
+from engine.models.retrieval_model import RetrievalModel
 from engine.search import Searcher
 from training.candidates import Candidates, Caption, kept, load_parts
 from training.capfilt import run_capfilt
@@ -68,7 +68,7 @@ def facts(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def model_of(place: Path) -> Model:
+def model_of(place: Path) -> RetrievalModel:
     return load_parts(CONFIG, place / "runs", "cpu")[1]
 
 
@@ -119,18 +119,18 @@ def test_without_a_ready_matching_head_the_cosine_ranks(place: Path) -> None:
 
 def test_a_photo_is_encoded_once_for_all_its_captions(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {"vision": 0, "keys": 0}
-    encode, keys = Model.encode_patches, Model.photo_keys
+    encode, keys = RetrievalModel.encode_patches, RetrievalModel.photo_keys
 
-    def count_encode(model: Model, pictures: np.ndarray) -> torch.Tensor:
+    def count_encode(model: RetrievalModel, pictures: np.ndarray) -> torch.Tensor:
         counts["vision"] += len(pictures)
         return encode(model, pictures)
 
-    def count_keys(model: Model, patches: torch.Tensor) -> Any:
+    def count_keys(model: RetrievalModel, patches: torch.Tensor) -> Any:
         counts["keys"] += len(patches)
         return keys(model, patches)
 
-    monkeypatch.setattr(Model, "encode_patches", count_encode)
-    monkeypatch.setattr(Model, "photo_keys", count_keys)
+    monkeypatch.setattr(RetrievalModel, "encode_patches", count_encode)
+    monkeypatch.setattr(RetrievalModel, "photo_keys", count_keys)
     run(place)
     assert counts == {"vision": 7, "keys": 7}
 
@@ -198,7 +198,7 @@ def test_originals(place: Path) -> None:
 def test_equal_captions_count_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Case and spaces aside; what is the photo's own stays its own, and empty ones are none."""
     texts = ["a Red  dog", "a cat", "a cat", " ", "A cat "]
-    monkeypatch.setattr(Model, "draw_captions", lambda *_, **__: [texts, texts])
+    monkeypatch.setattr(RetrievalModel, "draw_captions", lambda *_, **__: [texts, texts])
     model = model_of(place)
     pictures = [np.zeros((40, 40, 3), np.uint8)] * 2
     from PIL import Image

@@ -26,15 +26,19 @@ from tiny_language import (
 )
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from engine.blip2.caption_checkpoint import load_captioner, make_captioner, save_captioner
-from engine.blip2.caption_sources import CaptionerSource, has_language, read_captioner, read_lavis_captioner
 from engine.blip2.captioner import Captioner
-from engine.blip2.checkpoint import list_models, load_model, save_checkpoint
 from engine.blip2.config import CaptionerConfig
-from engine.blip2.convert import LAVIS_CAPTIONER, their_name
-from engine.blip2.language import describe_language, make_language, read_language
 from engine.blip2.retriever import Retriever
+from engine.checkpoints.building import make_captioner
+from engine.checkpoints.captioner_reading import has_language, read_captioner
+from engine.checkpoints.checkpoint_sources import CaptionerSource
+from engine.checkpoints.key_names import LAVIS_CAPTIONER, their_name
+from engine.checkpoints.language_folder import describe_language, make_language, read_language
+from engine.checkpoints.lavis_files import read_lavis_captioner
+from engine.checkpoints.saving import save_captioner, save_checkpoint
 from engine.errors import CheckpointError
+from engine.models.catalogue import list_models
+from engine.models.loading import load_captioner, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

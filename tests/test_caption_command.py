@@ -19,10 +19,10 @@ from tiny import (
 )
 from tiny_language import save_tiny
 
-from engine.blip2.caption_checkpoint import load_captioner
-from engine.blip2.caption_writer import load_writer
-from engine.blip2.captioner import ANSWER, CAPTION
-from engine.blip2.checkpoint import save_checkpoint
+from engine.blip2.generation import ANSWER, CAPTION
+from engine.checkpoints.saving import save_checkpoint
+from engine.models.caption_writers import load_writer
+from engine.models.loading import load_captioner
 from engine.pictures.opening import open_picture
 from engine.pictures.squares import squash
 from ui.cli import main
@@ -134,7 +134,7 @@ def test_transformers_folders_are_converted(tmp_path: Path, photos: list[Path]) 
 
 
 def test_the_bundled_model_captions_out_of_the_box(photos: list[Path]) -> None:
-    from engine.blip2.caption_writer import default_writer
+    from engine.models.caption_writers import default_writer
 
     result = caption(photos[0], "--json", "--beams", 1, "--max-new-tokens", 6)
     assert result.exit_code == 0, result.output
@@ -203,7 +203,7 @@ def test_one_that_only_captions_answers_nothing(tmp_path: Path, photos: list[Pat
     result = caption(photos[0], "--model", folder, "--question", "What is it?")
     assert result.exit_code == 1 and "was not taught to answer questions. Those were: " in result.stderr
     assert result.stdout == ""
-    from engine.blip2.caption_sources import answers_questions
+    from engine.checkpoints.captioner_reading import answers_questions
 
     assert not answers_questions(folder)
     assert caption(photos[0], "--model", folder).exit_code == 0

@@ -8,13 +8,13 @@ import pytest
 from tiny import SIDE, tiny_checkpoint, tiny_config, tiny_net, tiny_tokenizer
 from tiny_language import save_tiny
 
-from engine.blip2 import caption_writer, checkpoint
-from engine.blip2.caption_checkpoint import load_captioner
-from engine.blip2.caption_writer import HeadWriter, LanguageWriter, default_writer, is_called, load_writer
-from engine.blip2.captioner import CAPTION, Generation
-from engine.blip2.checkpoint import load_model, save_checkpoint
-from engine.blip2.describe import describe
+from engine.blip2.generation import CAPTION, GenerationOptions
+from engine.blip2.itg_decoding import describe
+from engine.checkpoints.saving import save_checkpoint
 from engine.errors import CheckpointError, QueryError
+from engine.models import caption_writers, catalogue
+from engine.models.caption_writers import HeadWriter, LanguageWriter, default_writer, is_called, load_writer
+from engine.models.loading import load_captioner, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)
@@ -36,7 +36,7 @@ def own_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_head_writes_what_describe_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caption_writer, "WRITTEN_AT_ONCE", 2)  # in batches
+    monkeypatch.setattr(caption_writers, "WRITTEN_AT_ONCE", 2)  # in batches
     writer = load_writer("tiny")
     assert isinstance(writer, HeadWriter) and not writer.answers
     model = load_model("tiny")
@@ -46,7 +46,8 @@ def test_the_head_writes_what_describe_gives(monkeypatch: pytest.MonkeyPatch) ->
     want = [model.tokenizer.decode(row) for row in ids.tolist()]
     assert writer.caption(PICTURES, how=CAPTION) == want and len(set(want)) > 1, "30 tokens are cut to 15"
     drawn = [
-        writer.caption(PICTURES, how=Generation(top_p=0.9, max_new_tokens=9, seed=seed)) for seed in (1, 1, 2)
+        writer.caption(PICTURES, how=GenerationOptions(top_p=0.9, max_new_tokens=9, seed=seed))
+        for seed in (1, 1, 2)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
 
@@ -77,15 +78,15 @@ def test_what_cannot_be_is_said(folder: Path) -> None:
     with pytest.raises(QueryError, match=r"has 2\d\d tokens; the language model reads at most \d+"):
         language.caption(PICTURES, "a" * 200)
     with pytest.raises(QueryError, match="500 new tokens are more than the language model writes"):
-        language.caption(PICTURES, how=Generation(max_new_tokens=500))
+        language.caption(PICTURES, how=GenerationOptions(max_new_tokens=500))
     with pytest.raises(CheckpointError, match=r"headless cannot write.*mini.*blip2-opt-2\.7b"):
         load_writer(str(folder / "headless"))
     with pytest.raises(ValueError, match="takes 1"):
-        head.caption(PICTURES, how=Generation(length_penalty=-1.0))
+        head.caption(PICTURES, how=GenerationOptions(length_penalty=-1.0))
 
 
 def test_who_writes_when_nobody_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> None:
-    monkeypatch.setattr(checkpoint, "BUNDLED", tmp_path)  # as if nothing were bundled
+    monkeypatch.setattr(catalogue, "BUNDLED", tmp_path)  # as if nothing were bundled
     assert default_writer() == default_writer("mini") == default_writer("headless") == "mini"
     assert default_writer("tiny") == "tiny", "a searching model that writes"
     assert default_writer("gone") == "mini"

@@ -13,16 +13,16 @@ from tiny import SIDE
 from tiny_language import KINDS, byte_tokenizer, language_config, save_tiny, tiny_captioner
 
 from engine.blip2 import captioner
-from engine.blip2.caption_checkpoint import load_captioner
-from engine.blip2.caption_model import CaptionModel
-from engine.blip2.captioner import Generation
-from engine.blip2.language import describe_language
-from engine.blip2.language_text import IGNORED, LanguageBatch, LanguageTokenizer
+from engine.blip2.generation import GenerationOptions
+from engine.blip2.language_tokens import IGNORED, LanguageBatch, LanguageTokenizer
+from engine.checkpoints.language_folder import describe_language
 from engine.errors import CheckpointError, DataError, QueryError
+from engine.models.caption_model import CaptionModel
+from engine.models.loading import load_captioner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SHORT = Generation(max_new_tokens=8)
+SHORT = GenerationOptions(max_new_tokens=8)
 PROMPTS = ("a red dog", "the", "on the house a cat runs")
 
 
@@ -46,7 +46,7 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_batch_gives_what_each_photo_gives_alone(model: CaptionModel, beams: int) -> None:
     """Prompts of other lengths beside it change nothing."""
-    photos, how = pictures(3), Generation(max_new_tokens=8, num_beams=beams)
+    photos, how = pictures(3), GenerationOptions(max_new_tokens=8, num_beams=beams)
     together = model.generate(photos, PROMPTS, how)
     alone = [model.generate(photos[n : n + 1], PROMPTS[n : n + 1], how)[0] for n in range(3)]
     assert together == alone and len(set(together)) > 1
@@ -79,9 +79,9 @@ def test_pictures_are_read_once_whatever_the_beams(
 
     monkeypatch.setattr(model.net, "encode_patches", count_pictures)
     monkeypatch.setattr(model.net.qformer, "photo_keys", count_photos)
-    model.generate(pictures(3), ["a"], Generation(max_new_tokens=4, num_beams=4))
+    model.generate(pictures(3), ["a"], GenerationOptions(max_new_tokens=4, num_beams=4))
     assert seen == {"vision": 3, "qformer": 3}
-    model.generate(pictures(1), PROMPTS, Generation(max_new_tokens=4, num_beams=2))
+    model.generate(pictures(1), PROMPTS, GenerationOptions(max_new_tokens=4, num_beams=2))
     reads = (
         len(PROMPTS) if model.prompt_tokenizer else 1
     )  # a Q-Former that reads the prompt reads it with the photo
@@ -97,7 +97,7 @@ def test_greedy_is_the_likeliest_token_each_time(opt: CaptionModel) -> None:
     """Beside a search that reads everything anew, without a cache."""
     net, soft = opt.net, opt.net.read_photos(opt.encode_patches(pictures(2)))
     ids, mask = opt.tokenizer.prompts(["a red", "the"], 6)
-    got = net.generate(soft, ids, mask, Generation(max_new_tokens=6))
+    got = net.generate(soft, ids, mask, GenerationOptions(max_new_tokens=6))
     for row in range(2):
         text = ids[row][mask[row]].tolist()
         start = len(text)
@@ -122,8 +122,8 @@ def test_at_least_and_at_most(opt: CaptionModel) -> None:
     soft = opt.net.read_photos(opt.encode_patches(pictures(8)))
     ids, mask = (t.expand(8, -1) for t in opt.tokenizer.prompts(["a"], 8))
     with ending(opt, 1e4):  # it would end at once
-        free = opt.net.generate(soft, ids, mask, Generation(max_new_tokens=8))
-        held = opt.net.generate(soft, ids, mask, Generation(max_new_tokens=8, min_new_tokens=5))
+        free = opt.net.generate(soft, ids, mask, GenerationOptions(max_new_tokens=8))
+        held = opt.net.generate(soft, ids, mask, GenerationOptions(max_new_tokens=8, min_new_tokens=5))
     assert free.shape[1] == 1 and (free == opt.config.language.end_id).all()
     assert (held == opt.config.language.end_id).long().argmax(dim=1).tolist() == [5] * 8
     assert opt.tokenizer.decode(free) == [""] * 8
@@ -133,7 +133,9 @@ def test_sampling_is_a_function_of_the_seed(opt: CaptionModel) -> None:
     photos = pictures(4)
 
     def drawn(**changes: Any) -> list[str]:
-        return opt.generate(photos, ["a"], Generation(**{"max_new_tokens": 12, "top_p": 0.95} | changes))
+        return opt.generate(
+            photos, ["a"], GenerationOptions(**{"max_new_tokens": 12, "top_p": 0.95} | changes)
+        )
 
     before = torch.random.get_rng_state()
     assert drawn() == drawn() != drawn(seed=1)
@@ -149,14 +151,14 @@ def test_several_texts_of_each_photo(opt: CaptionModel, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         opt.net.qformer, "photo_keys", lambda patches: reads.append(len(patches)) or keys(patches)
     )
-    how = Generation(max_new_tokens=8, top_p=0.95, num_samples=3)
+    how = GenerationOptions(max_new_tokens=8, top_p=0.95, num_samples=3)
     texts = opt.generate(photos, ["a"], how)
     assert len(texts) == 60 and sum(reads) == 20
     assert sum(len(set(texts[n : n + 3])) > 1 for n in range(0, 60, 3)) > 10
     same = opt.generate(np.repeat(photos[:1], 20, axis=0), ["a"], how)
     assert len({tuple(same[n : n + 3]) for n in range(0, 60, 3)}) > 10  # each photo has draws of its own
     greedy = opt.generate(photos, ["a"], SHORT)
-    certain = Generation(max_new_tokens=8, top_p=1e-6, num_samples=3)
+    certain = GenerationOptions(max_new_tokens=8, top_p=1e-6, num_samples=3)
     assert opt.generate(photos, ["a"], certain) == [text for text in greedy for _ in range(3)]
     assert len(set(greedy)) > 1
 
@@ -166,7 +168,7 @@ def test_beams_share_one_reading_of_photo_and_prompt(
     model: CaptionModel, copies: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts are what every beam's own reading gives; prompts of unequal lengths."""
-    photos, how = pictures(3), Generation(max_new_tokens=8, **copies)
+    photos, how = pictures(3), GenerationOptions(max_new_tokens=8, **copies)
     rows: list[int] = []
 
     def watch(_: Any, __: Any, given: dict[str, Any]) -> None:
@@ -191,20 +193,27 @@ def test_beams_share_one_reading_of_photo_and_prompt(
 
 def test_repetition_and_length_penalties(opt: CaptionModel) -> None:
     photos = pictures(8)
-    plain = opt.generate(photos, ["a"], Generation(max_new_tokens=20))
-    varied = opt.generate(photos, ["a"], Generation(max_new_tokens=20, repetition_penalty=10.0))
+    plain = opt.generate(photos, ["a"], GenerationOptions(max_new_tokens=20))
+    varied = opt.generate(photos, ["a"], GenerationOptions(max_new_tokens=20, repetition_penalty=10.0))
     assert sum(len(set(t)) / max(1, len(t)) for t in varied) > sum(
         len(set(t)) / max(1, len(t)) for t in plain
     )
     own = replace(opt.config, language=replace(opt.config.language, repetition_penalty=10.0))
     with pytest.MonkeyPatch.context() as patch:  # a checkpoint's own is asked for by None alone
         patch.setattr(opt.net, "config", own)
-        assert opt.generate(photos, ["a"], Generation(max_new_tokens=20, repetition_penalty=None)) == varied
-        assert opt.generate(photos, ["a"], Generation(max_new_tokens=20)) == plain
-    assert opt.generate(photos, ["a"], Generation(max_new_tokens=20, repetition_penalty=None)) == plain
+        assert (
+            opt.generate(photos, ["a"], GenerationOptions(max_new_tokens=20, repetition_penalty=None))
+            == varied
+        )
+        assert opt.generate(photos, ["a"], GenerationOptions(max_new_tokens=20)) == plain
+    assert opt.generate(photos, ["a"], GenerationOptions(max_new_tokens=20, repetition_penalty=None)) == plain
     with ending(opt, 5.0):
-        short = opt.generate(photos, ["a"], Generation(max_new_tokens=20, num_beams=4, length_penalty=-4.0))
-        long = opt.generate(photos, ["a"], Generation(max_new_tokens=20, num_beams=4, length_penalty=4.0))
+        short = opt.generate(
+            photos, ["a"], GenerationOptions(max_new_tokens=20, num_beams=4, length_penalty=-4.0)
+        )
+        long = opt.generate(
+            photos, ["a"], GenerationOptions(max_new_tokens=20, num_beams=4, length_penalty=4.0)
+        )
     assert sum(map(len, short)) < sum(map(len, long))
 
 
@@ -338,7 +347,7 @@ def test_captions_and_answers(model: CaptionModel, monkeypatch: pytest.MonkeyPat
     asked: list[str] = []
     generate = model.generate
 
-    def watch(photos: np.ndarray, prompts: list[str], how: Generation) -> list[str]:
+    def watch(photos: np.ndarray, prompts: list[str], how: GenerationOptions) -> list[str]:
         asked.extend(prompts)
         return generate(photos, [prompts[0][:8]] * len(prompts), SHORT)
 
@@ -359,4 +368,4 @@ def test_captions_and_answers(model: CaptionModel, monkeypatch: pytest.MonkeyPat
 )  # fmt: skip
 def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Generation(**wrong)
+        GenerationOptions(**wrong)

@@ -11,12 +11,14 @@ from reference import load_golden, normal, small_config, weight
 from torch import Tensor
 from transformers import OPTConfig, T5Config
 
-from engine.blip2.captioner import Captioner, Generation
+from engine.blip2.captioner import Captioner
 from engine.blip2.config import CaptionerConfig, LanguageConfig
-from engine.blip2.convert import LAVIS_CAPTIONER, renamed, split_language, stored
-from engine.blip2.language import make_language
-from engine.blip2.language_text import LanguageBatch
-from engine.blip2.meta import check_fits, put_tensors, without_storage
+from engine.blip2.generation import GenerationOptions
+from engine.blip2.language_tokens import LanguageBatch
+from engine.checkpoints.filling import check_fits, put_tensors, without_storage
+from engine.checkpoints.key_names import LAVIS_CAPTIONER, renamed, split_language
+from engine.checkpoints.language_folder import make_language
+from engine.checkpoints.tensors import stored
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,7 +95,7 @@ def generated(net: Captioner, soft: Tensor, ids: Tensor, mask: Tensor, how: dict
     """As a golden's JSON says. Its OPT counts a placeholder that the model never sees among max_length."""
     end = how.get("eos", net.config.language.end_id)
     net.config = replace(net.config, language=replace(net.config.language, end_id=end))
-    asked = Generation(
+    asked = GenerationOptions(
         max_new_tokens=how["max_length"] - (not net.config.language.encoder_decoder),
         num_beams=how["num_beams"],
         length_penalty=how["length_penalty"],

@@ -22,10 +22,10 @@ from transformers import (
     InstructBlipVisionConfig,
 )
 
-from engine.blip2.caption_checkpoint import load_captioner
-from engine.blip2.caption_model import CaptionModel
-from engine.blip2.captioner import Generation
-from engine.blip2.language_text import IGNORED
+from engine.blip2.generation import GenerationOptions
+from engine.blip2.language_tokens import IGNORED
+from engine.models.caption_model import CaptionModel
+from engine.models.loading import load_captioner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -140,7 +140,7 @@ def test_generated_ids(pair: Pair, batch: int, beams: int) -> None:
     theirs, ours = pair
     language = ours.config.language
     _, extra, soft, ids, mask = asked(ours, batch)
-    got = ours.net.generate(soft, ids, mask, Generation(max_new_tokens=12, num_beams=beams))
+    got = ours.net.generate(soft, ids, mask, GenerationOptions(max_new_tokens=12, num_beams=beams))
     rows = []
     for row in range(batch):  # theirs without any padding
         length = int(mask[row].sum())

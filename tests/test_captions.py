@@ -10,11 +10,12 @@ from PIL import Image
 from test_search import assert_well_formed, ids_of, match_logits, stored_itc
 from tiny import tiny_model, write_pictures
 
-from engine.blip2.model import Model, PhotoEncoder
 from engine.caption_search import CaptionSearch
 from engine.index.caption_table import NewCaption
 from engine.index.manifest import Manifest
 from engine.index.store import Store
+from engine.models.photo_encoder import PhotoEncoder
+from engine.models.retrieval_model import RetrievalModel
 from engine.search import CAPTIONED_SHARE, Searcher
 from indexer.build import build_index
 from indexer.captions import CHANGED, CaptionReport, index_captions
@@ -226,7 +227,7 @@ def captioned(searcher: Searcher) -> dict[int, float]:
     return dict(zip(worst_first, cosines.tolist(), strict=True))
 
 
-def brute_scores(model: Model, searcher: Searcher, chosen: list[int]) -> dict[int, float]:
+def brute_scores(model: RetrievalModel, searcher: Searcher, chosen: list[int]) -> dict[int, float]:
     assert searcher.store is not None
     itc = stored_itc(searcher, QUERY)
     paths = {photo.id: photo.path for photo in searcher.store.photos(chosen)}

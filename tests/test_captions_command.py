@@ -8,9 +8,9 @@ from click.testing import Result
 from fake_model import FakeModel, FakeSearcher, FakeWriter, load_fake, load_fake_writer
 from test_cli import BLUE, GREEN, RED, lines, paint, qseek
 
-from engine.blip2 import caption_writer
 from engine.errors import QueryError
 from engine.index.store import Store
+from engine.models import caption_writers
 from ui import opening
 from ui.commands_index import index
 
@@ -21,7 +21,7 @@ def colours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(f"{module}.load_model", load_fake)
         monkeypatch.setattr(f"{module}.make_searcher", FakeSearcher)
     monkeypatch.setattr(opening, "load_writer", load_fake_writer)
-    monkeypatch.setattr(caption_writer, "is_called", lambda name, writer: name == writer)
+    monkeypatch.setattr(caption_writers, "is_called", lambda name, writer: name == writer)
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
     monkeypatch.delenv("QSEEK_MODEL", raising=False)
     monkeypatch.delenv("QSEEK_CAPTION_MODEL", raising=False)

@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from tiny import SIDE, tiny_checkpoint, tiny_config, tiny_model, tiny_net, tiny_tokenizer
 from tokenizers import Tokenizer, models
 
-from engine.blip2 import checkpoint
-from engine.blip2.checkpoint import find_model, list_models, load_model, save_checkpoint
 from engine.blip2.config import Blip2Config, mini, vit_g, vit_l
-from engine.blip2.sources import read_folder
+from engine.checkpoints.retrieval_reading import read_folder
+from engine.checkpoints.saving import save_checkpoint
 from engine.errors import CheckpointError
+from engine.models import catalogue, hub, retrieval_model
+from engine.models.catalogue import find_model, list_models
+from engine.models.loading import load_model
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
 
@@ -31,17 +33,17 @@ def folder(tmp_path: Path) -> Path:
 def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's models folder, and no bundled models."""
     monkeypatch.setenv("QSEEK_MODELS", str(tmp_path / "own"))
-    monkeypatch.setattr(checkpoint, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(catalogue, "BUNDLED", tmp_path / "bundled")
     (tmp_path / "own").mkdir()
     (tmp_path / "bundled").mkdir()
     return tmp_path / "own"
 
 
 def digest(folder: Path) -> str:
-    return checkpoint.digest_of(read_folder(folder).files)
+    return hub.digest_of(read_folder(folder).files)
 
 
-def load(folder: Path) -> checkpoint.Model:
+def load(folder: Path) -> retrieval_model.RetrievalModel:
     return load_model(str(folder), device="cpu", dtype="float32")
 
 
@@ -257,9 +259,9 @@ def test_a_bundled_name_is_the_bundled_model(
     folder: Path, own_models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_checkpoint(own_models / "tiny", seed=1)
-    shutil.copytree(folder, checkpoint.BUNDLED / "tiny")
-    assert find_model("tiny") == checkpoint.BUNDLED / "tiny"
-    assert [(info.name, info.folder) for info in list_models()] == [("tiny", checkpoint.BUNDLED / "tiny")]
+    shutil.copytree(folder, catalogue.BUNDLED / "tiny")
+    assert find_model("tiny") == catalogue.BUNDLED / "tiny"
+    assert [(info.name, info.folder) for info in list_models()] == [("tiny", catalogue.BUNDLED / "tiny")]
     # The name of a hidden model would lead back to the bundled one, so it goes by its folder.
     assert load(own_models / "tiny").name == str(own_models / "tiny")
     # "./tiny" is meant as a folder, whatever else is called so.
@@ -299,7 +301,7 @@ def test_the_list_holds_what_can_be_loaded(
         broken = Path(shutil.copytree(folder, own_models / f"broken{number}"))
         change_config(broken, damage[0]) if name in CONFIGS else damage[0](broken)
     shutil.copytree(folder, own_models / "zebra")
-    shutil.copytree(folder, checkpoint.BUNDLED / "lynx")
+    shutil.copytree(folder, catalogue.BUNDLED / "lynx")
     with caplog.at_level(logging.WARNING):
         found = list_models()
     assert [info.name for info in found] == ["lynx", "zebra"]

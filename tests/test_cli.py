@@ -488,9 +488,9 @@ def test_prune_forgets_what_is_gone(indexed):
 
 
 def test_models_lists_what_is_there(monkeypatch):
-    from engine.blip2 import checkpoint
+    from engine.models import catalogue
 
-    one = checkpoint.ModelInfo(
+    one = catalogue.ModelInfo(
         name="mini",
         folder=Path("/m/mini"),
         digest="ab" * 16,
@@ -499,7 +499,7 @@ def test_models_lists_what_is_there(monkeypatch):
         image_size=160,
         writes=False,
     )
-    monkeypatch.setattr(checkpoint, "list_models", lambda: [one])
+    monkeypatch.setattr(catalogue, "list_models", lambda: [one])
     table = [row.split() for row in qseek("models").stdout.splitlines()]
     assert table[1] == ["mini", "search", "19.4", "M", "38.8", "MB", "160", "px", "abababababab", "/m/mini"]
     assert [row[:2] for row in table[2:5]] == [

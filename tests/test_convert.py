@@ -11,14 +11,17 @@ from tiny import tiny_checkpoint, tiny_tokenizer
 from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval
 
-from engine.blip2.checkpoint import load_model, load_net, make_net
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
-from engine.blip2.convert import LAVIS, resize_positions, their_name
-from engine.blip2.export import save_transformers
-from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever, itc_scores
-from engine.blip2.sources import read_folder, read_lavis
+from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.building import load_net, make_net
+from engine.checkpoints.key_names import LAVIS, their_name
+from engine.checkpoints.lavis_files import read_lavis
+from engine.checkpoints.position_grids import resize_positions
+from engine.checkpoints.retrieval_reading import read_folder
+from engine.checkpoints.transformers_export import save_transformers
 from engine.errors import CheckpointError
+from engine.models.loading import load_model
 
 VOCABULARY = tiny_tokenizer().get_vocab_size()
 QFORMER = QFormerConfig(4, 64, 4, 128, 8, vocab_size=VOCABULARY, max_positions=32)

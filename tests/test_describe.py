@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
-from engine.blip2.describe import describe, draw_nucleus, sample
+from engine.blip2.itg_decoding import describe, draw_nucleus, sample
 from engine.blip2.retriever import Retriever
 
 DEC, SEP, PAD = 6, 5, 0

@@ -10,7 +10,7 @@ from tiny import tiny_config, tiny_net, tiny_tokenizer
 from torch import Tensor
 from two_processes import in_two_processes
 
-from engine.blip2.preprocess import TextTokenizer
+from engine.blip2.wordpiece import TextTokenizer
 from engine.errors import TrainingError
 from training.data import CaptionedPicture
 from training.distributed import (

@@ -8,10 +8,10 @@ import pytest
 from tiny import SIDE, tiny_model
 
 from engine import evaluate
-from engine.blip2.model import Model
 from engine.errors import DataError
 from engine.evaluate import Evaluation, Unreadable, evaluate_retrieval, unique_pairs
 from engine.evaluation_cache import EvaluationCache
+from engine.models.retrieval_model import RetrievalModel
 from engine.recall import candidates, recall
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
@@ -23,12 +23,12 @@ MEMORY = 2**24
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def model(tmp_path_factory: pytest.TempPathFactory) -> RetrievalModel:
     return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")
-def scores(model: Model) -> tuple[np.ndarray, np.ndarray]:
+def scores(model: RetrievalModel) -> tuple[np.ndarray, np.ndarray]:
     """ITC and match logit of every pair, one by one."""
     assert PICTURES.shape == (12, SIDE, SIDE, 3)
     itc, itm = np.zeros((12, len(TEXTS))), np.zeros((12, len(TEXTS)))
@@ -45,11 +45,13 @@ def read(start: int, stop: int) -> list[np.ndarray | None]:
 
 
 @pytest.fixture
-def run(model: Model, tmp_path: Path) -> Callable[..., Evaluation]:
+def run(model: RetrievalModel, tmp_path: Path) -> Callable[..., Evaluation]:
     """Evaluate, each time anew unless a folder is given."""
     count = iter(range(100))
 
-    def evaluated(folder: Path | None = None, models: Sequence[Model] = (model,), **options) -> Evaluation:
+    def evaluated(
+        folder: Path | None = None, models: Sequence[RetrievalModel] = (model,), **options
+    ) -> Evaluation:
         cache = EvaluationCache(folder or tmp_path / str(next(count)), model)
         options = {"read": read, "captions": CAPTIONS, "memory": MEMORY} | options
         return evaluate_retrieval(models, options.pop("read"), options.pop("captions"), cache, **options)
@@ -118,14 +120,16 @@ def test_small_blocks_change_nothing(run: Callable[..., Evaluation], monkeypatch
     same(run(k=5), want)
 
 
-def test_two_devices_share_the_work(run: Callable[..., Evaluation], model: Model, tmp_path: Path) -> None:
+def test_two_devices_share_the_work(
+    run: Callable[..., Evaluation], model: RetrievalModel, tmp_path: Path
+) -> None:
     other = tiny_model(tmp_path / "other")
     assert other.digest == model.digest
     same(run(k=5, models=(model, other)), run(k=5))
 
 
 def test_a_stopped_run_goes_on(
-    run: Callable[..., Evaluation], model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Evaluation], model: RetrievalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want, folder, calls = run(k=5), tmp_path / "kept", []
     monkeypatch.setattr(evaluate, "PHOTOS_AT_ONCE", 4)
@@ -139,16 +143,16 @@ def test_a_stopped_run_goes_on(
     with pytest.raises(KeyboardInterrupt):
         run(folder, k=5, read=stopping)
     calls.clear()
-    real, matched = Model.match, []
+    real, matched = RetrievalModel.match, []
 
-    def match(self: Model, *given: object) -> np.ndarray:
+    def match(self: RetrievalModel, *given: object) -> np.ndarray:
         if len(matched) == 7:
             raise KeyboardInterrupt
         matched.append(given)
         return real(self, *given)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(Model, "match", match)
+        patch.setattr(RetrievalModel, "match", match)
         with pytest.raises(KeyboardInterrupt):
             run(folder, k=5, read=stopping)
     assert calls == [8], "the first eight pictures were done"
@@ -190,7 +194,9 @@ def test_bad_input_is_named(run: Callable[..., Evaluation]) -> None:
         run(memory=1000)
 
 
-def test_another_shape_is_made_anew(model: Model, tmp_path: Path, run: Callable[..., Evaluation]) -> None:
+def test_another_shape_is_made_anew(
+    model: RetrievalModel, tmp_path: Path, run: Callable[..., Evaluation]
+) -> None:
     """A file cut short by a full disk is not read as if it were whole."""
     run(tmp_path / "kept", k=3)
     folder = EvaluationCache(tmp_path / "kept", model).folder

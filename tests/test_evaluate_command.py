@@ -12,9 +12,9 @@ from test_data import write_shard
 from tiny import SIDE, tiny_checkpoint, tiny_config, tiny_net, tiny_tokenizer, write_pictures
 from tiny_language import save_tiny
 
-from engine.blip2.caption_checkpoint import load_captioner
-from engine.blip2.checkpoint import load_model, save_checkpoint
 from engine.caption_metrics import caption_scores
+from engine.checkpoints.saving import save_checkpoint
+from engine.models.loading import load_captioner, load_model
 from engine.pictures.opening import open_picture
 from engine.pictures.squares import squash
 from training import data
@@ -92,7 +92,7 @@ def test_captions_of_the_itg_head(
         {"image_id": id_, "caption": text} for id_, text in zip(IDS, want, strict=True)
     ]
     assert len(set(want)) > 1
-    monkeypatch.setattr("engine.blip2.model.BEAMS_AT_ONCE", 10)
+    monkeypatch.setattr("engine.models.retrieval_model.BEAMS_AT_ONCE", 10)
     assert model.best_captions(keys, min_length=9, max_length=13) == want, "two photos at a time, then one"
     lines = result.stdout.splitlines()
     assert lines[0].startswith("captions_val2014.json, ") and "ITG head, 5 beams, 8 to 12 tokens" in lines[0]
@@ -217,7 +217,7 @@ def test_a_stopped_run_goes_on(
 ) -> None:
     given = ["caption", coco, "--images", images, "--model", models["opt"], "--json", "--beams", 1]
     whole = json.loads(run(*given).stdout)
-    monkeypatch.setattr("engine.blip2.caption_model.TEXTS_AT_ONCE", 1)
+    monkeypatch.setattr("engine.models.caption_model.TEXTS_AT_ONCE", 1)
     calls, original = [], data.read_pictures
 
     def stops(samples: Any, size: int) -> Any:

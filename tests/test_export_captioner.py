@@ -12,12 +12,14 @@ from tiny import tiny_tokenizer
 from tiny_language import byte_tokenizer, random_language, save_tiny
 from transformers import Blip2ForConditionalGeneration, InstructBlipForConditionalGeneration
 
-from engine.blip2.caption_checkpoint import load_captioner, save_captioner
-from engine.blip2.captioner import Captioner, Generation
+from engine.blip2.captioner import Captioner
 from engine.blip2.config import CaptionerConfig
-from engine.blip2.export import IMAGE_TOKEN
-from engine.blip2.language_text import LanguageTokenizer
-from engine.blip2.preprocess import TextTokenizer
+from engine.blip2.generation import GenerationOptions
+from engine.blip2.language_tokens import LanguageTokenizer
+from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.saving import save_captioner
+from engine.checkpoints.transformers_export import IMAGE_TOKEN
+from engine.models.loading import load_captioner
 from ui.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -98,7 +100,7 @@ def test_it_comes_back(tmp_path: Path, kind: str) -> None:
     assert back.config.language.reads_prompt == (kind == "llama")
     first = load_captioner(str(tmp_path / "ours"), device="cpu", dtype="float32")
     assert back.config.language.end_id == first.config.language.end_id
-    how, blank = Generation(max_new_tokens=8), (torch.rand(2, 56, 56, 3) * 255).byte().numpy()
+    how, blank = GenerationOptions(max_new_tokens=8), (torch.rand(2, 56, 56, 3) * 255).byte().numpy()
     if kind == "opt":
         assert back.caption(blank, "a dog", how) == first.caption(blank, "a dog", how)
 

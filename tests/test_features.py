@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.blip2.features import pack, unpack
 from engine.index.manifest import Manifest
+from engine.models.patch_bytes import pack, unpack
 
 SHAPE = (5, 12)
 CPU = torch.device("cpu")

@@ -14,12 +14,13 @@ from test_data import picture
 from test_stage1 import COLOURS
 from test_stage2 import language_model, stage1_net, word_tokenizer
 
-from engine.blip2.caption_checkpoint import load_captioner, save_captioner
-from engine.blip2.caption_model import CaptionModel
-from engine.blip2.captioner import Captioner, Generation
-from engine.blip2.checkpoint import save_checkpoint
-from engine.blip2.language import describe_language
+from engine.blip2.captioner import Captioner
+from engine.blip2.generation import GenerationOptions
+from engine.checkpoints.language_folder import describe_language
+from engine.checkpoints.saving import save_captioner, save_checkpoint
 from engine.errors import CheckpointError, DataError, QseekError, TrainingError
+from engine.models.caption_model import CaptionModel
+from engine.models.loading import load_captioner
 from engine.pictures.opening import open_picture
 from engine.pictures.squares import squash
 from training.finetune import CaptionConfig, VqaConfig, run_finetune
@@ -34,7 +35,7 @@ from training.stage2_stream import Stage2StreamConfig, run_stage2_stream
 from training.vqa import QuestionConfig
 from ui.cli import main
 
-GREEDY = Generation(max_new_tokens=8)
+GREEDY = GenerationOptions(max_new_tokens=8)
 OPTIM = OptimConfig(
     steps=4, batch=8, lr=3e-3, warmup=5, betas=(0.9, 0.999), weight_decay=0.0, clip=1.0, log_every=1
 )

@@ -13,11 +13,12 @@ from test_stage1 import COLOURS
 from test_stage2 import stage1_net
 from two_processes import in_two_processes
 
-from engine.blip2.caption_checkpoint import load_captioner, make_captioner
-from engine.blip2.checkpoint import save_checkpoint
-from engine.blip2.language_text import LanguageTokenizer
-from engine.blip2.preprocess import TextTokenizer
+from engine.blip2.language_tokens import LanguageTokenizer
+from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.building import make_captioner
+from engine.checkpoints.saving import save_checkpoint
 from engine.errors import TrainingError
+from engine.models.loading import load_captioner
 from training.distributed import joined, replicated, world
 from training.finetune import VqaConfig, run_finetune, start_finetune
 from training.generative import GenerativeTask

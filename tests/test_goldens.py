@@ -9,10 +9,10 @@ import torch
 from reference import from_lavis, load_golden, normal, small_config, small_state, weight
 
 from engine.blip2.config import VisionConfig
-from engine.blip2.convert import resize_positions
-from engine.blip2.describe import describe
+from engine.blip2.itg_decoding import describe
 from engine.blip2.retriever import Retriever, itc_scores
 from engine.blip2.vision import VisionEncoder
+from engine.checkpoints.position_grids import resize_positions
 
 SCALES = pytest.mark.parametrize("scale", ["std", "strong"])
 

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 from test_transformers_parity import random_theirs, save_theirs
 
-from engine.blip2.hub import hub_id
+from engine.checkpoints.published import hub_id
 
 COMMIT = "c" * 40
 ID = "someone/tiny-blip2"

@@ -166,7 +166,7 @@ def test_the_rules_can_fail() -> None:
         return turned_round(list(imports_of(file, ast.parse(code))))
 
     assert turned("engine/search.py", "def f():\n    from indexer import scan")
-    assert turned("engine/blip2/model.py", "import training.loop as loop")
+    assert turned("engine/models/retrieval_model.py", "import training.loop as loop")
     assert turned("indexer/build.py", "from ui.render import printable")
     assert turned("training/loop.py", "import importlib\nimportlib.import_module('indexer.build')")
     assert turned("engine/index/store.py", "from ...ui import cli")

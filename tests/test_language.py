@@ -9,8 +9,8 @@ import torch
 from click.testing import CliRunner
 from tokenizers import Tokenizer
 
-from engine.blip2.language import describe_language, make_language, read_language
-from engine.blip2.language_text import LanguageTokenizer
+from engine.blip2.language_tokens import LanguageTokenizer
+from engine.checkpoints.language_folder import describe_language, make_language, read_language
 from engine.errors import DataError
 from training.language import (
     LanguageTask,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from reference import load_golden, normal, small_config, small_state
 
-from engine.blip2.convert import LAVIS, our_name
 from engine.blip2.retriever import Retriever
+from engine.checkpoints.key_names import LAVIS, our_name
 from engine.errors import TrainingError
 from training import losses
 from training.objectives import stage1_losses

@@ -6,8 +6,8 @@ from tiny import tiny_net, tiny_tokenizer
 from torch import Tensor
 
 from engine.blip2 import masks
-from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever
+from engine.blip2.wordpiece import TextTokenizer
 
 # Two queries; a text of three tokens, then one of two and a padding token.
 TEXTS = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()

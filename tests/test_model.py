@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import SIDE, tiny_model
 
-from engine.blip2.model import PhotoEncoder
+from engine.models.photo_encoder import PhotoEncoder
 
 
 @pytest.mark.parametrize("features", ["store", "none"])

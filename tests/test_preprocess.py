@@ -8,7 +8,8 @@ from tiny import SPECIAL, tiny_tokenizer
 from tokenizers import Tokenizer, models
 
 from engine.blip2.config import CLIP_MEAN, CLIP_STD
-from engine.blip2.preprocess import TextTokenizer, to_pixels
+from engine.blip2.pixels import to_pixels
+from engine.blip2.wordpiece import TextTokenizer
 from engine.errors import CheckpointError, QueryError
 from engine.pictures.squares import squash
 

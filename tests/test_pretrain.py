@@ -12,7 +12,7 @@ from test_bert import bert_folder
 from test_data import picture, write_shard
 from tiny import tiny_checkpoint, tiny_config, tiny_net
 
-from engine.blip2.checkpoint import load_net
+from engine.checkpoints.building import load_net
 from engine.errors import DataError, TrainingError
 from training.loop import OptimConfig
 from training.plan import describe_plan, parameter_table, state_bytes

@@ -16,11 +16,12 @@ from PIL import Image
 from tiny import SIDE, tiny_checkpoint, tiny_model, write_pictures
 
 from engine import search
-from engine.blip2.checkpoint import load_model
-from engine.blip2.model import BEHIND, Model, PhotoEncoder
 from engine.errors import IndexStateError, QueryError
 from engine.index.manifest import Manifest
 from engine.index.store import Store
+from engine.models.loading import load_model
+from engine.models.photo_encoder import PhotoEncoder
+from engine.models.retrieval_model import BEHIND, RetrievalModel
 from engine.search import Searcher
 from engine.types import Hit, Results
 from indexer.build import build_index
@@ -38,12 +39,12 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def model(tmp_path_factory: pytest.TempPathFactory) -> RetrievalModel:
     return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")
-def shelf(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shelf(model: RetrievalModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """photos/ and an index of it for each way of keeping patches."""
     folder = tmp_path_factory.mktemp("shelf")
     write_pictures(folder / "photos", NAMES)
@@ -55,13 +56,15 @@ def shelf(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def searcher(shelf: Path, model: Model) -> Searcher:
+def searcher(shelf: Path, model: RetrievalModel) -> Searcher:
     """Without patches: what is read is read from the files."""
     return Searcher(Store.open(shelf / "none"), model, hold_bytes=0)
 
 
 @pytest.fixture
-def copied(shelf: Path, tmp_path: Path, model: Model) -> Callable[[str], tuple[Searcher, list[Path]]]:
+def copied(
+    shelf: Path, tmp_path: Path, model: RetrievalModel
+) -> Callable[[str], tuple[Searcher, list[Path]]]:
     """features -> an index of photos of its own, that a test may damage, and the photos' paths."""
 
     def copy(features: str) -> tuple[Searcher, list[Path]]:
@@ -81,12 +84,12 @@ def picture(path: Path) -> np.ndarray:
     return np.array(Image.open(path).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
-def match_logits(model: Model, path: Path, text: str) -> np.ndarray:
+def match_logits(model: RetrievalModel, path: Path, text: str) -> np.ndarray:
     ids, mask, _ = model.tokenizer([text])
     return model.net.match(model.photo_keys(model.encode_patches(picture(path)[None])), ids, mask).numpy()[0]
 
 
-def fresh_itc(model: Model, path: Path, text: str) -> float:
+def fresh_itc(model: RetrievalModel, path: Path, text: str) -> float:
     photo_QE = model.encode_photos(model.encode_patches(picture(path)[None]))[0]
     return float((photo_QE @ model.encode_texts([text])[0][0]).max())
 
@@ -143,7 +146,7 @@ def test_itc_tells_photos_and_texts_apart(searcher: Searcher) -> None:
 
 
 @pytest.mark.parametrize("rerank", [1, 7, 24, 128])
-def test_reranked(searcher: Searcher, model: Model, rerank: int) -> None:
+def test_reranked(searcher: Searcher, model: RetrievalModel, rerank: int) -> None:
     itc = stored_itc(searcher, QUERY)
     by_itc = sort_by(itc)
     paths = {photo.id: photo.path for photo in searcher.store.photos(by_itc)}  # type: ignore[union-attr]
@@ -173,7 +176,7 @@ def test_candidates_come_in_batches(searcher: Searcher, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("features", "noise"), [("store", 0.01), ("int8", 0.05)])
 def test_stored_patches_give_the_same_hits(
-    shelf: Path, searcher: Searcher, model: Model, features: str, noise: float
+    shelf: Path, searcher: Searcher, model: RetrievalModel, features: str, noise: float
 ) -> None:
     kept = Searcher(Store.open(shelf / features), model)
     for text in (QUERY, "green"):
@@ -187,7 +190,7 @@ def test_stored_patches_give_the_same_hits(
 
 @pytest.mark.parametrize("features", ["store", "none"])
 def test_what_is_held_changes_nothing(
-    copied: Callable[[str], tuple[Searcher, list[Path]]], model: Model, features: str
+    copied: Callable[[str], tuple[Searcher, list[Path]]], model: RetrievalModel, features: str
 ) -> None:
     plain, paths = copied(features)
     holding = Searcher(plain.store, model, hold_bytes=2**20)
@@ -213,10 +216,12 @@ def test_folded_keys_change_nothing(
     searcher, _ = copied("store")
     want = searcher.search(QUERY, top=24)
     read = []
-    real = Model.match
-    monkeypatch.setattr(Model, "folding_pays", True)
-    monkeypatch.setattr(Model, "photo_keys", None)  # not called
-    monkeypatch.setattr(Model, "match", lambda self, *given: read.append(given[0]) or real(self, *given))
+    real = RetrievalModel.match
+    monkeypatch.setattr(RetrievalModel, "folding_pays", True)
+    monkeypatch.setattr(RetrievalModel, "photo_keys", None)  # not called
+    monkeypatch.setattr(
+        RetrievalModel, "match", lambda self, *given: read.append(given[0]) or real(self, *given)
+    )
     got = searcher.search(QUERY, top=24)
     assert read and all(isinstance(photos, torch.Tensor) for photos in read)
     assert ids_of(got) == ids_of(want)
@@ -250,7 +255,7 @@ def test_k_beyond_the_collection(searcher: Searcher) -> None:
     assert searcher.search(QUERY, top=24).notes == ()
 
 
-def test_an_empty_index(tmp_path: Path, model: Model, shelf: Path) -> None:
+def test_an_empty_index(tmp_path: Path, model: RetrievalModel, shelf: Path) -> None:
     empty = Searcher(Store.create(tmp_path / "index", Manifest.for_model(model, "none")), model)
     for found in (
         empty.search(QUERY),
@@ -263,7 +268,7 @@ def test_an_empty_index(tmp_path: Path, model: Model, shelf: Path) -> None:
         empty.match(shelf / "photos" / NAMES[0], None)
 
 
-def test_one_photo(tmp_path: Path, model: Model) -> None:
+def test_one_photo(tmp_path: Path, model: RetrievalModel) -> None:
     (path,) = write_pictures(tmp_path / "photos", ["one.png"])
     store = Store.create(tmp_path / "index", Manifest.for_model(model, "none"))
     build_index([tmp_path / "photos"], store, PhotoEncoder(model, "none"), workers=0)
@@ -351,7 +356,7 @@ def test_when_no_file_can_be_read_itc_is_the_order(
     assert_well_formed(found.hits)
 
 
-def test_a_copy_stands_in_for_a_file_that_is_gone(tmp_path: Path, model: Model) -> None:
+def test_a_copy_stands_in_for_a_file_that_is_gone(tmp_path: Path, model: RetrievalModel) -> None:
     paths = write_pictures(tmp_path / "photos", ["a.png", "b.png", "c.png"])
     shutil.copy(paths[1], tmp_path / "photos" / "z.png")
     store = Store.create(tmp_path / "index", Manifest.for_model(model, "none"))
@@ -364,7 +369,7 @@ def test_a_copy_stands_in_for_a_file_that_is_gone(tmp_path: Path, model: Model) 
 
 
 def test_photos_of_another_process_are_found(
-    copied: Callable[[str], tuple[Searcher, list[Path]]], model: Model
+    copied: Callable[[str], tuple[Searcher, list[Path]]], model: RetrievalModel
 ) -> None:
     searcher, paths = copied("none")
     assert len(searcher.search(QUERY, top=50).hits) == 24
@@ -416,7 +421,7 @@ def test_like_an_indexed_photo(copied: Callable[[str], tuple[Searcher, list[Path
             paths[7].unlink()  # its vectors are there, the file is not needed
 
 
-def test_like_another_photo(searcher: Searcher, model: Model, shelf: Path, tmp_path: Path) -> None:
+def test_like_another_photo(searcher: Searcher, model: RetrievalModel, shelf: Path, tmp_path: Path) -> None:
     (new,) = write_pictures(tmp_path, ["new.png"], seed=99)
     store = searcher.store
     assert store is not None
@@ -442,7 +447,9 @@ def test_like_what_cannot_be_read(searcher: Searcher, tmp_path: Path, content: b
 # Photo to texts
 
 
-def text_truth(model: Model, path: Path, texts: Sequence[str]) -> tuple[dict[int, float], list[np.ndarray]]:
+def text_truth(
+    model: RetrievalModel, path: Path, texts: Sequence[str]
+) -> tuple[dict[int, float], list[np.ndarray]]:
     """ITC by the text's number, and the match logits."""
     itc = {number: fresh_itc(model, path, text) for number, text in enumerate(texts)}
     return itc, [match_logits(model, path, text) for text in texts]
@@ -450,7 +457,7 @@ def text_truth(model: Model, path: Path, texts: Sequence[str]) -> tuple[dict[int
 
 @pytest.fixture(params=["given", "indexed"])
 def asked(
-    request: pytest.FixtureRequest, searcher: Searcher, model: Model, tmp_path: Path
+    request: pytest.FixtureRequest, searcher: Searcher, model: RetrievalModel, tmp_path: Path
 ) -> Iterator[tuple[Searcher, list[str] | None]]:
     if request.param == "given":
         yield searcher, TEXTS
@@ -463,7 +470,7 @@ def asked(
 
 @pytest.mark.parametrize("rerank", [0, 2, 6, 128])
 def test_texts_of_a_photo(
-    asked: tuple[Searcher, list[str] | None], model: Model, shelf: Path, rerank: int
+    asked: tuple[Searcher, list[str] | None], model: RetrievalModel, shelf: Path, rerank: int
 ) -> None:
     searcher, texts = asked
     path = shelf / "photos" / NAMES[2]
@@ -487,7 +494,7 @@ def test_texts_of_a_photo(
                 assert hit.score == pytest.approx(itc[number] - (BEHIND if rerank else 0), abs=atol)
 
 
-def test_new_texts_are_found_by_an_open_searcher(tmp_path: Path, model: Model, shelf: Path) -> None:
+def test_new_texts_are_found_by_an_open_searcher(tmp_path: Path, model: RetrievalModel, shelf: Path) -> None:
     path, store = (
         shelf / "photos" / NAMES[2],
         Store.create(tmp_path / "index", Manifest.for_model(model, "none")),
@@ -525,7 +532,9 @@ def test_adding_no_texts(searcher: Searcher) -> None:
 # Any photos by ITM
 
 
-def test_rerank_takes_any_photo(searcher: Searcher, model: Model, shelf: Path, tmp_path: Path) -> None:
+def test_rerank_takes_any_photo(
+    searcher: Searcher, model: RetrievalModel, shelf: Path, tmp_path: Path
+) -> None:
     new = write_pictures(tmp_path, ["one.png", "two.png"], seed=5)
     known = [shelf / "photos" / name for name in NAMES[3:8]]
     broken, gone = tmp_path / "broken.jpg", tmp_path / "gone.jpg"
@@ -551,7 +560,9 @@ def test_rerank_takes_any_photo(searcher: Searcher, model: Model, shelf: Path, t
     assert searcher.rerank(QUERY, paths, top=2).hits == found.hits[:2]
 
 
-def test_rerank_with_stored_patches(shelf: Path, searcher: Searcher, model: Model, tmp_path: Path) -> None:
+def test_rerank_with_stored_patches(
+    shelf: Path, searcher: Searcher, model: RetrievalModel, tmp_path: Path
+) -> None:
     """Stored ones, read ones and unreadable ones in one call, each with its own score."""
     kept = Searcher(Store.open(shelf / "store"), model)
     new = write_pictures(tmp_path, ["one.png", "two.png"], seed=5)
@@ -564,7 +575,7 @@ def test_rerank_with_stored_patches(shelf: Path, searcher: Searcher, model: Mode
     assert_well_formed(got.hits)
 
 
-def test_each_path_of_a_photo_is_its_own_answer(tmp_path: Path, model: Model) -> None:
+def test_each_path_of_a_photo_is_its_own_answer(tmp_path: Path, model: RetrievalModel) -> None:
     (path,) = write_pictures(tmp_path / "photos", ["a.png"])
     copy = Path(shutil.copy(path, tmp_path / "photos" / "b.png"))
     store = Store.create(tmp_path / "index", Manifest.for_model(model, "none"))
@@ -584,7 +595,7 @@ def test_nothing_to_rerank(searcher: Searcher, tmp_path: Path) -> None:
 # Which index, which model
 
 
-def test_without_an_index(model: Model, shelf: Path) -> None:
+def test_without_an_index(model: RetrievalModel, shelf: Path) -> None:
     bare, path = Searcher(None, model), shelf / "photos" / NAMES[2]
     for ask in (
         lambda: bare.search(QUERY),
@@ -607,7 +618,7 @@ def test_another_models_index_is_refused(shelf: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_that_cannot_rerank_yet_keeps_itcs_order(
-    searcher: Searcher, model: Model, monkeypatch: pytest.MonkeyPatch
+    searcher: Searcher, model: RetrievalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = searcher.search("a red dog", rerank=0)
     paths = [hit.photo.path for hit in plain.hits]
@@ -623,7 +634,7 @@ def test_a_model_that_cannot_rerank_yet_keeps_itcs_order(
 
 
 def test_a_checkpoint_may_weigh_its_logits(
-    searcher: Searcher, model: Model, monkeypatch: pytest.MonkeyPatch
+    searcher: Searcher, model: RetrievalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Search, rerank and match all count a logit as the config says; the probability stays the head's own."""
     before = {hit.photo.id: hit for hit in searcher.search("a red dog", top=100).hits}

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner, Result
 from tiny import tiny_checkpoint, tiny_config
 
-from engine.blip2.checkpoint import load_net
+from engine.checkpoints.building import load_net
 from ui.cli import main
 
 

@@ -13,13 +13,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from engine.blip2.checkpoint import load_model, load_net, save_checkpoint
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
 from engine.blip2.layers import KeysValues
-from engine.blip2.preprocess import TextTokenizer, to_pixels
+from engine.blip2.pixels import to_pixels
 from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever, itc_scores
+from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.building import load_net
+from engine.checkpoints.saving import save_checkpoint
 from engine.errors import DataError
+from engine.models.loading import load_model
 from training import stage1
 from training.data import CaptionedPicture
 from training.loop import OptimConfig, train

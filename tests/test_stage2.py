@@ -14,15 +14,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from engine.blip2.caption_checkpoint import load_captioner
-from engine.blip2.captioner import Captioner, Generation
-from engine.blip2.checkpoint import save_checkpoint
+from engine.blip2.captioner import Captioner
 from engine.blip2.config import Blip2Config, QFormerConfig
-from engine.blip2.language import describe_language
-from engine.blip2.language_text import LanguageTokenizer
-from engine.blip2.preprocess import TextTokenizer
+from engine.blip2.generation import GenerationOptions
+from engine.blip2.language_tokens import LanguageTokenizer
 from engine.blip2.retriever import Retriever
+from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.language_folder import describe_language
+from engine.checkpoints.saving import save_checkpoint
 from engine.errors import CheckpointError, DataError
+from engine.models.loading import load_captioner
 from training.data import CaptionedPicture
 from training.loop import OptimConfig, train
 from training.stage2 import Stage2Config, Stage2Task, from_stage1, run_stage2
@@ -31,7 +32,7 @@ from training.views import encode_views
 from ui.cli import main
 
 TEXTS = [(f"the wall is {colour}",) for colour in COLOURS]
-GREEDY = Generation(max_new_tokens=8)
+GREEDY = GenerationOptions(max_new_tokens=8)
 pytestmark = pytest.mark.usefixtures("one_thread")
 Parts = tuple[Captioner, LanguageTokenizer, TextTokenizer | None, Tensor, list[CaptionedPicture]]
 

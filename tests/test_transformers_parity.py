@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import Blip2Config as TheirConfig
 from transformers import Blip2ForImageTextRetrieval, Blip2QFormerConfig, Blip2VisionConfig, OPTConfig
 
-from engine.blip2.checkpoint import load_net
-from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever, itc_scores
+from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.building import load_net
 
 SIZE, PATCH, V, D, Q, E = 56, 14, 88, 64, 8, 24
 VOCABULARY = tiny_tokenizer().get_vocab_size()

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from engine.blip2.checkpoint import load_model, save_checkpoint
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
-from engine.blip2.model import Model
 from engine.blip2.retriever import Retriever
+from engine.checkpoints.saving import save_checkpoint
+from engine.models.loading import load_model
+from engine.models.retrieval_model import RetrievalModel
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]")
 WORDS = ("a", "red", "green", "blue", "dog", "cat", "snow", "house", "runs", "in", "the", "on")
@@ -82,7 +83,7 @@ def tiny_checkpoint(folder: Path, config: Blip2Config | None = None, seed: int =
     return folder
 
 
-def tiny_model(folder: Path, dtype: str = "float32", seed: int = 0) -> Model:
+def tiny_model(folder: Path, dtype: str = "float32", seed: int = 0) -> RetrievalModel:
     return load_model(str(tiny_checkpoint(folder, seed=seed)), device="cpu", dtype=dtype)
 
 

@@ -20,10 +20,10 @@ from transformers import (
     T5Config,
 )
 
-from engine.blip2.caption_checkpoint import save_captioner
 from engine.blip2.captioner import Captioner
 from engine.blip2.config import CaptionerConfig
-from engine.blip2.language import describe_language
+from engine.checkpoints.language_folder import describe_language
+from engine.checkpoints.saving import save_captioner
 
 W = 32
 # In the order of their ids; what stands around a text.

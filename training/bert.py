@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 
 from engine.blip2.config import QFormerConfig
-from engine.blip2.convert import Stored
 from engine.blip2.retriever import Retriever
-from engine.blip2.sources import read_pickled, read_safetensors, read_tokenizer, with_dec
+from engine.checkpoints.layout import read_tokenizer, with_dec
+from engine.checkpoints.tensors import StoredTensor, read_pickled, read_safetensors
 from engine.errors import DataError
 
 SIZES = (
@@ -63,8 +63,8 @@ class Bert:
 
     folder: Path
     shape: QFormerConfig
-    tensors: Mapping[str, Stored]
-    types: Stored | None
+    tensors: Mapping[str, StoredTensor]
+    types: StoredTensor | None
     tokenizer: Tokenizer
 
 

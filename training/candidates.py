@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from engine.blip2.caption_checkpoint import load_captioner
-from engine.blip2.caption_model import CaptionModel
-from engine.blip2.caption_sources import has_language
-from engine.blip2.captioner import Generation
-from engine.blip2.checkpoint import find_model, load_model
-from engine.blip2.model import Model
+from engine.blip2.generation import GenerationOptions
 from engine.blip2.qformer import PhotoKeys
+from engine.checkpoints.captioner_reading import has_language
 from engine.errors import CheckpointError, DataError
+from engine.models.caption_model import CaptionModel
+from engine.models.catalogue import find_model
+from engine.models.loading import load_captioner, load_model
+from engine.models.retrieval_model import RetrievalModel
 from engine.pictures.squares import squash
 from training.capfilt_config import CapfiltConfig
 from training.data import CaptionedPicture
@@ -38,7 +38,9 @@ class Caption:
     score: float = math.nan
 
 
-def load_parts(config: CapfiltConfig, runs: Path, device: str) -> tuple[Model | CaptionModel | None, Model]:
+def load_parts(
+    config: CapfiltConfig, runs: Path, device: str
+) -> tuple[RetrievalModel | CaptionModel | None, RetrievalModel]:
     """The captioner (None when nothing is drawn) and the matcher; one model where both are the same.
 
     Raises CheckpointError as loading does, and for a captioner that cannot write.
@@ -71,7 +73,7 @@ class Candidates:
     """Photos in, captions with their scores out."""
 
     def __init__(
-        self, captioner: Model | CaptionModel | None, matcher: Model, config: CapfiltConfig,
+        self, captioner: RetrievalModel | CaptionModel | None, matcher: RetrievalModel, config: CapfiltConfig,
         labeller: Labeller | None = None,
     ):  # fmt: skip
         self.captioner, self.matcher, self.config, self.labeller = captioner, matcher, config, labeller
@@ -113,7 +115,7 @@ class Candidates:
         if captioner is None:
             return [[] for _ in pictures]
         if isinstance(captioner, CaptionModel):
-            how = Generation(
+            how = GenerationOptions(
                 max_new_tokens=config.max_tokens, min_new_tokens=config.min_tokens, top_p=config.top_p,
                 temperature=config.temperature, seed=seed, num_samples=config.per_photo,
             )  # fmt: skip
@@ -160,5 +162,5 @@ def kept(captions: Sequence[Caption], config: CapfiltConfig) -> list[Caption]:
     return own + [one for one in good if one.synthetic][: config.keep]
 
 
-def _squashed(pictures: Sequence[Image.Image], model: Model | CaptionModel) -> np.ndarray:
+def _squashed(pictures: Sequence[Image.Image], model: RetrievalModel | CaptionModel) -> np.ndarray:
     return np.stack([squash(picture, model.image_size) for picture in pictures])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.blip2.captioner import Generation
+from engine.blip2.generation import GenerationOptions
 from engine.errors import DataError
 from training.labels import check_texts
 
@@ -22,7 +22,7 @@ class CapfiltConfig:
     photo's label says counts as its own captions, too, in these words (`labels.label_captions`); label_least: photos
     without a label get the teacher's where its probability is at least this (None: they get none). least: a caption
     that scores lower is dropped, and a photo without any left out; kept originals stay. top_p, temperature: see
-    `Generation`. min_tokens, max_tokens: of a caption, its end counted (BLIP: 5 to 20). prompt: what a stage-2
+    `GenerationOptions`. min_tokens, max_tokens: of a caption, its end counted (BLIP: 5 to 20). prompt: what a stage-2
     captioner goes on from. photos_at_once: in one pass; shard_photos: in one file. seed: of the draws.
     """
 
@@ -76,6 +76,6 @@ def check(config: CapfiltConfig) -> None:
             "1 <= min_tokens <= max_tokens."
         )
     try:
-        Generation(top_p=config.top_p, temperature=config.temperature)
+        GenerationOptions(top_p=config.top_p, temperature=config.temperature)
     except ValueError as error:
         raise DataError(f"{error}.") from None

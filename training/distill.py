@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from engine.blip2.config import VisionConfig
-from engine.blip2.preprocess import to_pixels
+from engine.blip2.pixels import to_pixels
 from engine.blip2.vision import VisionEncoder
 from engine.errors import DataError
 from training.data import find_shards, load_pictures, read_shards

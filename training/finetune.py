@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.blip2.caption_sources import CaptionerSource, read_captioner
-from engine.blip2.sources import Source, read_folder
+from engine.checkpoints.captioner_reading import read_captioner
+from engine.checkpoints.checkpoint_sources import CaptionerSource, RetrieverSource
+from engine.checkpoints.retrieval_reading import read_folder
 from engine.errors import DataError, TrainingError
 from training.generative import GenerativeConfig, train_generative
 from training.sources import SourceConfig, open_source
@@ -65,7 +66,7 @@ def start_finetune(config: CaptionConfig, data: Path, runs: Path) -> tuple[Capti
     return source, where
 
 
-def with_text_branch(source: CaptionerSource, texts: Source, where: Path) -> CaptionerSource:
+def with_text_branch(source: CaptionerSource, texts: RetrieverSource, where: Path) -> CaptionerSource:
     """A stage-2 model whose Q-Former reads prompts, by the text branch and the vocabulary of a retrieval model.
 
     Raises DataError when that has a Q-Former of another shape.

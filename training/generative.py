@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.blip2.caption_checkpoint import make_captioner, own_state, save_trained
-from engine.blip2.caption_sources import CaptionerSource
 from engine.blip2.captioner import Captioner
-from engine.blip2.checkpoint import DTYPES
 from engine.blip2.config import QFormerConfig, VisionConfig
-from engine.blip2.language_text import IGNORED, LanguageBatch, LanguageTokenizer
-from engine.blip2.preprocess import TextTokenizer, to_pixels
+from engine.blip2.language_tokens import IGNORED, LanguageBatch, LanguageTokenizer
+from engine.blip2.pixels import to_pixels
+from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.building import make_captioner
+from engine.checkpoints.checkpoint_sources import CaptionerSource
+from engine.checkpoints.saving import own_state, save_trained
 from engine.errors import DataError, TrainingError
+from engine.models.devices import DTYPES
 from training.chunks import encode
 from training.data import plain_caption
 from training.distributed import average_gradients, full_tensors, joined, mean_weight, world

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.blip2.checkpoint import digest_of
 from engine.blip2.config import mini
-from engine.blip2.preprocess import to_pixels
+from engine.blip2.pixels import to_pixels
 from engine.errors import DataError
+from engine.models.hub import digest_of
 from engine.pictures.squares import squash
 from training.distill import TEACHER, load_teacher
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
-from engine.blip2.language import save_language
-from engine.blip2.language_text import IGNORED
+from engine.blip2.language_tokens import IGNORED
+from engine.checkpoints.language_folder import save_language
 from engine.errors import DataError
 from training.data import plain_caption
 from training.loop import OptimConfig, train

@@ -23,8 +23,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from engine.blip2.allocator import keep_freed_memory
 from engine.errors import TrainingError
+from engine.models.malloc import keep_freed_memory
 from training.distributed import (
     World,
     any_process,

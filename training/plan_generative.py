@@ -14,8 +14,8 @@ from torch import nn
 
 from engine.blip2.captioner import Captioner
 from engine.blip2.config import CaptionerConfig, LanguageConfig, QFormerConfig
-from engine.blip2.language import empty_language
 from engine.blip2.vision import VisionEncoder
+from engine.checkpoints.language_folder import empty_language
 from engine.errors import DataError
 from training.distill import DistillConfig
 from training.finetune import CaptionConfig, start_finetune

@@ -15,11 +15,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from engine.blip2.checkpoint import cast_floats, make_net, write_folder
 from engine.blip2.config import Blip2Config
-from engine.blip2.preprocess import TextTokenizer, to_pixels
+from engine.blip2.pixels import to_pixels
 from engine.blip2.retriever import Retriever
-from engine.blip2.sources import read_folder
+from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.building import make_net
+from engine.checkpoints.layout import write_folder
+from engine.checkpoints.retrieval_reading import read_folder
+from engine.checkpoints.saving import cast_floats
 from engine.errors import DataError, TrainingError
 from training.bert import read_bert, start_from_bert
 from training.chunks import Inputs, backward_in_chunks, encode

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.blip2.checkpoint import find_model, load_net, save_checkpoint
+from engine.checkpoints.building import load_net
+from engine.checkpoints.saving import save_checkpoint
 from engine.errors import CheckpointError
+from engine.models.catalogue import find_model
 
 
 def mix(net: nn.Module, other: Mapping[str, Tensor], share: float) -> None:

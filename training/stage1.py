@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from engine.blip2.checkpoint import load_net, save_checkpoint
 from engine.blip2.config import Blip2Config
-from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever
+from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.building import load_net
+from engine.checkpoints.saving import save_checkpoint
 from engine.errors import DataError
 from training.data import CaptionedPicture, data_digest, load_pictures
 from training.distill import ENCODER, network_parts

@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.blip2.caption_checkpoint import save_captioner
 from engine.blip2.captioner import Captioner
-from engine.blip2.checkpoint import DTYPES, load_net
 from engine.blip2.config import CaptionerConfig, LanguageConfig
-from engine.blip2.language import describe_language, make_language, read_language
-from engine.blip2.language_text import LanguageTokenizer
-from engine.blip2.meta import without_storage
-from engine.blip2.preprocess import TextTokenizer
+from engine.blip2.language_tokens import LanguageTokenizer
 from engine.blip2.retriever import Retriever
+from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.building import load_net
+from engine.checkpoints.filling import without_storage
+from engine.checkpoints.language_folder import describe_language, make_language, read_language
+from engine.checkpoints.saving import save_captioner
 from engine.errors import DataError
+from engine.models.devices import DTYPES
 from training.data import CaptionedPicture, load_pictures, plain_caption
 from training.loop import OptimConfig, train
 from training.objectives import normed

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.blip2.caption_sources import CaptionerSource
 from engine.blip2.config import CaptionerConfig, LanguageConfig
-from engine.blip2.convert import Stored, stored
-from engine.blip2.language import LanguageSource, describe_language, read_language
-from engine.blip2.sources import Source, read_folder
+from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, RetrieverSource
+from engine.checkpoints.language_folder import describe_language, read_language
+from engine.checkpoints.retrieval_reading import read_folder
+from engine.checkpoints.tensors import StoredTensor, stored
 from training.generative import GenerativeConfig, train_generative
 from training.sources import SourceConfig
 from training.start import at_size, find_start
@@ -35,7 +35,7 @@ def text_branch(name: str) -> bool:
 
 
 def before_language(
-    source: Source, language: LanguageSource, where: Path, *, reads_prompt: bool
+    source: RetrieverSource, language: LanguageSource, where: Path, *, reads_prompt: bool
 ) -> CaptionerSource:
     """A stage-1 model's encoder, queries and Q-Former before a language model, with a new projection, drawn now.
 
@@ -47,7 +47,7 @@ def before_language(
     config = CaptionerConfig(
         source.config.vision, source.config.qformer, about, source.config.vision_norm_eps
     )
-    tensors: dict[str, Stored] = {
+    tensors: dict[str, StoredTensor] = {
         name: tensor
         for name, tensor in source.tensors.items()
         if name.startswith(("vision.", "vision_norm.", "qformer."))

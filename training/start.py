@@ -7,16 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from engine.blip2.caption_sources import CaptionerSource
-from engine.blip2.checkpoint import find_model
 from engine.blip2.config import EVA, VisionConfig
-from engine.blip2.export import EVA_GIANT
-from engine.blip2.meta import misfits
 from engine.blip2.retriever import Retriever
-from engine.blip2.sources import POSITIONS, Source, at_image_size, grid_side, read_safetensors
+from engine.checkpoints.checkpoint_sources import CaptionerSource, RetrieverSource
+from engine.checkpoints.filling import misfits
+from engine.checkpoints.position_grids import POSITIONS, at_image_size, grid_side
+from engine.checkpoints.tensors import read_safetensors
+from engine.checkpoints.transformers_export import EVA_GIANT
 from engine.errors import CheckpointError, DataError
+from engine.models.catalogue import find_model
 
-AnySource = TypeVar("AnySource", Source, CaptionerSource)
+AnySource = TypeVar("AnySource", RetrieverSource, CaptionerSource)
 BACKBONE = "vision.backbone."
 UNUSED_IN_ENCODER = ("head.", "norm.", "fc_norm.")
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from engine.blip2.captioner import Captioner
-from engine.blip2.checkpoint import cast_floats
 from engine.blip2.retriever import Retriever
+from engine.checkpoints.saving import cast_floats
 from engine.errors import TrainingError
 from training.distributed import Through, World
 from training.loop import OptimConfig

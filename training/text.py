@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 
 from engine.blip2.config import Blip2Config
-from engine.blip2.preprocess import TextTokenizer
 from engine.blip2.retriever import Retriever
+from engine.blip2.wordpiece import TextTokenizer
 from engine.errors import DataError
 from training.loop import OptimConfig, train
 from training.losses import LEAST_TEMPERATURE

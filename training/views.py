@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.blip2.captioner import Captioner
-from engine.blip2.checkpoint import fast_dtype
-from engine.blip2.preprocess import to_pixels
+from engine.blip2.pixels import to_pixels
 from engine.blip2.retriever import Retriever
 from engine.blip2.vision import VisionEncoder, folded
+from engine.models.devices import fast_dtype
 from training.distill import network_parts
 from training.loop import OptimConfig
 

@@ -25,8 +25,8 @@ from ui.tiles import STYLE, show_brand, show_caption, show_photo, show_tile
 if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
 
-    from engine.blip2.model import Model
     from engine.index.store import Store
+    from engine.models.retrieval_model import RetrievalModel
     from engine.search import Searcher
 
 EXAMPLES = ("a dog running through the snow", "people sitting at a table", "a red car in a street")
@@ -79,7 +79,7 @@ class Captions:
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the model")
-def loaded(model: str) -> Model:
+def loaded(model: str) -> RetrievalModel:
     return opening.load_model(model)
 
 

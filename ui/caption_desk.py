@@ -10,7 +10,7 @@ from engine.errors import PhotoError, QseekError
 from engine.types import Failure, Photo
 
 if TYPE_CHECKING:
-    from engine.blip2.caption_writer import CaptionWriter
+    from engine.models.caption_writers import CaptionWriter
 
 AT_ONCE = 4  # photos: a question that comes meanwhile shares the processor with so many at most
 MOST_WANTED = 200

@@ -13,16 +13,16 @@ from ui.render import count_text
 from ui.terminal import say
 
 if TYPE_CHECKING:
-    from engine.blip2.model import Model
     from engine.index.store import Store
+    from engine.models.retrieval_model import RetrievalModel
     from engine.search import Searcher
     from indexer.captions import CaptionReport
 
 
 def captioned(results: Results, searcher: Searcher, captioner: str | None) -> Results:
     """Every hit with a caption: the index's own, but where another captioner is named; the others are written now."""
-    from engine.blip2.caption_writer import is_called
     from engine.captions import with_captions
+    from engine.models.caption_writers import is_called
 
     def keeps(caption: Caption) -> bool:
         return captioner is None or is_called(captioner, caption.writer)
@@ -31,7 +31,7 @@ def captioned(results: Results, searcher: Searcher, captioner: str | None) -> Re
 
 
 def caption_index(
-    store: Store, model: Model, roots: Sequence[Path], captioner: str | None, workers: int | None
+    store: Store, model: RetrievalModel, roots: Sequence[Path], captioner: str | None, workers: int | None
 ) -> CaptionReport:
     """Write what is missing of the photos beneath the roots, of all without roots.
 

@@ -22,8 +22,8 @@ from ui.terminal import finish_with_failures, say_failures, write
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine.blip2.caption_writer import CaptionWriter
-    from engine.blip2.captioner import Generation
+    from engine.blip2.generation import GenerationOptions
+    from engine.models.caption_writers import CaptionWriter
 
 Fields = dict[str, Any]
 
@@ -88,8 +88,8 @@ def caption(
 
 def _writer_of(folder: Path) -> str:
     """The name of what writes by default beside this index, where there is one."""
-    from engine.blip2.caption_writer import default_writer
     from engine.index.manifest import Manifest
+    from engine.models.caption_writers import default_writer
 
     try:
         return default_writer(Manifest.load(folder).model)
@@ -97,10 +97,10 @@ def _writer_of(folder: Path) -> str:
         return default_writer()
 
 
-def _how(asks: bool, beams: int, sample: bool, seed: int, max_new_tokens: int | None) -> Generation:
+def _how(asks: bool, beams: int, sample: bool, seed: int, max_new_tokens: int | None) -> GenerationOptions:
     from dataclasses import replace
 
-    from engine.blip2.captioner import ANSWER, CAPTION
+    from engine.blip2.generation import ANSWER, CAPTION
 
     preset = ANSWER if asks else CAPTION
     limit = max_new_tokens or preset.max_new_tokens

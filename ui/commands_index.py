@@ -21,9 +21,9 @@ from ui.reindexing import Contents, carry_captions, contents_of, finish_interrup
 from ui.terminal import STOPPED, finish_with_failures, say, say_failures, write
 
 if TYPE_CHECKING:
-    from engine.blip2.model import Model
     from engine.index.manifest import Manifest
     from engine.index.store import Store
+    from engine.models.retrieval_model import RetrievalModel
     from engine.progress import Progress
     from indexer.build import BuildReport
     from indexer.captions import CaptionReport
@@ -110,7 +110,7 @@ class _Wanted:
 
 def _open_or_create(
     folder: Path, roots: Sequence[Path], model: str | None, features: str
-) -> tuple[Store, Model]:
+) -> tuple[Store, RetrievalModel]:
     """Nothing is created for a folder that is not there or holds no photo."""
     if has_index(folder):
         store = open_store(folder)
@@ -131,7 +131,7 @@ def _open_or_create(
     return Store.create(folder, _manifest(loaded, features)), loaded
 
 
-def _manifest(model: Model, features: str) -> Manifest:
+def _manifest(model: RetrievalModel, features: str) -> Manifest:
     """features: "auto" keeps the patches where they are small."""
     from engine.index.manifest import Manifest
 
@@ -152,7 +152,7 @@ def _no_photos(roots: Sequence[Path]) -> QueryError:
 
 def _fill(
     store: Store,
-    model: Model,
+    model: RetrievalModel,
     roots: Sequence[Path],
     wanted: _Wanted,
     old: Contents | None = None,
@@ -190,9 +190,9 @@ def _save_vectors(store: Store) -> None:
 
 
 def _build(
-    store: Store, model: Model, roots: Sequence[Path], workers: int | None, retry: bool
+    store: Store, model: RetrievalModel, roots: Sequence[Path], workers: int | None, retry: bool
 ) -> BuildReport:
-    from engine.blip2.model import PhotoEncoder
+    from engine.models.photo_encoder import PhotoEncoder
     from indexer.build import build_index
 
     encoder = PhotoEncoder(model, store.manifest.features)
@@ -217,7 +217,7 @@ def _say_estimate(num_new: int, store: Store) -> None:
         say(f"{photos} to read; they will take about {render.size_text(num_bytes)}.")
 
 
-def _add_texts(store: Store, model: Model, lines: Sequence[str]) -> None:
+def _add_texts(store: Store, model: RetrievalModel, lines: Sequence[str]) -> None:
     if not lines:
         return
     searcher = make_searcher(store, model)

@@ -15,9 +15,9 @@ from ui.terminal import say, write
 if TYPE_CHECKING:
     import torch
 
-    from engine.blip2.checkpoint import ModelInfo
-    from engine.blip2.hub import KnownModel
-    from engine.blip2.sources import Source
+    from engine.checkpoints.checkpoint_sources import RetrieverSource
+    from engine.checkpoints.published import KnownModel
+    from engine.models.catalogue import ModelInfo
 
 DTYPES = ("float32", "float16", "bfloat16")
 SEARCH, CAPTIONS = "search", "captions"
@@ -30,8 +30,8 @@ def models(context: click.Context, as_json: bool) -> None:
     """List the models that are here, and the published ones that qseek knows."""
     if context.invoked_subcommand is not None:
         return
-    from engine.blip2.checkpoint import list_models
-    from engine.blip2.hub import KNOWN
+    from engine.checkpoints.published import KNOWN
+    from engine.models.catalogue import list_models
 
     found = list_models()
     absent = [known for known in KNOWN if known.name not in {one.name for one in found}]
@@ -86,8 +86,8 @@ def pull(name: str) -> None:
 
     It goes on from what an earlier try left, and every weight file is compared with its published SHA-256.
     """
-    from engine.blip2.checkpoint import check_model
-    from engine.blip2.hub import pull as download
+    from engine.models.catalogue import check_model
+    from engine.models.hub import pull as download
 
     model = check_model(name, download(name, say=say))
     use = f"qseek caption PHOTO --model {name}" if model.writes else f"--model {name}"
@@ -138,13 +138,16 @@ def convert(
     """
     import torch
 
-    from engine.blip2.caption_sources import has_language
-    from engine.blip2.checkpoint import make_net, save_checkpoint
-    from engine.blip2.export import save_transformers
-    from engine.blip2.sources import read_folder, read_lavis, read_tokenizer
+    from engine.checkpoints.building import make_net
+    from engine.checkpoints.captioner_reading import has_language
+    from engine.checkpoints.lavis_files import read_lavis
+    from engine.checkpoints.layout import read_tokenizer
+    from engine.checkpoints.retrieval_reading import read_folder
+    from engine.checkpoints.saving import save_checkpoint
+    from engine.checkpoints.transformers_export import save_transformers
 
     _check_empty(folder)
-    read: Source
+    read: RetrieverSource
     if source.is_dir() and (encoder or vocabulary or pixels or language):
         raise click.UsageError(
             "--encoder, --vocabulary, --pixels and --language are for LAVIS files; SOURCE is a folder."
@@ -213,10 +216,12 @@ def _convert_captioner(
     source: Path, folder: Path, encoder: Path | None, vocabulary: Path | None, pixels: int | None,
     language: Path | None, dtype: torch.dtype, layout: str, share_encoder: str | None,
 ) -> None:  # fmt: skip
-    from engine.blip2.caption_checkpoint import make_captioner, save_captioner
-    from engine.blip2.caption_sources import read_captioner, read_lavis_captioner
-    from engine.blip2.export import save_transformers_captioner
-    from engine.blip2.sources import read_tokenizer
+    from engine.checkpoints.building import make_captioner
+    from engine.checkpoints.captioner_reading import read_captioner
+    from engine.checkpoints.lavis_files import read_lavis_captioner
+    from engine.checkpoints.layout import read_tokenizer
+    from engine.checkpoints.saving import save_captioner
+    from engine.checkpoints.transformers_export import save_transformers_captioner
 
     if language is None:
         read = read_captioner(source)

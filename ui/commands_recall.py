@@ -170,9 +170,9 @@ def _evaluate(
     samples: Sequence[CaptionedPicture], dataset: str, model: str | None, k: int, limit: int | None,
     allow_missing: bool, memory: int, cache: Path | None, keep: bool, num_absent: int,
 ) -> tuple[Evaluation, recall_report.Facts]:  # fmt: skip
-    from engine.blip2.checkpoint import dtype_name
     from engine.evaluate import Unreadable, evaluate_retrieval
     from engine.evaluation_cache import EvaluationCache
+    from engine.models.devices import dtype_name
     from training.data import data_digest, read_pictures
 
     models = load_models(model)

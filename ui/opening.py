@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from ui.terminal import say
 
 if TYPE_CHECKING:
-    from engine.blip2.caption_writer import CaptionWriter
-    from engine.blip2.model import Model
     from engine.index.store import Store
+    from engine.models.caption_writers import CaptionWriter
+    from engine.models.retrieval_model import RetrievalModel
     from engine.search import Searcher
 
 
@@ -38,16 +38,16 @@ def open_store(folder: Path) -> Store:
     return Store.open(folder)
 
 
-def load_model(name: str | None) -> Model:
+def load_model(name: str | None) -> RetrievalModel:
     """A model by its name or folder, the bundled one without either; raises CheckpointError."""
-    from engine.blip2.checkpoint import load_model
+    from engine.models.loading import load_model
 
     return load_model(name) if name else load_model()
 
 
-def load_writer(name: str | None, searching: Model | None = None) -> CaptionWriter:
+def load_writer(name: str | None, searching: RetrievalModel | None = None) -> CaptionWriter:
     """What writes captions, the default without a name; raises CheckpointError. searching: not loaded again."""
-    from engine.blip2.caption_writer import load_writer
+    from engine.models.caption_writers import load_writer
 
     return load_writer(name, searching)
 
@@ -57,25 +57,26 @@ def writer_of(given: str | None, store: Store, searching: str) -> tuple[str, boo
 
     given: by a person, else what wrote most of the index's captions, else the default. Raises CheckpointError.
     """
-    from engine.blip2.caption_sources import answers_questions
-    from engine.blip2.caption_writer import default_writer
-    from engine.blip2.checkpoint import find_model
+    from engine.checkpoints.captioner_reading import answers_questions
+    from engine.models.caption_writers import default_writer
+    from engine.models.catalogue import find_model
 
     name = given or next(iter(store.caption_writers()), None) or default_writer(searching)
     return name, answers_questions(find_model(name))
 
 
-def load_models(name: str | None) -> list[Model]:
+def load_models(name: str | None) -> list[RetrievalModel]:
     """The same model on every GPU, on the processor where there is none; raises CheckpointError."""
     import torch
 
-    from engine.blip2.checkpoint import DEFAULT, load_model
+    from engine.models.catalogue import DEFAULT
+    from engine.models.loading import load_model
 
     devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["auto"]
     return [load_model(name or DEFAULT, device=device) for device in devices]
 
 
-def make_searcher(store: Store | None, model: Model, *, hold: bool = False) -> Searcher:
+def make_searcher(store: Store | None, model: RetrievalModel, *, hold: bool = False) -> Searcher:
     """Without a store it knows no photos, and can still rerank and match those that are given.
 
     hold: whether more questions will come, so that what one computes of photos is held for the next. Raises

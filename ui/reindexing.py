@@ -18,9 +18,9 @@ from ui.opening import has_index, open_store
 from ui.render import count_text
 
 if TYPE_CHECKING:
-    from engine.blip2.model import Model
     from engine.index.manifest import Manifest
     from engine.index.store import Store
+    from engine.models.retrieval_model import RetrievalModel
 
 NEW = "reindex"  # folder in the index's own, so that it lies on the same disk
 CAPTIONS_AT_ONCE = 4096
@@ -65,7 +65,7 @@ def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
     return Contents(tuple(roots), tuple(store.texts(ids)), store.manifest.model, by_digest)
 
 
-def carry_captions(old: Contents, store: Store, model: Model) -> None:
+def carry_captions(old: Contents, store: Store, model: RetrievalModel) -> None:
     """Captions stay with their photos: only their vectors are the new model's."""
     from engine.index.caption_table import NewCaption
 

@@ -38,11 +38,11 @@ class Writer:
 def caption_writer(
     model: str | None, beams: int, min_length: int, max_length: int, prompt: str | None
 ) -> Writer:
-    """What captions (`engine.blip2.caption_writer`), by name or the default, and how it writes."""
-    from engine.blip2.caption_model import PROMPT, TEXTS_AT_ONCE, CaptionModel
-    from engine.blip2.caption_writer import WRITTEN_AT_ONCE, HeadWriter, load_writer
-    from engine.blip2.captioner import CAPTION
-    from engine.blip2.checkpoint import dtype_name
+    """What captions (`engine.models.caption_writers`), by name or the default, and how it writes."""
+    from engine.blip2.generation import CAPTION
+    from engine.models.caption_model import PROMPT, TEXTS_AT_ONCE, CaptionModel
+    from engine.models.caption_writers import WRITTEN_AT_ONCE, HeadWriter, load_writer
+    from engine.models.devices import dtype_name
 
     writer = load_writer(model)
     if isinstance(writer, HeadWriter):
@@ -75,10 +75,10 @@ def caption_writer(
 
 def answer_writer(model: str, beams: int, max_new_tokens: int) -> Writer:
     """A model with a language model. Raises CheckpointError for another, naming some that have one."""
-    from engine.blip2.caption_checkpoint import load_captioner
-    from engine.blip2.caption_model import TEXTS_AT_ONCE
-    from engine.blip2.captioner import ANSWER
-    from engine.blip2.checkpoint import dtype_name
+    from engine.blip2.generation import ANSWER
+    from engine.models.caption_model import TEXTS_AT_ONCE
+    from engine.models.devices import dtype_name
+    from engine.models.loading import load_captioner
 
     captioner = load_captioner(model)
     how = replace(ANSWER, num_beams=beams, max_new_tokens=max_new_tokens)

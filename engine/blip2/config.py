@@ -97,7 +97,7 @@ class LanguageConfig:
     Q-Former reads the prompt, too (InstructBLIP, arXiv:2305.06500, section 2.3). question: what a question stands in,
     at its "{}", where the model was trained to answer; empty: see `CaptionModel.answer`; None: it only captions, its
     language model being too small to answer what nobody taught it. repetition_penalty: with which it captions, where
-    nobody asks for another, see `Generation`.
+    nobody asks for another, see `GenerationOptions`.
     """
 
     encoder_decoder: bool
@@ -117,7 +117,7 @@ class CaptionerConfig:
     reads the prompt.
 
     encoder: the model folder beside its own whose image encoder it shares instead of holding one; encoder_digest: of
-    that encoder's weights (`meta.digest_of_tensors`), since no other will do. Both are empty for one that is whole.
+    that encoder's weights (`filling.digest_of_tensors`), since no other will do. Both are empty for one that is whole.
     """
 
     vision: VisionConfig

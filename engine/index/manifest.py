@@ -54,7 +54,7 @@ class Manifest:
 
     @property
     def feature_bytes(self) -> int:
-        """Bytes of one photo's patches; see engine/blip2/features.py."""
+        """Bytes of one photo's patches; see engine/models/patch_bytes.py."""
         num_patches, width = self.patch_shape
         return {"none": 0, "store": 2 * num_patches * width, "int8": num_patches * (4 + width)}[self.features]
 

@@ -1,4 +1,4 @@
-"""Photos/s of mini's encoder with freed memory kept (`engine/blip2/allocator.py`) and without, in turns.
+"""Photos/s of mini's encoder with freed memory kept (`engine/models/malloc.py`) and without, in turns.
 
     python tests/bench/allocator_speed.py [--photos 512] [--rounds 4]
 
@@ -16,11 +16,12 @@ from report import median, spread, table, write_report
 PROGRAM = """
 import sys, time
 import numpy as np
-from engine.blip2 import checkpoint
-from engine.blip2.model import PhotoEncoder
+from engine.models import devices
+from engine.models.loading import load_model
+from engine.models.photo_encoder import PhotoEncoder
 if sys.argv[1] == "leave":
-    checkpoint.keep_freed_memory = lambda: False
-encoder = PhotoEncoder(checkpoint.load_model(), "store")
+    devices.keep_freed_memory = lambda: False
+encoder = PhotoEncoder(load_model(), "store")
 pictures = np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), 192, 192, 3), dtype=np.uint8)
 encoder.encode(pictures[:64])
 started = time.perf_counter()

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import OPTConfig
 
-    from engine.blip2.caption_model import CaptionModel
-    from engine.blip2.captioner import Generation
+    from engine.blip2.generation import GenerationOptions
+    from engine.models.caption_model import CaptionModel
 
 EVA_RATIO = 4.3637  # of the inner width, which timm takes from the architecture
 PROMPT = "a photo of"
@@ -122,7 +122,7 @@ def make_sides(size: Size, layers: int | None, folder: Path) -> tuple[Any, Capti
     """theirs and ours, read from what theirs saved. At full size theirs then takes our language model for its own."""
     from tiny_language import byte_tokenizer
 
-    from engine.blip2.caption_checkpoint import load_captioner
+    from engine.models.loading import load_captioner
 
     theirs = make_theirs(size, layers)
     theirs.save_pretrained(folder, max_shard_size="2GB")
@@ -135,7 +135,9 @@ def make_sides(size: Size, layers: int | None, folder: Path) -> tuple[Any, Capti
     return theirs.to(ours.device), ours
 
 
-def ids_by_theirs(theirs: Any, ours: CaptionModel, pixels: Tensor, how: Generation, prompt: Tensor) -> Tensor:
+def ids_by_theirs(
+    theirs: Any, ours: CaptionModel, pixels: Tensor, how: GenerationOptions, prompt: Tensor
+) -> Tensor:
     images = torch.full((len(pixels), ours.config.qformer.num_queries), theirs.config.image_token_index)
     ids = torch.cat([images, prompt.cpu().expand(len(pixels), -1)], dim=1).to(pixels.device)
     language = ours.config.language
@@ -148,7 +150,7 @@ def ids_by_theirs(theirs: Any, ours: CaptionModel, pixels: Tensor, how: Generati
     return written[:, ids.shape[1] :]
 
 
-def ids_by_ours(ours: CaptionModel, pictures: np.ndarray, how: Generation, prompt: Tensor) -> Tensor:
+def ids_by_ours(ours: CaptionModel, pictures: np.ndarray, how: GenerationOptions, prompt: Tensor) -> Tensor:
     """As `CaptionModel.generate`, without making text of the ids."""
     with torch.inference_mode():
         soft = ours.net.read_photos(ours.encode_patches(pictures))
@@ -157,12 +159,12 @@ def ids_by_ours(ours: CaptionModel, pictures: np.ndarray, how: Generation, promp
 
 
 def measure(
-    theirs: Any, ours: CaptionModel, batch: int, how: Generation, rounds: int
+    theirs: Any, ours: CaptionModel, batch: int, how: GenerationOptions, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], int]:
     """Seconds of each round by side, by the wall's clock and the processors', and how many of the texts are equal."""
     import numpy as np
 
-    from engine.blip2.preprocess import pixel_parts
+    from engine.blip2.pixels import pixel_parts
 
     side = ours.image_size
     pictures = np.random.default_rng(batch).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
@@ -198,7 +200,7 @@ def main() -> None:
     parser.add_argument("--no-report", action="store_true", help="print the table and write no file")
     args = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from engine.blip2.captioner import Generation
+    from engine.blip2.generation import GenerationOptions
 
     size = SIZES[args.size]
     with tempfile.TemporaryDirectory(prefix="qseek-bench-") as scratch:
@@ -206,7 +208,7 @@ def main() -> None:
         rows, slowest = [], float("inf")
         for batch in args.batch:
             for beams in args.beams:
-                how = Generation(args.new_tokens, args.new_tokens, beams)
+                how = GenerationOptions(args.new_tokens, args.new_tokens, beams)
                 seconds, busy, equal = measure(theirs, ours, batch, how, args.rounds or size.rounds)
                 if size.dtype == "float32" and equal < batch:
                     raise SystemExit(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Blip2ForImageTextRetrieval
 
-    from engine.blip2.model import Model
+    from engine.models.retrieval_model import RetrievalModel
 
 ENCODING_ROUNDS = 2
 VOCABULARY = 30523  # BERT's and [DEC]
@@ -43,7 +43,7 @@ def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 import torch
-from engine.blip2.checkpoint import load_model
+from engine.models.loading import load_model
 before, most, done = status("RssAnon"), [0], threading.Event()
 def sample():
     while not done.wait(0.01):
@@ -101,12 +101,12 @@ def load_in_own_process(folder: Path) -> dict[str, float]:
 
 
 def time_encoding(
-    model: Model, theirs: Blip2ForImageTextRetrieval, pictures: np.ndarray, rounds: int
+    model: RetrievalModel, theirs: Blip2ForImageTextRetrieval, pictures: np.ndarray, rounds: int
 ) -> tuple[dict[str, list[float]], float, Tensor]:
     """Seconds of each round by side, the largest difference of a vector, our patches."""
     import torch
 
-    from engine.blip2.preprocess import pixel_parts
+    from engine.blip2.pixels import pixel_parts
 
     seconds: dict[str, list[float]] = defaultdict(list)
     apart, patches = 0.0, torch.empty(0)
@@ -132,7 +132,7 @@ def time_encoding(
 
 
 def time_reranking(
-    model: Model, theirs: Blip2ForImageTextRetrieval, patches: Tensor, rounds: int
+    model: RetrievalModel, theirs: Blip2ForImageTextRetrieval, patches: Tensor, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of each question by way, and each way's largest difference from transformers' logits."""
     import torch
@@ -209,7 +209,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     import torch
     from transformers import Blip2ForImageTextRetrieval
 
-    from engine.blip2.checkpoint import load_model
+    from engine.models.loading import load_model
     from indexer.decode import decode
 
     folder = args.folder or scratch / "vit-g"

@@ -20,7 +20,8 @@ from report import MIB, Memory, median, peak_memory, table, write_report
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine.blip2.model import Model, PhotoEncoder
+    from engine.models.photo_encoder import PhotoEncoder
+    from engine.models.retrieval_model import RetrievalModel
 
 BATCH = 64
 TARGET = 0.8
@@ -35,12 +36,12 @@ def bare(encoder: PhotoEncoder, pictures: np.ndarray) -> float:
 
 
 def indexed(
-    model: Model, photos: Path, folder: Path, features: str, workers: int | None
+    model: RetrievalModel, photos: Path, folder: Path, features: str, workers: int | None
 ) -> tuple[float, float, float, float, Memory]:
     """Photos/s of the first run, seconds of the second, seconds of writing FAISS' files, bytes a photo, memory."""
-    from engine.blip2.model import PhotoEncoder
     from engine.index.manifest import Manifest
     from engine.index.store import Store
+    from engine.models.photo_encoder import PhotoEncoder
     from engine.vectors.table_indexes import open_photo_index
     from indexer.build import build_index
 
@@ -93,8 +94,8 @@ def main() -> None:
 def run(args: argparse.Namespace, scratch: Path) -> None:
     import numpy as np
 
-    from engine.blip2.checkpoint import load_model
-    from engine.blip2.model import PhotoEncoder
+    from engine.models.loading import load_model
+    from engine.models.photo_encoder import PhotoEncoder
     from indexer.decode import decode
 
     model = load_model(str(random_model(scratch / "random")) if args.model == "random" else args.model)

@@ -71,9 +71,9 @@ def random_model(folder: Path) -> Path:
     import torch
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    from engine.blip2.checkpoint import save_checkpoint
     from engine.blip2.config import mini
     from engine.blip2.retriever import Retriever
+    from engine.checkpoints.saving import save_checkpoint
 
     words = sorted({word for text in TEXTS for word in text.split()})
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]

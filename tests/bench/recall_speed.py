@@ -24,7 +24,7 @@ from report import table, write_report
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engine.blip2.model import Model
+    from engine.models.retrieval_model import RetrievalModel
 
 SUBJECTS = (
     "a dog",
@@ -76,9 +76,9 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     from reference_rerank import reference_match, transformers_match
     from transformers import Blip2ForImageTextRetrieval
 
-    from engine.blip2.checkpoint import load_model
     from engine.evaluate import _budget, _match
     from engine.evaluation_cache import EvaluationCache
+    from engine.models.loading import load_model
 
     model = load_model(args.folder)
     texts = made_up_texts(args.texts)
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
 
 
 def _share_of_peak(
-    model: Model, texts: Sequence[str], patches_1PV: Tensor, num_pairs: int, pairs_a_photo: float,
+    model: RetrievalModel, texts: Sequence[str], patches_1PV: Tensor, num_pairs: int, pairs_a_photo: float,
     seconds: dict[str, tuple[float, int]],
 ) -> str:  # fmt: skip
     """Counted operations of ours beside the rate of a large matrix product here, in the same dtype."""

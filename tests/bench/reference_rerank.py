@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.blip2.layers import MLP, Attention
-from engine.blip2.model import Model
+from engine.models.retrieval_model import RetrievalModel
 
 if TYPE_CHECKING:
     from transformers import Blip2ForImageTextRetrieval
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PADDED = 35
 
 
-def reference_match(model: Model, text: str, patches_BPV: Tensor) -> Tensor:
+def reference_match(model: RetrievalModel, text: str, patches_BPV: Tensor) -> Tensor:
     """Match logits (B, 2) of one text and B photos, in the model's dtype."""
     former, tokenizer = model.net.qformer, model.tokenizer
     words = tokenizer.tokenizer.encode(text, add_special_tokens=False).ids[: PADDED - 2]
@@ -59,7 +59,7 @@ class _Given(torch.nn.Module):
 
 
 def transformers_match(
-    theirs: Blip2ForImageTextRetrieval, model: Model, text: str, patches_BPV: Tensor
+    theirs: Blip2ForImageTextRetrieval, model: RetrievalModel, text: str, patches_BPV: Tensor
 ) -> Tensor:
     """Match logits (B, 2) float32 by transformers' own forward, which loses its encoder; 64 photos at a time."""
     theirs.vision_model = _Given()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.blip2.model import Model
+    from engine.models.retrieval_model import RetrievalModel
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
@@ -53,7 +53,7 @@ def median(values: Sequence[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def write_report(name: str, parts: Sequence[str], model: Model | None = None) -> Path:
+def write_report(name: str, parts: Sequence[str], model: RetrievalModel | None = None) -> Path:
     """Print the parts under the machine's facts and write them to results/<date>-<name>.md."""
     today = datetime.date.today().isoformat()
     text = "\n\n".join([f"# {name}, {today}", facts(model), *parts]) + "\n"
@@ -65,7 +65,7 @@ def write_report(name: str, parts: Sequence[str], model: Model | None = None) ->
     return path
 
 
-def facts(model: Model | None) -> str:
+def facts(model: RetrievalModel | None) -> str:
     """Machine, versions, model, command; one line each."""
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     lines = [

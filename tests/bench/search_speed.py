@@ -27,8 +27,8 @@ from report import MIB, median, spread, table, write_report
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine.blip2.model import Model
     from engine.index.store import Store
+    from engine.models.retrieval_model import RetrievalModel
     from engine.search import Searcher
 
 K = 128
@@ -47,7 +47,7 @@ class Real:
     queries: np.ndarray
 
 
-def encode_real(model: Model, folder: Path) -> Real:
+def encode_real(model: RetrievalModel, folder: Path) -> Real:
     import numpy as np
 
     from indexer.decode import decode
@@ -184,7 +184,9 @@ def time_search(searcher: Searcher, brute: BruteForce, real: Real, rounds: int) 
     return seconds, [agreement]
 
 
-def time_rerank(model: Model, fp32: Model, store: Store, brute: BruteForce, real: Real, rounds: int) -> str:
+def time_rerank(
+    model: RetrievalModel, fp32: RetrievalModel, store: Store, brute: BruteForce, real: Real, rounds: int
+) -> str:
     """Ours, in the model's dtype and in float32, and the original's way in float32, on patches in memory."""
     import numpy as np
     import torch
@@ -236,7 +238,7 @@ def time_rerank(model: Model, fp32: Model, store: Store, brute: BruteForce, real
     )
 
 
-def cold_starts(folder: Path, model: Model, rounds: int) -> Iterator[tuple[str, list[float], float]]:
+def cold_starts(folder: Path, model: RetrievalModel, rounds: int) -> Iterator[tuple[str, list[float], float]]:
     """`qseek search` as a command: seconds, and most resident bytes."""
     for title, options in (("reranked", []), ("--no-rerank", ["--no-rerank"])):
         seconds, peak = [], 0.0
@@ -253,7 +255,7 @@ def cold_starts(folder: Path, model: Model, rounds: int) -> Iterator[tuple[str, 
         yield title, seconds, peak
 
 
-def import_times(folder: Path, model: Model) -> list[tuple[str, str]]:
+def import_times(folder: Path, model: RetrievalModel) -> list[tuple[str, str]]:
     """Milliseconds of a cold start that go to importing, by package, from -X importtime."""
     command = _command(folder, model, ["--no-rerank"])
     command[1:1] = ["-X", "importtime"]
@@ -268,7 +270,7 @@ def import_times(folder: Path, model: Model) -> list[tuple[str, str]]:
     return [*top, ("all imports", f"{sum(times.values()) / 1000:.0f}")]
 
 
-def _command(folder: Path, model: Model, options: list[str]) -> list[str]:
+def _command(folder: Path, model: RetrievalModel, options: list[str]) -> list[str]:
     start = [sys.executable, "-m", "ui.cli", "search", TEXTS[0], "--json"]
     return [*start, "--index", str(folder), "--model", str(model.folder), *options]
 
@@ -292,7 +294,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace, scratch: Path) -> None:
-    from engine.blip2.checkpoint import load_model
+    from engine.models.loading import load_model
 
     name = str(random_model(scratch / "random")) if args.model == "random" else args.model
     model, fp32 = load_model(name), load_model(name, dtype="float32")
@@ -309,7 +311,9 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     write_report("search_speed", parts, model)
 
 
-def measure(size: int, folder: Path, model: Model, fp32: Model, real: Real, rounds: int) -> list[str]:
+def measure(
+    size: int, folder: Path, model: RetrievalModel, fp32: RetrievalModel, real: Real, rounds: int
+) -> list[str]:
     """The report's parts for an index of so many photos."""
     from engine.index.manifest import Manifest
     from engine.index.store import Store

@@ -17,9 +17,9 @@ from chromium import Chromium, chromium_path
 from fake_model import FakeModel
 from PIL import Image
 
-from engine.blip2.model import PhotoEncoder
 from engine.index.manifest import Manifest
 from engine.index.store import Store
+from engine.models.photo_encoder import PhotoEncoder
 from indexer.build import build_index
 
 HERE = Path(__file__).parent

@@ -1,7 +1,7 @@
-"""A generative checkpoint as a folder: config.json + model.safetensors + language/ (+ tokenizer.json).
+"""A trained network becomes a checkpoint folder, for retrieval or for captioning.
 
-`language/` is a transformers folder of the frozen language model with its tokenizer; tokenizer.json is that of a
-Q-Former that reads the prompt. Loading is strict, as of any checkpoint.
+A generative checkpoint is config.json + model.safetensors + language/ (+ tokenizer.json): `language/` is a transformers
+folder of the frozen language model with its tokenizer; tokenizer.json is that of a Q-Former that reads the prompt.
 """
 
 from __future__ import annotations
@@ -15,83 +15,27 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from engine.blip2.caption_model import CaptionModel
-from engine.blip2.caption_sources import LANGUAGE, CaptionerSource, encoder_tensors, read_captioner
 from engine.blip2.captioner import Captioner
-from engine.blip2.checkpoint import (
-    WEIGHT_SUFFIXES,
-    cast_floats,
-    check_memory,
-    digest_of,
-    find_model,
-    lasting_name,
-    where_and_how,
-    write_folder,
-)
-from engine.blip2.language import make_language, save_language
-from engine.blip2.language_text import LanguageTokenizer
-from engine.blip2.meta import check_fits, digest_of_tensors, put_tensors, without_storage
-from engine.blip2.preprocess import TextTokenizer
-from engine.blip2.sources import CONFIG, TOKENIZER, WEIGHTS, read_safetensors
-from engine.blip2.vision import has_batch_norms
+from engine.blip2.retriever import Retriever
+from engine.checkpoints.captioner_reading import encoder_tensors
+from engine.checkpoints.checkpoint_sources import CaptionerSource
+from engine.checkpoints.filling import digest_of_tensors
+from engine.checkpoints.language_folder import save_language
+from engine.checkpoints.layout import LANGUAGE, TOKENIZER, WEIGHT_SUFFIXES, WEIGHTS, write_folder
+from engine.checkpoints.tensors import read_safetensors
 from engine.errors import CheckpointError
 
 
-def load_captioner(name: str, *, device: str = "auto", dtype: str = "auto") -> CaptionModel:
-    """Load a generative checkpoint by name, folder or Hugging Face id of a downloaded one.
-
-    device, dtype: see `checkpoint.load_model`. Raises CheckpointError as it does, and for a model without a language
-    model, naming some that have one.
-    """
-    place, wanted = where_and_how(device, dtype)
-    folder = find_model(name)
-    source = read_captioner(folder)
-    net = make_captioner(source, folder, wanted)
-    former = source.config.qformer
-    prompts = None if source.tokenizer is None else TextTokenizer(source.tokenizer, former.max_positions)
-    return CaptionModel(
-        net,
-        LanguageTokenizer(source.language.tokenizer, source.config.language, former.num_queries),
-        prompts,
-        name=lasting_name(name, folder),
-        digest=digest_of(source.files),
-        folder=folder,
-        device=place,
-        dtype=wanted,
-    )
+def save_checkpoint(
+    folder: Path, net: Retriever, tokenizer: Tokenizer, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write net as a checkpoint folder; floating tensors in dtype, counters as they are."""
+    write_folder(folder, cast_floats(net.state_dict(), dtype), tokenizer, net.config.to_dict())
 
 
-def make_captioner(
-    source: CaptionerSource, where: Path, dtype: torch.dtype, language_dtype: torch.dtype | None = None
-) -> Captioner:
-    """The network with the source's weights, language model and all; see `checkpoint.make_net`.
-
-    language_dtype: of the language model, where it is another.
-    """
-    check_memory(source.num_parameters * dtype.itemsize, where)
-    config = source.config
-    try:
-        if config.qformer.width % config.qformer.num_heads:
-            raise ValueError(
-                f"width {config.qformer.width} is not a multiple of num_heads {config.qformer.num_heads}"
-            )
-        with without_storage():
-            net = Captioner(config, torch.nn.Identity())  # whose place the language model takes
-    except (TypeError, ValueError, RuntimeError) as error:  # values of another kind or sign
-        raise CheckpointError(f"{where / CONFIG} describes no model that can be made: {error}") from error
-    check_fits({name: tuple(value.shape) for name, value in net.state_dict().items()}, source.tensors, where)
-    language = make_language(
-        source.language.config, source.language.tensors, where / LANGUAGE, language_dtype or dtype
-    )
-    width = language.get_input_embeddings().embedding_dim
-    if width != config.language.width:
-        raise CheckpointError(
-            f"The language model in {where / LANGUAGE} is {width} wide, {CONFIG} says {config.language.width}: it is "
-            "another one than the projection was trained for."
-        )
-    put_tensors(net, source.tensors, torch.float32 if has_batch_norms(net) else dtype)
-    net.language = language
-    return net
+def cast_floats(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Floating tensors in dtype, counters as they are."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
 
 
 def save_captioner(

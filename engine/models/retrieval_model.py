@@ -1,4 +1,4 @@
-"""The model as the rest of qseek uses it: pictures and sentences in, numbers out.
+"""The retrieval model as the rest of qseek uses it: pictures and sentences in, vectors and match logits out.
 
 Shapes: B photos, N pairs, P patches, V vision width, Q queries, E embedding.
 """
@@ -6,7 +6,6 @@ Shapes: B photos, N pairs, P patches, V vision width, Q queries, E embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +13,16 @@ import torch
 from torch import Tensor
 
 from engine.blip2.config import Blip2Config
-from engine.blip2.describe import describe, sample
-from engine.blip2.features import pack, unpack
-from engine.blip2.preprocess import TextTokenizer, pixel_parts
+from engine.blip2.itg_decoding import describe, sample
+from engine.blip2.pixels import pixel_parts
 from engine.blip2.qformer import PhotoKeys, TextStart
 from engine.blip2.retriever import Retriever
 from engine.blip2.vision import folded
+from engine.blip2.wordpiece import TextTokenizer
+from engine.models.patch_bytes import unpack
 
 PHOTOS_AT_ONCE = 64
 VISION_AT_ONCE = 16  # on a CPU: a convolution's rows stay in its cache, 1.6 times as fast as 64
-STREAMS, STREAM_AT_ONCE = 2, 8
 TEXTS_AT_ONCE = 256
 PAIRS_AT_ONCE = (64, 512)  # on a CPU, on a GPU
 BEAMS_AT_ONCE = 320
@@ -31,36 +30,7 @@ BEHIND = 1000.0
 """Taken off the ITC of what ITM has not read: it stays behind what ITM has read, in ITC's order (LAVIS gives -100)."""
 
 
-class PhotoEncoder:
-    """What indexing asks of a model: uint8 pictures -> what the store keeps of them."""
-
-    def __init__(self, model: Model, features: str):
-        """features: how patches are kept for reranking, "store" (float16), "int8" or "none"."""
-        self.model, self.features = model, features
-        self.streams = _streams(model.device)
-
-    @property
-    def image_size(self) -> int:
-        return self.model.image_size
-
-    def encode(self, pixels_BHWC: np.ndarray, /) -> tuple[np.ndarray, list[bytes] | None]:
-        """uint8 (B, H, W, 3) -> unit vectors (B, Q, E) float16, and each photo's patches as bytes or None."""
-        if self.streams is None:
-            return self._encode(pixels_BHWC)
-        num_parts = STREAMS * -(-len(pixels_BHWC) // (STREAMS * STREAM_AT_ONCE))
-        pictures = np.array_split(pixels_BHWC, min(num_parts, len(pixels_BHWC)))
-        parts = list(self.streams.map(self._encode, pictures))
-        vectors = np.concatenate([vectors for vectors, _ in parts])
-        rows = [row for _, part in parts for row in part or ()]
-        return vectors, None if self.features == "none" else rows
-
-    def _encode(self, pixels_BHWC: np.ndarray) -> tuple[np.ndarray, list[bytes] | None]:
-        patches = self.model.encode_patches(pixels_BHWC)
-        vectors = self.model.encode_photos(patches).astype(np.float16)
-        return vectors, None if self.features == "none" else pack(patches, self.features)
-
-
-class Model:
+class RetrievalModel:
     """A loaded retrieval checkpoint. name, digest: which one. dtype: bfloat16 or float32, of weights and passes."""
 
     def __init__(
@@ -157,7 +127,7 @@ class Model:
         self, photo_keys: PhotoKeys, num_samples: int, generator: torch.Generator, *, top_p: float = 0.9,
         temperature: float = 1.0, min_length: int = 1, max_length: int = 30,
     ) -> list[list[str]]:  # fmt: skip
-        """So many captions of each photo, drawn from the ITG head: see `describe.sample`, also for what is raised."""
+        """So many captions of each photo, drawn from the ITG head: see `sample`, also for what is raised."""
         words = self.tokenizer
         ids_BST = sample(
             self.net, photo_keys, generator, dec_id=words.dec_id, sep_id=words.sep_id, pad_id=words.pad_id,
@@ -201,7 +171,7 @@ class Model:
     def best_captions(
         self, photos: PhotoKeys, *, num_beams: int = 5, min_length: int = 8, max_length: int = 30
     ) -> list[str]:
-        """A caption of each photo by the ITG head's beam search: see `describe.describe`, also for what is raised.
+        """A caption of each photo by the ITG head's beam search: see `describe`, also for what is raised.
 
         photos: what `photo_keys` made of them.
         """
@@ -215,16 +185,6 @@ class Model:
             )  # fmt: skip
             texts += [words.decode(ids) for ids in ids_BT.tolist()]
         return texts
-
-
-def _streams(device: torch.device) -> ThreadPoolExecutor | None:
-    """Threads that each encode photos of their own, on a CPU with several cores: beside decoding processes the cores
-    are never all free at once, and cores that share a pass wait for the one that is not."""
-    threads = torch.get_num_threads() // STREAMS
-    if device.type != "cpu" or not threads:
-        return None
-    # The number of threads is each thread's own: others keep theirs.
-    return ThreadPoolExecutor(STREAMS, initializer=torch.set_num_threads, initargs=(threads,))
 
 
 def _rows(photos: PhotoKeys | Tensor, part: slice) -> PhotoKeys | Tensor:

@@ -1,62 +1,38 @@
-"""Where a generative (stage 2) checkpoint comes from: our folder, a transformers folder, or LAVIS files.
+"""A folder becomes a CaptionerSource, whether qseek or transformers wrote it; does a folder write, does it answer?
 
 Ours is a checkpoint folder with the language model in `language/`, a transformers folder of its own. transformers keeps
-both in one; LAVIS leaves the language model out, so its folder is given beside the file.
+both in one.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from engine.blip2.config import CaptionerConfig
-from engine.blip2.convert import LAVIS_CAPTIONER, TRANSFORMERS_CAPTIONER, Stored, renamed, split_language
-from engine.blip2.hub import KNOWN
-from engine.blip2.language import LanguageSource, describe_language, language_tokenizer, read_language
-from engine.blip2.meta import digest_of_tensors
-from engine.blip2.sources import (
+from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource
+from engine.checkpoints.filling import digest_of_tensors
+from engine.checkpoints.key_names import TRANSFORMERS_CAPTIONER, renamed, split_language
+from engine.checkpoints.language_folder import describe_language, language_tokenizer, read_language
+from engine.checkpoints.layout import (
     CONFIG,
+    LANGUAGE,
     TOKENIZER,
-    TRANSFORMERS_NORM_EPS,
     VOCABULARY,
     WEIGHTS,
-    at_image_size,
-    encoder_configs,
-    lavis_configs,
     read_json,
-    read_pickled,
-    read_safetensors,
     read_tokenizer,
-    transformers_tensors,
     with_dec,
-    with_encoder,
+)
+from engine.checkpoints.published import PUBLISHED
+from engine.checkpoints.tensors import StoredTensor, read_safetensors
+from engine.checkpoints.transformers_folders import (
+    TRANSFORMERS_NORM_EPS,
+    encoder_configs,
+    transformers_tensors,
 )
 from engine.errors import CheckpointError
-
-LANGUAGE = "language"
-PUBLISHED = (*(model.hub_id for model in KNOWN if model.writes), "Salesforce/instructblip-vicuna-7b")
-
-
-@dataclass(frozen=True)
-class CaptionerSource:
-    """config: what to build. tensors: all but the language model's, under our names. tokenizer: of a Q-Former that
-    reads the prompt, None of another. files: what decides the model's numbers."""
-
-    config: CaptionerConfig
-    tensors: Mapping[str, Stored]
-    language: LanguageSource
-    tokenizer: Tokenizer | None
-    files: tuple[Path, ...]
-
-    @property
-    def num_parameters(self) -> int:
-        tensors = [*self.tensors.values(), *self.language.tensors.values()]
-        return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
 def has_language(folder: Path) -> bool:
@@ -121,7 +97,7 @@ def _own(folder: Path, values: dict[str, Any]) -> CaptionerSource:
     return CaptionerSource(config, tensors, language, tokenizer, (*files, folder / TOKENIZER))
 
 
-def _shared_encoder(folder: Path, config: CaptionerConfig) -> tuple[dict[str, Stored], Path]:
+def _shared_encoder(folder: Path, config: CaptionerConfig) -> tuple[dict[str, StoredTensor], Path]:
     """The image encoder's tensors of the model beside `folder` that config names, and their file."""
     place = folder.parent / config.encoder
     said = f"{folder} shares the image encoder of {place}"
@@ -133,7 +109,7 @@ def _shared_encoder(folder: Path, config: CaptionerConfig) -> tuple[dict[str, St
     return tensors, place / WEIGHTS
 
 
-def encoder_tensors(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+def encoder_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Those of the image encoder."""
     return {name: tensor for name, tensor in tensors.items() if name.startswith("vision.")}
 
@@ -166,51 +142,3 @@ def _transformers(folder: Path, values: dict[str, Any]) -> CaptionerSource:
             f"{place} has no {TOKENIZER} and no {VOCABULARY}: its Q-Former reads the prompt; copy it again."
         )
     return CaptionerSource(config, ours, language, with_dec(read_tokenizer(path)), (*files, path))
-
-
-def read_lavis_captioner(
-    path: Path,
-    language_folder: Path,
-    *,
-    vocabulary: Tokenizer | None = None,
-    encoder: Path | None = None,
-    image_size: int | None = None,
-) -> CaptionerSource:
-    """A LAVIS stage-2 or caption fine-tuned file, with the language model's transformers folder.
-
-    vocabulary: bert-base-uncased, for a Q-Former that reads the prompt. encoder, image_size: see `sources.read_lavis`.
-    Raises CheckpointError: not such a file, no encoder, another language model than it was trained with.
-    """
-    theirs, words = split_language(read_pickled(path))
-    projections = {f"{name}_proj.weight" for name in ("opt", "t5", "llm")} & theirs.keys()
-    if "query_tokens" not in theirs or not projections:
-        raise CheckpointError(
-            f"{path} is no generative (stage 2) BLIP-2: it has no query_tokens, or no projection to a language model."
-        )
-    theirs, files = with_encoder(theirs, path, encoder)
-    ours = renamed(theirs, LAVIS_CAPTIONER)
-    vision, former = lavis_configs(ours, path)
-    reads_prompt = "qformer.words.weight" in ours
-    if reads_prompt and vocabulary is None:
-        raise CheckpointError(
-            f"{path} has a Q-Former that reads the prompt; give bert-base-uncased's vocabulary with --vocabulary."
-        )
-    if image_size is not None:
-        vision = at_image_size(ours, vision, image_size)
-    language = read_language(language_folder)
-    if language.config.model_type == "t5":
-        language.config.dense_act_fn = "gelu"  # LAVIS overwrites Flan-T5's approximation
-    if words:
-        language = replace(language, tensors=words)
-    about = describe_language(language.config, language.tokenizer, language_folder, reads_prompt=reads_prompt)
-    if "llm_proj.weight" in projections:
-        about = replace(about, start_id=about.end_id)  # LAVIS has Vicuna's texts begin with </s>, too
-    width = ours["projection.weight"].shape[0]
-    if width != about.width:
-        raise CheckpointError(
-            f"{path} was trained with a language model of width {width}; the one in {language_folder} has "
-            f"{about.width}: give the one that its name says."
-        )
-    tokenizer = with_dec(vocabulary) if reads_prompt and vocabulary is not None else None
-    config = CaptionerConfig(vision, former, about)
-    return CaptionerSource(config, ours, language, tokenizer, (*files, *language.files))

@@ -1,4 +1,4 @@
-"""Modules without storage, and putting weights into them one by one: never two copies in memory."""
+"""Networks without storage, and putting tensors into them one by one, so that there are never two copies in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from engine.blip2.convert import Stored
+from engine.checkpoints.tensors import StoredTensor
 from engine.errors import CheckpointError
 
 
@@ -32,13 +32,13 @@ def without_storage() -> Iterator[None]:
         hook.remove()
 
 
-def check_fits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Stored], where: Path) -> None:
+def check_fits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, StoredTensor], where: Path) -> None:
     """Raises CheckpointError naming missing, unknown and misshapen tensors. wanted: shapes by name."""
     if problems := misfits(wanted, found):
         raise CheckpointError(f"The weights in {where} do not fit the config.json: {problems}.")
 
 
-def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Stored]) -> str:
+def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, StoredTensor]) -> str:
     """What `check_fits` says of them, the first five; empty when all fit."""
     problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"unknown {name}" for name in sorted(found.keys() - wanted.keys())]
@@ -50,7 +50,7 @@ def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Stored]) 
     return "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
 
 
-def put_tensors(module: torch.nn.Module, tensors: Mapping[str, Stored], dtype: torch.dtype) -> None:
+def put_tensors(module: torch.nn.Module, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> None:
     """Give an empty module these weights, each read and cast by itself. dtype: of the floating ones."""
     modules = dict(module.named_modules())
     for name, tensor in tensors.items():
@@ -65,7 +65,7 @@ def put_tensors(module: torch.nn.Module, tensors: Mapping[str, Stored], dtype: t
             modules[owner]._buffers[last] = value
 
 
-def digest_of_tensors(tensors: Mapping[str, Stored]) -> str:
+def digest_of_tensors(tensors: Mapping[str, StoredTensor]) -> str:
     """Hex SHA-256 of names, types and values, whatever their order and file."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -73,3 +73,17 @@ def digest_of_tensors(tensors: Mapping[str, Stored]) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_memory(num_bytes: int, where: Path) -> None:
+    """Raises CheckpointError, before anything is loaded, when the weights do not fit into what is free."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return  # not Linux: nothing to go by
+    if num_bytes > free:
+        raise CheckpointError(
+            f"{where} needs {num_bytes / 2**30:.1f} GiB of memory for its weights, {free / 2**30:.1f} GiB are free; "
+            "close other programs, or use a smaller model (`qseek models` lists them)."
+        )

@@ -1,13 +1,12 @@
-"""A frozen language model: its files, what stage 2 must know of it, the transformers model itself.
+"""The transformers folder of a frozen language model: read, written, and turned into the transformers model itself.
 
-Loading is strict, as everywhere: every tensor that the config asks for, no other, each of its shape. Tensors that the
-model ties (the output matrix to the word embeddings) may be left out, as transformers leaves them out.
+Loading is strict: every tensor that the config asks for, no other, each of its shape. Tensors that the model ties (the
+output matrix to the word embeddings) may be left out, as transformers leaves them out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +15,15 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from engine.blip2.config import LanguageConfig
-from engine.blip2.convert import Stored
-from engine.blip2.meta import check_fits, put_tensors, without_storage
-from engine.blip2.sources import (
-    CONFIG,
-    INDEX,
-    TOKENIZER,
-    WEIGHTS,
-    read_json,
-    read_tokenizer,
-    transformers_tensors,
-)
+from engine.checkpoints.checkpoint_sources import LanguageSource
+from engine.checkpoints.filling import check_fits, put_tensors, without_storage
+from engine.checkpoints.layout import CONFIG, INDEX, TOKENIZER, WEIGHTS, read_json, read_tokenizer
+from engine.checkpoints.tensors import StoredTensor
+from engine.checkpoints.transformers_folders import transformers_tensors
 from engine.errors import CheckpointError
 
 T5_POSITIONS = 512
 """Its positions are relative and have no end; it was trained with so many tokens."""
-
-
-@dataclass(frozen=True)
-class LanguageSource:
-    """config: transformers' own. tensors: under transformers' names, read one at a time. files: what decides its
-    numbers."""
-
-    config: Any
-    tensors: Mapping[str, Stored]
-    tokenizer: Tokenizer
-    files: tuple[Path, ...]
 
 
 def read_language(folder: Path) -> LanguageSource:
@@ -131,7 +113,7 @@ def _token(config: Any, name: str) -> int | None:
     return (token[0] if token else None) if isinstance(token, list) else token
 
 
-def make_language(config: Any, tensors: Mapping[str, Stored], where: Path, dtype: torch.dtype) -> Any:
+def make_language(config: Any, tensors: Mapping[str, StoredTensor], where: Path, dtype: torch.dtype) -> Any:
     """The transformers model of a config, with these weights, frozen, in dtype.
 
     Raises CheckpointError for one that is no language model, and naming missing, unknown and misshapen tensors.
@@ -179,7 +161,7 @@ def empty_language(config: Any, where: Path) -> Any:
     return model
 
 
-def _under_model_names(tensors: Mapping[str, Stored], model: Any) -> dict[str, Stored]:
+def _under_model_names(tensors: Mapping[str, StoredTensor], model: Any) -> dict[str, StoredTensor]:
     """Published files of the bare model lack its prefix; old LLaMA files hold a constant."""
     prefix = f"{model.base_model_prefix}."
     names = model.state_dict().keys()
@@ -190,7 +172,7 @@ def _under_model_names(tensors: Mapping[str, Stored], model: Any) -> dict[str, S
     }
 
 
-def _equal(tensors: Mapping[str, Stored], name: str, source: str) -> bool:
+def _equal(tensors: Mapping[str, StoredTensor], name: str, source: str) -> bool:
     """Whether a file holds a tied tensor twice. T5's kin has an output matrix of its own where transformers ties it."""
     return source in tensors and torch.equal(tensors[name].read(), tensors[source].read())
 

@@ -1,21 +1,55 @@
-"""A checkpoint as a folder that transformers loads: Blip2ForImageTextRetrieval, Blip2ForConditionalGeneration, and
-InstructBlipForConditionalGeneration for a Q-Former that reads the prompt."""
+"""Our networks written as folders that transformers loads: Blip2ForImageTextRetrieval,
+Blip2ForConditionalGeneration, and InstructBlipForConditionalGeneration for a Q-Former that reads the prompt.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from engine.blip2.captioner import Captioner
-from engine.blip2.checkpoint import write_folder
 from engine.blip2.config import EVA, EVA_MLP_RATIO, Blip2Config, CaptionerConfig, QFormerConfig, VisionConfig
-from engine.blip2.convert import TRANSFORMERS_CAPTIONER, TRANSFORMERS_WITHOUT_TEXT, to_transformers
 from engine.blip2.retriever import Retriever
-from engine.blip2.sources import TOKENIZER
+from engine.checkpoints.key_names import (
+    TRANSFORMERS,
+    TRANSFORMERS_CAPTIONER,
+    TRANSFORMERS_WITHOUT_TEXT,
+    Table,
+    their_name,
+)
+from engine.checkpoints.layout import TOKENIZER, write_folder
 from engine.errors import CheckpointError
+
+
+def to_transformers(ours: Mapping[str, Tensor], table: Table = TRANSFORMERS) -> dict[str, Tensor]:
+    """Our tensors under transformers' names (Blip2ForImageTextRetrieval, or those of the table), EVA encoder.
+
+    The temperature and the ITG head are left out: transformers has no place for them. Raises CheckpointError for a
+    tensor of another encoder.
+    """
+    made: dict[str, Tensor] = {}
+    for name, tensor in ours.items():
+        if name == "temperature" or name.startswith("caption_head."):
+            continue
+        if name.endswith((".attn.q_bias", ".attn.v_bias")):
+            if name.endswith(".v_bias"):
+                continue
+            block = name.removesuffix("q_bias")
+            bias = torch.cat([tensor, torch.zeros_like(tensor), ours[f"{block}v_bias"]])
+            name, tensor = f"{block}qkv.bias", bias
+        key = their_name(name, table)
+        if key is None:
+            raise CheckpointError(
+                f"transformers' BLIP-2 has no place for {name!r}: its image encoder is EVA ViT."
+            )
+        made[key] = tensor[None] if name == "qformer.queries" else tensor
+    return made
+
 
 EVA_GIANT = {"patch_size": 14, "embed_dim": 1408, "depth": 40, "num_heads": 16, "mlp_ratio": EVA_MLP_RATIO}
 """What timm's architecture is where `timm_args` do not say."""

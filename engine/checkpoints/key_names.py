@@ -1,8 +1,7 @@
 """Tensor names of other BLIP-2 code, and what they are called here.
 
-Two tables, one for each layout: a pattern of theirs and ours. `{i}` is a layer number, `*` the rest (weight or bias).
-Where two patterns fit a name the first row counts. Everything is strict: a key that no row names is an error, and so is
-a tensor that stays empty.
+Each layout has a table of rows: a pattern of theirs and ours. `{i}` is a layer number, `*` the rest (weight or bias).
+Where two patterns fit a name, the first row counts. A key that no row names is an error.
 
 Differences that names do not show: the temperature and the ITG head exist in LAVIS alone; `ln_vision` has eps 1e-5 in
 LAVIS, 1e-6 in transformers; EVA's attention has no bias for the keys, which transformers writes as zeros.
@@ -12,12 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 
-import torch
 from torch import Tensor
 
+from engine.checkpoints.tensors import StoredTensor
 from engine.errors import CheckpointError
 
 Table = tuple[tuple[str, str | None], ...]
@@ -134,23 +132,6 @@ LANGUAGE_MODEL = ("language_model.", "opt_model.", "t5_model.", "llm_model.")
 """Prefixes of the language model's tensors in transformers' and LAVIS' stage 2."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in a file: its shape is known, its values are read when they are asked for."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor]
-
-    def changed(self, change: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Stored:
-        """The same after `change`, which gives a tensor of `shape`."""
-        return Stored(shape, lambda: change(self.read()))
-
-
-def stored(tensor: Tensor) -> Stored:
-    """A tensor that is in memory already."""
-    return Stored(tuple(tensor.shape), lambda: tensor)
-
-
 def _pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(
         re.escape(pattern).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\*", r"(?P<rest>.+)") + "$"
@@ -188,12 +169,12 @@ def their_name(name: str, table: Table) -> str | None:
     return None
 
 
-def renamed(theirs: Mapping[str, Stored], table: Table) -> dict[str, Stored]:
+def renamed(theirs: Mapping[str, StoredTensor], table: Table) -> dict[str, StoredTensor]:
     """A checkpoint of another code under our names and shapes.
 
     table: one of the four above. Raises CheckpointError naming the first ten keys that have no place here.
     """
-    made: dict[str, Stored] = {}
+    made: dict[str, StoredTensor] = {}
     unknown = []
     for key, tensor in theirs.items():
         try:
@@ -218,7 +199,9 @@ def renamed(theirs: Mapping[str, Stored], table: Table) -> dict[str, Stored]:
     return made
 
 
-def split_language(theirs: Mapping[str, Stored]) -> tuple[dict[str, Stored], dict[str, Stored]]:
+def split_language(
+    theirs: Mapping[str, StoredTensor],
+) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
     """(all other tensors, the language model's under its own names), of a stage-2 checkpoint of another code."""
     rest, language = {}, {}
     for key, tensor in theirs.items():
@@ -230,7 +213,7 @@ def split_language(theirs: Mapping[str, Stored]) -> tuple[dict[str, Stored], dic
     return rest, language
 
 
-def _eva_biases(name: str, tensor: Stored) -> dict[str, Stored]:
+def _eva_biases(name: str, tensor: StoredTensor) -> dict[str, StoredTensor]:
     """The biases of queries and values from the one that has zeros between them for the keys."""
     width = tensor.shape[0] // 3
 
@@ -249,54 +232,3 @@ def _eva_biases(name: str, tensor: Stored) -> dict[str, Stored]:
         f"{block}q_bias": tensor.changed(part(0), (width,)),
         f"{block}v_bias": tensor.changed(part(2), (width,)),
     }
-
-
-def to_transformers(ours: Mapping[str, Tensor], table: Table = TRANSFORMERS) -> dict[str, Tensor]:
-    """Our tensors under transformers' names (Blip2ForImageTextRetrieval, or those of the table), EVA encoder.
-
-    The temperature and the ITG head are left out: transformers has no place for them. Raises CheckpointError for a
-    tensor of another encoder.
-    """
-    made: dict[str, Tensor] = {}
-    for name, tensor in ours.items():
-        if name == "temperature" or name.startswith("caption_head."):
-            continue
-        if name.endswith((".attn.q_bias", ".attn.v_bias")):
-            if name.endswith(".v_bias"):
-                continue
-            block = name.removesuffix("q_bias")
-            bias = torch.cat([tensor, torch.zeros_like(tensor), ours[f"{block}v_bias"]])
-            name, tensor = f"{block}qkv.bias", bias
-        key = their_name(name, table)
-        if key is None:
-            raise CheckpointError(
-                f"transformers' BLIP-2 has no place for {name!r}: its image encoder is EVA ViT."
-            )
-        made[key] = tensor[None] if name == "qformer.queries" else tensor
-    return made
-
-
-def resize_positions(positions_1NV: Tensor, side: int, *, align_corners: bool) -> Tensor:
-    """Position embeddings of a square grid, bicubically resized to side x side; the class position stays.
-
-    LAVIS uses align_corners=False for EVA ViT-g (eva_vit.py) and True for CLIP ViT-L (clip_vit.py).
-    positions: (1, 1 + n*n, V) -> (1, 1 + side*side, V).
-    """
-    cls, grid = positions_1NV[:, :1], positions_1NV[:, 1:]
-    old = round(grid.shape[1] ** 0.5)
-    if old == side:
-        return positions_1NV
-    grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = torch.nn.functional.interpolate(
-        grid, size=(side, side), mode="bicubic", align_corners=align_corners
-    )
-    return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
-
-
-def resized(positions: Stored, side: int, *, align_corners: bool) -> Stored:
-    """`resize_positions` of a tensor that is not read yet."""
-
-    def resize(tensor: Tensor) -> Tensor:
-        return resize_positions(tensor.float(), side, align_corners=align_corners)
-
-    return positions.changed(resize, (1, 1 + side * side, positions.shape[-1]))

@@ -1,4 +1,4 @@
-"""Published checkpoints: the names qseek knows, what of them lies in the Hugging Face cache, and downloading.
+"""The Hugging Face cache: what of a published model lies in it, downloading, verification, digests.
 
 Everything goes through huggingface_hub, so `HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `HF_ENDPOINT` mean what they
 mean elsewhere. Nothing is ever downloaded but by `pull`.
@@ -8,69 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine.blip2.sources import CONFIG
+from engine.checkpoints.layout import CONFIG
+from engine.checkpoints.published import KNOWN, hub_id
 from engine.errors import CheckpointError
 
 SAFE = ("*.safetensors", "*.safetensors.index.json")
 PICKLED = ("pytorch_model*.bin",)
 BESIDE = (CONFIG, "tokenizer.json", "vocab.txt", "tokenizer_config.json", "preprocessor_config.json")
-_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class KnownModel:
-    """A published checkpoint. image_size: pixels. num_parameters: as transformers loads it. num_bytes: of the download,
-    float32. note: what it is for. writes: whether it captions (`qseek caption`); the others search.
-    """
-
-    name: str
-    hub_id: str
-    image_size: int
-    num_parameters: int
-    num_bytes: int
-    note: str
-    writes: bool = False
-
-
-KNOWN = (
-    KnownModel(
-        "blip2-itm-vit-g", "Salesforce/blip2-itm-vit-g", 224, 1_172_000_000, 4_690_000_000,
-        "stage 1 alone, 129 M pairs",
-    ),
-    KnownModel(
-        "blip2-itm-vit-g-coco", "Salesforce/blip2-itm-vit-g-coco", 364, 1_172_600_000, 4_690_000_000,
-        "fine-tuned on COCO at 364 px: the published recall is this one's",
-    ),
-    KnownModel(
-        "blip2-opt-2.7b", "Salesforce/blip2-opt-2.7b", 224, 3_744_800_000, 14_980_000_000,
-        "stage 2 on OPT 2.7B: captions", writes=True,
-    ),
-    KnownModel(
-        "blip2-opt-2.7b-coco", "Salesforce/blip2-opt-2.7b-coco", 364, 3_745_400_000, 14_980_000_000,
-        "the same fine-tuned on COCO captions", writes=True,
-    ),
-    KnownModel(
-        "blip2-flan-t5-xl", "Salesforce/blip2-flan-t5-xl", 224, 3_942_400_000, 15_770_000_000,
-        "stage 2 on Flan-T5 XL: answers and captions", writes=True,
-    ),
-    KnownModel(
-        "blip2-flan-t5-xl-coco", "Salesforce/blip2-flan-t5-xl-coco", 364, 3_943_000_000, 15_770_000_000,
-        "the same fine-tuned on COCO captions", writes=True,
-    ),
-)  # fmt: skip
-
-
-def hub_id(name: str) -> str | None:
-    """The Hugging Face id that a name stands for, None when it is neither known nor of the form owner/name."""
-    for model in KNOWN:
-        if name in (model.name, model.hub_id):
-            return model.hub_id
-    return name if _HUB_ID.fullmatch(name) else None
 
 
 def cached(id_: str) -> Path | None:
@@ -167,3 +115,11 @@ def _cache() -> Path:
 
 def _folder_name(id_: str) -> str:
     return "models--" + id_.replace("/", "--")
+
+
+def digest_of(files: Sequence[Path]) -> str:
+    """Hex blake2b-128 of the SHA-256 of the files that decide a model's numbers (`RetrieverSource.files`)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        digest.update(bytes.fromhex(published_sha256(path) or sha256(path)))
+    return digest.hexdigest()

@@ -14,14 +14,15 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from engine.blip2.caption_checkpoint import load_captioner
-from engine.blip2.caption_model import PROMPT, CaptionModel
-from engine.blip2.caption_sources import PUBLISHED, has_language
-from engine.blip2.captioner import ANSWER, CAPTION, Generation
-from engine.blip2.checkpoint import DEFAULT, find_model, has_model, lasting_name, load_model
-from engine.blip2.model import Model
-from engine.blip2.sources import read_folder
+from engine.blip2.generation import ANSWER, CAPTION, GenerationOptions
+from engine.checkpoints.captioner_reading import has_language
+from engine.checkpoints.published import PUBLISHED
+from engine.checkpoints.retrieval_reading import read_folder
 from engine.errors import CheckpointError, QueryError
+from engine.models.caption_model import PROMPT, CaptionModel
+from engine.models.catalogue import DEFAULT, find_model, has_model, lasting_name
+from engine.models.loading import load_captioner, load_model
+from engine.models.retrieval_model import RetrievalModel
 
 BUNDLED_CAPTIONER = "mini-captioner"
 """The generative model that ships beside mini; where it is missing, mini's ITG head writes."""
@@ -33,7 +34,7 @@ class CaptionWriter(Protocol):
     answers questions."""
 
     @property
-    def model(self) -> CaptionModel | Model: ...
+    def model(self) -> CaptionModel | RetrievalModel: ...
     @property
     def name(self) -> str: ...
     @property
@@ -44,7 +45,7 @@ class CaptionWriter(Protocol):
     def answers(self) -> bool: ...
 
     def caption(
-        self, pictures_BHWC: np.ndarray, prompt: str | None = None, how: Generation = CAPTION
+        self, pictures_BHWC: np.ndarray, prompt: str | None = None, how: GenerationOptions = CAPTION
     ) -> list[str]:
         """A caption of each uint8 (B, H, W, 3) picture of `image_size`, without the prompt it goes on from.
 
@@ -54,7 +55,7 @@ class CaptionWriter(Protocol):
         ...
 
     def answer(
-        self, pictures_BHWC: np.ndarray, questions: Sequence[str], how: Generation = ANSWER
+        self, pictures_BHWC: np.ndarray, questions: Sequence[str], how: GenerationOptions = ANSWER
     ) -> list[str]:
         """Short answers: a question for each picture, or one for all. Raises QueryError as `caption` does."""
         ...
@@ -69,7 +70,7 @@ class LanguageWriter:
         self.name, self.digest, self.image_size = model.name, model.digest, model.image_size
 
     def caption(
-        self, pictures_BHWC: np.ndarray, prompt: str | None = None, how: Generation = CAPTION
+        self, pictures_BHWC: np.ndarray, prompt: str | None = None, how: GenerationOptions = CAPTION
     ) -> list[str]:
         if prompt is not None and not prompt.strip():
             raise QueryError(
@@ -78,7 +79,7 @@ class LanguageWriter:
         return self.model.caption(pictures_BHWC, PROMPT if prompt is None else prompt, how)
 
     def answer(
-        self, pictures_BHWC: np.ndarray, questions: Sequence[str], how: Generation = ANSWER
+        self, pictures_BHWC: np.ndarray, questions: Sequence[str], how: GenerationOptions = ANSWER
     ) -> list[str]:
         return self.model.answer(pictures_BHWC, questions, how)
 
@@ -88,21 +89,21 @@ class HeadWriter:
 
     answers = False
 
-    def __init__(self, model: Model):
+    def __init__(self, model: RetrievalModel):
         if not model.config.has_captions:
             raise _cannot_write(model)
         self.model = model
         self.name, self.digest, self.image_size = model.name, model.digest, model.image_size
 
     def caption(
-        self, pictures_BHWC: np.ndarray, prompt: str | None = None, how: Generation = CAPTION
+        self, pictures_BHWC: np.ndarray, prompt: str | None = None, how: GenerationOptions = CAPTION
     ) -> list[str]:
         if prompt is not None:
             raise self._reads_no_prompt()
         return write_captions(self.model, pictures_BHWC, how)
 
     def answer(
-        self, pictures_BHWC: np.ndarray, questions: Sequence[str], how: Generation = ANSWER
+        self, pictures_BHWC: np.ndarray, questions: Sequence[str], how: GenerationOptions = ANSWER
     ) -> list[str]:
         raise self._reads_no_prompt()
 
@@ -113,7 +114,9 @@ class HeadWriter:
         )
 
 
-def write_captions(model: Model, pictures_BHWC: np.ndarray, how: Generation = CAPTION) -> list[str]:
+def write_captions(
+    model: RetrievalModel, pictures_BHWC: np.ndarray, how: GenerationOptions = CAPTION
+) -> list[str]:
     """Captions by a retrieval model's ITG head: beams, or one draw each where `how.top_p` is given; never more tokens
     than it has places for. Raises ValueError for penalties, which it does not know."""
     if (how.length_penalty, how.repetition_penalty or 1.0) != (1.0, 1.0):
@@ -140,10 +143,14 @@ def write_captions(model: Model, pictures_BHWC: np.ndarray, how: Generation = CA
 
 
 def load_writer(
-    name: str | None = None, searching: Model | None = None, *, device: str = "auto", dtype: str = "auto"
+    name: str | None = None,
+    searching: RetrievalModel | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> CaptionWriter:
     """What writes captions, by name, folder or Hugging Face id, without one `default_writer`; device, dtype: see
-    `checkpoint.load_model`. searching: a loaded model, which is not loaded again.
+    `loading.load_model`. searching: a loaded model, which is not loaded again.
 
     Raises CheckpointError as it does, and for a model that has neither a language model nor an ITG head.
     """
@@ -175,7 +182,7 @@ def _has_head(name: str) -> bool:
         return False
 
 
-def _cannot_write(model: Model) -> CheckpointError:
+def _cannot_write(model: RetrievalModel) -> CheckpointError:
     return CheckpointError(
         f"{model.folder} cannot write: it has no language model, and no captioning (ITG) head either, which "
         f"transformers' retrieval folders leave out. These write: {', '.join([DEFAULT, *answering()])}, and what "

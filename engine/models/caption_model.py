@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.blip2.caption_sources import PUBLISHED
-from engine.blip2.captioner import ANSWER, CAPTION, Captioner, Generation
+from engine.blip2.captioner import Captioner
 from engine.blip2.config import CaptionerConfig
-from engine.blip2.language_text import LanguageTokenizer
-from engine.blip2.preprocess import TextTokenizer, pixel_parts
+from engine.blip2.generation import ANSWER, CAPTION, GenerationOptions
+from engine.blip2.language_tokens import LanguageTokenizer
+from engine.blip2.pixels import pixel_parts
 from engine.blip2.vision import folded
+from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.published import PUBLISHED
 from engine.errors import QueryError
 
 TEXTS_AT_ONCE = 16
@@ -57,13 +59,13 @@ class CaptionModel:
         return torch.cat([self.net.encode_patches(pixels) for pixels in parts])
 
     def caption(
-        self, photos: np.ndarray | Tensor, prompt: str = PROMPT, how: Generation = CAPTION
+        self, photos: np.ndarray | Tensor, prompt: str = PROMPT, how: GenerationOptions = CAPTION
     ) -> list[str]:
         """One caption of each photo, without the prompt it goes on from."""
         return self.generate(photos, [prompt], how)
 
     def answer(
-        self, photos: np.ndarray | Tensor, questions: Sequence[str], how: Generation = ANSWER
+        self, photos: np.ndarray | Tensor, questions: Sequence[str], how: GenerationOptions = ANSWER
     ) -> list[str]:
         """Short answers: a question for each photo, or one for all, or many about one photo. Raises QueryError for an
         empty question, for one that is too long, and of a model that only captions."""
@@ -81,7 +83,9 @@ class CaptionModel:
         return self.generate(photos, [template.replace("{}", q.strip()) for q in questions], how)
 
     @torch.inference_mode()
-    def generate(self, photos: np.ndarray | Tensor, prompts: Sequence[str], how: Generation) -> list[str]:
+    def generate(
+        self, photos: np.ndarray | Tensor, prompts: Sequence[str], how: GenerationOptions
+    ) -> list[str]:
         """What the model writes after each prompt, N texts: as many photos as prompts, or one of either.
 
         photos: uint8 (B, H, W, 3) pictures of `image_size`, or what `encode_patches` made of them. Raises QueryError
