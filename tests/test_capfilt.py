@@ -16,7 +16,7 @@ from tiny_language import save_tiny
 
 from engine.errors import DataError
 from engine.models.retrieval_model import RetrievalModel
-from engine.search import Searcher
+from engine.search.searcher import Searcher
 from training.candidates import Candidates, Caption, kept, load_parts
 from training.capfilt import run_capfilt
 from training.capfilt_config import CapfiltConfig

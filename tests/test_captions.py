@@ -10,13 +10,14 @@ from PIL import Image
 from test_search import assert_well_formed, ids_of, match_logits, stored_itc
 from tiny import tiny_model, write_pictures
 
-from engine.caption_search import CaptionSearch
 from engine.index.caption_table import NewCaption
 from engine.index.manifest import Manifest
 from engine.index.store import Store
 from engine.models.photo_encoder import PhotoEncoder
 from engine.models.retrieval_model import RetrievalModel
-from engine.search import CAPTIONED_SHARE, Searcher
+from engine.search.caption_search import CaptionSearch
+from engine.search.retrieval import CAPTIONED_SHARE
+from engine.search.searcher import Searcher
 from indexer.build import build_index
 from indexer.captions import CHANGED, CaptionReport, index_captions
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from engine.held_keys import HeldKeys
+from engine.search.key_cache import HeldKeys
 
 ONE = 2 * 2 * 3 * 4 * 5 * 4  # two layers of keys and values, (H, N, d) = (3, 4, 5) float32
 

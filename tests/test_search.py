@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from tiny import SIDE, tiny_checkpoint, tiny_model, write_pictures
 
-from engine import search
 from engine.errors import IndexStateError, QueryError
 from engine.index.manifest import Manifest
 from engine.index.store import Store
 from engine.models.loading import load_model
 from engine.models.photo_encoder import PhotoEncoder
 from engine.models.retrieval_model import BEHIND, RetrievalModel
-from engine.search import Searcher
+from engine.search import searcher as searcher_module
+from engine.search.searcher import Searcher
 from engine.types import Hit, Results
 from indexer.build import build_index
 
@@ -168,7 +168,7 @@ def test_candidates_come_in_batches(searcher: Searcher, monkeypatch: pytest.Monk
     want = searcher.search(QUERY, top=24)
     paths = [hit.photo.path for hit in want.hits]
     ranked = searcher.rerank(QUERY, paths)
-    monkeypatch.setattr(search, "PHOTOS_AT_ONCE", 5)
+    monkeypatch.setattr(searcher_module, "PHOTOS_AT_ONCE", 5)
     for got, other in ((searcher.search(QUERY, top=24), want), (searcher.rerank(QUERY, paths), ranked)):
         assert ids_of(got) == ids_of(other)
         assert [hit.score for hit in got.hits] == pytest.approx([hit.score for hit in other.hits], abs=1e-4)
@@ -233,7 +233,7 @@ def test_slow_encoding_is_told(searcher: Searcher, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(searcher, "tell", lines.append)
     searcher.search(QUERY)
     assert lines == []
-    monkeypatch.setattr(search, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(searcher_module, "SLOW_SECONDS", 0.0)
     searcher.search(QUERY)
     assert len(lines) == 1 and lines[0].startswith("16 of 24 candidates encoded, ")
 

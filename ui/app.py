@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from engine.index.store import Store
     from engine.models.retrieval_model import RetrievalModel
-    from engine.search import Searcher
+    from engine.search.searcher import Searcher
 
 EXAMPLES = ("a dog running through the snow", "people sitting at a table", "a red car in a street")
 RERANKED = 128

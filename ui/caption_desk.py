@@ -51,7 +51,7 @@ class CaptionDesk:
 
     def answer(self, photo: Photo, question: str) -> str:
         """Raises QueryError for what the writer cannot answer, PhotoError for a photo that cannot be read."""
-        from engine.captions import write_of
+        from engine.search.hit_captions import write_of
 
         with self._writing:
             writer = self._loaded()
@@ -85,7 +85,7 @@ class CaptionDesk:
                     return
 
     def _write(self, photos: list[Photo]) -> None:
-        from engine.captions import write_of
+        from engine.search.hit_captions import write_of
 
         with self._writing:
             writer = self._loaded()

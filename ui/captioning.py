@@ -15,14 +15,14 @@ from ui.terminal import say
 if TYPE_CHECKING:
     from engine.index.store import Store
     from engine.models.retrieval_model import RetrievalModel
-    from engine.search import Searcher
+    from engine.search.searcher import Searcher
     from indexer.captions import CaptionReport
 
 
 def captioned(results: Results, searcher: Searcher, captioner: str | None) -> Results:
     """Every hit with a caption: the index's own, but where another captioner is named; the others are written now."""
-    from engine.captions import with_captions
     from engine.models.caption_writers import is_called
+    from engine.search.hit_captions import with_captions
 
     def keeps(caption: Caption) -> bool:
         return captioner is None or is_called(captioner, caption.writer)

@@ -143,7 +143,7 @@ def _write_all(
 
     keeps_failed: such a photo's line is written, too, with a caption of null.
     """
-    from engine.captions import write_of
+    from engine.search.hit_captions import write_of
 
     ahead: list[tuple[Path, Fields]] = []
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from engine.index.store import Store
     from engine.models.caption_writers import CaptionWriter
     from engine.models.retrieval_model import RetrievalModel
-    from engine.search import Searcher
+    from engine.search.searcher import Searcher
 
 
 def index_folder(given: Path | None) -> Path:
@@ -82,7 +82,7 @@ def make_searcher(store: Store | None, model: RetrievalModel, *, hold: bool = Fa
     hold: whether more questions will come, so that what one computes of photos is held for the next. Raises
     IndexStateError when another model made the index.
     """
-    from engine.search import HOLD_BYTES, Searcher
+    from engine.search.searcher import HOLD_BYTES, Searcher
 
     return Searcher(store, model, hold_bytes=HOLD_BYTES if hold else 0, tell=say)
 

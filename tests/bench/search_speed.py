@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from engine.index.store import Store
     from engine.models.retrieval_model import RetrievalModel
-    from engine.search import Searcher
+    from engine.search.searcher import Searcher
 
 K = 128
 NOISE = 0.3  # length of the noise that is added to a unit vector, and to patches in units of their deviation
@@ -317,7 +317,7 @@ def measure(
     """The report's parts for an index of so many photos."""
     from engine.index.manifest import Manifest
     from engine.index.store import Store
-    from engine.search import Searcher
+    from engine.search.searcher import Searcher
     from engine.vectors.table_indexes import open_photo_index
 
     vectors = repeated(real, size)

@@ -23,27 +23,25 @@ import numpy as np
 import torch
 
 from engine.blip2.qformer import PhotoKeys
-from engine.caption_search import CaptionSearch
 from engine.errors import IndexStateError, QueryError
-from engine.held_keys import HeldKeys
 from engine.index.manifest import Manifest
 from engine.index.store import Store
 from engine.models.retrieval_model import BEHIND, PHOTOS_AT_ONCE, RetrievalModel, match_probability
 from engine.pictures.opening import read_square
+from engine.search.caption_search import CaptionSearch
+from engine.search.key_cache import HeldKeys
+from engine.search.reranking import SLOW_SECONDS, best_first, in_parts
+from engine.search.retrieval import CAPTIONED_SHARE
+from engine.search.search_notes import other_photo_notes, size_notes
 from engine.types import Failure, Hit, Photo, Results, TextHit, TextResults
 from engine.vectors.slot_bounds import merge_maximum
 from engine.vectors.slot_index import SlotIndex
 from engine.vectors.table_indexes import open_photo_index, open_text_index
 
-RERANK = 128
+RERANKED = 128
 """Candidates that ITM reads, k in BLIP-2, section 4.4."""
 HOLD_BYTES = 2**30
 """Of keys and values: some 14,000 of mini's photos, 220 of ViT-g's in bfloat16."""
-CAPTIONED_SHARE = 4
-"""One caption candidate for so many others: on Flickr8k's dev photos 32 beside 128 are 10 new photos a question; the
-right one is among the candidates in 85.3 instead of 83.1 of 100 questions with mini's own captions, in 95.8 with
-people's."""
-SLOW_SECONDS = 2.0
 
 
 class Clock:
@@ -80,7 +78,7 @@ class Searcher:
         self._captions = None if store is None else CaptionSearch(store)
 
     def search(
-        self, text: str, *, top: int = 20, rerank: int = RERANK, caption_weight: float = 0.0
+        self, text: str, *, top: int = 20, rerank: int = RERANKED, caption_weight: float = 0.0
     ) -> Results:
         """The photos that fit a text. top: how many, >= 1. rerank: how many candidates ITM reads, 0 = none, those that
         come by their captions beside them. caption_weight: what the cosine of text and caption counts in the score.
@@ -104,7 +102,7 @@ class Searcher:
             bonus = np.zeros(len(ids))
             if caption_weight and self._captions is not None:
                 bonus = caption_weight * self._captions.cosines(vectors[0], ids).astype(np.float64)
-        notes += self._text_notes(cut[0]) + _size_notes(len(live), top)
+        notes += self._text_notes(cut[0]) + size_notes(len(live), top)
         rows = np.flatnonzero(chosen) if rerank else np.zeros(0, np.int64)
         hits, failures = self._ranked(text, store.photos(ids), itc, bonus, rows, top, clock)
         return Results(hits, tuple(notes), tuple(failures), clock.seconds)
@@ -134,11 +132,11 @@ class Searcher:
             Hit(rank, one, float(score), float(score))
             for rank, (one, (_, score)) in enumerate(zip(photos, found, strict=True), 1)
         )
-        notes = _size_notes(len(live), top) if photo is None else _other_notes(len(live) - 1, top)
+        notes = size_notes(len(live), top) if photo is None else other_photo_notes(len(live) - 1, top)
         return Results(self._captioned(hits), tuple(notes), (), clock.seconds)
 
     def match(
-        self, path: Path, texts: Sequence[str] | None, *, top: int = 20, rerank: int = RERANK
+        self, path: Path, texts: Sequence[str] | None, *, top: int = 20, rerank: int = RERANKED
     ) -> TextResults:
         """The texts that fit a photo. texts: what to choose from; None: the indexed texts.
 
@@ -164,7 +162,7 @@ class Searcher:
             itm[:rerank] = match_probability(logits).tolist()
         hits = [
             TextHit(rank, chosen[i], float(scores[i]), float(itc[i]), itm[i])
-            for rank, i in enumerate(_best_first(scores)[:top], 1)
+            for rank, i in enumerate(best_first(scores)[:top], 1)
         ]
         return TextResults(tuple(hits), (*notes, *more), clock.seconds)
 
@@ -190,7 +188,7 @@ class Searcher:
         itm = match_probability(logits)
         hits = tuple(
             Hit(rank, known[kept[i]], float(scores[i]), float(itc[i]), float(itm[i]) if ready else None)
-            for rank, i in enumerate(_best_first(scores)[:top], 1)
+            for rank, i in enumerate(best_first(scores)[:top], 1)
         )
         notes += self._text_notes(cut[0])
         return Results(self._captioned(hits), tuple(notes), tuple(failures), clock.seconds)
@@ -252,7 +250,7 @@ class Searcher:
                 itm[row] = probability
         hits = tuple(
             Hit(rank, photos[i], float(scores[i]), float(itc[i]), itm[i])
-            for rank, i in enumerate(_best_first(scores)[:top], 1)
+            for rank, i in enumerate(best_first(scores)[:top], 1)
         )
         return self._captioned(hits), failures
 
@@ -280,7 +278,7 @@ class Searcher:
     ) -> Iterator[tuple[list[int], PhotoKeys | torch.Tensor]]:
         """Rows and their keys, or patches to `fold`: those held, those whose patches are kept, those encoded now."""
         held = [row for row, photo in enumerate(photos) if photo.digest in self._held]
-        for rows in _parts(held, PHOTOS_AT_ONCE):
+        for rows in in_parts(held, PHOTOS_AT_ONCE):
             yield rows, self._held.take([photos[row].digest for row in rows])
         others = sorted(set(range(len(photos))) - set(held))
         for rows, patches in self._patches(photos, others, failures):
@@ -299,7 +297,7 @@ class Searcher:
         A photo that cannot be read is added to `failures`.
         """
         missing: list[int] = []
-        for part in _parts(rows, PHOTOS_AT_ONCE):
+        for part in in_parts(rows, PHOTOS_AT_ONCE):
             stored = self._stored_patches([photos[row] for row in part])
             with_patches = [row for row, patches in zip(part, stored, strict=True) if patches is not None]
             missing += [row for row, patches in zip(part, stored, strict=True) if patches is None]
@@ -308,7 +306,7 @@ class Searcher:
                 yield with_patches, self.model.patches_from_bytes(found, self._features)
         started, num_done = time.monotonic(), 0
         with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
-            for part in _parts(missing, self.model.vision_at_once):
+            for part in in_parts(missing, self.model.vision_at_once):
                 pictures = dict(
                     zip(part, pool.map(self._picture, [photos[row] for row in part]), strict=True)
                 )
@@ -408,27 +406,3 @@ def _checked(text: str) -> str:
     if not text.strip():
         raise QueryError("The text is empty; describe what the photo shows.")
     return text.strip()
-
-
-def _parts(rows: Sequence[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(rows), size):
-        yield list(rows[start : start + size])
-
-
-def _best_first(scores: np.ndarray) -> np.ndarray:
-    """Rows by score; equal ones as they were, which is ITC's order."""
-    return np.argsort(-scores, kind="stable")
-
-
-def _size_notes(num_photos: int, top: int) -> list[str]:
-    if not num_photos:
-        return ["The index holds no photos; add some with `qseek index FOLDER`."]
-    count = "1 photo" if num_photos == 1 else f"{num_photos} photos"
-    return [f"The index holds {count}."] if num_photos < top else []
-
-
-def _other_notes(num_others: int, top: int) -> list[str]:
-    if not num_others:
-        return ["The index holds no other photo; add some with `qseek index FOLDER`."]
-    count = "1 other photo" if num_others == 1 else f"{num_others} other photos"
-    return [f"The index holds {count}."] if num_others < top else []
