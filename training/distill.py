@@ -29,7 +29,8 @@ from training.data import find_shards, load_pictures, read_shards
 from training.loop import OptimConfig, train
 
 Part = Callable[[Tensor], Tensor]
-ENCODER, TEACHER = "encoder.safetensors", "mobilenet_v2.npz"
+ENCODER = "encoder.safetensors"
+TEACHER = "mobilenet_v2.npz"
 
 
 @dataclass(frozen=True)

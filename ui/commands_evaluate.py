@@ -14,6 +14,7 @@ from engine.errors import DataError
 from ui import evaluate_report, render
 from ui.evaluate_report import Facts, Row
 from ui.options import Command, json_option
+from ui.progress import shown_progress
 from ui.terminal import STOPPED, say, write
 
 if TYPE_CHECKING:
@@ -158,7 +159,8 @@ def _run(
     if kept.replaced:
         say(f"Note: {kept.part} was another run's (another model, set or way of writing); it is begun anew.")
     try:
-        unreadable = write_all(writer, tasks, kept, layout.what)
+        with shown_progress(layout.what) as on_progress:
+            unreadable = write_all(writer, tasks, kept, on_progress)
     except KeyboardInterrupt:
         say("Stopped; the same command goes on from here." if save else "Stopped.")
         click.get_current_context().exit(STOPPED)

@@ -1,4 +1,4 @@
-"""How far indexing is, on stderr: a bar on a terminal, now and then a plain line elsewhere."""
+"""How far a run is, on stderr: a bar on a terminal, now and then a plain line elsewhere."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def pace_text(progress: Progress) -> str:
-    """`85 photos/s, 44 s left, 2 failed`, as far as it is known."""
+def pace_text(progress: Progress, noun: str = "photo") -> str:
+    """`85 photos/s, 44 s left, 2 failed`, as far as it is known. noun: what is counted."""
     parts = []
     if progress.photos_per_second:
         decimals = 0 if progress.photos_per_second >= 10 else 1
-        parts.append(f"{progress.photos_per_second:,.{decimals}f} photos/s")
+        parts.append(f"{progress.photos_per_second:,.{decimals}f} {noun}s/s")
     if progress.seconds_left is not None and progress.done < progress.total:
         parts.append(f"{duration_text(progress.seconds_left)} left")
     if progress.failed:
@@ -41,19 +41,20 @@ def pace_text(progress: Progress) -> str:
 
 
 @contextmanager
-def shown_progress() -> Iterator[Callable[[Progress], None]]:
-    """Gives what `build_index` calls with each step."""
+def shown_progress(noun: str = "photo") -> Iterator[Callable[[Progress], None]]:
+    """Gives what a run calls with each step. noun: what it counts, in the singular."""
     if sys.stderr.isatty():
-        with _bar() as update:
+        with _bar(noun) as update:
             yield update
     else:
-        yield _Lines().update
+        yield _Lines(noun).update
 
 
 class _Lines:
     """One line every SECONDS_BETWEEN_LINES, and one at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, noun: str) -> None:
+        self.noun = noun
         self.last = time.monotonic()
 
     def update(self, progress: Progress) -> None:
@@ -61,12 +62,12 @@ class _Lines:
         if not is_end and time.monotonic() - self.last < SECONDS_BETWEEN_LINES:
             return
         self.last = time.monotonic()
-        pace = pace_text(progress)
-        say(f"{progress.done:,} of {count_text(progress.total, 'photo')}{pace and ', ' + pace}")
+        pace = pace_text(progress, self.noun)
+        say(f"{progress.done:,} of {count_text(progress.total, self.noun)}{pace and ', ' + pace}")
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[Progress], None]]:
+def _bar(noun: str) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -76,6 +77,6 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         task = bar.add_task("", total=None, pace="looking for photos")
 
         def update(progress: Progress) -> None:
-            bar.update(task, total=progress.total, completed=progress.done, pace=pace_text(progress))
+            bar.update(task, total=progress.total, completed=progress.done, pace=pace_text(progress, noun))
 
         yield update

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import DataError
-from ui.progress import SECONDS_BETWEEN_LINES, duration_text
-from ui.render import count_text
-from ui.terminal import say
+from engine.progress import Pace, Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +30,11 @@ class Writer:
     how: str
     at_once: int
     write: Write
+
+
+def _counted(number: int, noun: str) -> str:
+    """Return `1 beam` or `5 beams`."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 def caption_writer(
@@ -61,7 +63,7 @@ def caption_writer(
         texts = writer.caption(pictures, prompt, how)
         return [texts[row] for row in rows]
 
-    said = f"{begins}, {count_text(beams, 'beam')}, {min_length} to {max_length} tokens{penalty}"
+    said = f"{begins}, {_counted(beams, 'beam')}, {min_length} to {max_length} tokens{penalty}"
     return Writer(
         writer.name,
         writer.digest,
@@ -87,8 +89,8 @@ def answer_writer(model: str, beams: int, max_new_tokens: int) -> Writer:
         patches = captioner.encode_patches(pictures)
         return captioner.answer(patches[list(rows)], [task.question for task in tasks], how)
 
-    beams_text = f"{count_text(beams, 'beam')}, length penalty {how.length_penalty:g}"
-    said = f"{beams_text}, up to {count_text(max_new_tokens, 'token')}"
+    beams_text = f"{_counted(beams, 'beam')}, length penalty {how.length_penalty:g}"
+    said = f"{beams_text}, up to {_counted(max_new_tokens, 'token')}"
     return Writer(
         captioner.name,
         captioner.digest,
@@ -100,10 +102,14 @@ def answer_writer(model: str, beams: int, max_new_tokens: int) -> Writer:
     )
 
 
-def write_all(writer: Writer, tasks: Sequence[Task], predictions: Predictions, what: str) -> list[Task]:
-    """Texts of the tasks that have none yet, those of one picture together; returns those whose picture cannot be read.
+def write_all(
+    writer: Writer, tasks: Sequence[Task], predictions: Predictions,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[Task]:  # fmt: skip
+    """Write the texts of the tasks that have none yet, those of one picture together; return the tasks whose picture
+    cannot be read.
 
-    what: one task, for the lines on stderr that say how far it is.
+    on_progress: called a few times a second with how many tasks are done and how long the others take.
     """
     import numpy as np
 
@@ -111,9 +117,10 @@ def write_all(writer: Writer, tasks: Sequence[Task], predictions: Predictions, w
 
     todo = sorted((task for task in tasks if task.id not in predictions.texts), key=lambda task: task.names)
     unreadable: list[Task] = []
-    started = said = time.monotonic()
+    pace = Pace(len(todo), on_progress)
     for start in range(0, len(todo), writer.at_once):
         some = todo[start : start + writer.at_once]
+        num_tasks, num_unreadable = len(some), len(unreadable)
         sources = {task.names: task.picture for task in some}
         read = read_pictures(
             [
@@ -132,9 +139,5 @@ def write_all(writer: Writer, tasks: Sequence[Task], predictions: Predictions, w
         if some:
             texts = writer.write(np.stack(list(pictures.values())), some, [rows[task.names] for task in some])
             predictions.add([task.id for task in some], texts)
-        done, now = min(start + writer.at_once, len(todo)), time.monotonic()
-        if now - said >= SECONDS_BETWEEN_LINES and done < len(todo):
-            said = now
-            left = duration_text((now - started) / done * (len(todo) - done))
-            say(f"{done:,} of {count_text(len(todo), what)}, {left} left")
+        pace.step(num_tasks, len(unreadable) - num_unreadable)
     return unreadable
