@@ -17,9 +17,9 @@ from test_data import picture, write_shard
 from tiny import tiny_checkpoint, tiny_config
 from tiny_language import save_language
 
+from engine.datasets.captioned_sets import SourceConfig
 from training.loop import OptimConfig
 from training.pretrain import PretrainConfig, run_pretrain
-from training.sources import SourceConfig
 from training.stage1 import Stage1Config, run_stage1
 from training.stage2 import Stage2Config, run_stage2
 from training.stage2_stream import Stage2StreamConfig, run_stage2_stream

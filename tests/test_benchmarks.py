@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from engine.datasets.caption_files import read_caption_tasks
+from engine.datasets.picture_lookup import find_pictures
+from engine.datasets.question_files import read_questions
 from engine.errors import DataError
-from training.benchmarks import find_pictures, read_caption_tasks, read_questions
 
 COCO = {
     "images": [

@@ -14,16 +14,17 @@ from test_data import write_shard
 from tiny import tiny_checkpoint, tiny_config, tiny_model, write_pictures
 from tiny_language import save_tiny
 
+from engine.datasets.captioned_pictures import CaptionedPicture
+from engine.datasets.captioned_sets import SourceConfig, open_source, read_small_sets
+from engine.datasets.photo_numbers import PhotoSets
+from engine.datasets.tar_shards import find_shards, read_shards, write_captioned
 from engine.errors import DataError
 from engine.models.retrieval_model import RetrievalModel
 from engine.search.searcher import Searcher
 from training.candidates import Candidates, Caption, kept, load_parts
 from training.capfilt import run_capfilt
 from training.capfilt_config import CapfiltConfig
-from training.captioned_shards import PhotoSets, write_captioned
-from training.data import CaptionedPicture, find_shards, read_shards
 from training.loop import OptimConfig
-from training.sources import SourceConfig, open_source, read_small_sets
 from training.stage1 import Stage1Config, run_stage1
 from ui.cli import main
 

@@ -9,8 +9,8 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from engine.caption_metrics import bleu, caption_scores, cider_d, longest_common, rouge_l
 from engine.errors import DataError
+from engine.evaluation.caption_metrics import bleu, caption_scores, cider_d, longest_common, rouge_l
 
 
 def split(texts: list[str]) -> list[list[str]]:

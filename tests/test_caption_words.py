@@ -5,7 +5,7 @@ import shutil
 import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from engine.caption_words import words
+from engine.evaluation.caption_words import words
 
 STANFORD = {
     "A man can't ride; he doesn't know how.": "a man ca n't ride he does n't know how",

@@ -9,17 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from engine.datasets.caption_files import read_annotations
+from engine.datasets.captioned_pictures import CaptionedPicture, data_digest, plain_caption
+from engine.datasets.picture_reading import load_pictures, read_pictures
+from engine.datasets.tar_shards import find_shards, read_shards
 from engine.errors import DataError
-from training.data import (
-    CaptionedPicture,
-    data_digest,
-    find_shards,
-    load_pictures,
-    plain_caption,
-    read_annotations,
-    read_pictures,
-    read_shards,
-)
 
 
 def picture(colour: str, size: tuple[int, int] = (20, 10)) -> bytes:

@@ -11,8 +11,8 @@ from torch import Tensor
 from two_processes import in_two_processes
 
 from engine.blip2.wordpiece import TextTokenizer
+from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.errors import TrainingError
-from training.data import CaptionedPicture
 from training.distributed import (
     Through,
     World,

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from tiny import SIDE, tiny_model
 
-from engine import evaluate
 from engine.errors import DataError
-from engine.evaluate import Evaluation, Unreadable, evaluate_retrieval, unique_pairs
-from engine.evaluation_cache import EvaluationCache
+from engine.evaluation import retrieval_protocol
+from engine.evaluation.recall import Evaluation, candidates, recall, unique_pairs
+from engine.evaluation.retrieval_cache import EvaluationCache
+from engine.evaluation.retrieval_protocol import Unreadable, evaluate_retrieval
 from engine.models.retrieval_model import RetrievalModel
-from engine.recall import candidates, recall
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
 WORDS = ("red", "green", "blue", "dog", "cat", "snow", "house", "runs", "in", "the", "on", "sea")
@@ -115,8 +115,10 @@ def test_pairs_are_read_once() -> None:
 
 def test_small_blocks_change_nothing(run: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch) -> None:
     want = run(k=5)
-    monkeypatch.setattr(evaluate, "_budget", lambda *_: evaluate._Budget(score_rows=5, texts=4))
-    monkeypatch.setattr(evaluate, "PHOTOS_AT_ONCE", 5)
+    monkeypatch.setattr(
+        retrieval_protocol, "_budget", lambda *_: retrieval_protocol._Budget(score_rows=5, texts=4)
+    )
+    monkeypatch.setattr(retrieval_protocol, "PHOTOS_AT_ONCE", 5)
     same(run(k=5), want)
 
 
@@ -132,7 +134,7 @@ def test_a_stopped_run_goes_on(
     run: Callable[..., Evaluation], model: RetrievalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want, folder, calls = run(k=5), tmp_path / "kept", []
-    monkeypatch.setattr(evaluate, "PHOTOS_AT_ONCE", 4)
+    monkeypatch.setattr(retrieval_protocol, "PHOTOS_AT_ONCE", 4)
 
     def stopping(start: int, stop: int) -> list[np.ndarray | None]:
         calls.append(start)

@@ -12,12 +12,12 @@ from test_data import write_shard
 from tiny import SIDE, tiny_checkpoint, tiny_config, tiny_net, tiny_tokenizer, write_pictures
 from tiny_language import save_tiny
 
-from engine.caption_metrics import caption_scores
 from engine.checkpoints.saving import save_checkpoint
+from engine.datasets import picture_reading
+from engine.evaluation.caption_metrics import caption_scores
 from engine.models.loading import load_captioner, load_model
 from engine.pictures.opening import open_picture
 from engine.pictures.squares import squash
-from training import data
 from ui.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -165,7 +165,7 @@ def test_spice_that_is_not_there(coco: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_spice_that_is_there(coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.spice.spice", lambda ours, theirs: np.array([10.0, 20.0, 60.0]))
+    monkeypatch.setattr("engine.evaluation.spice.spice", lambda ours, theirs: np.array([10.0, 20.0, 60.0]))
     result = run("caption", coco, "--predictions", predictions(tmp_path / "r.json"), "--spice", "--json")
     assert json.loads(result.stdout)["scores"]["SPICE"] == pytest.approx(30)
 
@@ -218,7 +218,7 @@ def test_a_stopped_run_goes_on(
     given = ["caption", coco, "--images", images, "--model", models["opt"], "--json", "--beams", 1]
     whole = json.loads(run(*given).stdout)
     monkeypatch.setattr("engine.models.caption_model.TEXTS_AT_ONCE", 1)
-    calls, original = [], data.read_pictures
+    calls, original = [], picture_reading.read_pictures
 
     def stops(samples: Any, size: int) -> Any:
         calls.append(len(samples))
@@ -226,7 +226,7 @@ def test_a_stopped_run_goes_on(
             raise KeyboardInterrupt
         return original(samples, size)
 
-    monkeypatch.setattr(data, "read_pictures", stops)
+    monkeypatch.setattr(picture_reading, "read_pictures", stops)
     save = tmp_path / "s.json"
     stopped = run(*given, "--save", save)
     assert stopped.exit_code == 130 and "goes on from here" in stopped.stderr and not save.exists()

@@ -18,6 +18,8 @@ from engine.blip2.captioner import Captioner
 from engine.blip2.generation import GenerationOptions
 from engine.checkpoints.language_folder import describe_language
 from engine.checkpoints.saving import save_captioner, save_checkpoint
+from engine.datasets.captioned_sets import SourceConfig
+from engine.datasets.question_sets import QuestionConfig
 from engine.errors import CheckpointError, DataError, QseekError, TrainingError
 from engine.models.caption_model import CaptionModel
 from engine.models.loading import load_captioner
@@ -29,10 +31,8 @@ from training.layer_decay import learning_rate_scales
 from training.loop import OptimConfig, make_optimizer
 from training.recipes import CAPTION, STAGE2, VQA
 from training.settings import with_settings
-from training.sources import SourceConfig
 from training.stage2 import from_stage1
 from training.stage2_stream import Stage2StreamConfig, run_stage2_stream
-from training.vqa import QuestionConfig
 from ui.cli import main
 
 GREEDY = GenerationOptions(max_new_tokens=8)

@@ -17,13 +17,13 @@ from engine.blip2.language_tokens import LanguageTokenizer
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.building import make_captioner
 from engine.checkpoints.saving import save_checkpoint
+from engine.datasets.question_sets import open_questions
 from engine.errors import TrainingError
 from engine.models.loading import load_captioner
 from training.distributed import joined, replicated, world
 from training.finetune import VqaConfig, run_finetune, start_finetune
 from training.generative import GenerativeTask
 from training.streamed import open_stream
-from training.vqa import open_questions
 
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"train_encoder": True},

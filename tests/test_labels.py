@@ -12,11 +12,11 @@ from test_capfilt import CONFIG, command, facts, place, run
 from test_data import write_shard
 from test_distill import TEACHER, original_teacher, random_teacher
 
+from engine.datasets.photo_numbers import PhotoSets
+from engine.datasets.tar_shards import find_shards, read_shards
 from engine.errors import DataError
 from training.capfilt import run_capfilt
 from training.capfilt_config import check
-from training.captioned_shards import PhotoSets
-from training.data import find_shards, read_shards
 from training.labels import Labeller, label_captions
 
 __all__ = ["place"]

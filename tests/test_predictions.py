@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import DataError
-from engine.predictions import ANSWERS, CAPTIONS, GQA_ANSWERS, Predictions, read_predictions
+from engine.evaluation.results_files import ANSWERS, CAPTIONS, GQA_ANSWERS, Predictions, read_predictions
 
 RUN = {"model": "abc", "how": "5 beams"}
 

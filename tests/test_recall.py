@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from reference import load_golden
 
-from engine.recall import best_of_photo, candidates, ranks_of, recall, recall_of_ranks, reranked_ranks
+from engine.evaluation.recall import (
+    best_of_photo,
+    candidates,
+    ranks_of,
+    recall,
+    recall_of_ranks,
+    reranked_ranks,
+)
 
 
 def test_by_hand() -> None:

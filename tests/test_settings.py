@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from engine.datasets.captioned_sets import SourceConfig
 from engine.errors import TrainingError
 from training.loop import OptimConfig
 from training.recipes import RETRIEVAL, STAGE1
 from training.settings import with_settings
-from training.sources import SourceConfig
 
 
 @dataclass(frozen=True)

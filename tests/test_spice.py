@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import spice as module
 from engine.errors import DataError
-from engine.spice import PARSER, PROGRAM, check_spice, spice
+from engine.evaluation import spice as spice_module
+from engine.evaluation.spice import PARSER, PROGRAM, check_spice, spice
 
 JAVA = """#!{python}
 import json, os, sys
@@ -73,7 +73,7 @@ def test_each_thing_that_is_missing(folder: Path, tmp_path: Path, monkeypatch: p
     (folder / PARSER[1]).unlink()
     with pytest.raises(DataError, match=r"parser is not there \(lib/stanford-corenlp-3\.6\.0-models\.jar"):
         check_spice()
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(spice_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install 'qseek\[spice\]'"):
         check_spice()
     monkeypatch.setenv("PATH", str(tmp_path))

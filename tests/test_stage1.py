@@ -21,10 +21,10 @@ from engine.blip2.retriever import Retriever, itc_scores
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.building import load_net
 from engine.checkpoints.saving import save_checkpoint
+from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.errors import DataError
 from engine.models.loading import load_model
 from training import stage1
-from training.data import CaptionedPicture
 from training.loop import OptimConfig, train
 from training.objectives import itc_alone, normed
 from training.stage1 import EncoderTask, ItcTask, Stage1Config, Stage1Task, run_stage1

@@ -22,9 +22,9 @@ from engine.blip2.retriever import Retriever
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.language_folder import describe_language
 from engine.checkpoints.saving import save_checkpoint
+from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.errors import CheckpointError, DataError
 from engine.models.loading import load_captioner
-from training.data import CaptionedPicture
 from training.loop import OptimConfig, train
 from training.stage2 import Stage2Config, Stage2Task, from_stage1, run_stage2
 from training.text import train_tokenizer

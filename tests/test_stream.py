@@ -11,18 +11,13 @@ from PIL import Image
 from test_data import picture, write_shard
 from tiny import write_pictures
 
+from engine.datasets.captioned_sets import ListShard, SourceConfig, open_source, read_small_sets
+from engine.datasets.picture_folders import read_picture_folder
+from engine.datasets.picture_reading import load_pictures
+from engine.datasets.tar_shards import TarShard, find_shards
 from engine.errors import DataError
-from training.data import find_shards, load_pictures
+from training.batches.sample_order import Order
 from training.distributed import World
-from training.sources import (
-    ListShard,
-    Order,
-    SourceConfig,
-    TarShard,
-    open_source,
-    read_picture_folder,
-    read_small_sets,
-)
 from training.stream import PERIOD, Mixture, Stream, crop_box, random_crop
 
 ALONE = World(0, 1)

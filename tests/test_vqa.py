@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from test_data import picture
 
+from engine.datasets.question_files import read_question_rows
+from engine.datasets.question_sets import QuestionConfig, open_questions
 from engine.errors import DataError
 from training.distributed import World
 from training.stream import Stream
-from training.vqa import QuestionConfig, open_questions, read_questions
 
 ANSWERS = ["red"] * 6 + ["dark red"] * 3 + ["blue"]
 
@@ -56,24 +57,27 @@ def write(path: Path, content: Any) -> Path:
 
 def test_the_official_files(data: Path) -> None:
     for images in (data / "coco", data / "coco" / "train2014"):
-        read = read_questions(data / "q.json", images, data / "a.json")
+        read = read_question_rows(data / "q.json", images, data / "a.json")
         (one,) = read.rows
         assert (one.number, one.text, one.kind) == (90, "What colour is it?", "other")
         assert one.answers == tuple(ANSWERS) and one.picture.name == "COCO_train2014_000000000009.jpg"
         assert read.left_out == {"no question": 1, "no answer": 1, "picture is not there": 1}
-    unanswered = read_questions(data / "q.json", data / "coco")  # a test set
+    unanswered = read_question_rows(data / "q.json", data / "coco")  # a test set
     assert [row.number for row in unanswered.rows] == [90, 92] and not unanswered.rows[0].answers
 
 
 def test_names_of_2017(data: Path) -> None:
     (data / "coco" / "train2014" / "COCO_train2014_000000000009.jpg").rename(data / "000000000009.jpg")
-    assert read_questions(data / "q.json", data, data / "a.json").rows[0].picture == data / "000000000009.jpg"
+    assert (
+        read_question_rows(data / "q.json", data, data / "a.json").rows[0].picture
+        == data / "000000000009.jpg"
+    )
 
 
 def test_a_list(data: Path) -> None:
-    first = read_questions(data / "list.json", data)
+    first = read_question_rows(data / "list.json", data)
     assert [(row.number, row.answers) for row in first.rows] == [(0, tuple(ANSWERS))]
-    second = read_questions(data / "list.json", data / "coco" / "train2014")
+    second = read_question_rows(data / "list.json", data / "coco" / "train2014")
     assert [row.answers for row in second.rows] == [tuple(ANSWERS), ("a tile",)]
     assert second.left_out == {"picture is not there": 1}
 
@@ -127,7 +131,7 @@ def test_bad_files(tmp_path: Path, case: str) -> None:
     path.write_text(asked if isinstance(asked, str) else json.dumps(asked))
     annotations = None if answered is None else write(tmp_path / "a.json", answered)
     with pytest.raises(DataError, match=words):
-        read_questions(path, tmp_path, annotations)
+        read_question_rows(path, tmp_path, annotations)
 
 
 def test_questions_without_answers_teach_nothing(data: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.vqa_accuracy import CONTRACTIONS, gqa_accuracy, mean_accuracy, normalised, vqa_accuracy
+from engine.evaluation.vqa_accuracy import CONTRACTIONS, gqa_accuracy, mean_accuracy, normalised, vqa_accuracy
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from PIL import Image
 from engine.blip2.generation import GenerationOptions
 from engine.blip2.qformer import PhotoKeys
 from engine.checkpoints.captioner_reading import has_language
+from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.errors import CheckpointError, DataError
 from engine.models.caption_model import CaptionModel
 from engine.models.catalogue import find_model
@@ -24,7 +25,6 @@ from engine.models.loading import load_captioner, load_model
 from engine.models.retrieval_model import RetrievalModel
 from engine.pictures.squares import squash
 from training.capfilt_config import CapfiltConfig
-from training.data import CaptionedPicture
 from training.labels import Labeller, label_captions
 
 

@@ -20,14 +20,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from engine.datasets.captioned_pictures import CaptionedPicture
+from engine.datasets.json_files import write_json
+from engine.datasets.photo_numbers import PhotoSets
+from engine.datasets.tar_shards import write_captioned
 from engine.errors import DataError, PhotoError
 from engine.pictures.formats import RAW_SUFFIXES
 from engine.pictures.opening import open_picture, read_bytes
 from engine.types import Failure
 from training.candidates import Candidates, Caption, kept, load_parts
 from training.capfilt_config import CapfiltConfig, check
-from training.captioned_shards import PhotoSets, write_captioned, write_json
-from training.data import CaptionedPicture
 from training.distributed import World
 from training.labels import Labeller, label_captions
 from training.settings import flat_settings

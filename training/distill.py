@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from engine.blip2.config import VisionConfig
 from engine.blip2.pixels import to_pixels
 from engine.blip2.vision import VisionEncoder
+from engine.datasets.picture_reading import load_pictures
+from engine.datasets.tar_shards import find_shards, read_shards
 from engine.errors import DataError
-from training.data import find_shards, load_pictures, read_shards
 from training.loop import OptimConfig, train
 
 Part = Callable[[Tensor], Tensor]

@@ -13,13 +13,13 @@ from pathlib import Path
 from engine.checkpoints.captioner_reading import read_captioner
 from engine.checkpoints.checkpoint_sources import CaptionerSource, RetrieverSource
 from engine.checkpoints.retrieval_reading import read_folder
+from engine.datasets.captioned_sets import SourceConfig, open_source
+from engine.datasets.question_sets import QuestionConfig, open_questions
 from engine.errors import DataError, TrainingError
 from training.generative import GenerativeConfig, train_generative
-from training.sources import SourceConfig, open_source
 from training.stage2_stream import text_branch
 from training.start import at_size, find_start
 from training.streamed import Say
-from training.vqa import QuestionConfig, open_questions
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,14 @@ from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.building import make_captioner
 from engine.checkpoints.checkpoint_sources import CaptionerSource
 from engine.checkpoints.saving import own_state, save_trained
+from engine.datasets.captioned_pictures import plain_caption
+from engine.datasets.captioned_sets import SetConfig, open_source
 from engine.errors import DataError, TrainingError
 from engine.models.devices import DTYPES
 from training.chunks import encode
-from training.data import plain_caption
 from training.distributed import average_gradients, full_tensors, joined, mean_weight, world
 from training.loop import OptimConfig, shared_draws, train
 from training.objectives import normed
-from training.sources import SetConfig, open_source
 from training.stage2 import cut_in_two
 from training.start import same_encoder
 from training.stream import NO_CAPTION, TOO_LONG, Opener, Pairs, Stream

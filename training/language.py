@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from engine.blip2.language_tokens import IGNORED
 from engine.checkpoints.language_folder import save_language
+from engine.datasets.captioned_pictures import plain_caption
 from engine.errors import DataError
-from training.data import plain_caption
 from training.loop import OptimConfig, train
 from training.text import TOKENIZER, read_caption_groups
 

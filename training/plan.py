@@ -16,9 +16,9 @@ from torch import nn
 from engine.blip2.captioner import Captioner
 from engine.blip2.config import Blip2Config, VisionConfig
 from engine.blip2.retriever import Retriever
+from engine.datasets.photo_numbers import PhotoSets
 from engine.errors import DataError
 from training.capfilt_config import CapfiltConfig
-from training.captioned_shards import PhotoSets
 from training.language import TrainLanguageConfig, make_opt
 from training.loop import OptimConfig
 from training.stage1 import Stage1Config

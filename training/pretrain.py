@@ -23,13 +23,13 @@ from engine.checkpoints.building import make_net
 from engine.checkpoints.layout import write_folder
 from engine.checkpoints.retrieval_reading import read_folder
 from engine.checkpoints.saving import cast_floats
+from engine.datasets.captioned_sets import SourceConfig
 from engine.errors import DataError, TrainingError
 from training.bert import read_bert, start_from_bert
 from training.chunks import Inputs, backward_in_chunks, encode
 from training.distributed import full_tensors, joined, world
 from training.loop import OptimConfig, shared_draws, train
 from training.objectives import normed, stage1_losses
-from training.sources import SourceConfig
 from training.start import at_size, find_start, load_encoder, same_encoder
 from training.stream import Pairs, Stream
 from training.streamed import check_streamed, frozen_encoder, kept_settings, made_ready, open_stream

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from engine.blip2.config import mini
+from engine.datasets.captioned_sets import SourceConfig
+from engine.datasets.question_sets import QuestionConfig
 from training import recipes_blip2, recipes_language
 from training.capfilt_config import CapfiltConfig
 from training.distill import DistillConfig, Phase
@@ -11,12 +13,10 @@ from training.finetune import CaptionConfig, VqaConfig
 from training.language import TrainLanguageConfig
 from training.loop import OptimConfig
 from training.pretrain import PretrainConfig
-from training.sources import SourceConfig
 from training.stage1 import Stage1Config
 from training.stage2 import Stage2Config
 from training.stage2_stream import Stage2StreamConfig
 from training.text import TextConfig
-from training.vqa import QuestionConfig
 
 UNLABELLED = ("coco-unlabelled-*.tar", "imagenet-sample-*.tar", "imagenette-*.tar")
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from engine.blip2.config import Blip2Config, vit_g, vit_l
+from engine.datasets.captioned_sets import SourceConfig
 from training.loop import OptimConfig
 from training.pretrain import PretrainConfig
-from training.sources import SourceConfig
 
 # Shares: the number of pairs of each set (BLIP, arXiv:2201.12086, appendix), so that all are read equally often.
 PRETRAINING_SETS = (

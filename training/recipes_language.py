@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.blip2.config import vit_g
+from engine.datasets.question_sets import QuestionConfig
 from training.finetune import CaptionConfig, VqaConfig
 from training.generative import Architecture
 from training.loop import OptimConfig
 from training.recipes_blip2 import COCO_PAIRS, COCO_TRAIN, PRETRAINING_SETS
 from training.stage2_stream import Stage2StreamConfig
-from training.vqa import QuestionConfig
 
 OPT = {"model_type": "opt", "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 50272}
 OPT_2_7B = OPT | {"hidden_size": 2560, "ffn_dim": 10240, "word_embed_proj_dim": 2560}

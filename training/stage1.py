@@ -22,8 +22,10 @@ from engine.blip2.retriever import Retriever
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.building import load_net
 from engine.checkpoints.saving import save_checkpoint
+from engine.datasets.captioned_pictures import CaptionedPicture, data_digest
+from engine.datasets.captioned_sets import read_small_sets
+from engine.datasets.picture_reading import load_pictures
 from engine.errors import DataError
-from training.data import CaptionedPicture, data_digest, load_pictures
 from training.distill import ENCODER, network_parts
 from training.distributed import Through, joined, world
 from training.loop import OptimConfig, finished, shared_draws, train
@@ -31,7 +33,6 @@ from training.losses import match_distillation_loss
 from training.objectives import itc_alone, normed, stage1_losses
 from training.settings import flat_settings
 from training.soup import mix
-from training.sources import read_small_sets
 from training.start import find_start
 from training.text import TEXT_HALF, TOKENIZER, text_half
 from training.views import encode_maps, encode_views, random_window

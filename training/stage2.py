@@ -25,12 +25,13 @@ from engine.checkpoints.building import load_net
 from engine.checkpoints.filling import without_storage
 from engine.checkpoints.language_folder import describe_language, make_language, read_language
 from engine.checkpoints.saving import save_captioner
+from engine.datasets.captioned_pictures import CaptionedPicture, plain_caption
+from engine.datasets.captioned_sets import read_small_sets
+from engine.datasets.picture_reading import load_pictures
 from engine.errors import DataError
 from engine.models.devices import DTYPES
-from training.data import CaptionedPicture, load_pictures, plain_caption
 from training.loop import OptimConfig, train
 from training.objectives import normed
-from training.sources import read_small_sets
 from training.stage1 import batch_of
 from training.start import find_start
 from training.views import encode_views

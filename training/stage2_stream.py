@@ -16,8 +16,8 @@ from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSourc
 from engine.checkpoints.language_folder import describe_language, read_language
 from engine.checkpoints.retrieval_reading import read_folder
 from engine.checkpoints.tensors import StoredTensor, stored
+from engine.datasets.captioned_sets import SourceConfig
 from training.generative import GenerativeConfig, train_generative
-from training.sources import SourceConfig
 from training.start import at_size, find_start
 from training.streamed import Say
 

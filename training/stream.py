@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from engine.datasets.captioned_sets import SetConfig, Source, open_source
 from engine.errors import DataError, PhotoError
 from engine.pictures.opening import open_picture
+from training.batches.sample_order import Order
 from training.distributed import World
-from training.sources import Order, SetConfig, Source, open_source
 
 PERIOD = 10_000
 """Samples after which every source has given its exact share."""

@@ -13,11 +13,11 @@ import torch
 from engine.blip2.captioner import Captioner
 from engine.blip2.retriever import Retriever
 from engine.checkpoints.saving import cast_floats
+from engine.datasets.captioned_sets import SetConfig, open_source
 from engine.errors import TrainingError
 from training.distributed import Through, World
 from training.loop import OptimConfig
 from training.settings import flat_settings
-from training.sources import SetConfig, open_source
 from training.stream import Opener, Stream, Usable, random_crop
 
 Say = Callable[[str], None]

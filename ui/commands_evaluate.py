@@ -18,9 +18,10 @@ from ui.progress import shown_progress
 from ui.terminal import STOPPED, say, write
 
 if TYPE_CHECKING:
-    from engine.predictions import Layout
-    from training.benchmarks import CaptionTask, Questions, Task
-    from ui.writing import Writer
+    from engine.datasets.captioned_pictures import CaptionTask, Task
+    from engine.datasets.question_files import Questions
+    from engine.evaluation.results_files import Layout
+    from engine.evaluation.writing_run import Writer
 
 SHOWN = 10
 file_option = click.Path(path_type=Path, dir_okay=False)
@@ -88,8 +89,9 @@ def caption(
         raise click.UsageError(
             f"--min-length is {min_length}, --max-length {max_length}: it is the longer one."
         )
-    from engine.predictions import CAPTIONS, first_few, read_predictions
-    from training.benchmarks import read_caption_tasks
+    from engine.datasets.caption_files import read_caption_tasks
+    from engine.datasets.captioned_pictures import first_few
+    from engine.evaluation.results_files import CAPTIONS, read_predictions
 
     source = Path(data).expanduser()
     tasks = read_caption_tasks(source, split)[:limit]
@@ -108,7 +110,7 @@ def caption(
     if predictions is not None:
         texts = read_predictions(predictions, [task.id for task in tasks], CAPTIONS)
     else:
-        from ui.writing import caption_writer
+        from engine.evaluation.writing_run import caption_writer
 
         tasks, absent = _with_pictures(tasks, images or source.parent, allow_missing)
         writer = caption_writer(model, beams, min_length, max_length, prompt)
@@ -119,7 +121,7 @@ def caption(
 
 def _with_pictures(tasks: Sequence[Task], images: Path, allow_missing: bool) -> tuple[list[Task], int]:
     """The tasks whose pictures are there, and how many are not."""
-    from training.benchmarks import find_pictures
+    from engine.datasets.picture_lookup import find_pictures
 
     found, missing = find_pictures(tasks, images)
     if missing:
@@ -149,8 +151,8 @@ def _run(
     allow_missing: bool,
 ) -> tuple[list[Task], list[str], Facts]:  # fmt: skip
     """Write, and keep what is written; the tasks whose pictures could be read, their texts, what the report says."""
-    from engine.predictions import Predictions
-    from ui.writing import write_all
+    from engine.evaluation.results_files import Predictions
+    from engine.evaluation.writing_run import write_all
 
     say(f"{render.count_text(len(tasks), layout.what)} for {writer.name}.")
     started = time.perf_counter()
@@ -186,7 +188,7 @@ def _run(
 def _report_captions(
     facts: Facts, tasks: Sequence[CaptionTask], texts: Sequence[str], with_spice: bool, as_json: bool
 ) -> None:
-    from engine.caption_metrics import caption_scores
+    from engine.evaluation.caption_metrics import caption_scores
 
     started = time.perf_counter()
     spice, note = _spice(texts, tasks) if with_spice else (None, None)
@@ -213,8 +215,8 @@ def _report_captions(
 
 def _spice(texts: Sequence[str], tasks: Sequence[CaptionTask]) -> tuple[Any, str | None]:
     """Of each photo, or None and why not."""
-    from engine.caption_words import words
-    from engine.spice import spice
+    from engine.evaluation.caption_words import words
+    from engine.evaluation.spice import spice
 
     try:
         return spice(
@@ -250,8 +252,9 @@ def vqa(
         qseek evaluate vqa testdev_balanced_questions.json --images ~/gqa/images --model FOLDER --save answers.json
     """
     _check_usage(predictions, save, limit)
-    from engine.predictions import ANSWERS, GQA_ANSWERS, first_few, read_predictions
-    from training.benchmarks import read_questions
+    from engine.datasets.captioned_pictures import first_few
+    from engine.datasets.question_files import read_questions
+    from engine.evaluation.results_files import ANSWERS, GQA_ANSWERS, read_predictions
 
     found = read_questions(data)
     tasks = found.questions[:limit]
@@ -266,7 +269,7 @@ def vqa(
     if predictions is not None:
         texts = read_predictions(predictions, [task.id for task in tasks], layout)
     else:
-        from ui.writing import answer_writer
+        from engine.evaluation.writing_run import answer_writer
 
         if model is None:
             raise click.UsageError(
@@ -288,7 +291,7 @@ def vqa(
 
 
 def _report_answers(facts: Facts, found: Questions, texts: Sequence[str], as_json: bool) -> None:
-    from engine.vqa_accuracy import gqa_accuracy, mean_accuracy, vqa_accuracy
+    from engine.evaluation.vqa_accuracy import gqa_accuracy, mean_accuracy, vqa_accuracy
 
     started = time.perf_counter()
     pairs = list(zip(texts, found.questions, strict=True))

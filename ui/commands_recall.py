@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from engine.evaluate import Evaluation
-    from training.data import CaptionedPicture
+    from engine.datasets.captioned_pictures import CaptionedPicture
+    from engine.evaluation.recall import Evaluation
 
 SHOWN = 10
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -110,7 +110,7 @@ def recall(
     if plot is not None:
         _draw(facts, result, plot)
     if errors:
-        from training.data import read_pictures
+        from engine.datasets.picture_reading import read_pictures
 
         def read(numbers: Sequence[int]) -> list[np.ndarray | None]:
             return read_pictures([samples[number] for number in numbers], recall_report.THUMBNAIL)
@@ -122,7 +122,8 @@ def _samples(
     dataset: str, images: Path | None, annotations: Path | None, split: str, allow_missing: bool
 ) -> tuple[list[CaptionedPicture], int]:
     """The pictures, and how many are left out since their files are not there."""
-    from training.data import find_shards, read_annotations, read_shards
+    from engine.datasets.caption_files import read_annotations
+    from engine.datasets.tar_shards import find_shards, read_shards
 
     if annotations is not None:
         found = read_annotations(annotations, images or annotations.parent, split)
@@ -170,10 +171,11 @@ def _evaluate(
     samples: Sequence[CaptionedPicture], dataset: str, model: str | None, k: int, limit: int | None,
     allow_missing: bool, memory: int, cache: Path | None, keep: bool, num_absent: int,
 ) -> tuple[Evaluation, recall_report.Facts]:  # fmt: skip
-    from engine.evaluate import Unreadable, evaluate_retrieval
-    from engine.evaluation_cache import EvaluationCache
+    from engine.datasets.captioned_pictures import data_digest
+    from engine.datasets.picture_reading import read_pictures
+    from engine.evaluation.retrieval_cache import EvaluationCache
+    from engine.evaluation.retrieval_protocol import Unreadable, evaluate_retrieval
     from engine.models.devices import dtype_name
-    from training.data import data_digest, read_pictures
 
     models = load_models(model)
     first = models[0]

@@ -16,7 +16,7 @@ from ui.render import count_text
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine.evaluate import Evaluation
+    from engine.evaluation.recall import Evaluation
 
 COLUMNS = ("TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10")
 PUBLISHED: dict[str, dict[str, tuple[float, ...]]] = {

@@ -76,8 +76,8 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     from reference_rerank import reference_match, transformers_match
     from transformers import Blip2ForImageTextRetrieval
 
-    from engine.evaluate import _budget, _match
-    from engine.evaluation_cache import EvaluationCache
+    from engine.evaluation.retrieval_cache import EvaluationCache
+    from engine.evaluation.retrieval_protocol import _budget, _match
     from engine.models.loading import load_model
 
     model = load_model(args.folder)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.caption_metrics import Words
 from engine.errors import DataError
+from engine.evaluation.caption_metrics import Words
 
 PROGRAM = "spice-1.0.jar"
 PARSER = ("lib/stanford-corenlp-3.6.0.jar", "lib/stanford-corenlp-3.6.0-models.jar")

@@ -14,70 +14,35 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from engine.blip2.retriever import itc_scores
 from engine.errors import DataError
-from engine.evaluation_cache import EvaluationCache
+from engine.evaluation.recall import (
+    SHOWN,
+    Evaluation,
+    Ranks,
+    RecallReport,
+    best_of_photo,
+    candidates,
+    ranks_after_reranking,
+    ranks_of,
+    recall_of_ranks,
+    unique_pairs,
+)
+from engine.evaluation.retrieval_cache import EvaluationCache
 from engine.models.retrieval_model import PHOTOS_AT_ONCE, RetrievalModel
-from engine.recall import best_of_photo, candidates, ranks_of, recall_of_ranks, reranked_ranks
 
 SWEEP = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 LEAST_TEXTS = 64
 """In a block of begun texts: fewer would make every photo's keys anew for a handful of texts."""
-SHOWN = 5
 SAY_SECONDS = 10.0
 
 Read = Callable[[int, int], list[np.ndarray | None]]
 """(start, stop) -> that range's pictures, uint8 (H, W, 3) of the model's size, None for one that cannot be read."""
-
-
-@dataclass(frozen=True)
-class RecallReport:
-    """before, after: percent by "TR@1" ... "IR@10"; k: candidates reranked in each direction (0: `after` is empty).
-
-    num_pairs: photo and caption pairs that ITM reads. seconds: wall time by phase, of this run alone; num_kept: pairs
-    whose logits an earlier run left. num_missing: photos left out, with their captions, since they cannot be read.
-    """
-
-    num_photos: int
-    num_captions: int
-    k: int
-    num_pairs: int
-    before: dict[str, float]
-    after: dict[str, float]
-    seconds: dict[str, float] = field(default_factory=dict)
-    num_kept: int = 0
-    num_missing: int = 0
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """From 0. tr (N,): of each photo's best own caption; ir (M,): of each caption's photo. The best few of each."""
-
-    tr: np.ndarray
-    ir: np.ndarray
-    best_captions: np.ndarray
-    best_photos: np.ndarray
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """after: as before when nothing was reranked. by_k: recall by the number of candidates reranked, up to k.
-
-    kept: numbers of the pictures that could be read, in the order of the rows; captions and owner (M,) are of those.
-    """
-
-    report: RecallReport
-    before: Ranks
-    after: Ranks
-    by_k: dict[int, dict[str, float]]
-    kept: list[int]
-    captions: list[str]
-    owner: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -150,8 +115,9 @@ def evaluate_retrieval(
     by_text = scores(best_photos[0], text_rows, best_photos[1])
     by_k = {}
     for some in sorted({*(one for one in SWEEP if one < k), k}):
-        after = _after(before, owner, best_captions[0][:, :some], by_photo[:, :some], best_photos[0][:, :some],
-                       by_text[:, :some])  # fmt: skip
+        after = ranks_after_reranking(
+            before, owner, best_captions[0][:, :some], by_photo[:, :some], best_photos[0][:, :some], by_text[:, :some]
+        )  # fmt: skip
         by_k[some] = recall_of_ranks(after.tr, after.ir)
     report = replace(report, num_pairs=len(pairs), after=by_k[k], num_kept=num_kept)
     return Evaluation(report, before, after, by_k, kept, texts, owner)
@@ -163,14 +129,6 @@ class Unreadable(DataError):
     def __init__(self, numbers: list[int], total: int):
         self.numbers = numbers
         super().__init__(f"{len(numbers)} of {total} pictures could not be read.")
-
-
-def unique_pairs(best_captions_NK: np.ndarray, best_photos_MK: np.ndarray) -> np.ndarray:
-    """Pairs among the candidates of their photo or of their caption, each once, as photo * M + caption, ascending."""
-    num_photos, num_texts = len(best_captions_NK), len(best_photos_MK)
-    of_photos = np.arange(num_photos)[:, None] * num_texts + best_captions_NK
-    of_texts = best_photos_MK * num_texts + np.arange(num_texts)[:, None]
-    return np.unique(np.concatenate([of_photos.ravel(), of_texts.ravel()]))
 
 
 def _budget(model: RetrievalModel, num_photos: int, num_texts: int, memory: int) -> _Budget:
@@ -271,24 +229,6 @@ def _best(scores_RC: np.ndarray, k: int) -> Best:
 
 def _joined(parts: Sequence[Best]) -> Best:
     return np.concatenate([columns for columns, _ in parts]), np.concatenate([scores for _, scores in parts])
-
-
-def _after(
-    before: Ranks, owner_M: np.ndarray, captions_NK: np.ndarray, by_photo_NK: np.ndarray, photos_MK: np.ndarray,
-    by_text_MK: np.ndarray,
-) -> Ranks:  # fmt: skip
-    """Ranks after reranking these candidates; what is no candidate stays behind them in ITC's order."""
-    ranks_NK, ranks_MK = reranked_ranks(by_photo_NK, captions_NK), reranked_ranks(by_text_MK, photos_MK)
-    is_own = owner_M[captions_NK] == np.arange(len(captions_NK))[:, None]
-    tr = np.where(is_own, ranks_NK, np.iinfo(np.int64).max).min(axis=1)
-    tr = np.where(is_own.any(axis=1), tr, before.tr)
-    is_photo = photos_MK == owner_M[:, None]
-    ir = np.where(is_photo.any(axis=1), (is_photo * ranks_MK).sum(axis=1), before.ir)
-    return Ranks(tr, ir, _first(captions_NK, ranks_NK), _first(photos_MK, ranks_MK))
-
-
-def _first(candidates_RK: np.ndarray, ranks_RK: np.ndarray) -> np.ndarray:
-    return np.take_along_axis(candidates_RK, np.argsort(ranks_RK, axis=1)[:, :SHOWN], axis=1)
 
 
 def _match(

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.datasets.captioned_pictures import Id, first_few
 from engine.errors import DataError
-
-Id = int | str
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,6 @@ class Layout:
 CAPTIONS = Layout("image_id", "caption", "photo")
 ANSWERS = Layout("question_id", "answer", "question")
 GQA_ANSWERS = Layout("questionId", "prediction", "question")
-
-
-def first_few(ids: Iterable[Id]) -> str:
-    """For a message: "the first is 42", "the first are 42, 57, 60"."""
-    shown = [str(id_) for id_, _ in zip(ids, range(3), strict=False)]
-    return f"the first {'is' if len(shown) == 1 else 'are'} {', '.join(shown)}"
 
 
 def read_predictions(path: Path, ids: Sequence[Id], layout: Layout) -> list[str]:

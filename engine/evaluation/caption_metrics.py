@@ -14,8 +14,8 @@ from itertools import chain
 
 import numpy as np
 
-from engine.caption_words import words
 from engine.errors import DataError
+from engine.evaluation.caption_words import words
 
 Words = Sequence[str]
 Counts = Mapping[tuple[str, ...], int]

@@ -12,8 +12,8 @@ from engine.progress import Pace, Progress
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine.predictions import Predictions
-    from training.benchmarks import CaptionTask, QuestionTask, Task
+    from engine.datasets.captioned_pictures import CaptionTask, QuestionTask, Task
+    from engine.evaluation.results_files import Predictions
 
 Write = Callable[["np.ndarray", Sequence[Any], Sequence[int]], list[str]]
 """Pictures (B, H, W, 3), and tasks with the row of each one's picture -> a text each."""
@@ -113,7 +113,8 @@ def write_all(
     """
     import numpy as np
 
-    from training.data import CaptionedPicture, read_pictures
+    from engine.datasets.captioned_pictures import CaptionedPicture
+    from engine.datasets.picture_reading import read_pictures
 
     todo = sorted((task for task in tasks if task.id not in predictions.texts), key=lambda task: task.names)
     unreadable: list[Task] = []

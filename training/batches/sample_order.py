@@ -1,0 +1,67 @@
+"""Compute which sample of a set a run reads at each position, from the seed and the position alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+
+from engine.datasets.captioned_pictures import Sample
+from engine.datasets.captioned_sets import Source
+
+
+class Order:
+    """Which sample of a source is the i-th that a run reads, computed from the seed and i alone.
+
+    Every epoch takes the shards in another order, some of them at a time, and mixes the samples of those: reads stay
+    within few files.
+    """
+
+    def __init__(self, source: Source, seed: Sequence[int], together: int = 8):
+        self.source, self.seed, self.together = source, seed, together
+        self._first = [0, *accumulate(shard.count for shard in source.shards)]
+        self._kept: dict[tuple[int, int], tuple[list[int], np.ndarray]] = {}
+        self._groups: tuple[int, list[list[int]], list[int]] = (-1, [], [])
+
+    def __call__(self, position: int) -> Callable[[], Sample]:
+        """A reader of that sample, for a thread of its own; it may raise DataError."""
+        epoch, place = divmod(position, self.source.count)
+        group, offset = self._group_of(epoch, place)
+        shards, order = self._mixed(epoch, group)
+        row = int(order[offset])
+        for number in shards:
+            count = self.source.shards[number].count
+            if row < count:
+                break
+            row -= count
+        shard, first = self.source.shards[number], self._first[number]
+
+        def read() -> Sample:
+            sample = shard.read(row)
+            return replace(sample, picture_id=first + sample.picture_id)
+
+        return read
+
+    def _group_of(self, epoch: int, place: int) -> tuple[int, int]:
+        if self._groups[0] != epoch:
+            order = np.random.default_rng([*self.seed, epoch]).permutation(len(self.source.shards)).tolist()
+            groups = [order[i : i + self.together] for i in range(0, len(order), self.together)]
+            ends = list(accumulate(sum(self.source.shards[n].count for n in group) for group in groups))
+            self._groups, self._kept = (epoch, groups, ends), {}
+        ends = self._groups[2]
+        group = int(np.searchsorted(ends, place, side="right"))
+        return group, place - (ends[group - 1] if group else 0)
+
+    def _mixed(self, epoch: int, group: int) -> tuple[list[int], np.ndarray]:
+        if (epoch, group) not in self._kept:
+            shards = self._groups[1][group]
+            count = sum(self.source.shards[n].count for n in shards)
+            if len(self._kept) > 1:
+                self._kept = {}
+            self._kept[epoch, group] = (
+                shards,
+                np.random.default_rng([*self.seed, epoch, group]).permutation(count),
+            )
+        return self._kept[epoch, group]
