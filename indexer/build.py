@@ -23,10 +23,10 @@ from engine.index.photo_table import NewPhoto
 from engine.index.store import Store
 from engine.progress import Pace, Progress
 from engine.types import Failure
+from indexer.change_plan import Plan, make_plan
 from indexer.decode import Decoded, Outcome, Task
-from indexer.plan import Plan, make_plan
+from indexer.decode_pool import decode_all
 from indexer.scan import ScannedFile
-from indexer.workers import decode_all
 
 COMMIT_BYTES = 2**28  # of features: at 0.7 MB a photo, memory would fill before the seconds are over
 MAX_CANDIDATES = 100  # digests sent along with a file; BMPs of one camera all have one size

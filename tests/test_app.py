@@ -14,7 +14,7 @@ from engine.index.store import Store
 from engine.models.photo_encoder import PhotoEncoder
 from engine.types import Photo
 from indexer.build import build_index
-from indexer.captions import index_captions
+from indexer.caption_run import index_captions
 from ui import opening, thumbnails
 
 PAGE = Path(__file__).parents[1] / "ui" / "app.py"

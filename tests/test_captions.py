@@ -19,7 +19,7 @@ from engine.search.caption_search import CaptionSearch
 from engine.search.retrieval import CAPTIONED_SHARE
 from engine.search.searcher import Searcher
 from indexer.build import build_index
-from indexer.captions import CHANGED, CaptionReport, index_captions
+from indexer.caption_run import CHANGED, CaptionReport, index_captions
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 SKETCHER = ("sketcher", "d2" * 16)

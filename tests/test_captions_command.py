@@ -17,9 +17,8 @@ from ui.commands_index import index
 
 @pytest.fixture(autouse=True)
 def colours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for module in ("ui.opening", "ui.commands_index"):
-        monkeypatch.setattr(f"{module}.load_model", load_fake)
-        monkeypatch.setattr(f"{module}.make_searcher", FakeSearcher)
+    monkeypatch.setattr(opening, "load_model", load_fake)
+    monkeypatch.setattr(opening, "make_searcher", FakeSearcher)
     monkeypatch.setattr(opening, "load_writer", load_fake_writer)
     monkeypatch.setattr(caption_writers, "is_called", lambda name, writer: name == writer)
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))

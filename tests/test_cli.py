@@ -26,9 +26,8 @@ RED, GREEN, BLUE, ORANGE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 128, 0)
 @pytest.fixture(autouse=True)
 def colours(monkeypatch, tmp_path):
     """The colour model in the place of BLIP-2, the index in a folder of its own."""
-    for module in ("ui.opening", "ui.commands_index"):
-        monkeypatch.setattr(f"{module}.load_model", load_fake)
-        monkeypatch.setattr(f"{module}.make_searcher", FakeSearcher)
+    monkeypatch.setattr(opening, "load_model", load_fake)
+    monkeypatch.setattr(opening, "make_searcher", FakeSearcher)
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
     monkeypatch.delenv("QSEEK_MODEL", raising=False)
 
@@ -236,14 +235,14 @@ class TestIndex:
                     raise KeyboardInterrupt
                 return super().encode_patches(pictures)
 
-        monkeypatch.setattr("ui.commands_index.load_model", lambda name: Interrupted())
+        monkeypatch.setattr("ui.opening.load_model", lambda name: Interrupted())
         import indexer.build
 
         def in_eights(*arguments, **options):
             return real_build(*arguments, **options, batch_size=8)
 
         real_build = indexer.build.build_index
-        monkeypatch.setattr(indexer.build, "build_index", in_eights)
+        monkeypatch.setattr("indexer.index_run.build_index", in_eights)
         result = qseek("index", photos)
         assert result.exit_code == 130
         assert "Stopped. The index holds 8 photos; the same command goes on from there." in result.stderr
@@ -253,7 +252,7 @@ class TestIndex:
         def full(*_, **__):
             raise OSError(28, "No space left on device", "/full/disk")
 
-        monkeypatch.setattr("indexer.build.build_index", full)
+        monkeypatch.setattr("indexer.index_run.build_index", full)
         result = qseek("index", photos)
         assert result.exit_code == 1
         assert result.stderr.endswith("Error: No space left on device: /full/disk\n")
@@ -261,7 +260,7 @@ class TestIndex:
 
 class TestReindex:
     def other_model(self, monkeypatch):
-        monkeypatch.setattr("ui.commands_index.load_model", lambda name: FakeModel("tints", "77" * 16))
+        monkeypatch.setattr("ui.opening.load_model", lambda name: FakeModel("tints", "77" * 16))
 
     def test_another_model_is_refused_and_reindexes_everything_known(self, tmp_path, indexed, monkeypatch):
         (tmp_path / "more").mkdir()
@@ -282,7 +281,7 @@ class TestReindex:
         def stopped(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("indexer.build.build_index", stopped)
+        monkeypatch.setattr("indexer.index_run.build_index", stopped)
         result = qseek("index", "--reindex")
         assert result.exit_code == 130
         assert "The old index still answers; the new one holds 0 photos" in result.stderr

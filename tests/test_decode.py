@@ -453,6 +453,8 @@ def test_several_tasks_keep_their_order_and_their_failures(tmp_path: Path) -> No
 
 
 def test_workers_import_neither_torch_nor_lancedb() -> None:
-    code = "import sys, indexer.workers; print({'torch', 'lancedb', 'lance', 'pyarrow'} & set(sys.modules))"
+    code = (
+        "import sys, indexer.decode_pool; print({'torch', 'lancedb', 'lance', 'pyarrow'} & set(sys.modules))"
+    )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "set()"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.index.manifest import has_index
 from ui.terminal import say
 
 if TYPE_CHECKING:
@@ -24,11 +25,6 @@ def index_folder(given: Path | None) -> Path:
     from platformdirs import user_data_path
 
     return user_data_path("qseek", appauthor=False) / "index"
-
-
-def has_index(folder: Path) -> bool:
-    """Whether an index was begun there."""
-    return (folder / "manifest.json").exists()
 
 
 def open_store(folder: Path) -> Store:

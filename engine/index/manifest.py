@@ -131,6 +131,11 @@ class Manifest:
             )
 
 
+def has_index(folder: Path) -> bool:
+    """Return whether an index was begun in a folder."""
+    return (Path(folder) / FILE_NAME).exists()
+
+
 def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
     kinds = {field.name: field.type for field in fields(Manifest)}
     if set(values) != set(kinds):

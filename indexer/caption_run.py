@@ -21,7 +21,7 @@ from engine.progress import Pace, Progress
 from engine.types import Failure, Photo
 from indexer.build import num_processors
 from indexer.decode import Decoded, Outcome, Task, attempt
-from indexer.workers import decode_all
+from indexer.decode_pool import decode_all
 
 if TYPE_CHECKING:
     from engine.models.caption_writers import CaptionWriter

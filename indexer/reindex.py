@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import IndexStateError, QueryError
+from engine.index.caption_table import NewCaption
+from engine.index.manifest import FILE_NAME, Manifest, has_index
+from engine.index.store import CACHE_FOLDER, TABLES_FOLDER, Store
 from engine.types import Caption
-from ui.opening import has_index, open_store
-from ui.render import count_text
 
 if TYPE_CHECKING:
-    from engine.index.manifest import Manifest
-    from engine.index.store import Store
     from engine.models.retrieval_model import RetrievalModel
 
 NEW = "reindex"  # folder in the index's own, so that it lies on the same disk
 CAPTIONS_AT_ONCE = 4096
-PARTS = ("tables", "faiss", "manifest.json")  # the manifest last: without it a folder holds no index
+PARTS = (TABLES_FOLDER, CACHE_FOLDER, FILE_NAME)  # the manifest last: without it a folder holds no index
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
     not there, for its photos would be lost; IndexStateError for a damaged index without folders given.
     """
     try:
-        store = open_store(folder)
+        store = Store.open(folder)
         files = store.files()
     except IndexStateError:
         if not given:
@@ -54,7 +53,8 @@ def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
     roots = list(dict.fromkeys([*given, *(record.root for record in files.values() if not record.missing)]))
     for root in roots:
         if not root.exists() and root not in given:
-            photos = count_text(sum(record.root == root for record in files.values()), "photo")
+            num_photos = sum(record.root == root for record in files.values())
+            photos = "1 photo" if num_photos == 1 else f"{num_photos:,} photos"
             raise QueryError(
                 f"{root} is not there, and its {photos} would be lost: mount its drive, "
                 "or make another index with --index"
@@ -67,8 +67,6 @@ def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
 
 def carry_captions(old: Contents, store: Store, model: RetrievalModel) -> None:
     """Captions stay with their photos: only their vectors are the new model's."""
-    from engine.index.caption_table import NewCaption
-
     known = store.captions(store.caption_ids()[1])
     ids = store.photo_ids()
     photos = [(ids[digest], one) for digest, one in old.captions.items() if digest in ids]
@@ -86,8 +84,6 @@ def carry_captions(old: Contents, store: Store, model: RetrievalModel) -> None:
 
 def new_store(folder: Path, manifest: Manifest) -> Store:
     """The new index beside the old one, begun or gone on with."""
-    from engine.index.store import Store
-
     new = folder / NEW
     if has_index(new):
         try:

@@ -1,0 +1,270 @@
+"""Run a whole indexing job: open or create the index, add photos, texts and captions, then write the FAISS files.
+
+A program makes an `IndexRun` and calls `run`. Nothing is printed here: a run tells a `RunListener` what it does, so
+that a terminal, a page or a server can show it in its own way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from engine.errors import IndexStateError, QueryError
+from engine.index.manifest import Manifest, has_index
+from engine.index.store import Store
+from engine.index.writer_lock import locked
+from engine.models.photo_encoder import PhotoEncoder
+from engine.pictures.formats import PHOTO_SUFFIXES
+from engine.progress import Progress
+from engine.vectors.table_indexes import open_caption_index, open_photo_index, open_text_index
+from indexer.build import BuildReport, build_index, estimate
+from indexer.caption_run import CaptionReport, index_captions
+from indexer.reindex import (
+    Contents,
+    carry_captions,
+    contents_of,
+    finish_interrupted,
+    new_store,
+    take_its_place,
+)
+from indexer.scan import scan
+
+if TYPE_CHECKING:
+    from engine.models.caption_writers import CaptionWriter
+    from engine.models.retrieval_model import RetrievalModel
+
+AUTO_FEATURE_BYTES = 150_000  # a photo; "auto" keeps patches up to this size: mini's, not ViT-g's 0.72 MB
+TEXTS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a run shall do.
+
+    folder: the index. roots: absolute folders of photos; none where only texts or captions are added. model: name or
+    folder of a model; None takes the one that made the index, or the default. features: how the patches of each photo
+    are kept, "store", "int8", "none", or "auto", which stores them where they are small. texts: to index as well.
+    captions: write a caption of each photo that has none. captioner: what writes them; None takes the one that wrote
+    most of the index's captions, or the default. workers: decoding processes, None for one a processor. retry_failed:
+    read photos again that failed before. remake: make the index anew, with all the folders it knows.
+    """
+
+    folder: Path
+    roots: Sequence[Path] = ()
+    model: str | None = None
+    features: str = "auto"
+    texts: Sequence[str] = ()
+    captions: bool = False
+    captioner: str | None = None
+    workers: int | None = None
+    retry_failed: bool = False
+    remake: bool = False
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did. photos: None where no folder was given. captions: None where none were asked for."""
+
+    photos: BuildReport | None
+    captions: CaptionReport | None
+
+
+class RunStopped(KeyboardInterrupt):
+    """Ctrl-C came while a run filled an index; what was committed before stays, and the same run goes on from there.
+
+    num_photos: photos in the index that was being filled. remake: whether the old index still answers.
+    """
+
+    def __init__(self, num_photos: int, *, remake: bool) -> None:
+        super().__init__()
+        self.num_photos, self.remake = num_photos, remake
+
+
+class RunListener(Protocol):
+    """What a run tells while it works."""
+
+    def progress(self) -> AbstractContextManager[Callable[[Progress], None]]:
+        """Return a context for one part of a run; its function is called a few times a second."""
+
+    def photos_to_read(self, num_photos: int, num_bytes: int) -> None:
+        """Before photos are read: how many, and about how many bytes of disk they will take."""
+
+    def texts_added(self, num_new: int, num_texts: int) -> None:
+        """After texts were added: how many were new, and how many the index holds now."""
+
+    def captioner_chosen(self, name: str, num_replaced: Mapping[str, int]) -> None:
+        """Before captions are written: by which captioner, and how many of others it replaces, by their names."""
+
+    def captions_missing(self, num_photos: int) -> None:
+        """Where the index has captions and none are written now: how many photos have none, at least 1."""
+
+    def remake_begins(self) -> None:
+        """Before an index is made anew beside the old one."""
+
+
+class SilentListener:
+    """A RunListener that shows nothing."""
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[Progress], None]]:
+        yield lambda progress: None
+
+    def photos_to_read(self, num_photos: int, num_bytes: int) -> None: ...
+    def texts_added(self, num_new: int, num_texts: int) -> None: ...
+    def captioner_chosen(self, name: str, num_replaced: Mapping[str, int]) -> None: ...
+    def captions_missing(self, num_photos: int) -> None: ...
+    def remake_begins(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class IndexRun:
+    """One run. load_model, load_captioner: from a name, None for the default, to what is loaded; a captioner may share
+    the retrieval model that is given as well."""
+
+    request: RunRequest
+    load_model: Callable[[str | None], RetrievalModel]
+    load_captioner: Callable[[str | None, RetrievalModel], CaptionWriter]
+    listener: RunListener
+
+    def run(self) -> RunReport:
+        """Do what the request asks for.
+
+        Raises IndexStateError: there is no index to remake or to caption, another model made it, or another process
+        writes it. Raises QueryError: a folder is not there or holds no photo, or a text is empty. Raises RunStopped on
+        Ctrl-C.
+        """
+        request = self.request
+        finish_interrupted(request.folder)
+        is_there = has_index(request.folder)
+        if request.remake and is_there:
+            return self._remake()
+        if not (request.roots or is_there) and (request.remake or request.captions):
+            purpose = "to make anew" if request.remake else "to caption"
+            raise IndexStateError(f"there is no index at {request.folder} {purpose}; name a folder of photos")
+        store, model = self._open_or_create()
+        return self._fill(store, model)
+
+    def _open_or_create(self) -> tuple[Store, RetrievalModel]:
+        """Nothing is created for a folder that is not there or holds no photo."""
+        folder, roots, features = self.request.folder, self.request.roots, self.request.features
+        if not has_index(folder):
+            if roots and not any([next(scan(root), None) for root in roots]):
+                raise no_photos(roots)
+            model = self.load_model(self.request.model)
+            return Store.create(folder, manifest_of(model, features)), model
+        store = Store.open(folder)
+        model = self.load_model(self.request.model or store.manifest.model)
+        store.manifest.check_same(manifest_of(model, features))
+        if features not in ("auto", store.manifest.features):
+            raise IndexStateError(
+                f"the index was made with --features {store.manifest.features}; to change it to {features} "
+                "give --reindex as well"
+            )
+        return store, model
+
+    def _remake(self) -> RunReport:
+        """Make the index anew beside the old one, and put it in its place."""
+        folder = self.request.folder
+        with locked(folder):
+            old = contents_of(folder, self.request.roots)
+            model = self.load_model(self.request.model or old.model)
+            store = new_store(folder, manifest_of(model, self.request.features))
+            self.listener.remake_begins()
+            request = replace(
+                self.request, roots=old.roots, texts=[*old.texts, *self.request.texts], retry_failed=False
+            )
+            report = replace(self, request=request)._fill(store, model, old)
+            take_its_place(folder)
+        return report
+
+    def _fill(self, store: Store, model: RetrievalModel, old: Contents | None = None) -> RunReport:
+        """Index photos, then texts, then captions. old: what the index held that this one is to replace."""
+        photos, captions = None, None
+        try:
+            if self.request.roots:
+                photos = self._add_photos(store, model)
+            if self.request.texts:
+                self._add_texts(store, model)
+            if old is not None:
+                carry_captions(old, store, model)
+            if self.request.captions:
+                captions = self._write_captions(store, model)
+            else:
+                self._tell_missing_captions(store)
+            save_indexes(store)
+        except KeyboardInterrupt:
+            raise RunStopped(store.num_photos, remake=old is not None) from None
+        return RunReport(photos and replace(photos, disk_bytes=store.disk_bytes()), captions)
+
+    def _add_photos(self, store: Store, model: RetrievalModel) -> BuildReport:
+        encoder = PhotoEncoder(model, store.manifest.features)
+        with self.listener.progress() as update:
+
+            def on_progress(progress: Progress) -> None:
+                if progress.done == 0:
+                    self.listener.photos_to_read(progress.total, estimate(progress.total, store.manifest))
+                update(progress)
+
+            return build_index(
+                self.request.roots, store, encoder, workers=self.request.workers,
+                retry_failed=self.request.retry_failed, on_progress=on_progress,
+            )  # fmt: skip
+
+    def _add_texts(self, store: Store, model: RetrievalModel) -> None:
+        num_new = add_texts(store, model, self.request.texts)
+        self.listener.texts_added(num_new, store.num_texts)
+
+    def _write_captions(self, store: Store, model: RetrievalModel) -> CaptionReport:
+        """Write what is missing of the photos beneath the roots, of all photos without roots."""
+        num_by_writer = store.caption_writers()
+        captioner = self.load_captioner(self.request.captioner or next(iter(num_by_writer), None), model)
+        others = {name: count for name, count in num_by_writer.items() if name != captioner.name}
+        self.listener.captioner_chosen(captioner.name, others)
+        with self.listener.progress() as update:
+            return index_captions(
+                store, captioner, model.encode_texts, roots=self.request.roots, workers=self.request.workers,
+                on_progress=update,
+            )  # fmt: skip
+
+    def _tell_missing_captions(self, store: Store) -> None:
+        num_missing = store.num_photos - store.num_captions if store.captions_version else 0
+        if num_missing:
+            self.listener.captions_missing(num_missing)
+
+
+def manifest_of(model: RetrievalModel, features: str) -> Manifest:
+    """Return the manifest of an index that a model makes. features: "auto" keeps the patches where they are small."""
+    manifest = Manifest.for_model(model, "store" if features == "auto" else features)
+    if features == "auto" and manifest.feature_bytes > AUTO_FEATURE_BYTES:
+        return Manifest.for_model(model, "none")
+    return manifest
+
+
+def add_texts(store: Store, model: RetrievalModel, texts: Sequence[str]) -> int:
+    """Index texts, so that a photo can find them; return how many were new. Raises QueryError for an empty text."""
+    num_before = store.num_texts
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        batch = [text.strip() for text in texts[start : start + TEXTS_AT_ONCE]]
+        store.add_texts(batch, model.encode_texts(batch)[0].astype(np.float16))
+    return store.num_texts - num_before
+
+
+def save_indexes(store: Store) -> None:
+    """Write FAISS' files now, so that the first search finds them."""
+    open_photo_index(store)
+    open_text_index(store)
+    if store.captions_version:
+        open_caption_index(store)
+
+
+def no_photos(roots: Sequence[Path]) -> QueryError:
+    """Return the error that says that the roots hold no photo, and what was looked for."""
+    return QueryError(
+        f"no photos in {', '.join(map(str, roots))}; looked for files that end in "
+        f"{' '.join(sorted(PHOTO_SUFFIXES))}, hidden ones left out"
+    )
