@@ -18,11 +18,11 @@ from tiny import tiny_checkpoint, tiny_config
 from tiny_language import save_language
 
 from engine.datasets.captioned_sets import SourceConfig
-from training.loop import OptimConfig
-from training.pretrain import PretrainConfig, run_pretrain
-from training.stage1 import Stage1Config, run_stage1
-from training.stage2 import Stage2Config, run_stage2
-from training.stage2_stream import Stage2StreamConfig, run_stage2_stream
+from training.loop.optimizer import OptimConfig
+from training.stages.pretrain import PretrainConfig, run_pretrain
+from training.stages.stage1 import Stage1Config, run_stage1
+from training.stages.stage2 import Stage2Config, run_stage2
+from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
 
 FILE = Path(__file__).parent / "golden" / "losses.json"
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
@@ -92,7 +92,7 @@ def losses_of(name: str, folder: Path) -> dict[str, list[float]]:
     torch.set_num_threads(1)
     try:
         with mock.patch(
-            "training.views.fast_dtype", lambda device: torch.float32
+            "training.batches.encoded_views.fast_dtype", lambda device: torch.float32
         ):  # alike on every processor
             RUNS[name](folder, output)
     finally:

@@ -12,7 +12,7 @@ from reference import normal, small_config, weight
 
 from engine.blip2.itg_decoding import describe
 from engine.blip2.retriever import Retriever
-from training.objectives import stage1_losses
+from training.losses.stage1_losses import stage1_losses
 
 FILE = Path(__file__).parent / "golden" / "small.npz"
 IDS = torch.tensor([[101, 7, 8, 9, 102, 0, 0], [101, 5000, 102, 0, 0, 0, 0], [101, 3, 1, 4, 1, 5, 102]])

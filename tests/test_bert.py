@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 from engine.blip2.config import Blip2Config, QFormerConfig
 from engine.blip2.retriever import Retriever
 from engine.errors import DataError
-from training.bert import Bert, read_bert, start_from_bert
+from training.stages.bert_start import Bert, read_bert, start_from_bert
 
 LIKE = QFormerConfig(num_queries=5, cross_attention_every=2, dropout=0.0)
 

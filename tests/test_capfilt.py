@@ -21,11 +21,11 @@ from engine.datasets.tar_shards import find_shards, read_shards, write_captioned
 from engine.errors import DataError
 from engine.models.retrieval_model import RetrievalModel
 from engine.search.searcher import Searcher
-from training.candidates import Candidates, Caption, kept, load_parts
-from training.capfilt import run_capfilt
-from training.capfilt_config import CapfiltConfig
-from training.loop import OptimConfig
-from training.stage1 import Stage1Config, run_stage1
+from training.capfilt.capfilt import run_capfilt
+from training.capfilt.capfilt_config import CapfiltConfig
+from training.capfilt.caption_candidates import Candidates, Caption, kept, load_parts
+from training.loop.optimizer import OptimConfig
+from training.stages.stage1 import Stage1Config, run_stage1
 from ui.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,9 +9,10 @@ from tiny import SIDE, tiny_config, tiny_net
 from two_processes import in_two_processes
 
 from engine.blip2.retriever import Retriever
-from training.chunks import Inputs, backward_in_chunks, encode, normed
-from training.distributed import Through, joined, replicated, world
-from training.objectives import stage1_losses
+from training.distributed.world import joined, world
+from training.distributed.wrapping import Through, replicated
+from training.losses.cached_embeddings import Inputs, backward_in_chunks, encode
+from training.losses.stage1_losses import normed, stage1_losses
 
 PAIRS = 6
 

@@ -15,11 +15,12 @@ from test_data import write_shard
 from tiny import write_pictures
 
 from engine.blip2.config import mini
-from engine.blip2.vision import VisionEncoder
+from engine.blip2.vision import VisionEncoder, network_parts
 from engine.errors import DataError
-from training import distill
-from training.distill import DistillConfig, Phase, hint_error, load_teacher, network_parts
-from training.loop import OptimConfig
+from training.loop.optimizer import OptimConfig
+from training.stages import distillation
+from training.stages.distillation import DistillConfig, Phase, hint_error
+from training.stages.teacher import load_teacher
 
 TEACHER = SHARED / "teacher"
 
@@ -95,11 +96,13 @@ def test_blocks_learn_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
     phases = (Phase("early", 0, 3, 32, 0.5, optim), Phase("late", 3, 5, 8, 1.0, optim))
     config = DistillConfig(mini().vision, (), phases)
     lines: list[str] = []
-    student = distill.distill(config, teacher, pictures, tmp_path / "run", say=lines.append)
+    student = distillation.distill(config, teacher, pictures, tmp_path / "run", say=lines.append)
     first = float(next(line for line in lines if "step 10/" in line).split("loss")[1].split()[0])
     last = float(next(line for line in lines if "step 30/" in line).split("loss")[1].split()[0])
     assert last < first
-    again = distill.distill(config, teacher, pictures, tmp_path / "run")  # every phase is done: read back
+    again = distillation.distill(
+        config, teacher, pictures, tmp_path / "run"
+    )  # every phase is done: read back
     for name, value in student.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
 
@@ -117,11 +120,11 @@ def test_an_encoder_is_trained_on_from_another_run(tmp_path: Path) -> None:
     phase = Phase("whole", 0, 19, 64, 0.0, still, hints="last")
     config = DistillConfig(mini().vision, ("some.tar",), (phase,), start="first")
     with pytest.raises(DataError, match="train the recipe first first"):
-        distill.run_distill(config, data, teacher_folder, tmp_path / "runs" / "second")
+        distillation.run_distill(config, data, teacher_folder, tmp_path / "runs" / "second")
     (tmp_path / "runs" / "first").mkdir(parents=True)
-    save_file(begun.state_dict(), tmp_path / "runs" / "first" / distill.ENCODER)
-    distill.run_distill(config, data, teacher_folder, tmp_path / "runs" / "second")
-    got = load_file(tmp_path / "runs" / "second" / distill.ENCODER)
+    save_file(begun.state_dict(), tmp_path / "runs" / "first" / distillation.ENCODER)
+    distillation.run_distill(config, data, teacher_folder, tmp_path / "runs" / "second")
+    got = load_file(tmp_path / "runs" / "second" / distillation.ENCODER)
     for name, value in begun.named_parameters():
         assert torch.equal(got[name], value), name
     log = json.loads((tmp_path / "runs" / "second" / "whole" / "log.jsonl").read_text().splitlines()[-1])

@@ -13,20 +13,13 @@ from two_processes import in_two_processes
 from engine.blip2.wordpiece import TextTokenizer
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.errors import TrainingError
-from training.distributed import (
-    Through,
-    World,
-    fetch_rows,
-    full_tensors,
-    gather,
-    gather_texts,
-    joined,
-    replicated,
-    world,
-)
-from training.loop import OptimConfig, train
-from training.objectives import stage1_losses
-from training.stage1 import ItcTask, Stage1Config, Stage1Task
+from training.distributed.gathering import fetch_rows, gather, gather_texts
+from training.distributed.world import World, joined, world
+from training.distributed.wrapping import Through, full_tensors, replicated
+from training.loop.optimizer import OptimConfig
+from training.loop.train_loop import train
+from training.losses.stage1_losses import stage1_losses
+from training.stages.stage1 import ItcTask, Stage1Config, Stage1Task
 
 PAIRS = 6
 FORCED = (torch.tensor([3, 5, 1, 0, 3, 2]), torch.tensor([4, 2, 5, 1, 0, 3]))
@@ -190,6 +183,6 @@ def test_a_batch_that_cannot_be_shared() -> None:
 def test_a_task_without_a_door_trains_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from test_loop import CONFIG, Toy
 
-    monkeypatch.setattr("training.loop.world", lambda: World(1, 2))
+    monkeypatch.setattr("training.loop.train_loop.world", lambda: World(1, 2))
     with pytest.raises(TrainingError, match="Toy trains in one process"):
         train(Toy(), CONFIG, tmp_path)

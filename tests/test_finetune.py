@@ -25,14 +25,13 @@ from engine.models.caption_model import CaptionModel
 from engine.models.loading import load_captioner
 from engine.pictures.opening import open_picture
 from engine.pictures.squares import squash
-from training.finetune import CaptionConfig, VqaConfig, run_finetune
-from training.generative import GenerativeTask
-from training.layer_decay import learning_rate_scales
-from training.loop import OptimConfig, make_optimizer
-from training.recipes import CAPTION, STAGE2, VQA
-from training.settings import with_settings
-from training.stage2 import from_stage1
-from training.stage2_stream import Stage2StreamConfig, run_stage2_stream
+from training.loop.optimizer import OptimConfig, learning_rate_scales, make_optimizer
+from training.recipes.recipe_catalogue import CAPTION, STAGE2, VQA
+from training.recipes.recipe_settings import with_settings
+from training.stages.finetuning import CaptionConfig, VqaConfig, run_finetune
+from training.stages.generative import GenerativeTask
+from training.stages.stage2 import from_stage1
+from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
 from ui.cli import main
 
 GREEDY = GenerationOptions(max_new_tokens=8)

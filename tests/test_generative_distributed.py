@@ -20,10 +20,11 @@ from engine.checkpoints.saving import save_checkpoint
 from engine.datasets.question_sets import open_questions
 from engine.errors import TrainingError
 from engine.models.loading import load_captioner
-from training.distributed import joined, replicated, world
-from training.finetune import VqaConfig, run_finetune, start_finetune
-from training.generative import GenerativeTask
-from training.streamed import open_stream
+from training.distributed.world import joined, world
+from training.distributed.wrapping import replicated
+from training.stages.finetuning import VqaConfig, run_finetune, start_finetune
+from training.stages.generative import GenerativeTask
+from training.stages.stage_setup import open_stream
 
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"train_encoder": True},

@@ -15,9 +15,9 @@ from test_distill import TEACHER, original_teacher, random_teacher
 from engine.datasets.photo_numbers import PhotoSets
 from engine.datasets.tar_shards import find_shards, read_shards
 from engine.errors import DataError
-from training.capfilt import run_capfilt
-from training.capfilt_config import check
-from training.labels import Labeller, label_captions
+from training.capfilt.capfilt import run_capfilt
+from training.capfilt.capfilt_config import check
+from training.capfilt.photo_labels import Labeller, label_captions
 
 __all__ = ["place"]
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from engine.blip2.language_tokens import LanguageTokenizer
 from engine.checkpoints.language_folder import describe_language, make_language, read_language
 from engine.errors import DataError
-from training.language import (
+from training.loop.optimizer import OptimConfig
+from training.stages.small_language_model import (
     LanguageTask,
     TrainLanguageConfig,
     held_out,
@@ -20,7 +21,6 @@ from training.language import (
     run_language,
     train_bpe,
 )
-from training.loop import OptimConfig
 from ui.cli import main
 
 COLOURS = ("red", "green", "blue", "white", "black", "brown", "pink", "grey")

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import TrainingError
-from training.layer_decay import learning_rate_scales
-from training.loop import OptimConfig, Weights, learning_rate, make_optimizer, train
-from training.progress import OperationCount
+from training.loop.flop_count import OperationCount
+from training.loop.optimizer import OptimConfig, learning_rate, learning_rate_scales, make_optimizer
+from training.loop.train_loop import train
+from training.loop.trained_weights import Weights
 
 CONFIG = OptimConfig(steps=12, batch=4, lr=0.05, warmup=3, log_every=1, seed=7)
 

@@ -9,8 +9,8 @@ from reference import load_golden, normal, small_config, small_state
 from engine.blip2.retriever import Retriever
 from engine.checkpoints.key_names import LAVIS, our_name
 from engine.errors import TrainingError
-from training import losses
-from training.objectives import stage1_losses
+from training.losses import itc_itm_itg
+from training.losses.stage1_losses import stage1_losses
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_negative_weights_equal_the_original(case: str) -> None:
     texts = model.encode_texts(want["input_ids"], want["attention_mask"].bool())
     ids = want.get("image_id", torch.arange(4))
     same = ids[:, None] == ids[None]
-    sims = losses.itc_similarities(photos, texts, photos, texts, model.temperature)
+    sims = itc_itm_itg.itc_similarities(photos, texts, photos, texts, model.temperature)
     for scores, name in ((sims.text_to_photo, "weights_t2i"), (sims.photo_to_text, "weights_i2t")):
-        torch.testing.assert_close(losses.negative_weights(scores, same), want[name], atol=2e-5, rtol=0)
+        torch.testing.assert_close(itc_itm_itg.negative_weights(scores, same), want[name], atol=2e-5, rtol=0)
 
 
 def unit(*rows: list[float]) -> torch.Tensor:
@@ -72,26 +72,26 @@ def test_itc_by_hand_and_worse_when_shuffled() -> None:
     photos = torch.stack([unit([1, 0], [0, 1])[[0]], unit([0, 1])])  # (2, 1, 2)
     texts = unit([1, 0], [0, 1])
     temperature = torch.tensor(1.0)
-    loss = losses.itc_loss(
-        losses.itc_similarities(photos, texts, photos, texts, temperature), label_smoothing=0.0
+    loss = itc_itm_itg.itc_loss(
+        itc_itm_itg.itc_similarities(photos, texts, photos, texts, temperature), label_smoothing=0.0
     )
     assert float(loss) == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
     wrong = texts.flip(0)
-    shuffled = losses.itc_loss(
-        losses.itc_similarities(photos, wrong, photos, wrong, temperature), label_smoothing=0.0
+    shuffled = itc_itm_itg.itc_loss(
+        itc_itm_itg.itc_similarities(photos, wrong, photos, wrong, temperature), label_smoothing=0.0
     )
     assert float(shuffled) == pytest.approx(math.log(1 + math.e), abs=1e-6)
 
 
 def test_soft_targets_spread_over_the_same_photo() -> None:
-    scores = losses.Similarities(torch.zeros(2, 2), torch.zeros(2, 2))
+    scores = itc_itm_itg.Similarities(torch.zeros(2, 2), torch.zeros(2, 2))
     same = torch.ones(2, 2, dtype=torch.bool)
-    assert float(losses.itc_loss(scores, same_photo_BN=same)) == pytest.approx(math.log(2))
-    sharp = losses.Similarities(
+    assert float(itc_itm_itg.itc_loss(scores, same_photo_BN=same)) == pytest.approx(math.log(2))
+    sharp = itc_itm_itg.Similarities(
         torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([[9.0, 0.0], [0.0, 9.0]])
     )
     # Both texts describe both photos, so being sure of one is punished.
-    assert float(losses.itc_loss(sharp, same_photo_BN=same)) > 4.0
+    assert float(itc_itm_itg.itc_loss(sharp, same_photo_BN=same)) > 4.0
 
 
 def test_negatives_are_never_the_pair_and_follow_the_scores() -> None:
@@ -99,7 +99,7 @@ def test_negatives_are_never_the_pair_and_follow_the_scores() -> None:
     scores = torch.tensor([[9.0, 2.0, 0.0]] * 2000)
     positive = torch.zeros(2000, 3, dtype=torch.bool)
     positive[:, 0] = True
-    drawn = losses.draw_negatives(scores, positive)
+    drawn = itc_itm_itg.draw_negatives(scores, positive)
     assert not (drawn == 0).any()
     assert float((drawn == 1).float().mean()) == pytest.approx(math.exp(2) / (math.exp(2) + 1), abs=0.03)
 
@@ -135,7 +135,7 @@ def test_a_batch_of_one_is_refused() -> None:
 
 def test_match_distillation_by_hand() -> None:
     """Two pairs, their negatives each other: from ITC's softmax over three scores to that of ITM's margins."""
-    similarities = losses.Similarities(
+    similarities = itc_itm_itg.Similarities(
         torch.tensor([[3.0, 1.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [1.0, 2.0]])
     )
     other = torch.tensor([1, 0])
@@ -143,7 +143,7 @@ def test_match_distillation_by_hand() -> None:
         [2.0, 0.0, -1.0, 1.0, 0.5, -0.5]
     )  # pairs, texts' wrong photos, photos' wrong texts
     logits = torch.stack([torch.zeros(6), margins], dim=1).requires_grad_()
-    got = losses.match_distillation_loss(logits, similarities, other, other)
+    got = itc_itm_itg.match_distillation_loss(logits, similarities, other, other)
     rows = (((3.0, 0.0, 1.0), (2.0, -1.0, 0.5)), ((2.0, 1.0, 0.0), (0.0, 1.0, -0.5)))
     want = 0.0
     for scores, found in rows:
@@ -158,5 +158,7 @@ def test_match_distillation_teaches_itm_alone() -> None:
     to_text, to_photo = torch.randn(2, 3, 3).requires_grad_()
     logits = torch.randn(9, 2).requires_grad_()
     numbers = torch.tensor([1, 2, 0])
-    loss = losses.match_distillation_loss(logits, losses.Similarities(to_text, to_photo), numbers, numbers)
+    loss = itc_itm_itg.match_distillation_loss(
+        logits, itc_itm_itg.Similarities(to_text, to_photo), numbers, numbers
+    )
     assert torch.autograd.grad(loss, [logits, to_text], allow_unused=True)[1] is None

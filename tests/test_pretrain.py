@@ -15,11 +15,11 @@ from tiny import tiny_checkpoint, tiny_config, tiny_net
 from engine.checkpoints.building import load_net
 from engine.datasets.captioned_sets import SourceConfig
 from engine.errors import DataError, TrainingError
-from training.loop import OptimConfig
-from training.plan import describe_plan, parameter_table, state_bytes
-from training.pretrain import PretrainConfig, PretrainTask, run_pretrain, start_model
-from training.recipes import RETRIEVAL, STAGE1
-from training.streamed import compile_parts
+from training.loop.optimizer import OptimConfig
+from training.recipes.recipe_catalogue import RETRIEVAL, STAGE1
+from training.stages.dry_run import describe_plan, parameter_table, state_bytes
+from training.stages.pretrain import PretrainConfig, PretrainTask, run_pretrain, start_model
+from training.stages.stage_setup import compile_parts
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
 

@@ -7,9 +7,9 @@ import pytest
 
 from engine.datasets.captioned_sets import SourceConfig
 from engine.errors import TrainingError
-from training.loop import OptimConfig
-from training.recipes import RETRIEVAL, STAGE1
-from training.settings import with_settings
+from training.loop.optimizer import OptimConfig
+from training.recipes.recipe_catalogue import RETRIEVAL, STAGE1
+from training.recipes.recipe_settings import with_settings
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,13 @@ from engine.checkpoints.saving import save_checkpoint
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.errors import DataError
 from engine.models.loading import load_model
-from training import stage1
-from training.loop import OptimConfig, train
-from training.objectives import itc_alone, normed
-from training.stage1 import EncoderTask, ItcTask, Stage1Config, Stage1Task, run_stage1
-from training.text import TEXT_HALF, TextTask, text_half, train_tokenizer
-from training.views import encode_maps, encode_views
+from training.batches.encoded_views import encode_maps, encode_views
+from training.loop.optimizer import OptimConfig
+from training.loop.train_loop import train
+from training.losses.stage1_losses import itc_alone, normed
+from training.stages import stage1
+from training.stages.stage1 import EncoderTask, ItcTask, Stage1Config, Stage1Task, run_stage1
+from training.stages.text_half import TEXT_HALF, TextTask, text_half, train_tokenizer
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
 CAPTIONS = [(f"a {colour} wall", f"the wall is {colour}") for colour in COLOURS]

@@ -25,10 +25,11 @@ from engine.checkpoints.saving import save_checkpoint
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.errors import CheckpointError, DataError
 from engine.models.loading import load_captioner
-from training.loop import OptimConfig, train
-from training.stage2 import Stage2Config, Stage2Task, from_stage1, run_stage2
-from training.text import train_tokenizer
-from training.views import encode_views
+from training.batches.encoded_views import encode_views
+from training.loop.optimizer import OptimConfig
+from training.loop.train_loop import train
+from training.stages.stage2 import Stage2Config, Stage2Task, from_stage1, run_stage2
+from training.stages.text_half import train_tokenizer
 from ui.cli import main
 
 TEXTS = [(f"the wall is {colour}",) for colour in COLOURS]

@@ -16,9 +16,11 @@ from engine.datasets.picture_folders import read_picture_folder
 from engine.datasets.picture_reading import load_pictures
 from engine.datasets.tar_shards import TarShard, find_shards
 from engine.errors import DataError
+from training.batches.crops import crop_box, random_crop
+from training.batches.mixture import PERIOD, Mixture
+from training.batches.picture_stream import Stream
 from training.batches.sample_order import Order
-from training.distributed import World
-from training.stream import PERIOD, Mixture, Stream, crop_box, random_crop
+from training.distributed.world import World
 
 ALONE = World(0, 1)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from training import recipes
+from training.recipes import recipe_catalogue
 from ui.cli import main
 
 
@@ -44,7 +44,12 @@ def test_the_plan_of_a_distillation() -> None:
     assert "3,000 steps of 32 pictures, parts 0 to 6" in lines[3] and "not estimated" in lines[-1]
 
 
-EVERY = [(what, name) for what, made in recipes.BY_KIND.items() for name in made if name.startswith("mini")]
+EVERY = [
+    (what, name)
+    for what, made in recipe_catalogue.BY_KIND.items()
+    for name in made
+    if name.startswith("mini")
+]
 
 
 @pytest.mark.parametrize(("what", "name"), EVERY, ids=[f"{what} {name}" for what, name in EVERY])

@@ -12,8 +12,8 @@ from test_data import picture
 from engine.datasets.question_files import read_question_rows
 from engine.datasets.question_sets import QuestionConfig, open_questions
 from engine.errors import DataError
-from training.distributed import World
-from training.stream import Stream
+from training.batches.picture_stream import Stream
+from training.distributed.world import World
 
 ANSWERS = ["red"] * 6 + ["dark red"] * 3 + ["blue"]
 

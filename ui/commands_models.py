@@ -200,7 +200,7 @@ def average(sources: tuple[str, ...], folder: Path, dtype: str) -> None:
     """
     import torch
 
-    from training.soup import average_models
+    from training.stages.weight_average import average_models
 
     _check_empty(folder)
     average_models(sources, folder, dtype=getattr(torch, dtype))

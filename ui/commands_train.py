@@ -53,15 +53,15 @@ def train(
     vqa       the same with questions and answers         -> RUNS/NAME/model
     capfilt   captions drawn for photos, the best kept   -> RUNS/NAME/NAME-000.tar, ...
     """
-    from training import recipes
+    from training.recipes import recipe_catalogue
 
-    known = recipes.BY_KIND[what]
+    known = recipe_catalogue.BY_KIND[what]
     if recipe is None:
         write("".join(f"{name}: {(make.__doc__ or '').splitlines()[0]}\n" for name, make in known.items()))
         return
     if recipe not in known:
         raise DataError(f"There is no {what} recipe {recipe!r}; there are: {', '.join(known)}.")
-    from training.settings import with_settings
+    from training.recipes.recipe_settings import with_settings
 
     config = with_settings(known[recipe](), changes)
     if name is not None and (not name.strip() or name == ".." or Path(name).name != name):
@@ -83,15 +83,16 @@ def _train(
     config: Any, data: Path, teacher: Path | None, runs: Path, output: Path, phase: str | None,
     language: Path | None,
 ) -> None:  # fmt: skip
-    from training.capfilt import CapfiltConfig, run_capfilt
-    from training.distill import DistillConfig, run_distill
-    from training.finetune import CaptionConfig, run_finetune
-    from training.language import TrainLanguageConfig, run_language
-    from training.pretrain import PretrainConfig, run_pretrain
-    from training.stage1 import run_stage1
-    from training.stage2 import Stage2Config, run_stage2
-    from training.stage2_stream import Stage2StreamConfig, run_stage2_stream
-    from training.text import TextConfig, run_text
+    from training.capfilt.capfilt import run_capfilt
+    from training.capfilt.capfilt_config import CapfiltConfig
+    from training.stages.distillation import DistillConfig, run_distill
+    from training.stages.finetuning import CaptionConfig, run_finetune
+    from training.stages.pretrain import PretrainConfig, run_pretrain
+    from training.stages.small_language_model import TrainLanguageConfig, run_language
+    from training.stages.stage1 import run_stage1
+    from training.stages.stage2 import Stage2Config, run_stage2
+    from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
+    from training.stages.text_half import TextConfig, run_text
 
     if isinstance(config, DistillConfig):
         if teacher is None:
@@ -124,15 +125,20 @@ def _train(
 
 def _plan(config: Any, data: Path, runs: Path, language: Path | None) -> Iterator[str]:
     """The lines of a dry run. Under torchrun's WORLD_SIZE, of one of so many processes."""
-    from training.capfilt_config import CapfiltConfig
-    from training.distill import DistillConfig
-    from training.generative import GenerativeConfig
-    from training.language import TrainLanguageConfig
-    from training.plan import describe_capfilt, describe_language_model, describe_plan, describe_stage1
-    from training.plan_generative import describe_distillation, describe_generative
-    from training.pretrain import PretrainConfig, check
-    from training.stage1 import Stage1Config
-    from training.stage2 import Stage2Config
+    from training.capfilt.capfilt_config import CapfiltConfig, describe_capfilt
+    from training.stages.distillation import DistillConfig
+    from training.stages.dry_run import (
+        describe_distillation,
+        describe_generative,
+        describe_language_model,
+        describe_plan,
+        describe_stage1,
+    )
+    from training.stages.generative import GenerativeConfig
+    from training.stages.pretrain import PretrainConfig, check
+    from training.stages.small_language_model import TrainLanguageConfig
+    from training.stages.stage1 import Stage1Config
+    from training.stages.stage2 import Stage2Config
 
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if isinstance(config, DistillConfig):

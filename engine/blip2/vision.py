@@ -4,6 +4,7 @@ Shapes: B photos, P patches, V vision width, H W pixels or feature map.
 """
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -103,3 +104,17 @@ def folded(encoder: VisionEncoder) -> VisionEncoder:
     encoder.train(was_training)
     same = want.shape == got.shape and torch.allclose(got, want, atol=1e-3 * float(want.abs().max()), rtol=0)
     return copied if same else encoder
+
+
+EncoderPart = Callable[[Tensor], Tensor]
+
+
+def network_parts(encoder: VisionEncoder) -> list[tuple[nn.ModuleList, EncoderPart]]:
+    """The backbone (timm's EfficientNet family) as a chain: stem, every block, head; with the modules of each."""
+    net: Any = encoder.backbone
+    parts: list[tuple[nn.ModuleList, EncoderPart]] = [
+        (nn.ModuleList([net.conv_stem, net.bn1]), lambda x: net.bn1(net.conv_stem(x)))
+    ]
+    parts += [(nn.ModuleList([block]), block) for stage in net.blocks for block in stage]
+    parts.append((nn.ModuleList([net.conv_head, net.bn2]), lambda x: net.bn2(net.conv_head(x))))
+    return parts

@@ -22,7 +22,7 @@ class PhotoSets:
     """The photos of some sets, one after the other. names: of their parts; ends: where the next one begins."""
 
     def __init__(self, names: Sequence[str], *folders: Path):
-        """folders: see `sources.place_of`. Raises DataError for a set that is not there, broken or empty."""
+        """folders: see `captioned_sets.place_of`. Raises DataError for a set that is not there, broken or empty."""
         if not names:
             raise DataError("There are no photos to caption: the recipe's `pictures` is empty.")
         self.parts: list[TarShard | list[CaptionedPicture]] = []

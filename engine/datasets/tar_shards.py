@@ -133,7 +133,7 @@ def _texts(content: bytes, path: Path) -> tuple[tuple[str, ...], str]:
 
 
 def write_captioned(path: Path, rows: Iterable[tuple[CaptionedPicture, Mapping[str, Any]]]) -> None:
-    """A tar of `key.<picture>` + `key.json`, as `data.read_shards` reads it; there whole or not at all.
+    """A tar of `key.<picture>` + `key.json`, as `read_shards` reads it; there whole or not at all.
 
     rows: each photo with what its JSON says. The pictures are the files' own bytes where shards have a suffix for them,
     else JPEG. The same rows give the same bytes.

@@ -24,9 +24,10 @@ from engine.blip2 import masks
 from engine.blip2.config import vit_g
 from engine.blip2.layers import KeysValues
 from engine.blip2.retriever import Retriever
-from training.loop import OptimConfig, Weights, make_optimizer
-from training.losses import draw_negatives, itc_loss, itc_similarities, itm_loss
-from training.objectives import stage1_losses
+from training.loop.optimizer import OptimConfig, make_optimizer
+from training.loop.trained_weights import Weights
+from training.losses.itc_itm_itg import draw_negatives, itc_loss, itc_similarities, itm_loss
+from training.losses.stage1_losses import stage1_losses
 
 LENGTHS = (9, 13, 11, 15, 10, 12, 19, 14)  # COCO captions: 8 to 20 tokens, 12 on average
 PADDED = 32

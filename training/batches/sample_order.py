@@ -7,9 +7,12 @@ from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from engine.datasets.captioned_pictures import Sample
 from engine.datasets.captioned_sets import Source
+from training.loop.optimizer import OptimConfig
 
 
 class Order:
@@ -65,3 +68,10 @@ class Order:
                 np.random.default_rng([*self.seed, epoch, group]).permutation(count),
             )
         return self._kept[epoch, group]
+
+
+def batch_of(step: int, num_samples: int, optim: OptimConfig) -> Tensor:
+    """Numbers of a step's samples: each once an epoch, what does not fill a batch left out."""
+    epoch, number = divmod(step, num_samples // optim.batch)
+    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed((optim.seed << 20) + epoch))
+    return order[number * optim.batch : (number + 1) * optim.batch]

@@ -1,0 +1,103 @@
+"""What a frozen encoder, or its first parts, make of every picture and of crops of it: read once, before training.
+
+Shapes: N pictures, W views of each, P patches, V vision width, B pictures at a time, H W places of a feature map.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.blip2.captioner import Captioner
+from engine.blip2.pixels import to_pixels
+from engine.blip2.retriever import Retriever
+from engine.blip2.vision import VisionEncoder, folded, network_parts
+from engine.models.devices import fast_dtype
+from training.loop.optimizer import OptimConfig
+
+LEAST_WINDOW = 0.8
+"""Of a feature map's side, that `random_window` leaves."""
+
+
+class Views(Protocol):
+    """What `encode_views` asks of a config; see `Stage1Config`."""
+
+    @property
+    def views(self) -> int: ...
+    @property
+    def smallest_crop(self) -> float: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+
+
+def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: Views) -> Tensor:
+    """The frozen encoder's patches of every picture, whole and (views - 1) times cropped -> (N, W, P, V) bfloat16.
+
+    Crops are squares of `smallest_crop` to 1 of the side, half of them mirrored; drawn from the seed.
+    """
+    dtype = fast_dtype(net.vision.device)
+    vision = folded(net.vision.eval())  # frozen: batch norms neither learn nor see the batch
+    if vision is net.vision:
+        vision = copy.deepcopy(vision)  # net's keeps its precision
+    vision = vision.to(dtype)
+    return views_of(lambda pixels: vision(pixels.to(dtype)), net.vision, pictures, config)
+
+
+def views_of(
+    read: Callable[[Tensor], Tensor],
+    encoder: VisionEncoder,
+    pictures: np.ndarray,
+    config: Views,
+    batch: int = 50,
+) -> Tensor:
+    """What `read` makes of the pixels (B, 3, H, W) of every view, bfloat16, stacked as in `encode_views`."""
+    size, device, vision = pictures.shape[1], encoder.device, encoder.config
+    generator = torch.Generator().manual_seed(config.optim.seed)
+    rows = []
+    with torch.inference_mode():
+        for start in range(0, len(pictures), batch):
+            whole = to_pixels(pictures[start : start + batch], vision.mean, vision.std, device)
+            views = [read(whole)]
+            for _ in range(config.views - 1):
+                views.append(read(_random_crop(whole, size, config.smallest_crop, generator)))
+            rows.append(torch.stack(views, dim=1).to("cpu", torch.bfloat16))
+    return torch.cat(rows).clone()
+
+
+def _random_crop(pixels_B3HW: Tensor, size: int, smallest: float, generator: torch.Generator) -> Tensor:
+    """One window and flip for the whole batch, resized back to the full side."""
+    share, y, x, flip = torch.rand(4, generator=generator).tolist()
+    side = round(size * (smallest + (1 - smallest) * share))
+    top, left = round(y * (size - side)), round(x * (size - side))
+    window = pixels_B3HW[:, :, top : top + side, left : left + side]
+    window = F.interpolate(window, size=(size, size), mode="bicubic", antialias=True)
+    return window.flip(3) if flip < 0.5 else window
+
+
+def encode_maps(net: Retriever, pictures: np.ndarray, config: Views, count: int) -> Tensor:
+    """What a convolutional encoder's first `count` parts make of every picture's views -> (N, S, H, W, C) bfloat16."""
+    parts = [part for _, part in network_parts(net.vision.eval())[:count]]
+
+    def read(pixels_B3HW: Tensor) -> Tensor:
+        features = pixels_B3HW
+        with torch.autocast(features.device.type, torch.bfloat16):
+            for part in parts:
+                features = part(features)
+        return features.permute(0, 2, 3, 1).to("cpu", torch.bfloat16)
+
+    return views_of(read, net.vision, pictures, config)
+
+
+def random_window(maps_BHWC: Tensor, draws: torch.Generator) -> Tensor:
+    """One random window and flip for the whole batch."""
+    side = maps_BHWC.shape[1]
+    window = int(torch.randint(round(LEAST_WINDOW * side), side + 1, (), generator=draws))
+    top, left = torch.randint(side - window + 1, (2,), generator=draws).tolist()
+    cut = maps_BHWC[:, top : top + window, left : left + window]
+    return cut.flip(2) if float(torch.rand((), generator=draws)) < 0.5 else cut

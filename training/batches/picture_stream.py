@@ -1,0 +1,149 @@
+"""Batches of a mixture of sources, each a function of (seed, step): a resumed run reads on bit-exactly.
+
+Pictures are read, decoded, cropped and flipped in threads (Pillow decodes without the interpreter's lock), the next
+batches ahead of time. Shapes: B pairs of this process, N of all, H W pixels.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.datasets.captioned_sets import SetConfig, Source, open_source
+from engine.errors import DataError, PhotoError
+from engine.pictures.opening import open_picture
+from training.batches.crops import Augment
+from training.batches.mixture import Mixture
+from training.batches.sample_order import Order
+from training.distributed.world import World
+
+MOST_REPLACED = 100
+"""Samples in a row that may be unreadable before the source is given up."""
+MOST_NAMED = 20
+NO_CAPTION = "it has no caption"
+TOO_LONG = "it is too long"
+UNREADABLE = "it cannot be read"
+SHIFT = 40
+"""Picture ids: the number of the source, shifted by so many bits, and the picture's number in it."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A batch of this process. pictures: uint8 (B, H, W, 3). picture_ids: (B,) int64, equal for the same photo.
+    questions: what the captions answer, empty where nothing is asked."""
+
+    pictures: np.ndarray
+    captions: list[str]
+    picture_ids: np.ndarray
+    questions: list[str]
+
+
+Opener = Callable[[Any, Path, int], Source]
+Usable = Callable[[str, str], None]
+"""Question, caption: raises DataError for those that cannot be learned."""
+_Row = tuple[np.ndarray, str, int, str]
+
+
+class Stream:
+    """Opened sources, as batches by step. `failures` counts by reason what the next good sample stood in for.
+
+    `failed` names the last of those."""
+
+    def __init__(
+        self, sources: Sequence[SetConfig], data: Path, *, batch: int, seed: int, augment: Augment,
+        here: World, workers: int = 8, ahead: int = 3, opener: Opener = open_source, usable: Usable | None = None,
+    ):  # fmt: skip
+        """batch: N. augment: picture, draws -> uint8 (H, W, 3). opener: config, data, threads -> opened. usable: what
+        is refused is replaced. Raises DataError when a source holds nothing."""
+        if not sources:
+            raise DataError("There is no source to train on; give at least one.")
+        self.sources = [opener(config, data, workers) for config in sources]
+        self.usable = usable
+        self.mixture = Mixture([config.weight for config in sources], seed)
+        self.orders = [Order(source, (seed, number)) for number, source in enumerate(self.sources)]
+        self.batch_size, self.seed, self.augment, self.here = batch, seed, augment, here
+        self.failures: Counter[str] = Counter()
+        self.failed: deque[str] = deque(maxlen=MOST_NAMED)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._ahead = ahead
+        self._coming: dict[int, list[Future[_Row]]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def count(self) -> int:
+        return sum(source.count for source in self.sources)
+
+    def settings(self) -> dict[str, str]:
+        """What a resumed run must find again: which samples lie where."""
+        return {f"source {source.config.path}": source.digest() for source in self.sources}
+
+    def report(self) -> list[str]:
+        """What was left out, counted and named, a line each."""
+        lines = []
+        for source in self.sources:
+            lines += [
+                f"{source.config.path}: {count} left out, {why}" for why, count in source.missing.items()
+            ]
+            lines += [f"shard skipped: {broken.reason}" for broken in source.broken]
+        lines += [f"{count} samples replaced: {reason}" for reason, count in self.failures.most_common()]
+        return lines + [f"  {reason}" for reason in self.failed]
+
+    def __getitem__(self, step: int) -> Pairs:
+        """The batch of a step; those after it are begun. Raises DataError when a source has become unreadable."""
+        for number in [n for n in self._coming if not step <= n <= step + self._ahead]:
+            for future in self._coming.pop(number):
+                future.cancel()
+        for number in range(step, step + self._ahead + 1):
+            if number not in self._coming:
+                self._coming[number] = self._begin(number)
+        rows = [future.result() for future in self._coming.pop(step)]
+        pictures, captions, ids, questions = zip(*rows, strict=True)
+        return Pairs(np.stack(pictures), list(captions), np.array(ids, dtype=np.int64), list(questions))
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _begin(self, step: int) -> list[Future[_Row]]:
+        count = self.batch_size // self.here.size
+        first = step * self.batch_size + self.here.rank * count
+        return [self._pool.submit(self._load, number) for number in range(first, first + count)]
+
+    def _load(self, number: int) -> _Row:
+        """The n-th sample of the run, or the next good one of its source: data alone decides which."""
+        with self._lock:
+            source, position = self.mixture(number)
+        for later in range(MOST_REPLACED):
+            with self._lock:
+                read = self.orders[source](position + later)
+            draws = np.random.default_rng([self.seed, 1, number])
+            sample = None
+            try:
+                sample = read()
+                if not sample.pair.captions:
+                    raise DataError(NO_CAPTION)
+                picture = self.augment(open_picture(sample.pair.picture), draws)
+                caption = sample.pair.captions[int(draws.integers(len(sample.pair.captions)))]
+                if self.usable is not None:
+                    self.usable(sample.question, caption)
+            except (DataError, PhotoError) as error:
+                self._note(str(error) if sample is None else f"{sample.pair.key}: {error}")
+                continue
+            return picture, caption, (source << SHIFT) + sample.picture_id, sample.question
+        raise DataError(
+            f"{MOST_REPLACED} samples in a row of {self.sources[source].config.path} could not be read, the last: "
+            f"{self.failed[-1]}"
+        )
+
+    def _note(self, reason: str) -> None:
+        with self._lock:
+            self.failures[
+                next((end for end in (NO_CAPTION, TOO_LONG) if reason.endswith(end)), UNREADABLE)
+            ] += 1
+            self.failed.append(reason)

@@ -1,0 +1,59 @@
+"""Know this process among all that train together, and join the processes that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from engine.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all that train together. rank: 0 writes; size: 1 = alone."""
+
+    rank: int
+    size: int
+
+    def share(self, rows: Tensor) -> Tensor:
+        """This process's rows of a joined batch. Raises TrainingError when they cannot be shared equally."""
+        if len(rows) % self.size:
+            raise TrainingError(
+                f"A batch of {len(rows)} cannot be shared equally by {self.size} processes; "
+                f"use {len(rows) // self.size * self.size} or {-(-len(rows) // self.size) * self.size}."
+            )
+        count = len(rows) // self.size
+        return rows[self.rank * count : (self.rank + 1) * count]
+
+
+def world() -> World:
+    """Who this process is; alone when no process group was started."""
+    if not dist.is_available() or not dist.is_initialized():
+        return World(0, 1)
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+@contextmanager
+def joined() -> Iterator[tuple[World, torch.device]]:
+    """Join the processes that torchrun started (its RANK, WORLD_SIZE and LOCAL_RANK) and leave them at the end.
+
+    Yields this process's place and device: its own GPU with NCCL, or the CPU with gloo. Alone, nothing is joined.
+    """
+    has_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if has_gpu else torch.device("cpu")
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield world(), device
+        return
+    if has_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if has_gpu else "gloo")
+    try:
+        yield world(), device
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,178 @@
+"""One flat training loop for every task: warm-up and cosine per step, bf16, checkpoints, exact resume.
+
+Under torchrun every process runs it; the first one writes.
+
+With `dtype="bfloat16"` the model computes in bfloat16 while the optimizer keeps and updates float32 master weights
+(mixed precision, arXiv:1710.03740; bfloat16 needs no loss scaling).
+
+A task gives a model and the losses of a step number. All randomness of a step (which samples, crops, dropout,
+negatives) is drawn from (seed, step), so a run resumed from a checkpoint repeats the same losses without any
+state of generators being kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import TrainingError
+from engine.models.malloc import keep_freed_memory
+from training.distributed.gathering import any_process
+from training.distributed.world import World, world
+from training.distributed.wrapping import clip_gradients, replicated, sharded
+from training.loop.interrupts import StopNow, StopSignal
+from training.loop.optimizer import OptimConfig, learning_rate, learning_rate_scales, make_optimizer
+from training.loop.random_draws import seed_step
+from training.loop.run_checkpoint import resume_run, save_run
+from training.loop.run_log import Progress
+from training.loop.trained_weights import Weights
+
+ASKED_EVERY = 8
+"""Steps after which several processes agree on stopping and saving: to ask, each waits for its GPU."""
+
+
+class Task(Protocol):
+    """What is trained. `losses` returns the total under "loss", and its parts for the log.
+
+    A task may have more. `through`, the door to its network (`wrapping.Through`), lets several processes train it;
+    `some_unused` says that its steps leave parameters out. `settings`: plain values that a resumed run must share.
+    `losses_of(step, count)`, the losses of that many samples, lets an out-of-memory error say what fits. A task that
+    runs its backward passes itself returns a loss without gradient.
+    """
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    def losses(self, step: int) -> dict[str, Tensor]: ...
+
+
+def train(
+    task: Task, config: OptimConfig, folder: Path, *, say: Callable[[str], None] = lambda line: None
+) -> list[dict[str, float]]:
+    """Train `task.model` in place and return the log, one row every `log_every` steps.
+
+    folder: receives `log.jsonl` and `checkpoint.pt` (weights, optimizer, step); when a checkpoint is there the run goes
+    on from it. say: called with a progress line. Raises TrainingError when the checkpoint was made with other settings
+    (naming them), a loss is not a number (naming the step; the last checkpoint stays good), or memory runs out (naming
+    the largest batch that fitted). Ctrl-C ends the step and saves a checkpoint before KeyboardInterrupt is raised.
+    """
+    here = world()
+    if here.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    weights = _spread(task, config, here)
+    optimizer = make_optimizer(
+        weights.masters, config, learning_rate_scales(weights.names, config.layer_decay)
+    )
+    settings = getattr(task, "settings", {})
+    first = step = resume_run(folder, weights, optimizer, config, settings)
+    device = weights.masters[0].device
+    if device.type == "cpu":
+        keep_freed_memory()
+    progress = Progress(folder, config, first, say, device)
+    saved = time.monotonic()
+
+    def save() -> None:
+        save_run(folder, weights, optimizer, config, settings, step)
+
+    with StopSignal() as stop:
+        try:
+            while step < config.steps:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, config) * group["scale"]
+                # --- a single training step ---------------------------------------------------------
+                seed_step(config.seed, step, here.rank)
+                optimizer.zero_grad(set_to_none=True)
+                with progress.counted(step):
+                    losses = task.losses(step)
+                    if losses["loss"].requires_grad:  # else the task has run its backward passes itself
+                        losses["loss"].backward()
+                weights.take_gradients()
+                if config.clip:
+                    clip_gradients(weights.masters, config.clip)
+                optimizer.step()
+                weights.give_values()
+                # ------------------------------------------------------------------------------------
+                step += 1
+                progress.add(losses)
+                if step % config.log_every == 0 or step == config.steps:
+                    progress.log(step)
+                if here.size > 1 and step % ASKED_EVERY:
+                    continue
+                late = here.rank == 0 and time.monotonic() - saved > 60 * config.checkpoint_minutes
+                stopping, saving = any_process((stop.asked, late), weights.masters[0].device)
+                if stopping:
+                    raise KeyboardInterrupt
+                if saving:
+                    progress.check(step)
+                    save()
+                    saved = time.monotonic()
+        except StopNow:
+            raise
+        except KeyboardInterrupt:
+            progress.check(step)
+            save()
+            raise
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            message = str(error).splitlines()[
+                0
+            ]  # and let go of the step's tensors, which its traceback holds
+        else:
+            message = ""
+    if message:
+        raise TrainingError(_what_fits(task, config, step, here, message))
+    save()
+    weights.raise_again()
+    progress.close()
+    return progress.rows
+
+
+def _spread(task: Task, config: OptimConfig, here: World) -> Weights:
+    """The weights to train, and the task's network spread over the processes."""
+    if here.size == 1:
+        return Weights(task.model, config.dtype)
+    through: nn.Module | None = getattr(task, "through", None)
+    if through is None:
+        raise TrainingError(f"{type(task).__name__} trains in one process; start it without torchrun.")
+    if config.parallel == "fsdp":
+        task.through = sharded(through, config.dtype)  # type: ignore[attr-defined]
+        return Weights(task.model, "float32")
+    if config.parallel != "ddp":
+        raise TrainingError(f"parallel is {config.parallel!r}; it must be ddp or fsdp.")
+    weights = Weights(task.model, config.dtype)
+    some_unused = getattr(task, "some_unused", False)
+    task.through = replicated(through, some_unused=some_unused)  # type: ignore[attr-defined]
+    return weights
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _what_fits(task: Task, config: OptimConfig, step: int, here: World, message: str) -> str:
+    """Halve the batch until a step's forward and backward pass fit. Several processes do not try: they would wait
+    for each other."""
+    said = f"Out of memory at step {step + 1} with a batch of {config.batch}"
+    losses_of = getattr(task, "losses_of", None)
+    count = config.batch // 2
+    while losses_of is not None and here.size == 1 and count >= 2:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            task.model.zero_grad(set_to_none=True)
+            loss = losses_of(step, count)["loss"]
+            if loss.requires_grad:
+                loss.backward()
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+        else:
+            return f"{said}; the largest that fitted is {count}: set optim.batch or chunk to it ({message})."
+        count //= 2
+    return f"{said}; use a smaller one, chunks (cached embeddings), or more processes ({message})."

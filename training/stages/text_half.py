@@ -1,0 +1,136 @@
+"""The text side before any picture: a WordPiece vocabulary, and sentence vectors learned from paraphrases.
+
+Captions of one photo say the same in other words. Drawing them together (InfoNCE, arXiv:1807.03748, as SimCSE does
+with labelled pairs, arXiv:2104.08821) gives the Q-Former's text half a start, as BERT's weights do in BLIP-2.
+
+Shapes: B photos, T tokens, E embedding.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+
+from engine.blip2.config import Blip2Config
+from engine.blip2.retriever import Retriever
+from engine.blip2.wordpiece import TextTokenizer
+from engine.errors import DataError
+from training.loop.optimizer import OptimConfig
+from training.loop.train_loop import train
+from training.losses.itc_itm_itg import LEAST_TEMPERATURE
+
+TEXT_HALF, TOKENIZER = "text.safetensors", "tokenizer.json"
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]"]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """model: whose text half is trained. captions: gzipped tables "photo id, tab, caption", below the data folder."""
+
+    model: Blip2Config
+    captions: tuple[str, ...]
+    optim: OptimConfig
+
+
+def read_caption_groups(tables: Iterable[Path]) -> list[list[str]]:
+    """Captions by photo from .tsv.gz tables. Raises DataError for a missing table or a row without two fields."""
+    groups: dict[str, list[str]] = {}
+    for path in tables:
+        try:
+            with gzip.open(path, "rt", encoding="utf-8", newline="") as table:
+                for number, row in enumerate(csv.reader(table, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
+                    if len(row) != 2:
+                        raise DataError(
+                            f"{path}, line {number}: {len(row)} fields, expected photo id and caption."
+                        )
+                    groups.setdefault(row[0], []).append(row[1])
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
+    return list(groups.values())
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A lower-casing WordPiece tokenizer with BERT's special tokens and [DEC]."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+class TextTask:
+    """Two captions of each of B photos; each must find the other among the batch's."""
+
+    def __init__(self, net: Retriever, tokenizer: TextTokenizer, groups: Sequence[Sequence[str]], batch: int):
+        self.net, self.tokenizer, self.batch = net, tokenizer, batch
+        self.groups = [group for group in groups if len(group) > 1]
+        if len(self.groups) < batch:
+            raise DataError(f"{len(self.groups)} photos have two captions or more, a batch needs {batch}.")
+        self.model = text_half(net).train()
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        device = self.net.temperature.device
+        firsts, seconds = [], []
+        for number in torch.randperm(len(self.groups))[: self.batch].tolist():
+            group = self.groups[number]
+            a, b = torch.randperm(len(group))[:2].tolist()
+            firsts.append(group[a])
+            seconds.append(group[b])
+        ids, mask, _ = self.tokenizer(firsts + seconds)
+        vectors = self.net.encode_texts(ids.to(device), mask.to(device))
+        scores = (
+            vectors[: self.batch]
+            @ vectors[self.batch :].T
+            / self.net.temperature.clamp(min=LEAST_TEMPERATURE)
+        )
+        targets = torch.arange(self.batch, device=device)
+        loss = (F.cross_entropy(scores, targets) + F.cross_entropy(scores.T, targets)) / 2
+        return {"loss": loss, "right": (scores.argmax(1) == targets).float().mean()}
+
+
+def text_half(net: Retriever) -> nn.ModuleDict:
+    """What reading a text uses: embeddings, self-attention, text feed-forwards, text head, temperature."""
+    layers = [nn.ModuleList([layer.attention, layer.text_mlp]) for layer in net.qformer.layers]
+    parts = {
+        "words": net.qformer.words,
+        "positions": net.qformer.positions,
+        "norm": net.qformer.norm,
+        "layers": nn.ModuleList(layers),
+        "head": net.text_head,
+        "temperature": nn.ParameterList([net.temperature]),
+    }
+    return nn.ModuleDict(parts)
+
+
+def run_text(
+    config: TextConfig, data: Path, output: Path, *, say: Callable[[str], None] = lambda line: None
+) -> None:
+    """Train a tokenizer and the text half; write `output/tokenizer.json` and `output/text.safetensors`."""
+    groups = read_caption_groups(data / name for name in config.captions)
+    output.mkdir(parents=True, exist_ok=True)
+    if not (output / TOKENIZER).exists():  # a resumed run keeps its token numbers
+        texts = (text for group in groups for text in group)
+        train_tokenizer(texts, config.model.qformer.vocab_size).save(str(output / TOKENIZER))
+    tokenizer = Tokenizer.from_file(str(output / TOKENIZER))
+    say(f"{sum(map(len, groups))} captions of {len(groups)} photos, {tokenizer.get_vocab_size()} tokens")
+    torch.manual_seed(config.optim.seed)
+    net = Retriever(config.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    task = TextTask(net, TextTokenizer(tokenizer, config.model.max_tokens), groups, config.optim.batch)
+    train(task, config.optim, output, say=say)
+    save_file(
+        {name: value.cpu().contiguous() for name, value in task.model.state_dict().items()},
+        output / TEXT_HALF,
+    )
