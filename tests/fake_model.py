@@ -163,14 +163,14 @@ class FakeWriter:
 
 
 def load_fake_writer(name: str | None, searching: object = None) -> FakeWriter:
-    """In the place of `ui.opening.load_writer`."""
+    """In the place of `ui.session.load_writer`."""
     if name not in (None, "painter", "sketcher"):
         raise QueryError(f"there is no model {name}")
     return FakeWriter(*(("sketcher", "d2" * 16) if name == "sketcher" else ()))
 
 
 def fake_writer_of(given: str | None, store: Store, searching: str) -> tuple[str, bool]:
-    """In the place of `ui.opening.writer_of`."""
+    """In the place of `ui.session.writer_of`."""
     return given or "painter", given != "mute"
 
 
@@ -179,7 +179,7 @@ def digest_of(path: Path) -> str:
 
 
 def load_fake(name: str | None) -> FakeModel:
-    """In the place of `ui.opening.load_model`."""
+    """In the place of `ui.session.load_model`."""
     if name not in (None, "colours"):
         raise QueryError(f"there is no model {name}")
     return FakeModel()

@@ -15,9 +15,10 @@ from engine.models.photo_encoder import PhotoEncoder
 from engine.types import Photo
 from indexer.build import build_index
 from indexer.caption_run import index_captions
-from ui import opening, thumbnails
+from ui import session
+from ui.page import thumbnails
 
-PAGE = Path(__file__).parents[1] / "ui" / "app.py"
+PAGE = Path(__file__).parents[1] / "ui" / "page" / "page.py"
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "orange": (255, 128, 0)}
 
 
@@ -27,10 +28,10 @@ def colours(monkeypatch, tmp_path):
 
     streamlit.cache_data.clear()
     streamlit.cache_resource.clear()
-    monkeypatch.setattr(opening, "load_model", load_fake)
-    monkeypatch.setattr(opening, "make_searcher", FakeSearcher)
-    monkeypatch.setattr(opening, "load_writer", load_fake_writer)
-    monkeypatch.setattr(opening, "writer_of", fake_writer_of)
+    monkeypatch.setattr(session, "load_model", load_fake)
+    monkeypatch.setattr(session, "make_searcher", FakeSearcher)
+    monkeypatch.setattr(session, "load_writer", load_fake_writer)
+    monkeypatch.setattr(session, "writer_of", fake_writer_of)
     monkeypatch.delenv("QSEEK_CAPTION_MODEL", raising=False)
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
     monkeypatch.delenv("QSEEK_MODEL", raising=False)
@@ -212,7 +213,7 @@ def test_errors_are_plain_words(store, monkeypatch):
     def refuses(*_, **__):
         raise IndexStateError("the index was made with model colours; this is model tints")
 
-    monkeypatch.setattr(opening, "make_searcher", refuses)
+    monkeypatch.setattr(session, "make_searcher", refuses)
     test = page(q="red")
     assert not test.exception
     assert test.error[0].value == "the index was made with model colours; this is model tints"
@@ -244,7 +245,7 @@ def caption_all(store: Store) -> None:
 def test_captions_of_the_index_are_shown_and_can_be_hidden(store, monkeypatch):
     assert captions(page(q="red")) == [], "an index without captions shows none by itself"
     caption_all(store)
-    monkeypatch.setattr(opening, "load_writer", None)  # what would be called to write one
+    monkeypatch.setattr(session, "load_writer", None)  # what would be called to write one
     test = page(q="red")
     assert captions(test)[:2] == ["a red thing", "a yellow thing"]
     assert not test.exception
@@ -254,7 +255,7 @@ def test_captions_of_the_index_are_shown_and_can_be_hidden(store, monkeypatch):
 
 def test_missing_captions_are_written_after_the_photos(store, monkeypatch):
     writer = FakeWriter()
-    monkeypatch.setattr(opening, "load_writer", lambda name, searching: writer)
+    monkeypatch.setattr(session, "load_writer", lambda name, searching: writer)
     (gone,) = (path for path in store.files() if path.stem == "blue")
     page(q="red")  # its thumbnail is kept
     gone.unlink()
@@ -271,11 +272,11 @@ def test_a_captioner_that_fails_leaves_the_photos(store, monkeypatch):
     def refuses(*_):
         raise IndexStateError("no memory for the captioner")
 
-    monkeypatch.setattr(opening, "load_writer", refuses)
+    monkeypatch.setattr(session, "load_writer", refuses)
     test = page(q="red", captions="true")
     assert "no memory for the captioner" in all_words(test)
     assert names(test)[0] == "red.png" and not test.exception
-    monkeypatch.setattr(opening, "writer_of", refuses)
+    monkeypatch.setattr(session, "writer_of", refuses)
     test = page(q="red", captions="true")
     assert "no memory" in test.warning[0].value and names(test)[0] == "red.png"
 

@@ -26,7 +26,7 @@ from training.capfilt.capfilt_config import CapfiltConfig
 from training.capfilt.caption_candidates import Candidates, Caption, kept, load_parts
 from training.loop.optimizer import OptimConfig
 from training.stages.stage1 import Stage1Config, run_stage1
-from ui.cli import main
+from ui.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -25,8 +25,8 @@ from engine.models.caption_writers import load_writer
 from engine.models.loading import load_captioner
 from engine.pictures.opening import open_picture
 from engine.pictures.squares import squash
-from ui.cli import main
-from ui.render import path_fields
+from ui.cli.main import main
+from ui.reports.text_forms import path_fields
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

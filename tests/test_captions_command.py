@@ -11,15 +11,15 @@ from test_cli import BLUE, GREEN, RED, lines, paint, qseek
 from engine.errors import QueryError
 from engine.index.store import Store
 from engine.models import caption_writers
-from ui import opening
-from ui.commands_index import index
+from ui import session
+from ui.cli.commands.index_command import index
 
 
 @pytest.fixture(autouse=True)
 def colours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(opening, "load_model", load_fake)
-    monkeypatch.setattr(opening, "make_searcher", FakeSearcher)
-    monkeypatch.setattr(opening, "load_writer", load_fake_writer)
+    monkeypatch.setattr(session, "load_model", load_fake)
+    monkeypatch.setattr(session, "make_searcher", FakeSearcher)
+    monkeypatch.setattr(session, "load_writer", load_fake_writer)
     monkeypatch.setattr(caption_writers, "is_called", lambda name, writer: name == writer)
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
     monkeypatch.delenv("QSEEK_MODEL", raising=False)
@@ -43,7 +43,7 @@ def refuse_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(*_: object) -> FakeWriter:
         raise QueryError("no captioner should be loaded")
 
-    monkeypatch.setattr(opening, "load_writer", refuses)
+    monkeypatch.setattr(session, "load_writer", refuses)
 
 
 def test_index_writes_searches_show(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,10 +128,10 @@ def test_ctrl_c_keeps_what_was_written(photos: Path, monkeypatch: pytest.MonkeyP
         def caption(self, pictures_BHWC: object, *_: object) -> list[str]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(opening, "load_writer", lambda *_: Stopped())
+    monkeypatch.setattr(session, "load_writer", lambda *_: Stopped())
     result = qseek("index", photos, "--captions")
     assert result.exit_code == 130 and "the same command goes on from there" in result.stderr
-    monkeypatch.setattr(opening, "load_writer", load_fake_writer)
+    monkeypatch.setattr(session, "load_writer", load_fake_writer)
     assert "3 captions written" in qseek("index", photos, "--captions").stdout
 
 

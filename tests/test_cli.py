@@ -16,8 +16,8 @@ from engine.errors import QueryError
 from engine.index.manifest import Manifest
 from engine.index.store import Store
 from engine.index.writer_lock import locked
-from ui import opening
-from ui.cli import COMMANDS, main
+from ui import session
+from ui.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 RED, GREEN, BLUE, ORANGE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 128, 0)
@@ -26,8 +26,8 @@ RED, GREEN, BLUE, ORANGE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 128, 0)
 @pytest.fixture(autouse=True)
 def colours(monkeypatch, tmp_path):
     """The colour model in the place of BLIP-2, the index in a folder of its own."""
-    monkeypatch.setattr(opening, "load_model", load_fake)
-    monkeypatch.setattr(opening, "make_searcher", FakeSearcher)
+    monkeypatch.setattr(session, "load_model", load_fake)
+    monkeypatch.setattr(session, "make_searcher", FakeSearcher)
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
     monkeypatch.delenv("QSEEK_MODEL", raising=False)
 
@@ -75,7 +75,7 @@ class TestHelp:
         asked = (["--help"], ["search", "--help"], ["index", "--help"], ["app", "--help"], ["index"])
         code = (
             f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-            "from click.testing import CliRunner; from ui.cli import main\n"
+            "from click.testing import CliRunner; from ui.cli.main import main\n"
             f"for arguments in {asked}: CliRunner().invoke(main, arguments)\n"
             f"print([name for name in {heavy} if name in sys.modules])"
         )
@@ -84,7 +84,7 @@ class TestHelp:
 
     def test_import_time_names_nothing_heavy(self):
         done = subprocess.run(
-            [sys.executable, "-X", "importtime", "-m", "ui.cli", "--help"],
+            [sys.executable, "-X", "importtime", "-m", "ui.cli.main", "--help"],
             cwd=ROOT, capture_output=True, timeout=60, check=True, text=True,
         )  # fmt: skip
         loaded = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}
@@ -235,7 +235,7 @@ class TestIndex:
                     raise KeyboardInterrupt
                 return super().encode_patches(pictures)
 
-        monkeypatch.setattr("ui.opening.load_model", lambda name: Interrupted())
+        monkeypatch.setattr("ui.session.load_model", lambda name: Interrupted())
         import indexer.build
 
         def in_eights(*arguments, **options):
@@ -260,7 +260,7 @@ class TestIndex:
 
 class TestReindex:
     def other_model(self, monkeypatch):
-        monkeypatch.setattr("ui.opening.load_model", lambda name: FakeModel("tints", "77" * 16))
+        monkeypatch.setattr("ui.session.load_model", lambda name: FakeModel("tints", "77" * 16))
 
     def test_another_model_is_refused_and_reindexes_everything_known(self, tmp_path, indexed, monkeypatch):
         (tmp_path / "more").mkdir()
@@ -377,7 +377,7 @@ class TestSearch:
                     super().search(*arguments, **options), notes=("the text was cut to 32 tokens",)
                 )
 
-        monkeypatch.setattr(opening, "make_searcher", Noting)
+        monkeypatch.setattr(session, "make_searcher", Noting)
         result = qseek("search", "red", "--paths")
         assert result.stderr == "Note: the text was cut to 32 tokens\n"
 
@@ -385,7 +385,7 @@ class TestSearch:
         def broken(*_, **__):
             raise ZeroDivisionError
 
-        monkeypatch.setattr(opening, "make_searcher", broken)
+        monkeypatch.setattr(session, "make_searcher", broken)
         assert isinstance(qseek("search", "red").exception, ZeroDivisionError)
 
     def test_an_unknown_model_is_a_plain_message(self, indexed):
@@ -538,7 +538,7 @@ def test_app_listens_on_this_computer_alone(monkeypatch, tmp_path):
     assert qseek("app", "--index", tmp_path / "other", "--model", "colours", "--port", 9000).exit_code == 0
     (program, command, environment) = started[0]
     assert program == sys.executable
-    assert command[1:4] == ["-m", "streamlit", "run"] and Path(command[4]) == ROOT / "ui" / "app.py"
+    assert command[1:4] == ["-m", "streamlit", "run"] and Path(command[4]) == ROOT / "ui" / "page" / "page.py"
     for flag in (
         "--server.address=localhost",
         "--browser.gatherUsageStats=false",
@@ -565,9 +565,9 @@ def test_a_reader_that_leaves_is_no_error(indexed, tmp_path):
 
 _MAIN_WITH_COLOURS = (
     f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-    "import fake_model, ui.opening as opening\n"
+    "import fake_model, ui.session as opening\n"
     "opening.load_model, opening.make_searcher = fake_model.load_fake, fake_model.FakeSearcher\n"
-    "from ui.cli import main; main(prog_name='qseek')"
+    "from ui.cli.main import main; main(prog_name='qseek')"
 )
 
 
@@ -575,7 +575,7 @@ def test_ctrl_c_elsewhere_ends_with_130(indexed, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(opening, "make_searcher", stopped)
+    monkeypatch.setattr(session, "make_searcher", stopped)
     result = qseek("search", "red")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "Stopped.\n")
 
@@ -584,5 +584,5 @@ def test_an_error_cannot_command_the_terminal(indexed, monkeypatch):
     def raises(*_):
         raise QueryError("no photo at '/p/\x1b[2J.jpg'")
 
-    monkeypatch.setattr(opening, "make_searcher", raises)
+    monkeypatch.setattr(session, "make_searcher", raises)
     assert qseek("search", "red").stderr == "Error: no photo at '/p/\\x1b[2J.jpg'\n"

@@ -18,7 +18,7 @@ from engine.evaluation.caption_metrics import caption_scores
 from engine.models.loading import load_captioner, load_model
 from engine.pictures.opening import open_picture
 from engine.pictures.squares import squash
-from ui.cli import main
+from ui.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = (42, 73, 91)

@@ -20,7 +20,7 @@ from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.saving import save_captioner
 from engine.checkpoints.transformers_export import IMAGE_TOKEN
 from engine.models.loading import load_captioner
-from ui.cli import main
+from ui.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = ("a red dog", "the", "on the house a cat runs")

@@ -32,7 +32,7 @@ from training.stages.finetuning import CaptionConfig, VqaConfig, run_finetune
 from training.stages.generative import GenerativeTask
 from training.stages.stage2 import from_stage1
 from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
-from ui.cli import main
+from ui.cli.main import main
 
 GREEDY = GenerationOptions(max_new_tokens=8)
 OPTIM = OptimConfig(

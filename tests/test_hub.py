@@ -119,7 +119,7 @@ def server(published: Path) -> Iterator[Hub]:
 def qseek(*args: str, home: Path, address: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment |= {"HF_HOME": str(home), "HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", **more}
-    command = [sys.executable, "-m", "ui.cli", *args]
+    command = [sys.executable, "-m", "ui.cli.main", *args]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -135,7 +135,7 @@ def test_pull_then_use(server: Hub, tmp_path: Path) -> None:
     }
     texts = tmp_path / "texts.txt"
     texts.write_text("a red dog\nthe blue house\n")
-    photo = Path(__file__).parents[1] / "ui" / "page.png"
+    photo = Path(__file__).parents[1] / "ui" / "page" / "page.png"
     matched = qseek(
         "match", str(photo), "--texts", str(texts), "--model", ID, "--index", str(tmp_path / "none"), "--json",
         home=tmp_path, address="http://127.0.0.1:9", HF_HUB_OFFLINE="1",

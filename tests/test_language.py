@@ -21,7 +21,7 @@ from training.stages.small_language_model import (
     run_language,
     train_bpe,
 )
-from ui.cli import main
+from ui.cli.main import main
 
 COLOURS = ("red", "green", "blue", "white", "black", "brown", "pink", "grey")
 GROUPS = [[f"a {colour} dog runs", f"the dog is {colour}", f"a {colour} animal"] for colour in COLOURS]

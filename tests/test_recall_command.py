@@ -8,9 +8,10 @@ import pytest
 from click.testing import CliRunner, Result
 from tiny import tiny_checkpoint, write_pictures
 
-from ui.cli import main
+from ui.cli.main import main
 
 WORDS = ("red", "green", "blue", "dog", "cat", "snow", "house", "runs")
+from ui.reports import recall_report
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def test_a_name_alone_says_what_is_needed() -> None:
 
 def test_published_rows_stand_beside_the_same_gallery_alone(recall, monkeypatch) -> None:
     assert "published" not in recall(name="flickr30k").stdout
-    monkeypatch.setitem(__import__("ui.recall_report").recall_report.SIZES, "flickr30k", 8)
+    monkeypatch.setitem(recall_report.SIZES, "flickr30k", 8)
     lines = recall(name="flickr30k").stdout.splitlines()
     assert "| BLIP-2 ViT-g, published | 97.6 | 100.0 | 100.0 | 89.7 | 98.1 | 98.9 |  |  |  |" in lines
 

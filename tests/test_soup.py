@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from tiny import tiny_checkpoint, tiny_config
 
 from engine.checkpoints.building import load_net
-from ui.cli import main
+from ui.cli.main import main
 
 
 def average(*arguments: object) -> Result:

@@ -30,7 +30,7 @@ from training.loop.optimizer import OptimConfig
 from training.loop.train_loop import train
 from training.stages.stage2 import Stage2Config, Stage2Task, from_stage1, run_stage2
 from training.stages.text_half import train_tokenizer
-from ui.cli import main
+from ui.cli.main import main
 
 TEXTS = [(f"the wall is {colour}",) for colour in COLOURS]
 GREEDY = GenerationOptions(max_new_tokens=8)

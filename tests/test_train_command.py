@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from training.recipes import recipe_catalogue
-from ui.cli import main
+from ui.cli.main import main
 
 
 def train(*arguments: str) -> Result:

@@ -181,7 +181,7 @@ def run_commands(folder: Path, photos: Path, scratch: Path, candidates: int) -> 
         with peak_memory() as memory:
             started = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, "-m", "ui.cli", *arguments, *common], capture_output=True, text=True
+                [sys.executable, "-m", "ui.cli.main", *arguments, *common], capture_output=True, text=True
             )
         if done.returncode:
             raise SystemExit(done.stderr)

@@ -82,30 +82,30 @@ unpack_data() { # a folder called runs among the data is where training goes on 
 
 stage_text() {
     unpack_data || return 1
-    bounded 180 "$PYTHON" -m ui.cli train text --recipe "$TEXT_RECIPE" --data "$DATA" --runs "$RUNS"
+    bounded 180 "$PYTHON" -m ui.cli.main train text --recipe "$TEXT_RECIPE" --data "$DATA" --runs "$RUNS"
 }
 
 stage_distill() {
     unpack_data || return 1
-    bounded 540 "$PYTHON" -m ui.cli train distill --recipe "$DISTILL_RECIPE" --data "$DATA" \
+    bounded 540 "$PYTHON" -m ui.cli.main train distill --recipe "$DISTILL_RECIPE" --data "$DATA" \
         --teacher "$DATA/teacher" --runs "$RUNS"
 }
 
 stage_stage1() {
     unpack_data || return 1
-    bounded 540 "$PYTHON" -m ui.cli train stage1 --recipe "$STAGE1_RECIPE" --data "$DATA" --runs "$RUNS"
+    bounded 540 "$PYTHON" -m ui.cli.main train stage1 --recipe "$STAGE1_RECIPE" --data "$DATA" --runs "$RUNS"
 }
 
 stage_soup() {
     unpack_data || return 1
     local models=() seed
     for seed in ${SEEDS:-11 12 13 14}; do
-        bounded 130 "$PYTHON" -m ui.cli train stage1 --recipe mini-itc --name "mini-itc-$seed" \
+        bounded 130 "$PYTHON" -m ui.cli.main train stage1 --recipe mini-itc --name "mini-itc-$seed" \
             --set "encoder_optim.seed=$seed" --data "$DATA" --runs "$RUNS" || return 1
         models+=("$RUNS/mini-itc-$seed/model")
     done
     rm -rf "$RUNS/mini-soup"
-    "$PYTHON" -m ui.cli models average mini "${models[@]}" "$RUNS/mini-soup/model"
+    "$PYTHON" -m ui.cli.main models average mini "${models[@]}" "$RUNS/mini-soup/model"
 }
 
 stage_train() { stage_text && stage_distill && stage_stage1; }
@@ -116,7 +116,7 @@ chosen_model() {
 
 stage_recall() {
     unpack_data || return 1
-    bounded 180 "$PYTHON" -m ui.cli recall "$DATA/flickr8k-dev-000.tar" --model "$(chosen_model)" |
+    bounded 180 "$PYTHON" -m ui.cli.main recall "$DATA/flickr8k-dev-000.tar" --model "$(chosen_model)" |
         tee "$OUT/results/recall.md"
 }
 

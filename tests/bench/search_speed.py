@@ -271,7 +271,7 @@ def import_times(folder: Path, model: RetrievalModel) -> list[tuple[str, str]]:
 
 
 def _command(folder: Path, model: RetrievalModel, options: list[str]) -> list[str]:
-    start = [sys.executable, "-m", "ui.cli", "search", TEXTS[0], "--json"]
+    start = [sys.executable, "-m", "ui.cli.main", "search", TEXTS[0], "--json"]
     return [*start, "--index", str(folder), "--model", str(model.folder), *options]
 
 

@@ -9,10 +9,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import fake_model  # noqa: E402
 
-from ui import opening  # noqa: E402
+from ui import session  # noqa: E402
 
-opening.load_model = fake_model.load_fake
-opening.make_searcher = fake_model.FakeSearcher
-opening.load_writer = fake_model.load_fake_writer
-opening.writer_of = fake_model.fake_writer_of
-runpy.run_path(str(ROOT / "ui" / "app.py"), run_name="__main__")
+session.load_model = fake_model.load_fake
+session.make_searcher = fake_model.FakeSearcher
+session.load_writer = fake_model.load_fake_writer
+session.writer_of = fake_model.fake_writer_of
+runpy.run_path(str(ROOT / "ui" / "page" / "page.py"), run_name="__main__")

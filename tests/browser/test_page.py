@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(folder):
     """The page, served as `qseek app` serves it."""
-    from ui.commands_app import streamlit_command
+    from ui.cli.commands.app_command import streamlit_command
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine.errors import CheckpointError
-from ui import render
-from ui.options import json_option
-from ui.terminal import say, write
+from ui.cli.options import json_option
+from ui.cli.terminal import say, write
+from ui.reports import text_forms
 
 if TYPE_CHECKING:
     import torch
@@ -36,14 +36,14 @@ def models(context: click.Context, as_json: bool) -> None:
     found = list_models()
     absent = [known for known in KNOWN if known.name not in {one.name for one in found}]
     if as_json:
-        write("".join(render.json_line(_fields(one)) for one in found))
-        write("".join(render.json_line(_known_fields(one)) for one in absent))
+        write("".join(text_forms.json_line(_fields(one)) for one in found))
+        write("".join(text_forms.json_line(_known_fields(one)) for one in absent))
         return
     width = max(len(name) for name in [one.name for one in found] + [one.name for one in absent])
-    rows = [_row(one, width, one.digest[:12], render.printable(str(one.folder))) for one in found]
+    rows = [_row(one, width, one.digest[:12], text_forms.printable(str(one.folder))) for one in found]
     rows += [_row(one, width, "not here", f"qseek models pull {one.name}   ({one.note})") for one in absent]
     write(
-        render.text_table(
+        text_forms.text_table(
             ("name".ljust(width), "for", "parameters", "size", "photo side", "digest", "folder"), rows
         )
     )
@@ -51,7 +51,7 @@ def models(context: click.Context, as_json: bool) -> None:
 
 def _row(model: ModelInfo | KnownModel, width: int, digest: str, place: str) -> tuple[str, ...]:
     parameters = f"{model.num_parameters / 1e6:,.1f} M"
-    size, side = render.size_text(model.num_bytes), f"{model.image_size} px"
+    size, side = text_forms.size_text(model.num_bytes), f"{model.image_size} px"
     return (
         model.name.ljust(width),
         CAPTIONS if model.writes else SEARCH,
@@ -64,7 +64,7 @@ def _row(model: ModelInfo | KnownModel, width: int, digest: str, place: str) -> 
 
 
 def _fields(model: ModelInfo) -> dict[str, Any]:
-    place = {"folder": render.path_fields(model.folder)["path"], "digest": model.digest}
+    place = {"folder": text_forms.path_fields(model.folder)["path"], "digest": model.digest}
     return {"name": model.name, "here": True, **place, **_sizes(model)}
 
 

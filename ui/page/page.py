@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,24 +11,20 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from engine.errors import PhotoError, QseekError
+from engine.index.manifest import FILE_NAME
 from engine.types import Hit, Photo, Results
-from ui import opening
-from ui.caption_desk import CaptionDesk
-from ui.options import CAPTIONER
-from ui.render import count_text, printable
-from ui.thumbnails import thumbnail
-from ui.tiles import STYLE, show_brand, show_caption, show_photo, show_tile
+from ui import session
+from ui.page.page_cache import Stamp, found, found_like
+from ui.page.page_captions import Captions, captions_of, open_photo, show_captions
+from ui.page.thumbnails import thumbnail
+from ui.page.tiles import STYLE, show_brand, show_tile
+from ui.reports.text_forms import count_text, markdown_text, printable
 
 if TYPE_CHECKING:
-    from streamlit.delta_generator import DeltaGenerator
-
     from engine.index.store import Store
-    from engine.models.retrieval_model import RetrievalModel
-    from engine.search.searcher import Searcher
 
 EXAMPLES = ("a dog running through the snow", "people sitting at a table", "a red car in a street")
 RERANKED = 128
-SECONDS_BETWEEN_LOOKS = 0.1
 PAGE_SIZES = (12, 24, 48, 96)
 SCORES_EXPLAINED = """
 **match**: how probable it is, to the part of the model that reads photo and sentence together, that the
@@ -44,90 +37,25 @@ With *Rerank* on, the 128 nearest are put in order by both; without, by the cosi
 """
 
 
-@dataclass
-class Opened:
-    """A searcher, and the lock that lets one session at a time ask it."""
-
-    searcher: Searcher
-    lock: threading.Lock
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """The state of an index: what is cached of it is made anew when this changes."""
-
-    folder: Path
-    model: str
-    made_ns: int
-    version: int
-    num_photos: int
-    num_files: int
-    captions: int
-
-
-@dataclass(frozen=True)
-class Captions:
-    """What writes them beside a searching model, whether it answers questions, and whether they are shown."""
-
-    model: str
-    writer: str
-    answers: bool
-    shown: bool
-
-    def desk(self) -> CaptionDesk:
-        return desk(self.model, self.writer)
-
-
-@st.cache_resource(max_entries=1, show_spinner="Loading the model")
-def loaded(model: str) -> RetrievalModel:
-    return opening.load_model(model)
-
-
-@st.cache_resource(max_entries=1, show_spinner="Opening the index")
-def opened(stamp: Stamp) -> Opened:
-    store = opening.open_store(stamp.folder)
-    return Opened(opening.make_searcher(store, loaded(stamp.model), hold=True), threading.Lock())
-
-
-@st.cache_resource(max_entries=2, show_spinner=False)
-def desk(model: str, writer: str) -> CaptionDesk:
-    searching = loaded(model)
-    return CaptionDesk(lambda: opening.load_writer(writer, searching))
-
-
-@st.cache_data(max_entries=200, ttl=600, show_spinner="Searching")
-def found(stamp: Stamp, text: str, top: int, rerank: int) -> Results:
-    ready = opened(stamp)
-    with ready.lock:
-        return ready.searcher.search(text, top=top, rerank=rerank)
-
-
-@st.cache_data(max_entries=200, ttl=600, show_spinner="Searching")
-def found_like(stamp: Stamp, path: Path, top: int) -> Results:
-    ready = opened(stamp)
-    with ready.lock:
-        return ready.searcher.similar(path, top=top)
-
-
 def main() -> None:
     st.set_page_config(page_title="qseek", page_icon=":material/image_search:", layout="wide")
     st.html(STYLE)
     given = os.environ.get("QSEEK_INDEX")
     try:
-        show_page(opening.index_folder(Path(given) if given else None), os.environ.get("QSEEK_MODEL"))
+        show_page(session.index_folder(Path(given) if given else None), os.environ.get("QSEEK_MODEL"))
     except QseekError as error:
         st.error(printable(str(error)))
 
 
 def show_page(folder: Path, model: str | None) -> None:
-    if not opening.has_index(folder):
+    if not session.has_index(folder):
         show_brand("find photos by describing them")
         st.info(f"There is no index in `{printable(str(folder))}` yet. Make one from a folder of photos:")
         st.code("qseek index ~/Pictures", language="bash")
         st.caption("Then reload this page. Photos stay where they are; nothing leaves this computer.")
         return
-    store = opening.open_store(folder)
-    made_ns = (folder / "manifest.json").stat().st_mtime_ns
+    store = session.open_store(folder)
+    made_ns = (folder / FILE_NAME).stat().st_mtime_ns
     name = model or store.manifest.model
     has_captions = store.captions_version
     stamp = Stamp(folder, name, made_ns, store.version, store.num_photos, store.num_files, has_captions)
@@ -153,15 +81,6 @@ def show_page(folder: Path, model: str | None) -> None:
         show_found(stamp, text.strip(), top, rerank, least, captions_of(store, name, shown))
     else:
         show_examples()
-
-
-def captions_of(store: Store, model: str, shown: bool) -> Captions | None:
-    """None, and a line that says why, where nothing can write them."""
-    try:
-        return Captions(model, *opening.writer_of(os.environ.get(CAPTIONER), store, model), shown)
-    except QseekError as error:
-        st.warning(f"No captions: {_markdown(str(error))}")
-        return None
 
 
 def show_settings(has_captions: bool) -> tuple[int, int, float, bool]:
@@ -241,18 +160,11 @@ def show_similar(stamp: Stamp, photo: Photo | None, top: int, captions: Captions
         st.button("Back", icon=":material/arrow_back:", type="tertiary", on_click=forget_like)
         return
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"Photos like **{_markdown(photo.path.name)}**")
+        st.markdown(f"Photos like **{markdown_text(photo.path.name)}**")
         st.button("Back", icon=":material/arrow_back:", type="tertiary", on_click=forget_like)
     results = found_like(stamp, photo.path, top)
     line = count_text(len(results.hits), "photo")
     show_results(results, line, list(results.hits), stamp.folder, captions)
-
-
-def _markdown(name: str) -> str:
-    """A file name as plain text in Markdown."""
-    return "".join(
-        f"\\{letter}" if letter in r"\`*_{}[]()<>#+-.!|~$:" else letter for letter in printable(name)
-    )
 
 
 def show_results(
@@ -260,7 +172,7 @@ def show_results(
 ) -> None:
     st.caption(line)
     for note in results.notes:
-        st.caption(f":material/info: {_markdown(note)}")
+        st.caption(f":material/info: {markdown_text(note)}")
     if results.failures:
         unread = count_text(len(results.failures), "photo")
         st.caption(f":material/info: {unread} could not be read any more and stand behind the others.")
@@ -273,65 +185,6 @@ def show_results(
         ]
     if captions is not None and captions.shown:
         show_captions(hits, places, captions)
-
-
-def show_captions(hits: list[Hit], places: list[DeltaGenerator], captions: Captions) -> None:
-    """The index's at once, the others as they come. Whatever a person does meanwhile ends this."""
-    waiting = []
-    for hit, place in zip(hits, places, strict=True):
-        if hit.caption is not None:
-            show_caption(place, hit.caption.text)
-        else:
-            waiting.append((hit.photo, place))
-    if not waiting:
-        return
-    desk = captions.desk()
-    desk.want([photo for photo, _ in waiting])
-    while waiting and desk.error is None:
-        for photo, place in waiting:
-            text = desk.known(photo)
-            if isinstance(text, str):
-                show_caption(place, text)
-        waiting = [(photo, place) for photo, place in waiting if desk.known(photo) is None]
-        if waiting:
-            waiting[0][1].empty()  # gives way to what was clicked
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-    if desk.error is not None:
-        st.caption(f":material/info: {_markdown(desk.error)}")
-
-
-def open_photo(captions: Captions | None, hit: Hit) -> None:
-    says = None if hit.caption is None else hit.caption.text
-    if says is None and captions is not None and captions.shown:
-        known = captions.desk().known(hit.photo)
-        says = known if isinstance(known, str) else None
-    show_photo(hit, says, partial(show_question, captions))
-
-
-def show_question(captions: Captions | None, photo: Photo) -> None:
-    """Where a person asks about the photo; who could answer, where the captioner cannot."""
-    if captions is None:
-        return
-    if not captions.answers:
-        st.caption(
-            f":material/help: {_markdown(captions.writer)} captions photos and answers no questions; a larger "
-            "model does: `qseek app --captioner blip2-flan-t5-xl`."
-        )
-        return
-    question = st.text_input(
-        "Ask about this photo", key=f"ask-{photo.digest}", placeholder="What is the dog doing?"
-    )
-    if question and question.strip():
-        try:
-            with st.spinner("Reading the photo"):
-                st.markdown(f"**{_markdown(answered(captions, photo, question.strip()))}**")
-        except QseekError as error:
-            st.warning(_markdown(str(error)))
-
-
-@st.cache_data(max_entries=200, ttl=600, show_spinner=False)
-def answered(captions: Captions, photo: Photo, question: str) -> str:
-    return captions.desk().answer(photo, question)
 
 
 def picture_of(photo: Photo, folder: Path) -> bytes | PhotoError:

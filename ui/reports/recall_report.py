@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ui.render import count_text
+from ui.reports.text_forms import count_text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,21 +1,38 @@
 """From what a person gave, --index and --model, to an open store, a model and a searcher.
 
-Everything heavy is imported inside the functions: lancedb takes a second or two, torch as long again.
+The command line and the page open everything through this file. Heavy libraries are imported inside the functions:
+lancedb takes a second or two, torch as long again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.errors import IndexStateError
 from engine.index.manifest import has_index
-from ui.terminal import say
+from engine.types import Caption, Results
 
 if TYPE_CHECKING:
     from engine.index.store import Store
     from engine.models.caption_writers import CaptionWriter
     from engine.models.retrieval_model import RetrievalModel
     from engine.search.searcher import Searcher
+
+
+def default_writer_name(folder: Path) -> str:
+    """The name of what writes by default beside this index, where there is one."""
+    from engine.index.manifest import Manifest
+    from engine.models.caption_writers import default_writer
+
+    try:
+        return default_writer(Manifest.load(folder).model)
+    except IndexStateError:
+        return default_writer()
+
+
+CAPTIONER = "QSEEK_CAPTION_MODEL"
 
 
 def index_folder(given: Path | None) -> Path:
@@ -80,18 +97,41 @@ def make_searcher(store: Store | None, model: RetrievalModel, *, hold: bool = Fa
     """
     from engine.search.searcher import HOLD_BYTES, Searcher
 
-    return Searcher(store, model, hold_bytes=HOLD_BYTES if hold else 0, tell=say)
+    return Searcher(store, model, hold_bytes=HOLD_BYTES if hold else 0)
 
 
-def open_searcher(folder: Path, model: str | None) -> Searcher:
-    """The index with the model given, else with the one that made it.
+def open_searcher(folder: Path, model: str | None, tell: Callable[[str], None] | None = None) -> Searcher:
+    """The index with the model given, else with the one that made it. tell: called with a line where an answer takes
+    long.
 
     Raises IndexStateError before the model is loaded when there is no index.
     """
     store = open_store(folder)
-    return make_searcher(store, load_model(model or store.manifest.model))
+    return _telling(make_searcher(store, load_model(model or store.manifest.model)), tell)
 
 
-def open_searcher_anyway(folder: Path, model: str | None) -> Searcher:
+def open_searcher_anyway(
+    folder: Path, model: str | None, tell: Callable[[str], None] | None = None
+) -> Searcher:
     """As `open_searcher`; where there is no index, a searcher without one."""
-    return open_searcher(folder, model) if has_index(folder) else make_searcher(None, load_model(model))
+    if has_index(folder):
+        return open_searcher(folder, model, tell)
+    return _telling(make_searcher(None, load_model(model)), tell)
+
+
+def _telling(searcher: Searcher, tell: Callable[[str], None] | None) -> Searcher:
+    """Return the searcher, which calls `tell` from now on."""
+    if tell is not None:
+        searcher.tell = tell
+    return searcher
+
+
+def captioned(results: Results, searcher: Searcher, captioner: str | None) -> Results:
+    """Every hit with a caption: the index's own, but where another captioner is named; the others are written now."""
+    from engine.models.caption_writers import is_called
+    from engine.search.hit_captions import with_captions
+
+    def keeps(caption: Caption) -> bool:
+        return captioner is None or is_called(captioner, caption.writer)
+
+    return with_captions(results, lambda: load_writer(captioner, searcher.model), keeps)

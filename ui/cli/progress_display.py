@@ -8,23 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ui.render import count_text
-from ui.terminal import say
+from ui.cli.terminal import say
+from ui.reports.text_forms import count_text, duration_text
 
 if TYPE_CHECKING:
     from engine.progress import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
-
-
-def duration_text(seconds: float) -> str:
-    """`8 s`, `2 min 05 s`, `3 h 20 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def pace_text(progress: Progress, noun: str = "photo") -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from engine.errors import DataError
-from ui.terminal import STOPPED, finish_with_failures, say, say_failures, write
+from ui.cli.terminal import STOPPED, finish_with_failures, say, say_failures, write
 
 folder_option = click.Path(path_type=Path, file_okay=False)
 
@@ -40,7 +40,8 @@ def train(
     phase: str | None, language: Path | None, changes: tuple[str, ...], dry_run: bool,
 ) -> None:  # fmt: skip
     """Train a part of a model by a recipe; started again, it goes on from its last checkpoint. Under torchrun,
-    `torchrun --nproc-per-node 8 -m ui.cli train ...`, several share each batch (all but distill, text, mini-captioner).
+    `torchrun --nproc-per-node 8 --no-python qseek train ...`, several share each batch (all but distill, text,
+    mini-captioner).
 
     \b
     distill   an image encoder from a pretrained one     -> RUNS/NAME/encoder.safetensors

@@ -7,7 +7,8 @@ from typing import NoReturn
 import click
 
 from engine.types import Failure
-from ui.render import count_text, failures_table, printable
+from ui.reports.hit_formats import failures_table
+from ui.reports.text_forms import count_text, printable
 
 FINISHED_WITH_FAILURES = 3
 STOPPED = 130  # 128 + SIGINT, as shells have it

@@ -4,61 +4,12 @@ A path on disk is bytes, and may hold a newline, an escape sequence or bytes tha
 give exactly those bytes; the table and JSON never do: there such bytes are written as `\\xff`.
 """
 
-import base64
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from engine.types import Failure, Hit, TextHit
-
-
-def printable(text: str) -> str:
-    """The text on one line, safe for a terminal and for UTF-8: a control character becomes `\\n` or `\\x1b`,
-    a byte that was no UTF-8 becomes `\\xff`."""
-    return "".join(character if character.isprintable() else _escaped(character) for character in text)
-
-
-def _escaped(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte that os.fsdecode could not read (PEP 383)
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode("ascii")
-
-
-def percent(probability: float | None) -> str:
-    """A probability as whole per cent, `-` when there is none; 100% and 0% are kept for what rounds to them
-    at one tenth, so that 99.7% does not read as certain."""
-    if probability is None:
-        return "-"
-    value = 100 * probability
-    return f"{value:.1f}%" if 99 <= value < 99.95 or 0.05 <= value < 1 else f"{value:.0f}%"
-
-
-def size_text(num_bytes: int) -> str:
-    """Bytes in powers of 1000, as disks are sold: `512 B`, `16.4 KB`, `1.2 GB`."""
-    if num_bytes < 1000:
-        return f"{num_bytes} B"
-    value, units = num_bytes / 1000, ["KB", "MB", "GB", "TB"]
-    while value >= 999.95 and len(units) > 1:
-        value /= 1000
-        units.pop(0)
-    return f"{value:.1f} {units[0]}"
-
-
-def count_text(number: int, one: str, many: str | None = None) -> str:
-    """`1 photo`, `1,000 photos`; `many` where the plural is not `one` + s."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns padded to their widest cell, to the right, the last as it is; ends with a newline."""
-    cells = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header) - 1)]
-    lines = []
-    for row in cells:
-        padded = [cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=True)]
-        lines.append("  ".join([*padded, row[-1]]).rstrip())
-    return "\n".join(lines) + "\n"
+from ui.reports.text_forms import count_text, json_line, path_fields, percent, printable, text_table
 
 
 def hits_table(hits: Sequence[Hit], captions: bool = False) -> str:
@@ -85,22 +36,6 @@ def _copies(hit: Hit) -> str:
 def text_hits_table(hits: Sequence[TextHit]) -> str:
     rows = [(str(hit.rank), percent(hit.itm), f"{hit.itc:.3f}", printable(hit.text)) for hit in hits]
     return text_table(("#", "match", "cosine", "text"), rows)
-
-
-def path_fields(path: Path) -> dict[str, str]:
-    """`path`, always valid Unicode; for a name that is no UTF-8 also `path_base64`, its exact bytes."""
-    name = str(path)
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        readable = os.fsencode(path).decode("utf-8", errors="backslashreplace")
-        return {"path": readable, "path_base64": base64.b64encode(os.fsencode(path)).decode("ascii")}
-    return {"path": name}
-
-
-def json_line(fields: dict) -> str:
-    """One object on one line; never NaN, never a lone surrogate."""
-    return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _scores(hit: Hit | TextHit) -> dict[str, float | None]:

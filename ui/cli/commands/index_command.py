@@ -11,12 +11,14 @@ import click
 
 from engine.errors import QueryError
 from engine.types import Failure
-from ui import opening, render
-from ui.opening import index_folder, open_store
-from ui.options import Output, captioner_option, index_option, json_option, model_option, output_options
-from ui.progress import duration_text, shown_progress
-from ui.reading import absolute, read_texts
-from ui.terminal import STOPPED, finish_with_failures, say, say_failures, write
+from ui import session
+from ui.cli.options import Output, captioner_option, index_option, json_option, model_option, output_options
+from ui.cli.progress_display import shown_progress
+from ui.cli.terminal import STOPPED, finish_with_failures, say, say_failures, write
+from ui.cli.typed_input import absolute, read_texts
+from ui.reports import hit_formats, text_forms
+from ui.reports.text_forms import duration_text
+from ui.session import index_folder, open_store
 
 if TYPE_CHECKING:
     from engine.progress import Progress
@@ -88,9 +90,9 @@ def index(
         remake=reindex,
     )
     try:
-        report = IndexRun(request, opening.load_model, opening.load_writer, TerminalListener()).run()
+        report = IndexRun(request, session.load_model, session.load_writer, TerminalListener()).run()
     except RunStopped as stopped:
-        kept = render.count_text(stopped.num_photos, "photo")
+        kept = text_forms.count_text(stopped.num_photos, "photo")
         which = "The old index still answers; the new one" if stopped.remake else "The index"
         say(f"Stopped. {which} holds {kept}; the same command goes on from there.")
         click.get_current_context().exit(STOPPED)
@@ -105,19 +107,19 @@ class TerminalListener:
 
     def photos_to_read(self, num_photos: int, num_bytes: int) -> None:
         if num_bytes >= LEAST_ESTIMATE:
-            photos = render.count_text(num_photos, "photo")
-            say(f"{photos} to read; they will take about {render.size_text(num_bytes)}.")
+            photos = text_forms.count_text(num_photos, "photo")
+            say(f"{photos} to read; they will take about {text_forms.size_text(num_bytes)}.")
 
     def texts_added(self, num_new: int, num_texts: int) -> None:
-        say(f"{render.count_text(num_new, 'text')} added, {num_texts:,} in the index.")
+        say(f"{text_forms.count_text(num_new, 'text')} added, {num_texts:,} in the index.")
 
     def captioner_chosen(self, name: str, num_replaced: Mapping[str, int]) -> None:
         for other, count in num_replaced.items():
-            say(f"{render.count_text(count, 'caption')} by {other} will be replaced by {name}'s.")
+            say(f"{text_forms.count_text(count, 'caption')} by {other} will be replaced by {name}'s.")
         say(f"Captions by {name}:")
 
     def captions_missing(self, num_photos: int) -> None:
-        say(f"{render.count_text(num_photos, 'photo')} without a caption; --captions writes them.")
+        say(f"{text_forms.count_text(num_photos, 'photo')} without a caption; --captions writes them.")
 
     def remake_begins(self) -> None:
         say("Making the index anew; until it is complete the old one answers.")
@@ -130,7 +132,7 @@ def _show_report(
     captions = _caption_counts(written)
     if report is None:
         if written is not None:
-            write(render.json_line(captions) if as_json else _caption_line(written))
+            write(text_forms.json_line(captions) if as_json else _caption_line(written))
             _finish(written.failed)
         return
     counts = {
@@ -151,13 +153,13 @@ def _show_report(
         say(f"Note: {note}")
     if as_json:
         totals = {"photos": report.num_photos, "disk_bytes": report.disk_bytes}
-        write(render.json_line({**counts, **totals, "seconds": round(report.seconds, 3), **captions}))
+        write(text_forms.json_line({**counts, **totals, "seconds": round(report.seconds, 3), **captions}))
     else:
         shown = [f"{n:,} {name}" for name, n in counts.items() if n or name not in ("copied", "restored")]
         write(
             f"{', '.join(shown)}\n"
-            f"{render.count_text(report.num_photos, 'photo')} in the index, "
-            f"{render.size_text(report.disk_bytes)} on disk, {duration_text(report.seconds)}\n"
+            f"{text_forms.count_text(report.num_photos, 'photo')} in the index, "
+            f"{text_forms.size_text(report.disk_bytes)} on disk, {duration_text(report.seconds)}\n"
             + ("" if written is None else _caption_line(written))
         )
     _finish([*report.failed, *(written.failed if written else ())], "; `qseek failures` lists them.")
@@ -181,7 +183,7 @@ def _caption_counts(written: CaptionReport | None) -> dict[str, int]:
 
 def _caption_line(written: CaptionReport) -> str:
     return (
-        f"{render.count_text(written.written, 'caption')} written, {written.kept:,} kept, "
+        f"{text_forms.count_text(written.written, 'caption')} written, {written.kept:,} kept, "
         f"{len(written.failed):,} failed, {duration_text(written.seconds)}\n"
     )
 
@@ -198,7 +200,7 @@ def prune(index: Path | None) -> None:
         num_missing = sum(record.missing for record in store.files().values())
         store.prune()
         store.optimize()
-    photos, size = render.count_text(store.num_photos, "photo"), render.size_text(store.disk_bytes())
+    photos, size = text_forms.count_text(store.num_photos, "photo"), text_forms.size_text(store.disk_bytes())
     write(f"{num_missing:,} forgotten, {photos} in the index, {size} on disk\n")
 
 
@@ -212,9 +214,9 @@ def failures(index: Path | None, output: Output) -> None:
     if not found:
         say("No photo failed.")
     elif output is Output.JSON:
-        write(render.failures_json(found))
+        write(hit_formats.failures_json(found))
     elif output is Output.TABLE:
-        write(render.failures_table(found))
+        write(hit_formats.failures_table(found))
     else:
         end = b"\0" if output is Output.NUL else b"\n"
-        write(render.path_bytes((one.path for one in found), end))
+        write(hit_formats.path_bytes((one.path for one in found), end))

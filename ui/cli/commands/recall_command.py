@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.errors import DataError
-from ui import recall_report, render
-from ui.opening import load_models
-from ui.options import json_option, model_option
-from ui.terminal import STOPPED, say, write
+from ui.cli.options import json_option, model_option
+from ui.cli.terminal import STOPPED, say, write
+from ui.reports import recall_report, text_forms
+from ui.session import load_models
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,7 +151,7 @@ _LEFT_OUT = (
 
 
 def _say_missing(names: Sequence[str], total: int, why: str) -> None:
-    say(f"{len(names):,} of {render.count_text(total, 'photo')} {why}:")
+    say(f"{len(names):,} of {text_forms.count_text(total, 'photo')} {why}:")
     for name in names[:SHOWN]:
         say(f"  {name}")
     if len(names) > SHOWN:
@@ -162,7 +162,7 @@ def _check_captions(samples: Sequence[CaptionedPicture]) -> None:
     bare = [sample.key for sample in samples if not sample.captions]
     if bare:
         raise DataError(
-            f"{len(bare):,} of {render.count_text(len(samples), 'picture')} have no captions (first: {bare[0]}); "
+            f"{len(bare):,} of {text_forms.count_text(len(samples), 'picture')} have no captions (first: {bare[0]}); "
             "leave them out of the file."
         )
 
@@ -179,7 +179,7 @@ def _evaluate(
 
     models = load_models(model)
     first = models[0]
-    say(f"{render.count_text(len(samples), 'picture')} for {first.name}.")
+    say(f"{text_forms.count_text(len(samples), 'picture')} for {first.name}.")
     kept = EvaluationCache((cache or _cache_folder()) / data_digest(samples)[:16], first)
     try:
         result = evaluate_retrieval(
@@ -194,7 +194,7 @@ def _evaluate(
         gone = [sample.key for number, sample in enumerate(samples) if number not in read]
         _say_missing(gone, len(samples), "could not be read")
     if keep:
-        say(f"What this run did is kept in {kept.folder} ({render.size_text(kept.disk_bytes())}).")
+        say(f"What this run did is kept in {kept.folder} ({text_forms.size_text(kept.disk_bytes())}).")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     dtype = dtype_name(first.dtype)
     name = Path(dataset).name if dataset.endswith(".tar") else dataset

@@ -9,10 +9,7 @@ from typing import BinaryIO
 import click
 
 from engine.types import Hit, Results, TextResults
-from ui import render
-from ui.captioning import captioned
-from ui.opening import index_folder, open_searcher, open_searcher_anyway
-from ui.options import (
+from ui.cli.options import (
     Output,
     captioner_option,
     captions_option,
@@ -25,8 +22,10 @@ from ui.options import (
     rerank_options,
     top_option,
 )
-from ui.reading import absolute, checked_text, read_paths, read_texts
-from ui.terminal import finish_with_failures, say, say_failures, write
+from ui.cli.terminal import finish_with_failures, say, say_failures, write
+from ui.cli.typed_input import absolute, checked_text, read_paths, read_texts
+from ui.reports import hit_formats
+from ui.session import captioned, index_folder, open_searcher, open_searcher_anyway
 
 photo_argument = click.argument("photo", type=click.Path(path_type=Path))
 
@@ -60,7 +59,7 @@ def search(
 ) -> None:
     """Find the photos that fit TEXT, best first."""
     query = checked_text(" ".join(text))
-    searcher = open_searcher(index_folder(index), model)
+    searcher = open_searcher(index_folder(index), model, say)
     results = searcher.search(query, top=top, rerank=rerank, caption_weight=caption_weight)
     if captions:
         results = captioned(results, searcher, captioner)
@@ -85,7 +84,7 @@ def similar(
     output: Output,
 ) -> None:
     """Find the photos that look like PHOTO, indexed or not."""
-    searcher = open_searcher(index_folder(index), model)
+    searcher = open_searcher(index_folder(index), model, say)
     results = searcher.similar(absolute(photo), top=top)
     if captions:
         results = captioned(results, searcher, captioner)
@@ -117,7 +116,7 @@ def match(
     """Find the texts that fit PHOTO, best first."""
     lines = None if texts is None else read_texts(texts)
     open_it = open_searcher if lines is None else open_searcher_anyway
-    searcher = open_it(index_folder(index), model)
+    searcher = open_it(index_folder(index), model, say)
     show_texts(searcher.match(absolute(photo), lines, top=top, rerank=rerank), as_json)
 
 
@@ -153,7 +152,7 @@ def rerank(
     if file.isatty():
         say("Reading paths from the terminal, one a line; Ctrl-D ends them.")
     paths = read_paths(file, b"\0" if as_nul else b"\n")
-    searcher = open_searcher_anyway(index_folder(index), model)
+    searcher = open_searcher_anyway(index_folder(index), model, say)
     show(searcher.rerank(query, paths, top=top), output)
 
 
@@ -172,10 +171,10 @@ def show(results: Results, output: Output, captions: bool = False) -> None:
 
 def _rendered(hits: Sequence[Hit], output: Output, captions: bool) -> str | bytes:
     if output is Output.JSON:
-        return render.hits_json(hits)
+        return hit_formats.hits_json(hits)
     if output is Output.TABLE:
-        return render.hits_table(hits, captions)
-    return render.path_bytes((hit.photo.path for hit in hits), b"\0" if output is Output.NUL else b"\n")
+        return hit_formats.hits_table(hits, captions)
+    return hit_formats.path_bytes((hit.photo.path for hit in hits), b"\0" if output is Output.NUL else b"\n")
 
 
 def show_texts(results: TextResults, as_json: bool) -> None:
@@ -184,4 +183,4 @@ def show_texts(results: TextResults, as_json: bool) -> None:
     if not results.hits:
         say("No text was found.")
         return
-    write(render.text_hits_json(results.hits) if as_json else render.text_hits_table(results.hits))
+    write(hit_formats.text_hits_json(results.hits) if as_json else hit_formats.text_hits_table(results.hits))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.errors import DataError, QueryError
-from ui.render import printable
+from ui.reports.text_forms import printable
 
 
 def absolute(path: Path) -> Path:

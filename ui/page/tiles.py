@@ -9,8 +9,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 from engine.errors import PhotoError
 from engine.types import Hit, Photo
-from ui.render import percent, printable, size_text
-from ui.thumbnails import is_there, large_picture
+from ui.page.thumbnails import is_there, large_picture
+from ui.reports.text_forms import percent, printable, size_text
 
 GONE = "gone since it was indexed"
 STYLE = """<style>

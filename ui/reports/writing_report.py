@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from ui.render import count_text, json_line
+from ui.reports.text_forms import count_text, json_line
 
 
 @dataclass(frozen=True)

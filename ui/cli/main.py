@@ -13,23 +13,23 @@ from typing import Any
 import click
 
 from engine.errors import QseekError
-from ui.render import printable
-from ui.terminal import STOPPED, say
+from ui.cli.terminal import STOPPED, say
+from ui.reports.text_forms import printable
 
 COMMANDS = {
-    "index": "ui.commands_index",
-    "search": "ui.commands_search",
-    "similar": "ui.commands_search",
-    "match": "ui.commands_search",
-    "rerank": "ui.commands_search",
-    "caption": "ui.commands_caption",
-    "recall": "ui.commands_recall",
-    "evaluate": "ui.commands_evaluate",
-    "train": "ui.commands_train",
-    "app": "ui.commands_app",
-    "models": "ui.commands_models",
-    "failures": "ui.commands_index",
-    "prune": "ui.commands_index",
+    "index": "ui.cli.commands.index_command",
+    "search": "ui.cli.commands.search_command",
+    "similar": "ui.cli.commands.search_command",
+    "match": "ui.cli.commands.search_command",
+    "rerank": "ui.cli.commands.search_command",
+    "caption": "ui.cli.commands.caption_command",
+    "recall": "ui.cli.commands.recall_command",
+    "evaluate": "ui.cli.commands.evaluate_command",
+    "train": "ui.cli.commands.train_command",
+    "app": "ui.cli.commands.app_command",
+    "models": "ui.cli.commands.models_command",
+    "failures": "ui.cli.commands.index_command",
+    "prune": "ui.cli.commands.index_command",
 }
 READER_GONE = 141  # 128 + SIGPIPE: what a program gives that is stopped by `| head`
 

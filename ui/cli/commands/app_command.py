@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from ui.opening import index_folder
-from ui.options import CAPTIONER, captioner_option, index_option, model_option
+from ui.cli.options import captioner_option, index_option, model_option
+from ui.session import CAPTIONER, index_folder
 
 OWN_NAMES = ("localhost", "127.0.0.1", "::1")  # no other: a foreign page may rebind its name to this computer
-PAGE = Path(__file__).with_name("app.py")
+PAGE = Path(__file__).parents[2] / "page" / "page.py"
 
 
 @click.command()

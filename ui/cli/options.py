@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from ui.session import CAPTIONER
+
 Command = Callable[..., Any]
 
 
@@ -35,7 +37,6 @@ model_option = click.option(
     metavar="NAME|FOLDER",
     help="Which model, see `qseek models`.  [default: the one the index was made with]",
 )
-CAPTIONER = "QSEEK_CAPTION_MODEL"
 captions_option = click.option("--captions", is_flag=True, help="Show what each photo shows, in words, too.")
 captioner_option = click.option(
     "--captioner",

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine.errors import DataError
-from ui import evaluate_report, render
-from ui.evaluate_report import Facts, Row
-from ui.options import Command, json_option
-from ui.progress import shown_progress
-from ui.terminal import STOPPED, say, write
+from ui.cli.options import Command, json_option
+from ui.cli.progress_display import shown_progress
+from ui.cli.terminal import STOPPED, say, write
+from ui.reports import text_forms, writing_report
+from ui.reports.writing_report import Facts, Row
 
 if TYPE_CHECKING:
     from engine.datasets.captioned_pictures import CaptionTask, Task
@@ -98,7 +98,7 @@ def caption(
     bare = [task.id for task in tasks if not task.references]
     if bare and (len(bare) < len(tasks) or save is None):
         raise DataError(
-            f"{len(bare):,} of the {render.count_text(len(tasks), 'photo')} in {source} have no reference captions "
+            f"{len(bare):,} of the {text_forms.count_text(len(tasks), 'photo')} in {source} have no reference captions "
             f"({first_few(bare)}); "
             + (
                 "leave them out."
@@ -139,7 +139,7 @@ _LEFT_OUT = (
 
 
 def _say_missing(names: Sequence[str], why: str) -> None:
-    say(f"{render.count_text(len(names), 'photo')} {why}:")
+    say(f"{text_forms.count_text(len(names), 'photo')} {why}:")
     for name in names[:SHOWN]:
         say(f"  {name}")
     if len(names) > SHOWN:
@@ -154,7 +154,7 @@ def _run(
     from engine.evaluation.results_files import Predictions
     from engine.evaluation.writing_run import write_all
 
-    say(f"{render.count_text(len(tasks), layout.what)} for {writer.name}.")
+    say(f"{text_forms.count_text(len(tasks), layout.what)} for {writer.name}.")
     started = time.perf_counter()
     run = {"model": writer.digest, "dtype": writer.dtype, "how": writer.how, "set": str(source.absolute())}
     kept = Predictions(save, run, layout)
@@ -208,9 +208,9 @@ def _report_captions(
     facts = replace(facts, seconds={**facts.seconds, "scoring": time.perf_counter() - started})
     num_references = sum(len(task.references) for task in tasks)
     if as_json:
-        write(evaluate_report.as_json(facts, rows, "photo"))
+        write(writing_report.as_json(facts, rows, "photo"))
     else:
-        write(evaluate_report.markdown(facts, rows, "photo", f", {num_references:,} references"))
+        write(writing_report.markdown(facts, rows, "photo", f", {num_references:,} references"))
 
 
 def _spice(texts: Sequence[str], tasks: Sequence[CaptionTask]) -> tuple[Any, str | None]:
@@ -261,7 +261,7 @@ def vqa(
     bare = [task.id for task in tasks if not task.answers]
     if bare and (len(bare) < len(tasks) or save is None):
         raise DataError(
-            f"{len(bare):,} of {render.count_text(len(tasks), 'question')} have no answers to compare with "
+            f"{len(bare):,} of {text_forms.count_text(len(tasks), 'question')} have no answers to compare with "
             f"({first_few(bare)}); give the annotations file, too, or write answers alone with --save."
         )
     layout = GQA_ANSWERS if found.is_gqa else ANSWERS
@@ -302,4 +302,4 @@ def _report_answers(facts: Facts, found: Questions, texts: Sequence[str], as_jso
     groups = mean_accuracy(accuracies, [task.kinds for task in found.questions])
     rows = [Row(name, count, {"accuracy": value}) for name, (value, count) in groups.items()]
     facts = replace(facts, seconds={**facts.seconds, "scoring": time.perf_counter() - started})
-    write((evaluate_report.as_json if as_json else evaluate_report.markdown)(facts, rows, "question"))
+    write((writing_report.as_json if as_json else writing_report.markdown)(facts, rows, "question"))

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
+import numpy as np
 
-from engine.errors import DataError, IndexStateError
+from engine.errors import DataError
 from engine.types import Failure, Photo
-from ui import opening, render
-from ui.options import CAPTIONER, index_option, json_option
-from ui.reading import absolute, checked_text, read_paths
-from ui.terminal import finish_with_failures, say_failures, write
+from ui import session
+from ui.cli.options import index_option, json_option
+from ui.cli.terminal import finish_with_failures, say_failures, write
+from ui.cli.typed_input import absolute, checked_text, read_paths
+from ui.reports import text_forms
+from ui.session import CAPTIONER, default_writer_name
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from engine.blip2.generation import GenerationOptions
     from engine.models.caption_writers import CaptionWriter
 
@@ -72,7 +73,7 @@ def caption(
         rows = _result_lines(stdin)
     else:
         rows = _rows_of([absolute(path) for path in photos] or read_paths(stdin, b"\n"))
-    writer = opening.load_writer(model or _writer_of(opening.index_folder(index)))
+    writer = session.load_writer(model or default_writer_name(session.index_folder(index)))
     how = _how(question is not None, beams, sample, seed, max_new_tokens)
 
     def write_texts(pictures: np.ndarray) -> list[str]:
@@ -84,17 +85,6 @@ def caption(
     if failures:
         say_failures(failures)
         finish_with_failures()
-
-
-def _writer_of(folder: Path) -> str:
-    """The name of what writes by default beside this index, where there is one."""
-    from engine.index.manifest import Manifest
-    from engine.models.caption_writers import default_writer
-
-    try:
-        return default_writer(Manifest.load(folder).model)
-    except IndexStateError:
-        return default_writer()
 
 
 def _how(asks: bool, beams: int, sample: bool, seed: int, max_new_tokens: int | None) -> GenerationOptions:
@@ -111,7 +101,7 @@ def _how(asks: bool, beams: int, sample: bool, seed: int, max_new_tokens: int | 
 
 
 def _rows_of(paths: Iterable[Path]) -> Iterator[tuple[Path, Fields]]:
-    return ((path, render.path_fields(path)) for path in paths)
+    return ((path, text_forms.path_fields(path)) for path in paths)
 
 
 def _result_lines(file: BinaryIO) -> Iterator[tuple[Path, Fields]]:
@@ -158,9 +148,9 @@ def _write_all(
         if isinstance(text, Failure):
             failures.append(text)
             if keeps_failed:
-                write(render.json_line({**fields, "caption": None}))
+                write(text_forms.json_line({**fields, "caption": None}))
         elif as_json:
-            write(render.json_line({**fields, "caption": text}))
+            write(text_forms.json_line({**fields, "caption": text}))
         else:
-            write(f"{render.printable(str(path))}\t{render.printable(text)}\n")
+            write(f"{text_forms.printable(str(path))}\t{text_forms.printable(text)}\n")
     return failures

@@ -1,0 +1,117 @@
+"""Captions below the photos of the page, and the place where a person asks about one photo.
+
+Captions that the index keeps are shown at once; the others come from the caption desk as they are written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from engine.errors import QseekError
+from engine.types import Hit, Photo
+from ui import session
+from ui.page.caption_desk import CaptionDesk
+from ui.page.page_cache import loaded
+from ui.page.tiles import show_caption, show_photo
+from ui.reports.text_forms import markdown_text
+from ui.session import CAPTIONER
+
+if TYPE_CHECKING:
+    from streamlit.delta_generator import DeltaGenerator
+
+    from engine.index.store import Store
+
+SECONDS_BETWEEN_LOOKS = 0.1
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What writes them beside a searching model, whether it answers questions, and whether they are shown."""
+
+    model: str
+    writer: str
+    answers: bool
+    shown: bool
+
+    def desk(self) -> CaptionDesk:
+        return desk(self.model, self.writer)
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def desk(model: str, writer: str) -> CaptionDesk:
+    searching = loaded(model)
+    return CaptionDesk(lambda: session.load_writer(writer, searching))
+
+
+def captions_of(store: Store, model: str, shown: bool) -> Captions | None:
+    """None, and a line that says why, where nothing can write them."""
+    try:
+        return Captions(model, *session.writer_of(os.environ.get(CAPTIONER), store, model), shown)
+    except QseekError as error:
+        st.warning(f"No captions: {markdown_text(str(error))}")
+        return None
+
+
+def show_captions(hits: list[Hit], places: list[DeltaGenerator], captions: Captions) -> None:
+    """The index's at once, the others as they come. Whatever a person does meanwhile ends this."""
+    waiting = []
+    for hit, place in zip(hits, places, strict=True):
+        if hit.caption is not None:
+            show_caption(place, hit.caption.text)
+        else:
+            waiting.append((hit.photo, place))
+    if not waiting:
+        return
+    desk = captions.desk()
+    desk.want([photo for photo, _ in waiting])
+    while waiting and desk.error is None:
+        for photo, place in waiting:
+            text = desk.known(photo)
+            if isinstance(text, str):
+                show_caption(place, text)
+        waiting = [(photo, place) for photo, place in waiting if desk.known(photo) is None]
+        if waiting:
+            waiting[0][1].empty()  # gives way to what was clicked
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    if desk.error is not None:
+        st.caption(f":material/info: {markdown_text(desk.error)}")
+
+
+def open_photo(captions: Captions | None, hit: Hit) -> None:
+    says = None if hit.caption is None else hit.caption.text
+    if says is None and captions is not None and captions.shown:
+        known = captions.desk().known(hit.photo)
+        says = known if isinstance(known, str) else None
+    show_photo(hit, says, partial(show_question, captions))
+
+
+def show_question(captions: Captions | None, photo: Photo) -> None:
+    """Where a person asks about the photo; who could answer, where the captioner cannot."""
+    if captions is None:
+        return
+    if not captions.answers:
+        st.caption(
+            f":material/help: {markdown_text(captions.writer)} captions photos and answers no questions; a larger "
+            "model does: `qseek app --captioner blip2-flan-t5-xl`."
+        )
+        return
+    question = st.text_input(
+        "Ask about this photo", key=f"ask-{photo.digest}", placeholder="What is the dog doing?"
+    )
+    if question and question.strip():
+        try:
+            with st.spinner("Reading the photo"):
+                st.markdown(f"**{markdown_text(answered(captions, photo, question.strip()))}**")
+        except QseekError as error:
+            st.warning(markdown_text(str(error)))
+
+
+@st.cache_data(max_entries=200, ttl=600, show_spinner=False)
+def answered(captions: Captions, photo: Photo, question: str) -> str:
+    return captions.desk().answer(photo, question)
