@@ -22,8 +22,6 @@ def to_pixels(
 
     mean, std: per channel, of values scaled to [0, 1].
     """
-    import torch
-
     pixels = torch.from_numpy(np.ascontiguousarray(pictures_BHWC)).to(device).permute(0, 3, 1, 2)
     shift = torch.tensor(mean, device=device).view(1, 3, 1, 1)
     scale = torch.tensor(std, device=device).view(1, 3, 1, 1)

@@ -43,8 +43,6 @@ class TextTokenizer:
         T is the batch's longest, at most `max_tokens` with [CLS] and [SEP] counted.
         Raises QueryError for an empty text.
         """
-        import torch
-
         rows, cut = [], []
         for text in texts:
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
-import numpy as np
 
 from engine.errors import DataError
 from engine.types import Failure, Photo
@@ -23,6 +22,8 @@ from ui.reports import text_forms
 from ui.session import CAPTIONER, default_writer_name
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from engine.blip2.generation import GenerationOptions
     from engine.models.caption_writers import CaptionWriter
 
