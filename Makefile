@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup  ## index real photos, search them, say how to open the page. PHOTOS=folder uses your own.
-	@BIN=$(BIN) PHOTOS="$(PHOTOS)" sh tests/demo.sh
+	@BIN=$(BIN) PHOTOS="$(PHOTOS)" sh tests/demo/demo.sh
 
 test: setup
 	$(BIN)/python -m pytest
@@ -26,8 +26,8 @@ lint: setup
 	$(BIN)/mypy
 
 golden: setup  ## write tests/golden anew; look at the diff before you commit it
-	PYTHONPATH=tests:. $(BIN)/python tests/golden_small.py
-	PYTHONPATH=tests:. $(BIN)/python tests/golden_losses.py
+	PYTHONPATH=. $(BIN)/python tests/support/golden_small.py
+	PYTHONPATH=. $(BIN)/python tests/support/golden_losses.py
 
 clean:
 	rm -rf $(VENV) .demo

@@ -70,12 +70,10 @@ def writer_of(given: str | None, store: Store, searching: str) -> tuple[str, boo
 
     given: by a person, else what wrote most of the index's captions, else the default. Raises CheckpointError.
     """
-    from engine.checkpoints.captioner_reading import answers_questions
-    from engine.models.caption_writers import default_writer
-    from engine.models.catalogue import find_model
+    from engine.models.caption_writers import default_writer, is_able_to_answer
 
     name = given or next(iter(store.caption_writers()), None) or default_writer(searching)
-    return name, answers_questions(find_model(name))
+    return name, is_able_to_answer(name)
 
 
 def load_models(name: str | None) -> list[RetrievalModel]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from engine.blip2.generation import ANSWER, CAPTION, GenerationOptions
-from engine.checkpoints.captioner_reading import has_language
+from engine.checkpoints.captioner_reading import answers_questions, has_language
 from engine.checkpoints.published import PUBLISHED
 from engine.checkpoints.retrieval_reading import read_folder
 from engine.errors import CheckpointError, QueryError
@@ -173,6 +173,11 @@ def default_writer(searching: str | None = None) -> str:
 def is_called(name: str, writer: str) -> bool:
     """Whether a name, folder or id means the writer whose lasting name this is. Raises CheckpointError: no such one."""
     return name == writer or lasting_name(name, find_model(name)) == writer
+
+
+def is_able_to_answer(name: str) -> bool:
+    """Return whether a model, known by its name, answers questions; nothing is loaded. Raises CheckpointError."""
+    return answers_questions(find_model(name))
 
 
 def _has_head(name: str) -> bool:

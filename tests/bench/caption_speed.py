@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of the language model; the size's own when not given")
     parser.add_argument("--no-report", action="store_true", help="print the table and write no file")
     args = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
     from engine.blip2.generation import GenerationOptions
 
     size = SIZES[args.size]

@@ -37,7 +37,7 @@ def make_photos(source: Path | None, folder: Path, count: int, size: tuple[int, 
 
     originals = folder / "originals"
     if source is None:
-        sys.path.insert(0, str(Path(__file__).parents[1]))
+        sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
         from demo_photos import write_photos
 
         write_photos(originals)

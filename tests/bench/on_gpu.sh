@@ -70,7 +70,8 @@ PY
 
 stage_check() {
     QSEEK_TEST_GPU=0 bounded 200 "$PYTHON" -m pytest -q -p no:cacheprovider --timeout=120 \
-        tests/test_goldens.py tests/test_losses.py tests/test_vectors.py tests/test_loop.py
+        tests/engine/blip2/test_retriever_goldens.py tests/training/losses/test_itc_itm_itg.py \
+        tests/engine/vectors/test_slot_index.py tests/training/loop/test_train_loop.py
 }
 
 stage_slots() { bounded 120 "$PYTHON" tests/bench/slots_speed.py; }

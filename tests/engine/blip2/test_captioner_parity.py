@@ -1,0 +1,162 @@
+"""Stage 2 beside another implementation: transformers' BLIP-2 (OPT, Flan-T5) and InstructBLIP (LLaMA) with random
+weights, saved and read by us."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_retriever_parity import ATOL, PATCH, SIZE, D, Q, V
+from tiny import tiny_tokenizer
+from tiny_language import byte_tokenizer, language_config, spread, untie
+from torch import Tensor
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipQFormerConfig,
+    InstructBlipVisionConfig,
+)
+
+from engine.blip2.generation import GenerationOptions
+from engine.blip2.language_tokens import IGNORED
+from engine.models.caption_model import CaptionModel
+from engine.models.loading import load_captioner
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROMPTS = ("a photo of", "", "Question: what is it? Answer:")
+INSTRUCTIONS = ("a red dog", "the", "on the house a cat runs")
+Pair = tuple[Any, CaptionModel]
+
+
+def random_theirs(kind: str) -> Any:
+    """kind: opt, t5 or llama; LLaMA with a Q-Former that reads the prompt."""
+    text = language_config(kind)
+    vision = {
+        "hidden_size": V, "intermediate_size": int(V * 4.3637), "num_hidden_layers": 2, "num_attention_heads": 4,
+        "image_size": SIZE, "patch_size": PATCH, "layer_norm_eps": 1e-6,
+    }  # fmt: skip
+    former = {
+        "vocab_size": tiny_tokenizer().get_vocab_size(), "hidden_size": D, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "intermediate_size": 96, "max_position_embeddings": 24, "encoder_hidden_size": V,
+    }  # fmt: skip
+    parts = {"text_config": text, "num_query_tokens": Q, "image_token_index": text.vocab_size - 1}
+    torch.manual_seed(0)
+    if kind == "llama":
+        config = InstructBlipConfig(
+            vision_config=InstructBlipVisionConfig(**vision),
+            qformer_config=InstructBlipQFormerConfig(**former),
+            **parts,
+        )
+        return spread(InstructBlipForConditionalGeneration(config))
+    config = Blip2Config(
+        vision_config=Blip2VisionConfig(**vision), qformer_config=Blip2QFormerConfig(**former), **parts
+    )
+    theirs = Blip2ForConditionalGeneration(config)
+    untie(theirs.language_model)
+    return spread(theirs)
+
+
+def save_theirs(theirs: Any, kind: str, folder: Path) -> None:
+    theirs.save_pretrained(folder)
+    byte_tokenizer(kind).save(str(folder / "tokenizer.json"))
+    if kind == "llama":
+        (folder / "qformer_tokenizer").mkdir()
+        tiny_tokenizer().save(str(folder / "qformer_tokenizer" / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module", params=["opt", "t5", "llama"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """(theirs, ours) with the same weights, ours read from what theirs saved."""
+    theirs, folder = random_theirs(request.param), tmp_path_factory.mktemp(request.param)
+    save_theirs(theirs, request.param, folder)
+    return theirs, load_captioner(str(folder), device="cpu", dtype="float32")
+
+
+def pictures(count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def asked(ours: CaptionModel, batch: int) -> tuple[list[str], dict[str, Tensor], Tensor, Tensor, Tensor]:
+    """prompts, what only theirs is given, and our soft prompts, ids and mask."""
+    prompts = list(INSTRUCTIONS[:batch] if ours.prompt_tokenizer else PROMPTS[:batch])
+    patches = ours.encode_patches(pictures(batch))
+    ids, mask = ours.tokenizer.prompts(prompts, 12)
+    assert batch == 1 or not mask.all()
+    if ours.prompt_tokenizer is None:
+        return prompts, {}, ours.net.read_photos(patches), ids, mask
+    words, words_mask, _ = ours.prompt_tokenizer(prompts)
+    extra = {"qformer_input_ids": words, "qformer_attention_mask": words_mask.long()}
+    return prompts, extra, ours.net.read_with_prompts(patches, words, words_mask), ids, mask
+
+
+def their_pixels(ours: CaptionModel, batch: int) -> Tensor:
+    vision = ours.config.vision
+    pixels = torch.from_numpy(pictures(batch)).permute(0, 3, 1, 2) / 255
+    return (pixels - torch.tensor(vision.mean).view(3, 1, 1)) / torch.tensor(vision.std).view(3, 1, 1)
+
+
+def with_images(theirs: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    images = torch.full((len(ids), Q), theirs.config.image_token_index)
+    return torch.cat([images, ids], dim=1), torch.cat([torch.ones_like(images), mask.long()], dim=1)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_logits_and_loss(pair: Pair, batch: int) -> None:
+    theirs, ours = pair
+    prompts, extra, soft, _, _ = asked(ours, batch)
+    texts = ours.tokenizer.pairs(prompts, ["a dog", "it is a cat in the snow", "no"][:batch], 96)
+    all_ids, all_mask = with_images(theirs, texts.ids, texts.mask)
+    labels = texts.labels
+    if not ours.config.language.encoder_decoder:
+        labels = torch.cat([torch.full((batch, Q), IGNORED), labels], dim=1)
+    want = theirs(
+        pixel_values=their_pixels(ours, batch),
+        input_ids=all_ids,
+        attention_mask=all_mask,
+        labels=labels,
+        **extra,
+    )
+    got = ours.net.logits(soft, texts)
+    if ours.config.language.encoder_decoder:
+        real = texts.labels != IGNORED
+        torch.testing.assert_close(got[real], want.logits[real], atol=ATOL, rtol=0)
+    else:
+        torch.testing.assert_close(got[texts.mask], want.logits[:, Q - 1 : -1][texts.mask], atol=ATOL, rtol=0)
+    torch.testing.assert_close(ours.net.loss(soft, texts), want.loss, atol=ATOL, rtol=0)
+    assert (
+        batch == 1 or got[:, 0].std(dim=0).mean() > 0.05
+    )  # weights that say the same of everything prove nothing
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generated_ids(pair: Pair, batch: int, beams: int) -> None:
+    theirs, ours = pair
+    language = ours.config.language
+    _, extra, soft, ids, mask = asked(ours, batch)
+    got = ours.net.generate(soft, ids, mask, GenerationOptions(max_new_tokens=12, num_beams=beams))
+    rows = []
+    for row in range(batch):  # theirs without any padding
+        length = int(mask[row].sum())
+        all_ids, all_mask = with_images(theirs, ids[row : row + 1, :length], mask[row : row + 1, :length])
+        own = {
+            name: value[row : row + 1, : int(extra["qformer_attention_mask"][row].sum())]
+            for name, value in extra.items()
+        }
+        written = theirs.generate(
+            pixel_values=their_pixels(ours, batch)[row : row + 1], input_ids=all_ids, attention_mask=all_mask,
+            max_new_tokens=12, num_beams=beams, do_sample=False, eos_token_id=language.end_id,
+            pad_token_id=language.pad_id, **own,
+        )  # fmt: skip
+        new = written[0, 1:] if language.encoder_decoder else written[0, all_ids.shape[1] :]
+        rows.append(new.tolist())
+    ended = [row[: row.index(language.end_id) + 1] if language.end_id in row else row for row in rows]
+    wanted = [row + [language.pad_id] * (got.shape[1] - len(row)) for row in ended]
+    assert got.tolist() == wanted
+    assert batch == 1 or len({tuple(row) for row in wanted}) > 1

@@ -1,0 +1,249 @@
+"""Checkpoints of other code: LAVIS files and transformers folders come in whole, ours go back out, the rest fails."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from reference import normal
+from test_retriever_parity import ATOL, TEXTS, asked, random_theirs, save_theirs
+from tiny import tiny_checkpoint, tiny_tokenizer
+from torch import Tensor
+from transformers import Blip2ForImageTextRetrieval
+
+from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
+from engine.blip2.retriever import Retriever, itc_scores
+from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.building import load_net, make_net
+from engine.checkpoints.key_names import LAVIS, their_name
+from engine.checkpoints.lavis_files import read_lavis
+from engine.checkpoints.position_grids import resize_positions
+from engine.checkpoints.retrieval_reading import read_folder
+from engine.checkpoints.transformers_export import save_transformers
+from engine.errors import CheckpointError
+from engine.models.loading import load_model
+
+VOCABULARY = tiny_tokenizer().get_vocab_size()
+QFORMER = QFormerConfig(4, 64, 4, 128, 8, vocab_size=VOCABULARY, max_positions=32)
+EVA = VisionConfig(
+    "eva_giant_patch14_clip_224", 56, 88, {"img_size": 56, "embed_dim": 88, "depth": 3, "num_heads": 4}
+)
+CLIP = VisionConfig(
+    "vit_large_patch14_clip_quickgelu_224",
+    56,
+    64,
+    {"img_size": 56, "embed_dim": 64, "depth": 2, "num_heads": 4},
+)
+
+
+def random_net(vision: VisionConfig) -> Retriever:
+    torch.manual_seed(5)
+    net = Retriever(Blip2Config(vision, QFORMER, embed_dim=24, max_tokens=32)).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.copy_(
+            torch.randn_like(parameter) * (0.1 if parameter.ndim < 2 else parameter[0].numel() ** -0.5)
+        )
+    net.temperature.fill_(0.07)
+    return net
+
+
+def lavis_state(net: Retriever, clip: bool) -> dict[str, Tensor]:
+    """Our tensors under LAVIS' names, with what its files hold twice, by the table read backwards."""
+    state = {"Qformer.bert.embeddings.position_ids": torch.arange(32)[None]}
+    rows = tuple(row for row in LAVIS if not row[0].startswith("visual") or _is_clip(row[0]) == clip)
+    for name, tensor in net.state_dict().items():
+        key = their_name(name, rows)
+        assert key is not None, name
+        state[key] = tensor
+    state["query_tokens"] = state["query_tokens"][None]
+    if clip:
+        state["visual_encoder.class_embedding"] = state["visual_encoder.class_embedding"][0, 0]
+        state["visual_encoder.positional_embedding"] = state["visual_encoder.positional_embedding"][0]
+    state["Qformer.cls.predictions.bias"] = state["Qformer.cls.predictions.decoder.bias"]
+    state["Qformer.cls.predictions.decoder.weight"] = state["Qformer.bert.embeddings.word_embeddings.weight"]
+    return state
+
+
+def _is_clip(pattern: str) -> bool:
+    return any(word in pattern for word in ("class_emb", "positional", "conv1", "ln_pre", "resblocks"))
+
+
+def written(folder: Path, net: Retriever, clip: bool = False) -> tuple[Path, Path]:
+    """LAVIS' two files: all but the encoder, beside the runner's other things; the encoder, with what is not used."""
+    state = lavis_state(net, clip)
+    encoder = {
+        k.removeprefix("visual_encoder."): v for k, v in state.items() if k.startswith("visual_encoder.")
+    }
+    encoder |= (
+        {"ln_post.weight": torch.ones(3)}
+        if clip
+        else {"head.weight": torch.ones(2, 3), "norm.bias": torch.ones(3)}
+    )
+    beyond = "transformer.resblocks.23.ln_1.bias" if clip else "blocks.39.norm1.bias"
+    torch.save(encoder | {beyond: torch.ones(2)}, folder / "encoder.pth")
+    rest = {k: v for k, v in state.items() if not k.startswith("visual_encoder.")}
+    torch.save({"model": rest, "epoch": 3, "config": {"lr": 1e-4}, "scaler": None}, folder / "blip2.pth")
+    return folder / "blip2.pth", folder / "encoder.pth"
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_lavis_files_come_back_whole(tmp_path: Path, clip: bool) -> None:
+    net = random_net(CLIP if clip else EVA)
+    path, encoder = written(tmp_path, net, clip)
+    source = read_lavis(path, tiny_tokenizer(), encoder)
+    got = make_net(source, path, torch.float32)
+    assert got.config.qformer.cross_attention_every == 2 and got.config.vision.image_size == 56
+    want = net.state_dict()
+    assert got.state_dict().keys() == want.keys()
+    assert all(torch.equal(value, want[name]) for name, value in got.state_dict().items())
+    pixels = normal(1, (2, 3, 56, 56))
+    torch.testing.assert_close(
+        got.eval().encode_patches(pixels), net.encode_patches(pixels), atol=ATOL, rtol=0
+    )
+    with pytest.raises(CheckpointError, match=r"leaves out the frozen image encoder .*--encoder"):
+        read_lavis(path, tiny_tokenizer())
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_lavis_at_other_pixels(tmp_path: Path, clip: bool) -> None:
+    net = random_net(CLIP if clip else EVA)
+    path, encoder = written(tmp_path, net, clip)
+    got = make_net(read_lavis(path, tiny_tokenizer(), encoder, image_size=84), path, torch.float32)
+    positions = net.state_dict()["vision.backbone.pos_embed"]
+    want = resize_positions(positions, 6, align_corners=clip)
+    assert (
+        torch.equal(got.state_dict()["vision.backbone.pos_embed"], want)
+        and got.config.vision.image_size == 84
+    )
+    assert got.eval().encode_patches(normal(1, (1, 3, 84, 84))).shape[1] == 37
+    with pytest.raises(CheckpointError, match="not a multiple"):
+        read_lavis(path, tiny_tokenizer(), encoder, image_size=90)
+
+
+def test_a_fine_tuned_lavis_file_has_its_encoder(tmp_path: Path) -> None:
+    net = random_net(EVA)
+    torch.save({"model": lavis_state(net, False)}, tmp_path / "coco.pth")
+    got = make_net(read_lavis(tmp_path / "coco.pth", tiny_tokenizer()), tmp_path, torch.float32)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in got.state_dict().items())
+
+
+def test_our_folder_goes_to_transformers(tmp_path: Path) -> None:
+    """Written by us, loaded there without a missing key, the same scores."""
+    net = random_net(EVA)
+    save_transformers(tmp_path / "out", net, tiny_tokenizer())
+    theirs, info = Blip2ForImageTextRetrieval.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    pixels, ids, mask = asked(3)
+    asking = {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask.long()}
+    with torch.no_grad():
+        itc = theirs.eval()(**asking).logits_per_image
+        itm = theirs(**asking, use_image_text_matching_head=True).logits_per_image
+    keys = net.photo_keys(net.encode_patches(pixels))
+    torch.testing.assert_close(
+        itc_scores(net.encode_photos(keys), net.encode_texts(ids, mask)), itc, atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(net.match(keys, ids, mask), itm, atol=1e-4, rtol=0)
+    again = load_net(tmp_path / "out")[0].state_dict()
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in again.items())
+
+
+def test_a_transformers_folder_is_a_model(tmp_path: Path) -> None:
+    """By its path alone, with its tokenizer: texts and photos get vectors; it has no captions."""
+    save_theirs(random_theirs(), tmp_path)
+    model = load_model(str(tmp_path), device="cpu", dtype="float32")
+    assert not model.config.has_captions and model.image_size == 56
+    ids, mask, _ = TextTokenizer(tiny_tokenizer(), 32)(TEXTS)
+    torch.testing.assert_close(
+        torch.from_numpy(model.encode_texts(TEXTS)[0]), model.net.encode_texts(ids, mask), atol=ATOL, rtol=0
+    )
+
+
+def test_bfloat16_is_cast_tensor_by_tensor(tmp_path: Path) -> None:
+    save_theirs(random_theirs(), tmp_path)
+    model = load_model(str(tmp_path), device="cpu", dtype="bfloat16")
+    full = load_model(str(tmp_path), device="cpu", dtype="float32")
+    for name, value in model.net.state_dict().items():
+        assert value.dtype == torch.bfloat16 and torch.equal(value, full.net.state_dict()[name].bfloat16()), (
+            name
+        )
+
+
+REFUSED = {
+    "stage 2": ({"language_projection.weight": torch.ones(1)}, "generative"),
+    "stranger": ({"lora.weight": torch.ones(1)}, "no place .*lora.weight"),
+    "another shape": ({"itm_head.weight": torch.ones(2, 3)}, r"match_head.weight is \(2, 3\), should be \(2, 64\)"),
+    "bias for the keys": (
+        {"vision_model.encoder.layers.1.self_attn.qkv.bias": torch.ones(264)}, "has a bias for the keys",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_weights_that_do_not_fit(tmp_path: Path, case: str) -> None:
+    changed, message = REFUSED[case]
+    theirs = random_theirs()
+    theirs.save_pretrained(tmp_path)
+    tiny_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(theirs.state_dict() | changed, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=message):
+        load_model(str(tmp_path), device="cpu")
+
+
+def test_a_download_that_stopped(tmp_path: Path) -> None:
+    save_theirs(random_theirs(), tmp_path, "shards")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    whole = shards[1].read_bytes()
+    shards[1].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="not a readable safetensors"):
+        read_folder(tmp_path)
+    shards[1].unlink()
+    with pytest.raises(CheckpointError, match=r"lacks 1 of .* not complete"):
+        read_folder(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="no weight_map"):
+        read_folder(tmp_path)
+
+
+class Trap:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("code ran",)
+
+
+def test_a_file_that_could_run_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": {"query_tokens": Trap()}}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match="was refused"):
+        read_lavis(tmp_path / "evil.pth", tiny_tokenizer())
+    assert "code ran" not in capsys.readouterr().out
+    for content in ({"model": {"query_tokens": 3}}, [torch.ones(1)], {}):
+        torch.save(content, tmp_path / "odd.pth")
+        with pytest.raises(CheckpointError, match="no state dict"):
+            read_lavis(tmp_path / "odd.pth", tiny_tokenizer())
+    with pytest.raises(CheckpointError, match="not there"):
+        read_lavis(tmp_path / "none.pth", tiny_tokenizer())
+
+
+def test_other_architectures_are_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    with pytest.raises(CheckpointError, match="'clip' model, not BLIP-2"):
+        read_folder(tmp_path)
+    tiny = tiny_checkpoint(tmp_path / "tiny")
+    with pytest.raises(CheckpointError, match="EVA ViT"):
+        save_transformers(tmp_path / "out", *_net_and_words(tiny))
+    assert not (tmp_path / "out").exists()
+
+
+def _net_and_words(folder: Path) -> tuple[Retriever, object]:
+    net, words = load_net(folder)
+    return net, words.tokenizer
+
+
+def test_not_enough_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.read_text
+
+    def read(self: Path, **options: str) -> str:
+        return "MemAvailable: 20 kB\n" if self.name == "meminfo" else real(self, **options)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    with pytest.raises(CheckpointError, match=r"of memory for its weights, 0\.0 GiB are free"):
+        load_model(str(tiny_checkpoint(tmp_path / "tiny")), device="cpu")

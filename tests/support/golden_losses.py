@@ -1,0 +1,119 @@
+"""Losses of short training runs at a fixed seed, kept so that moving or merging code cannot change what is learned.
+
+Each run trains a tiny model for a few steps on eight one-coloured pictures and writes one loss for each step. The file
+changes only by `make golden`, visible in the diff.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import torch
+from test_tar_shards import picture, write_shard
+from tiny import tiny_checkpoint, tiny_config
+from tiny_language import save_language
+
+from engine.datasets.captioned_sets import SourceConfig
+from training.loop.optimizer import OptimConfig
+from training.stages.pretrain import PretrainConfig, run_pretrain
+from training.stages.stage1 import Stage1Config, run_stage1
+from training.stages.stage2 import Stage2Config, run_stage2
+from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
+
+FILE = Path(__file__).parents[1] / "golden" / "losses.json"
+COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
+OPTIM = OptimConfig(steps=4, batch=4, lr=1e-3, log_every=1, weight_decay=0.01)
+MODEL = tiny_config(dropout=0.1)
+
+
+def write_inputs(folder: Path) -> None:
+    """Write a shard of eight captioned pictures, a tiny stage-1 model and a tiny OPT."""
+    members: dict[str, bytes] = {}
+    for colour in COLOURS:
+        facts = json.dumps({"captions": [f"a {colour} house", f"the {colour} snow"]})
+        members |= {f"{colour}.png": picture(colour), f"{colour}.json": facts.encode()}
+    write_shard(folder / "s-0.tar", members)
+    tiny_checkpoint(folder / "model", MODEL)
+    save_language("opt", folder / "language")
+
+
+def stage1_from_patches(folder: Path, output: Path) -> None:
+    """Stage 1 on patches that were made once, ITC alone before all losses."""
+    config = Stage1Config(
+        MODEL, ("s-*.tar",), OPTIM, views=2, itc_optim=OPTIM, patch_share=0.5, query_share=0.5,
+        match_distillation=0.5, start="model",
+    )  # fmt: skip
+    run_stage1(config, folder, folder, output)
+
+
+def stage1_from_pictures(folder: Path, output: Path) -> None:
+    """Stage 1 on pictures that are read in every step, with the encoder trained."""
+    config = PretrainConfig(
+        MODEL,
+        (SourceConfig("s-*.tar"),),
+        OPTIM,
+        start="model",
+        train_encoder=True,
+        picture_ids=True,
+        workers=2,
+    )
+    run_pretrain(config, folder, folder, output)
+
+
+def stage2_from_patches(folder: Path, output: Path) -> None:
+    """Stage 2 on patches that were made once."""
+    config = Stage2Config(("s-*.tar",), OPTIM, start="model", prompts=("a photo of", "the"), views=2)
+    run_stage2(config, folder, folder, folder / "language", output)
+
+
+def stage2_from_pictures(folder: Path, output: Path) -> None:
+    """Stage 2 on pictures that are read in every step."""
+    config = Stage2StreamConfig(
+        (SourceConfig("s-*.tar"),), OPTIM, "model", prompts=("a photo of", "the"), workers=2
+    )
+    run_stage2_stream(config, folder, folder, folder / "language", output)
+
+
+RUNS: dict[str, Callable[[Path, Path], None]] = {
+    run.__name__: run
+    for run in (stage1_from_patches, stage1_from_pictures, stage2_from_patches, stage2_from_pictures)
+}
+
+
+def losses_of(name: str, folder: Path) -> dict[str, list[float]]:
+    """Run one of `RUNS` below `folder`; return the losses of each phase, one a step."""
+    write_inputs(folder)
+    output = folder / "out"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with mock.patch(
+            "training.batches.encoded_views.fast_dtype", lambda device: torch.float32
+        ):  # alike on every processor
+            RUNS[name](folder, output)
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        log.parent.relative_to(output).as_posix(): [
+            json.loads(line)["loss"] for line in log.read_text().splitlines()
+        ]
+        for log in sorted(output.rglob("log.jsonl"))
+    }
+
+
+def compute() -> dict[str, dict[str, list[float]]]:
+    """Compute the losses of every run."""
+    losses = {}
+    for name in RUNS:
+        with tempfile.TemporaryDirectory() as folder:
+            losses[name] = losses_of(name, Path(folder))
+    return losses
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(compute(), indent=1) + "\n")
+    print(f"wrote {FILE}")

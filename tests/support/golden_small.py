@@ -1,0 +1,48 @@
+"""The project's own small golden set: what the model gave when it was proven equal to the original BLIP-2 code.
+
+It keeps parity under test where ../shared is absent. Weights and inputs come from the formula of `reference.py`, under
+our own tensor names. The file changes only by `make golden`, visible in the diff.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from reference import normal, small_config, weight
+
+from engine.blip2.itg_decoding import describe
+from engine.blip2.retriever import Retriever
+from training.losses.stage1_losses import stage1_losses
+
+FILE = Path(__file__).parents[1] / "golden" / "small.npz"
+IDS = torch.tensor([[101, 7, 8, 9, 102, 0, 0], [101, 5000, 102, 0, 0, 0, 0], [101, 3, 1, 4, 1, 5, 102]])
+
+
+def compute() -> dict[str, np.ndarray]:
+    """Every head and loss of the formula-made small model on three pairs."""
+    model = Retriever(small_config()).eval().requires_grad_(False)
+    state = model.state_dict()
+    model.load_state_dict({name: weight(name, value.shape, 0.12, 0.1) for name, value in state.items()})
+    model.temperature.fill_(0.07)
+    patches = model.encode_patches(normal(11, (3, 3, 56, 56)))
+    keys = model.photo_keys(patches)
+    mask = IDS != 0
+    negatives = torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1])
+    losses = stage1_losses(model, patches, IDS, mask, dec_id=30522, negatives=negatives)
+    _, past = model.qformer.read_photos(keys)
+    arrays = {
+        "patches": patches[:, ::4, ::8],
+        "photos": model.encode_photos(keys)[..., ::8],
+        "texts": model.encode_texts(IDS, mask)[..., ::4],
+        "match": model.match(keys, IDS, mask),
+        "caption_logits": model.caption_logits(past, IDS, mask)[..., ::997][mask],
+        "greedy": describe(model, keys, dec_id=30522, sep_id=102, max_length=8),
+        "beams": describe(model, keys, dec_id=30522, sep_id=102, num_beams=3, max_length=8),
+        "losses": torch.stack([losses.itc, losses.itm, losses.itg]),
+    }
+    return {name: value.numpy() for name, value in arrays.items()}
+
+
+if __name__ == "__main__":
+    np.savez_compressed(FILE, **compute())
+    print(f"wrote {FILE}: {FILE.stat().st_size} bytes")

@@ -1,0 +1,84 @@
+"""The goldens of the original BLIP-2 code: weights and inputs from a formula, outputs from files.
+
+The formula (numpy alone): a parameter named n with shape s is standard normal from PCG64(crc32(n)), scaled:
+1-D `.weight` -> 1 + 0.1 z, other 1-D -> b_scale z, else w_scale z; `temp` is 0.07. Inputs: PCG64(seed).
+"""
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
+from engine.checkpoints.key_names import LAVIS, renamed
+from engine.checkpoints.tensors import stored
+
+SHARED = Path(os.environ.get("QSEEK_SHARED", Path(__file__).parents[3] / "shared"))
+GOLDENS = SHARED / "goldens"
+ALIASES = {
+    "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
+    "Qformer.cls.predictions.bias": "Qformer.cls.predictions.decoder.bias",
+    "opt_model.lm_head.weight": "opt_model.model.decoder.embed_tokens.weight",
+    "t5_model.encoder.embed_tokens.weight": "t5_model.shared.weight",
+    "t5_model.decoder.embed_tokens.weight": "t5_model.shared.weight",
+}
+
+
+def normal(seed: int, shape: Any) -> torch.Tensor:
+    drawn = np.random.Generator(np.random.PCG64(seed)).standard_normal(tuple(shape)).astype("float32")
+    return torch.from_numpy(drawn)
+
+
+def weight(name: str, shape: Any, w_scale: float, b_scale: float) -> torch.Tensor:
+    name = ALIASES.get(name, name)
+    if name == "temp":
+        return torch.tensor(0.07)
+    z = normal(zlib.crc32(name.encode()), shape)
+    if len(shape) == 1:
+        return 1 + np.float32(0.1) * z if name.endswith(".weight") else np.float32(b_scale) * z
+    return np.float32(w_scale) * z
+
+
+def load_golden(case: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """(json, arrays) of one case; the test is skipped where ../shared is absent, fails where one file is."""
+    if not GOLDENS.is_dir():
+        pytest.skip(f"no goldens: {GOLDENS} is not there (set QSEEK_SHARED)")
+    with np.load(GOLDENS / f"{case}.npz") as stored:
+        arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    return json.loads((GOLDENS / f"{case}.json").read_text()), arrays
+
+
+def small_config() -> Blip2Config:
+    """The small EVA model of cases a to f and h."""
+    args = {"img_size": 56, "patch_size": 14, "embed_dim": 88, "depth": 4, "num_heads": 4}
+    return Blip2Config(
+        VisionConfig("eva_giant_patch14_clip_224", 56, 88, args),
+        QFormerConfig(num_layers=4, width=64, num_heads=4, mlp_width=128, num_queries=8, dropout=0.0),
+        max_tokens=16,
+    )
+
+
+def small_lavis_state(info: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The formula's weights of the small model, under LAVIS' names."""
+    shapes = json.loads((GOLDENS / "small_stage1_shapes.json").read_text())
+    return {
+        name: weight(name, shape, info["w_scale"], info["b_scale"])
+        for name, shape in shapes.items()
+        if not name.endswith("position_ids")
+    }
+
+
+def from_lavis(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Through the converter's table."""
+    theirs = {name: stored(tensor) for name, tensor in state.items()}
+    return {name: one.read() for name, one in renamed(theirs, LAVIS).items()}
+
+
+def small_state(info: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The formula's weights of the small model, under our names."""
+    return from_lavis(small_lavis_state(info))

@@ -1,0 +1,360 @@
+"""CapFilt: what is drawn, how it is ranked, what is kept and written; a stopped run goes on to the same bytes."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from test_tar_shards import write_shard
+from tiny import tiny_checkpoint, tiny_config, tiny_model, write_pictures
+from tiny_language import save_tiny
+
+from engine.datasets.captioned_pictures import CaptionedPicture
+from engine.datasets.captioned_sets import SourceConfig, open_source, read_small_sets
+from engine.datasets.photo_numbers import PhotoSets
+from engine.datasets.tar_shards import find_shards, read_shards, write_captioned
+from engine.errors import DataError
+from engine.models.retrieval_model import RetrievalModel
+from engine.search.searcher import Searcher
+from training.capfilt.capfilt import run_capfilt
+from training.capfilt.capfilt_config import CapfiltConfig
+from training.capfilt.caption_candidates import Candidates, Caption, kept, load_parts
+from training.loop.optimizer import OptimConfig
+from training.stages.stage1 import Stage1Config, run_stage1
+from ui.cli.main import main
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CONFIG = CapfiltConfig(
+    ("plain-*.tar",), "tiny", "tiny", per_photo=5, keep=2, min_tokens=2, max_tokens=8, photos_at_once=2,
+    shard_photos=3,
+)  # fmt: skip
+OWN = [("a red dog", "the dog runs"), ("a cat",), ("snow on the house", "a house", "the house in snow")]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """data: seven photos without captions in two shards, three with; runs/tiny/model."""
+    names = [f"{letter}.png" for letter in "abcdefgxyz"]
+    photos = [path.read_bytes() for path in write_pictures(tmp_path / "photos", names)]
+    data = tmp_path / "data"
+    data.mkdir()
+    write_shard(data / "plain-000.tar", dict(zip(names[:4], photos[:4], strict=True)))
+    write_shard(data / "plain-001.tar", dict(zip(names[4:7], photos[4:7], strict=True)))
+    members = {}
+    for name, photo, texts in zip(names[7:], photos[7:], OWN, strict=True):
+        members |= {name: photo, name.replace("png", "json"): json.dumps({"captions": texts}).encode()}
+    write_shard(data / "own-000.tar", members)
+    tiny_checkpoint(tmp_path / "runs" / "tiny" / "model")
+    return tmp_path
+
+
+def run(place: Path, name: str = "out", config: CapfiltConfig = CONFIG) -> Path:
+    run_capfilt(config, place / "data", place / "runs", place / "runs" / name)
+    return place / "runs" / name
+
+
+def facts(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*.tar")):
+        source = open_source(SourceConfig(str(path)), folder)
+        for row in range(source.count):
+            text_at, size = source.shards[0].places[row][2:]  # type: ignore[union-attr]
+            found.append(json.loads(path.read_bytes()[int(text_at) : int(text_at) + int(size)]))
+    return found
+
+
+def model_of(place: Path) -> RetrievalModel:
+    return load_parts(CONFIG, place / "runs", "cpu")[1]
+
+
+def test_shards_are_what_the_other_trainings_read(place: Path) -> None:
+    out = run(place)
+    assert [path.name for path in sorted(out.glob("*.tar"))] == [f"out-00{n}.tar" for n in range(3)]
+    got = list(read_shards(find_shards(["out-*.tar"], out)))
+    before = list(read_shards(find_shards(["plain-*.tar"], place / "data")))
+    assert [one.key for one in got] == list("abcdefg")
+    assert [one.picture for one in got] == [one.picture for one in before]
+    assert all(len(one.captions) == 2 and len(set(one.captions)) == 2 for one in got)
+    assert len({one.captions for one in got}) > 3
+    for one, said in zip(got, facts(out), strict=True):
+        assert tuple(said["captions"]) == one.captions and said["synthetic"] == [True, True]
+        assert said["scores"] == sorted(said["scores"], reverse=True) and said["key"] == one.key
+    # a source for stage 1 by the run's name, and a whole run on it
+    again = read_small_sets(["own-*.tar", "out/out-*.tar"], place / "data", place / "runs")
+    assert [one.captions for one in again[3:]] == [one.captions for one in got]
+    stage1 = Stage1Config(
+        tiny_config(), ("out/out-*.tar",), OptimConfig(steps=1, batch=4, lr=1e-4), start="tiny"
+    )
+    run_stage1(stage1, place / "data", place / "runs", place / "runs" / "next")
+    assert (place / "runs" / "next" / "model" / "config.json").is_file()
+
+
+def test_the_ranking_is_searchs(place: Path) -> None:
+    """Every drawn caption against a direct match of that photo; the two kept are the best of all."""
+    everything = facts(run(place, "all", replace(CONFIG, keep=5)))
+    best = facts(run(place))
+    searcher = Searcher(None, model_of(place))
+    for said, few in zip(everything, best, strict=True):
+        path = place / "photos" / f"{said['key']}.png"
+        want = searcher.match(path, said["captions"], top=5).hits
+        assert [hit.text for hit in want] == said["captions"] and len(want) > 2
+        np.testing.assert_allclose(said["scores"], [hit.score for hit in want], atol=2e-3)
+        assert few["captions"] == said["captions"][:2] and few["scores"] == said["scores"][:2]
+    assert len({round(score, 3) for said in everything for score in said["scores"]}) > 20
+
+
+def test_without_a_ready_matching_head_the_cosine_ranks(place: Path) -> None:
+    unready = replace(tiny_config(), match_ready=False)
+    tiny_checkpoint(place / "runs" / "unready" / "model", unready)
+    said = facts(run(place, config=replace(CONFIG, matcher="unready", keep=5)))[0]
+    model = load_parts(replace(CONFIG, captioner="unready", matcher="unready"), place / "runs", "cpu")[1]
+    hits = Searcher(None, model).match(place / "photos" / "a.png", said["captions"]).hits
+    np.testing.assert_allclose(said["scores"], [hit.itc for hit in hits], atol=2e-3)
+
+
+def test_a_photo_is_encoded_once_for_all_its_captions(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"vision": 0, "keys": 0}
+    encode, keys = RetrievalModel.encode_patches, RetrievalModel.photo_keys
+
+    def count_encode(model: RetrievalModel, pictures: np.ndarray) -> torch.Tensor:
+        counts["vision"] += len(pictures)
+        return encode(model, pictures)
+
+    def count_keys(model: RetrievalModel, patches: torch.Tensor) -> Any:
+        counts["keys"] += len(patches)
+        return keys(model, patches)
+
+    monkeypatch.setattr(RetrievalModel, "encode_patches", count_encode)
+    monkeypatch.setattr(RetrievalModel, "photo_keys", count_keys)
+    run(place)
+    assert counts == {"vision": 7, "keys": 7}
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    captions, seen = Candidates.captions, []
+
+    def stopping(self: Candidates, *arguments: Any) -> list[list[Caption]]:
+        seen.append(1)
+        if len(seen) > calls:
+            raise KeyboardInterrupt
+        return captions(self, *arguments)
+
+    monkeypatch.setattr(Candidates, "captions", stopping)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(place: Path) -> None:
+    want = {path.name: path.read_bytes() for path in run(place, "whole/out").iterdir()}
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 3)  # two batches a shard: within the second
+        with pytest.raises(KeyboardInterrupt):
+            run(place)
+    out = place / "runs" / "out"
+    assert [path.name for path in out.glob("*.tar")] == ["out-000.tar"]
+    before = (out / "out-000.tar").stat().st_mtime_ns
+    run(place)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == want and len(want) == 7
+    assert (out / "out-000.tar").stat().st_mtime_ns == before
+    (out / "out-001.tar").unlink()  # a report without its shard is no whole shard
+    run(place)
+    assert (out / "out-001.tar").read_bytes() == want["out-001.tar"]
+    other = run(place, "whole/other", replace(CONFIG, seed=1))
+    assert (other / "other-000.tar").read_bytes() != want["out-000.tar"]
+
+
+def test_processes_share_the_shards(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = {path.read_bytes() for path in run(place, "alone").glob("*.tar")}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, names in (("0", ["out-000.tar", "out-002.tar"]), ("1", ["out-001.tar"])):
+        monkeypatch.setenv("RANK", rank)
+        before = set((place / "runs" / "out").glob("*.tar"))
+        out = run(place)
+        assert sorted(path.name for path in {*out.glob("*.tar")} - before) == names
+    assert {path.read_bytes() for path in out.glob("*.tar")} == want
+
+
+def test_originals(place: Path) -> None:
+    """They compete, or stay whatever they score, or are left out."""
+    config = replace(CONFIG, pictures=("own-*.tar",), keep=3)
+    ranked, beside, alone = (
+        facts(run(place, name, replace(config, originals=name))) for name in ("ranked", "kept", "none")
+    )
+    filtered = facts(run(place, "filter", replace(config, per_photo=0, keep=1, originals="ranked")))
+    every = facts(run(place, "every", replace(config, keep=8, originals="ranked")))
+    for own, one, two, none, best, all_ in zip(OWN, ranked, beside, alone, filtered, every, strict=True):
+        drawn = [text for text, made in zip(all_["captions"], all_["synthetic"], strict=True) if made]
+        assert set(all_["captions"]) == {*own, *drawn} and all_["scores"] == sorted(all_["scores"])[::-1]
+        assert one["captions"] == all_["captions"][:3] and none["captions"] == drawn[:3]
+        by_score = [text for text in all_["captions"] if text in own]
+        assert two["captions"] == by_score + drawn[:3]
+        assert two["synthetic"] == [False] * len(own) + [True] * 3
+        assert best["captions"] == by_score[:1] and best["synthetic"] == [False]
+
+
+def test_equal_captions_count_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case and spaces aside; what is the photo's own stays its own, and empty ones are none."""
+    texts = ["a Red  dog", "a cat", "a cat", " ", "A cat "]
+    monkeypatch.setattr(RetrievalModel, "draw_captions", lambda *_, **__: [texts, texts])
+    model = model_of(place)
+    pictures = [np.zeros((40, 40, 3), np.uint8)] * 2
+    from PIL import Image
+
+    samples = [CaptionedPicture("x", b"", ("a red dog",)), CaptionedPicture("y", b"")]
+    config = replace(CONFIG, originals="ranked")
+    found = Candidates(model, model, config).captions(samples, [Image.fromarray(p) for p in pictures], 0)
+    assert [sorted((one.text, one.synthetic) for one in some) for some in found] == [
+        [("a cat", True), ("a red dog", False)],
+        [("a Red  dog", True), ("a cat", True)],
+    ]
+
+
+def test_the_least_score(place: Path) -> None:
+    captions = [Caption("a", True, 2.0), Caption("b", False, 1.0), Caption("c", True, 0.5)]
+    for least, originals, want in ((1.0, "ranked", "ab"), (3.0, "ranked", ""), (3.0, "kept", "b")):
+        chosen = kept(captions, replace(CONFIG, least=least, originals=originals))
+        assert "".join(one.text for one in chosen) == want
+    whole = facts(run(place))
+    limit = sorted(said["scores"][0] for said in whole)[3]
+    out = run(place, "some", replace(CONFIG, least=limit + 1e-4))
+    want = [said["key"] for said in whole if said["scores"][0] > limit]
+    assert [said["key"] for said in facts(out)] == want and 0 < len(want) < 7
+
+
+def test_a_stage_2_captioner(place: Path) -> None:
+    """Its image size is another than the matcher's in general; what it writes is ranked alike."""
+    save_tiny("opt", place / "runs" / "writer" / "model")
+    out = run(place, config=replace(CONFIG, captioner="writer", keep=5, prompt="a"))
+    searcher = Searcher(None, model_of(place))
+    for said in facts(out)[:3]:
+        hits = searcher.match(place / "photos" / f"{said['key']}.png", said["captions"]).hits
+        np.testing.assert_allclose(said["scores"], [hit.score for hit in hits], atol=2e-3)
+    assert len({text for said in facts(out) for text in said["captions"]}) > 10
+
+
+def test_folders_and_json_are_sets_too(place: Path, tmp_path: Path) -> None:
+    data = place / "data"
+    write_pictures(data / "more", ["p.one.png", "p_one.png", "q.bmp"])
+    rows = [{"image": f"more/{name}", "caption": "a dog"} for name in ("p.one.png", "p_one.png", "q.bmp")]
+    (data / "mine.json").write_text(json.dumps(rows))
+    photos = PhotoSets(["mine.json", "own-000.tar"], data)
+    assert [photos[n].key for n in range(len(photos))] == [row["image"] for row in rows] + ["x", "y", "z"]
+    config = replace(CONFIG, pictures=("mine.json",), originals="kept", keep=1)
+    got = list(read_shards(find_shards(["out-*.tar"], run(place, config=config))))
+    assert [one.key for one in got] == ["more_p_one", "more_p_one-0", "more_q"]
+    assert all(one.captions[0] == "a dog" and len(one.captions) == 2 for one in got)
+    assert isinstance(got[2].picture, bytes) and got[2].picture.startswith(b"\xff\xd8")  # shards know no BMP
+
+
+def test_a_shard_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    def rows() -> Any:
+        yield CaptionedPicture("a", b"\x89PNG"), {"captions": ["a"]}
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_captioned(tmp_path / "s-000.tar", rows())
+    assert not list(tmp_path.glob("*.tar"))
+
+
+def command(place: Path, *changes: str, data: str = "data") -> Result:
+    settings = [
+        f"captioner={CONFIG.captioner}",
+        "matcher=tiny",
+        "pictures=plain-*.tar",
+        "max_tokens=8",
+        "originals=none",
+        "label_least=none",
+        "least=none",
+        *changes,
+    ]
+    arguments = ["train", "capfilt", "--recipe", "mini-capfilt", "--data", str(place / data)]
+    sets = [part for change in settings for part in ("--set", change)]
+    return CliRunner().invoke(main, [*arguments, "--runs", str(place / "runs"), *sets])
+
+
+def test_the_command(place: Path) -> None:
+    result = command(place, "shard_photos=4")
+    assert result.exit_code == 0, result.output
+    assert "7 of 7 photos with 14 captions, 14 of them drawn" in result.stderr
+    assert len(list((place / "runs" / "mini-capfilt").glob("mini-capfilt-*.tar"))) == 2
+    assert "2 of 2 shards are there" in command(place, "shard_photos=4").stderr
+    changed = command(place, "shard_photos=4", "keep=1")
+    assert changed.exit_code == 1 and "keep was 2, is 1" in changed.stderr
+    assert "mini-capfilt-labelled" in CliRunner().invoke(main, ["train", "capfilt"]).output
+
+
+def test_photos_that_cannot_be_read_are_named(place: Path) -> None:
+    good = write_pictures(place / "photos", ["good.png"])[0].read_bytes()
+    write_shard(place / "data" / "bad-000.tar", {"b.png": b"no picture", "g.png": good, "h.jpg": good[:60]})
+    for _ in range(2):  # and named again by a run that finds everything done
+        result = command(place, "pictures=bad-*.tar")
+        assert result.exit_code == 3, result.output
+        assert "1 of 3 photos" in result.stderr and "2 unreadable" in result.stderr
+        assert "2 photos could not be read" in result.stderr
+        assert "  b: it is a text file" in result.stderr and "Traceback" not in result.output
+    assert [one.key for one in read_shards(find_shards(["*.tar"], place / "runs" / "mini-capfilt"))] == ["g"]
+
+
+def no_head(place: Path) -> None:
+    tiny_checkpoint(place / "runs" / "mute" / "model", replace(tiny_config(), has_captions=False))
+
+
+def unreadable(place: Path) -> None:
+    write_shard(place / "data" / "bad-000.tar", {"b.png": b"no picture"})
+
+
+def writer(place: Path) -> None:
+    save_tiny("opt", place / "runs" / "writer" / "model")
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None] | None, Sequence[str], str]] = {
+    "no head": (no_head, ["captioner=mute"], "mute cannot write captions: it has no ITG head"),
+    "no such run": (None, ["captioner=nobody"], "There is no model 'nobody'"),
+    "a writer matches": (writer, ["matcher=writer"], "is a generative (stage 2) BLIP-2"),
+    "no sets": (None, ["pictures="], "`pictures` is empty"),
+    "no such set": (None, ["pictures=none-*.tar"], "No shard none-*.tar in"),
+    "all unreadable": (unreadable, ["pictures=bad-000.tar"], "None of the 1 photos could be read (first: b:"),
+    "keep too many": (None, ["keep=11"], "keep is 11, but only 10 captions are drawn"),
+    "keep more than all": (
+        None, ["pictures=own-000.tar", "originals=ranked", "keep=14"], "keep is 14, but no photo has more than 3",
+    ),
+    "no captions": (None, ["originals=kept"], "None of the 4 photos of plain-000.tar has a caption"),
+    "one set without": (
+        None, ["pictures=own-000.tar,plain-001.tar", "originals=ranked"], "None of the 3 photos of plain-001.tar",
+    ),
+    "originals": (None, ["originals=some"], "it must be one of none, ranked, kept"),
+    "nothing drawn": (None, ["per_photo=0"], "draw at least one caption"),
+    "tokens": (None, ["min_tokens=9"], "it takes 1 <= min_tokens <= max_tokens"),
+    "too long": (None, ["max_tokens=16"], "max_tokens is 16; tiny writes at most 15"),
+    "top_p": (None, ["top_p=0"], "top_p is 0.0; it must be above 0"),
+    "temperature": (None, ["temperature=-1"], "temperature is -1.0"),
+    "batch": (None, ["photos_at_once=0"], "photos_at_once is 0; it must be at least 1"),
+    "least": (None, ["least=1000"], "No caption scores at least 1000.0 (the best: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals(place: Path, case: str) -> None:
+    prepare, changes, words = REFUSED[case]
+    if prepare is not None:
+        prepare(place)
+    result = command(place, *changes)
+    assert result.exit_code == 1 and words in result.stderr, result.output
+    assert "Traceback" not in result.output
+
+
+def test_tiny_is_a_model_that_writes(tmp_path: Path) -> None:
+    """Several photos at once, each its own captions; the same seed the same ones."""
+    model = tiny_model(tmp_path)
+    keys = model.photo_keys(
+        model.encode_patches(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8))
+    )
+    drawn = [model.draw_captions(keys, 4, torch.Generator().manual_seed(1), max_length=10) for _ in range(2)]
+    assert drawn[0] == drawn[1] and [len(texts) for texts in drawn[0]] == [4, 4, 4]
+    assert len({text for texts in drawn[0] for text in texts}) > 6
+    with pytest.raises(DataError):
+        PhotoSets([], tmp_path)

@@ -1,0 +1,145 @@
+"""Labels as captions, a photo's own or the teacher's; the classifier against the teacher's original."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_capfilt import CONFIG, command, facts, place, run
+from test_distillation import TEACHER, original_teacher, random_teacher
+from test_tar_shards import write_shard
+
+from engine.datasets.photo_numbers import PhotoSets
+from engine.datasets.tar_shards import find_shards, read_shards
+from engine.errors import DataError
+from training.capfilt.capfilt import run_capfilt
+from training.capfilt.capfilt_config import check
+from training.capfilt.photo_labels import Labeller, label_captions
+
+__all__ = ["place"]
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = ["background", "ox", "pizza, pizza pie", "golden retriever"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, and a classifier whose answer depends on the picture."""
+    folder = random_teacher(tmp_path_factory.mktemp("teacher"))
+    with np.load(folder / "mobilenet_v2.npz") as stored:
+        weights = dict(stored)
+    number = len(weights) // 2
+    random = np.random.default_rng(0)
+    weights[f"conv{number}.weight"] = random.normal(size=(4, 1280, 1, 1)).astype(np.float32)
+    weights[f"conv{number}.bias"] = np.zeros(4, np.float32)
+    np.savez(folder / "mobilenet_v2.npz", **weights)
+    (folder / "imagenet_labels.txt").write_text("\n".join(NAMES) + "\n")
+    return folder
+
+
+def pictures(count: int) -> list[Image.Image]:
+    random = np.random.default_rng(1)
+    return [Image.fromarray(random.integers(0, 255, (40, 60, 3), np.uint8)) for _ in range(count)]
+
+
+def test_label_captions() -> None:
+    texts = ("{label}", "a photo of {a}")
+    assert label_captions("English springer", texts) == ["English springer", "a photo of an English springer"]
+    assert label_captions("pizza, pizza pie", ("{a}",)) == ["a pizza", "a pizza pie"]
+    assert label_captions("", texts) == label_captions(" , ", texts) == label_captions("ox", ()) == []
+
+
+def test_the_labels_of_shards_are_read(place: Path) -> None:
+    picture = (place / "photos" / "a.png").read_bytes()
+    labels = ["tench", "  sea lion ", 7, None]
+    members = {}
+    for number, label in enumerate(labels):
+        members |= {f"{number}.png": picture, f"{number}.json": json.dumps({"label": label}).encode()}
+    write_shard(place / "data" / "labelled-000.tar", members)
+    want = ["tench", "sea lion", "", ""]
+    shards = find_shards(["labelled-*.tar"], place / "data")
+    assert [one.label for one in read_shards(shards)] == want
+    photos = PhotoSets(["labelled-*.tar"], place / "data")
+    assert [photos[n].label for n in range(4)] == want
+
+
+def test_a_label_competes_or_stays(place: Path) -> None:
+    picture = (place / "photos" / "a.png").read_bytes()
+    shard = {"a.png": picture, "a.json": b'{"label": "pizza, pie"}', "b.png": picture}
+    write_shard(place / "data" / "labelled-000.tar", shard)
+    config = replace(CONFIG, pictures=("labelled-*.tar",), label_texts=("{label}", "the {label}"))
+    named = {"pizza", "the pizza", "pie", "the pie"}
+    beside, plain = facts(run(place, "kept", replace(config, originals="kept")))
+    assert set(beside["captions"][:4]) == named and beside["synthetic"] == [False] * 4 + [True] * 2
+    assert plain["synthetic"] == [True] * 2
+    ranked, _ = facts(run(place, "ranked", replace(config, originals="ranked", keep=9)))
+    assert named < set(ranked["captions"]) and ranked["scores"] == sorted(ranked["scores"])[::-1]
+    none, _ = facts(run(place, "none", config))
+    assert none["synthetic"] == [True] * 2
+    # with nothing drawn, of labels alone
+    alone = facts(run(place, "alone", replace(config, originals="ranked", per_photo=0, keep=4)))
+    assert len(alone) == 1 and set(alone[0]["captions"]) == named
+
+
+def test_the_teacher_labels_what_has_no_label(place: Path, teacher: Path) -> None:
+    """Its labels are those of its probabilities; a photo's own label goes before."""
+    for name, letter in (("plain-000", "a"), ("plain-001", "e")):
+        assert PhotoSets([f"{name}.tar"], place / "data")[0].key == letter
+    labeller = Labeller(teacher, 0.0, "cpu")
+    opened = [Image.open(place / "photos" / f"{letter}.png").convert("RGB") for letter in "abcdefg"]
+    labels = labeller.labels(opened)
+    assert set(labels) <= {"", *NAMES[1:]} and any(labels)
+    config = replace(CONFIG, originals="kept", label_texts=("{label}",), label_least=0.0)
+    run_capfilt(config, place / "data", place / "runs", place / "runs" / "out", teacher=teacher)
+    for said, label in zip(facts(place / "runs" / "out"), labels, strict=True):
+        own = [text for text, drawn in zip(said["captions"], said["synthetic"], strict=True) if not drawn]
+        assert sorted(own) == sorted(label_captions(label, ["{label}"]))
+
+
+def test_only_what_it_is_sure_of(teacher: Path) -> None:
+    labeller, some = Labeller(teacher, 0.0, "cpu"), pictures(6)
+    every = labeller.labels(some)
+    assert every == [label for one in some for label in labeller.labels([one])]  # the batch changes nothing
+    assert every == labeller.labels([one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in some])
+    labeller.least = 1.1
+    assert labeller.labels(some) == [""] * 6
+    labeller.least = 0.0
+    labeller.names = ["is background", *NAMES[1:]]
+    labeller.bias_C[0] = 1e4  # background is no label
+    assert labeller.labels(some) == [""] * 6
+
+
+def test_the_classifier_equals_its_original() -> None:
+    original, labeller = original_teacher(), Labeller(TEACHER, 0.5, "cpu")
+    pixels = torch.rand(2, 3, 224, 224) * 2 - 1
+    want = (original(pixels)[1].softmax(1) + original(pixels.flip(3))[1].softmax(1)) / 2
+    torch.testing.assert_close(labeller.probabilities(pixels), want, atol=1e-5, rtol=1e-3)
+    assert labeller.names[1].startswith("tench") and len(labeller.names) == 1001
+
+
+def test_what_is_refused(place: Path, teacher: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, originals="kept", label_least=0.5)
+    for changes, words in (
+        ({"label_texts": ("a photo",)}, "it needs {label}"),
+        ({"label_texts": ("{name}",)}, "it needs {label}"),
+        ({"label_texts": ("{label} {",)}, "it needs {label}"),
+        ({"label_least": 50.0}, "it is a probability, 0 to 1"),
+        ({"originals": "none"}, "labels that nothing uses"),
+        ({"label_texts": ()}, "labels that nothing uses"),
+    ):
+        with pytest.raises(DataError, match=words):
+            check(replace(config, **changes))
+    with pytest.raises(DataError, match="give the teacher's folder with --teacher"):
+        run_capfilt(config, place / "data", place / "runs", place / "runs" / "out")
+    with pytest.raises(DataError, match="No teacher at"):
+        Labeller(tmp_path, 0.5, "cpu")
+    (teacher / "imagenet_labels.txt").write_text("one\n")
+    with pytest.raises(DataError, match="1 names for 4 classes"):
+        Labeller(teacher, 0.5, "cpu")
+    (teacher / "imagenet_labels.txt").unlink()
+    with pytest.raises(DataError, match="No names of classes"):
+        Labeller(teacher, 0.5, "cpu")
+    result = command(place, "originals=kept", "label_least=0.5")
+    assert result.exit_code == 1 and "--teacher" in result.stderr and "Traceback" not in result.output

@@ -1,0 +1,131 @@
+"""Distillation: the teacher is the teacher, blocks learn, phases chain and resume."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reference import SHARED
+from safetensors.torch import load_file, save_file
+from test_tar_shards import write_shard
+from tiny import write_pictures
+
+from engine.blip2.config import mini
+from engine.blip2.vision import VisionEncoder, network_parts
+from engine.errors import DataError
+from training.loop.optimizer import OptimConfig
+from training.stages import distillation
+from training.stages.distillation import DistillConfig, Phase, hint_error
+from training.stages.teacher import load_teacher
+
+TEACHER = SHARED / "teacher"
+
+
+def original_teacher() -> Any:
+    """The teacher's own code with its weights; skips the test where it is not there."""
+    if not TEACHER.is_dir():
+        pytest.skip(f"no teacher: {TEACHER} is not there (set QSEEK_SHARED)")
+    spec = importlib.util.spec_from_file_location("shared_teacher", TEACHER / "teacher.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["shared_teacher"] = module
+    spec.loader.exec_module(module)
+    return module.Teacher.load(TEACHER)
+
+
+def random_teacher(folder: Path) -> Path:
+    """A teacher file of the right layout with random weights, so that tests need no download."""
+    torch.manual_seed(3)
+    encoder = VisionEncoder(mini().vision)
+    convs = [m for m in encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    arrays = {}
+    for number, conv in enumerate(convs):
+        arrays[f"conv{number}.weight"] = conv.weight.detach().numpy()
+        arrays[f"conv{number}.bias"] = 0.3 * torch.randn(conv.out_channels).numpy()
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "mobilenet_v2.npz", **arrays)
+    return folder
+
+
+def test_the_teacher_equals_its_original() -> None:
+    pixels = torch.rand(2, 3, 96, 96) * 2 - 1
+    want = original_teacher()(pixels)[0].flatten(2).transpose(1, 2)
+    got = load_teacher(mini().vision, TEACHER)(pixels)
+    torch.testing.assert_close(got, want, atol=2e-4, rtol=1e-4)
+
+
+def test_a_missing_or_other_teacher_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No teacher at"):
+        load_teacher(mini().vision, tmp_path)
+    folder = random_teacher(tmp_path)
+    stored = dict(np.load(folder / "mobilenet_v2.npz"))
+    stored["conv3.weight"] = stored["conv3.weight"][:5]
+    np.savez(folder / "mobilenet_v2.npz", **stored)
+    with pytest.raises(DataError, match="conv3 is"):
+        load_teacher(mini().vision, folder)
+
+
+def test_parts_make_the_network() -> None:
+    encoder = VisionEncoder(mini().vision).eval()
+    x = torch.randn(1, 3, 64, 64)
+    chained = x
+    for _, part in network_parts(encoder):
+        chained = part(chained)
+    torch.testing.assert_close(chained.flatten(2).transpose(1, 2), encoder(x))
+    owned = {id(p) for modules, _ in network_parts(encoder) for p in modules.parameters()}
+    assert owned == {id(p) for p in encoder.parameters()}
+
+
+def test_hint_error_by_hand() -> None:
+    want = torch.randn(4, 3, 5, 5) * torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1)
+    assert float(hint_error(want, want)) == 0
+    constant = want.mean((0, 2, 3), keepdim=True).expand_as(want)
+    variance = want.var((0, 2, 3))
+    held = variance / (variance + 0.05 * variance.mean()) * (99 / 100)
+    assert float(hint_error(constant, want)) == pytest.approx(float(held.mean()), rel=1e-4)
+
+
+def test_blocks_learn_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    teacher = load_teacher(mini().vision, random_teacher(tmp_path / "teacher"))
+    pictures = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3), dtype=np.uint8)
+    optim = OptimConfig(steps=30, batch=4, lr=5e-3, warmup=2, weight_decay=0.0, log_every=10)
+    phases = (Phase("early", 0, 3, 32, 0.5, optim), Phase("late", 3, 5, 8, 1.0, optim))
+    config = DistillConfig(mini().vision, (), phases)
+    lines: list[str] = []
+    student = distillation.distill(config, teacher, pictures, tmp_path / "run", say=lines.append)
+    first = float(next(line for line in lines if "step 10/" in line).split("loss")[1].split()[0])
+    last = float(next(line for line in lines if "step 30/" in line).split("loss")[1].split()[0])
+    assert last < first
+    again = distillation.distill(
+        config, teacher, pictures, tmp_path / "run"
+    )  # every phase is done: read back
+    for name, value in student.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_an_encoder_is_trained_on_from_another_run(tmp_path: Path) -> None:
+    """One step at a rate of zero: what was begun from is what comes out, and the last part alone is asked."""
+    teacher_folder, data = random_teacher(tmp_path / "teacher"), tmp_path / "data"
+    data.mkdir()
+    files = {
+        path.name: path.read_bytes() for path in write_pictures(tmp_path, [f"{n}.png" for n in range(6)])
+    }
+    write_shard(data / "some.tar", files)
+    begun = VisionEncoder(mini().vision)
+    still = OptimConfig(steps=1, batch=2, lr=0.0, weight_decay=0.0, log_every=1)
+    phase = Phase("whole", 0, 19, 64, 0.0, still, hints="last")
+    config = DistillConfig(mini().vision, ("some.tar",), (phase,), start="first")
+    with pytest.raises(DataError, match="train the recipe first first"):
+        distillation.run_distill(config, data, teacher_folder, tmp_path / "runs" / "second")
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    save_file(begun.state_dict(), tmp_path / "runs" / "first" / distillation.ENCODER)
+    distillation.run_distill(config, data, teacher_folder, tmp_path / "runs" / "second")
+    got = load_file(tmp_path / "runs" / "second" / distillation.ENCODER)
+    for name, value in begun.named_parameters():
+        assert torch.equal(got[name], value), name
+    log = json.loads((tmp_path / "runs" / "second" / "whole" / "log.jsonl").read_text().splitlines()[-1])
+    assert log["loss"] == log["last"] > 0

@@ -1,0 +1,198 @@
+"""Stage 1 from a stream: pairs by heart with the encoder trained, the same run after a stop, what it starts from."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_bert_start import bert_folder
+from test_tar_shards import picture, write_shard
+from tiny import tiny_checkpoint, tiny_config, tiny_net
+
+from engine.checkpoints.building import load_net
+from engine.datasets.captioned_sets import SourceConfig
+from engine.errors import DataError, TrainingError
+from training.loop.optimizer import OptimConfig
+from training.recipes.recipe_catalogue import RETRIEVAL, STAGE1
+from training.stages.dry_run import describe_plan, parameter_table, state_bytes
+from training.stages.pretrain import PretrainConfig, PretrainTask, run_pretrain, start_model
+from training.stages.stage_setup import compile_parts
+
+COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
+
+
+def data(folder: Path) -> Path:
+    """Eight one-coloured pictures, half in a shard, half in a JSON list; a BERT; timm's encoder; a model."""
+    folder.mkdir(exist_ok=True)
+    members: dict[str, bytes] = {}
+    for colour in COLOURS[:4]:
+        members |= {f"{colour}.png": picture(colour), f"{colour}.txt": f"a {colour} house".encode()}
+    write_shard(folder / "s-0.tar", members)
+    for colour in COLOURS[4:]:
+        (folder / f"{colour}.png").write_bytes(picture(colour))
+    rows = [{"image": f"{colour}.png", "caption": f"a {colour} house"} for colour in COLOURS[4:]]
+    (folder / "list.json").write_text(json.dumps(rows))
+    bert_folder(folder / "bert")
+    save_file(
+        {n: v.clone() for n, v in tiny_net().vision.backbone.state_dict().items()}
+        | {"head.weight": torch.zeros(2)},
+        folder / "encoder.safetensors",
+    )
+    tiny_checkpoint(folder / "model", tiny_config(dropout=0.0))
+    return folder
+
+
+def config(**changes: Any) -> PretrainConfig:
+    optim = OptimConfig(steps=4, batch=8, lr=1e-3, log_every=1, weight_decay=0.0)
+    sources = SourceConfig("s-{0..0}.tar"), SourceConfig("list.json")
+    made = PretrainConfig(tiny_config(dropout=0.0), sources, optim, start="model", workers=2)
+    return replace(made, **changes)
+
+
+def run(chosen: PretrainConfig, tmp_path: Path, name: str) -> list[float]:
+    run_pretrain(chosen, data(tmp_path / "data"), tmp_path, tmp_path / name)
+    lines = (tmp_path / name / "all" / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_a_run_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = run(config(), tmp_path, "whole")
+    losses = PretrainTask.losses
+
+    def stops(self: PretrainTask, step: int) -> Any:
+        if step == 2:
+            raise KeyboardInterrupt
+        return losses(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainTask, "losses", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(), tmp_path, "halves")
+    assert run(config(), tmp_path, "halves") == want
+    whole, halves = (load_net(tmp_path / n / "model")[0].state_dict() for n in ("whole", "halves"))
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+    (tmp_path / "halves/all/log.jsonl").unlink()
+    with pytest.raises(TrainingError, match=r"label_smoothing: 0.1 then, 0.2 now"):
+        run(config(label_smoothing=0.2), tmp_path, "halves")
+    with pytest.raises(TrainingError, match=r"source list.json: '\w+' then, None now"):
+        run(config(sources=(SourceConfig("s-0.tar"),)), tmp_path, "halves")
+
+
+@pytest.mark.parametrize("train_encoder", [False, True])
+def test_learns_and_the_encoder_only_when_asked(tmp_path: Path, train_encoder: bool) -> None:
+    optim = OptimConfig(
+        steps=60, batch=8, lr=2e-3, log_every=20, weight_decay=0.0, layer_decay=0.9 if train_encoder else 1.0
+    )
+    chosen = config(
+        optim=optim, train_encoder=train_encoder, recompute_encoder=train_encoder, picture_ids=True
+    )
+    losses = run(chosen, tmp_path, "out")
+    assert losses[-1] < 0.8 * losses[0]
+    before, after = (
+        load_net(folder)[0].vision.state_dict()
+        for folder in (tmp_path / "data/model", tmp_path / "out/model")
+    )
+    moved = [float((after[name] - before[name]).abs().max()) > 2e-3 for name in before]
+    assert all(moved) if train_encoder else not any(moved)
+
+
+@pytest.mark.parametrize("changes", [{"chunk": 3}, {"recompute_encoder": True}])
+def test_cheaper_ways_train_alike(tmp_path: Path, changes: dict[str, Any]) -> None:
+    want = run(config(train_encoder=True), tmp_path, "plain")
+    got = run(config(train_encoder=True, **changes), tmp_path, "other")
+    assert got == pytest.approx(want, abs=1e-3)
+
+
+def test_compiled_parts_give_the_same() -> None:
+    """Through Dynamo alone: whether the graphs are right is PyTorch's to test."""
+    net = tiny_net()
+    pixels, ids = torch.randn(2, 3, 32, 32), torch.tensor([[2, 7, 9, 3], [2, 8, 3, 0]])
+    with torch.no_grad():
+        want = net.match(net.photo_keys(net.encode_patches(pixels)), ids, ids != 0)
+        compile_parts(net, backend="eager")
+        got = net.match(net.photo_keys(net.encode_patches(pixels)), ids, ids != 0)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+def test_starts_from_bert_and_an_encoder(tmp_path: Path) -> None:
+    chosen = config(start="", bert="bert", encoder="encoder.safetensors")
+    folder = data(tmp_path / "data")
+    net, tokenizer = start_model(chosen, folder, tmp_path)
+    assert (
+        net.config.qformer.width == 24 and tokenizer.token_to_id("[DEC]") == net.config.qformer.vocab_size - 1
+    )
+    want = tiny_net().vision.state_dict()
+    assert all(torch.equal(value, want[name]) for name, value in net.vision.state_dict().items())
+    save_file({"cls_token": torch.zeros(1, 1, 32), "odd": torch.zeros(1)}, folder / "encoder.safetensors")
+    with pytest.raises(DataError, match=r"not the image encoder vit_tiny.*missing blocks\.0\."):
+        start_model(chosen, folder, tmp_path)
+
+
+def test_larger_pictures_interpolate_the_positions(tmp_path: Path) -> None:
+    model = config().model
+    args = model.vision.timm_args | {"img_size": 48}
+    larger = replace(model, vision=replace(model.vision, image_size=48, timm_args=args))
+    net, _ = start_model(config(model=larger), data(tmp_path / "data"), tmp_path)
+    assert net.vision.backbone.pos_embed.shape == (1, 1 + 36, 32) and net.vision.num_patches() == 37
+    odd = replace(model, vision=replace(model.vision, image_size=50))
+    with pytest.raises(DataError, match="50 pixels are not a multiple of the encoder's patches of 8"):
+        start_model(config(model=odd), tmp_path / "data", tmp_path)
+    other = replace(model, embed_dim=8)
+    with pytest.raises(DataError, match=r"another architecture .*embed_dim: 16, not 8"):
+        start_model(config(model=other), tmp_path / "data", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"start": ""}, "start is not set"),
+        ({"start": "", "bert": "bert"}, "encoder is not set"),
+        ({"bert": "bert"}, "not both"),
+        ({"chunk": 1}, "chunk is 1"),
+        ({"optim": OptimConfig(steps=1, batch=2, lr=1.0, layer_decay=0.9)}, "frozen"),
+    ],
+)
+def test_contradictions_are_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        run_pretrain(config(**changes), tmp_path, tmp_path, tmp_path / "out")
+
+
+def test_the_papers_numbers() -> None:
+    """BLIP-2, section 3.4 and appendix."""
+    recipes = {name: make() for name, make in {**STAGE1, **RETRIEVAL}.items() if not name.startswith("mini")}
+    numbers = {
+        name: (
+            o.batch, o.lr, o.min_lr, o.warmup, o.steps, o.betas, o.weight_decay, o.layer_decay,
+            r.model.vision.image_size,
+        )
+        for name, r in recipes.items() for o in [r.optim]
+    }  # fmt: skip
+    assert numbers == {
+        "blip2-vit-g": (1680, 1e-4, 1e-5, 2000, 250_000, (0.9, 0.98), 0.05, 1.0, 224),
+        "blip2-vit-l": (2320, 1e-4, 1e-5, 2000, 250_000, (0.9, 0.98), 0.05, 1.0, 224),
+        "coco-vit-g": (224, 1e-5, 0.0, 1000, 12_650, (0.9, 0.999), 0.05, 0.95, 364),
+        "coco-vit-l": (224, 5e-6, 0.0, 1000, 12_650, (0.9, 0.98), 0.05, 1.0, 364),
+    }
+    assert all(r.picture_ids and r.train_encoder for name, r in recipes.items() if name.startswith("coco"))
+
+
+def test_the_plan_counts_what_is_there() -> None:
+    net = tiny_net()
+    net.vision.requires_grad_(False)
+    table = {part.name: part for part in parameter_table(net)}
+    assert sum(p.trainable + p.frozen for p in table.values()) == sum(p.numel() for p in net.parameters())
+    assert (
+        table["vision"].trainable == 0
+        and table["temperature"].trainable == 1
+        and table["qformer"].frozen == 0
+    )
+    assert state_bytes(10, 5, "float32") == 180 and state_bytes(10, 5, "bfloat16") == 210
+    lines = list(describe_plan(tiny_config(), OptimConfig(steps=3, batch=8, lr=1e-4), processes=2))
+    assert (
+        lines[0].split() == ["part", "trainable", "frozen"]
+        and "3 of 8 pairs (4 a process), 24 in all" in lines[-2]
+    )
+    assert lines[-1].startswith("memory of a process, estimated: 0.0 GiB")

@@ -1,0 +1,141 @@
+"""Captions on the command line: index --captions, search and similar --captions; the colour model answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from fake_model import FakeModel, FakeSearcher, FakeWriter, load_fake, load_fake_writer
+from test_main import BLUE, GREEN, RED, lines, paint, qseek
+
+from engine.errors import QueryError
+from engine.index.store import Store
+from engine.models import caption_writers
+from ui import session
+from ui.cli.commands.index_command import index
+
+
+@pytest.fixture(autouse=True)
+def colours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(session, "load_model", load_fake)
+    monkeypatch.setattr(session, "make_searcher", FakeSearcher)
+    monkeypatch.setattr(session, "load_writer", load_fake_writer)
+    monkeypatch.setattr(caption_writers, "is_called", lambda name, writer: name == writer)
+    monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
+    monkeypatch.delenv("QSEEK_MODEL", raising=False)
+    monkeypatch.delenv("QSEEK_CAPTION_MODEL", raising=False)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, colour in {"red": RED, "green": GREEN, "blue": BLUE}.items():
+        paint(folder / f"{name}.png", colour)
+    return folder
+
+
+def captions(result: Result) -> dict[str, str | None]:
+    return {Path(one["path"]).stem: one.get("caption") for one in lines(result)}
+
+
+def refuse_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> FakeWriter:
+        raise QueryError("no captioner should be loaded")
+
+    monkeypatch.setattr(session, "load_writer", refuses)
+
+
+def test_index_writes_searches_show(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = qseek("index", photos, "--captions")
+    assert first.exit_code == 0, first.output
+    assert "3 captions written, 0 kept, 0 failed" in first.stdout
+    assert "Captions by painter:" in first.stderr and "3 of 3 photos" in first.stderr
+    again = lines(qseek("index", photos, "--captions", "--json"))[0]
+    assert {name: again[name] for name in again if "captions" in name} == {
+        "captions_written": 0,
+        "captions_kept": 3,
+        "captions_failed": 0,
+    }
+    refuse_writing(monkeypatch)
+    want = {name: f"a {name} thing" for name in ("red", "green", "blue")}
+    assert captions(qseek("search", "red", "--json")) == want
+    assert captions(qseek("search", "red", "--json", "--captions", "--captioner", "painter")) == want
+    table = qseek("search", "red", "-k", 1, "--captions").stdout.splitlines()
+    assert table[2] == " " * table[0].index("photo") + "a red thing" and len(table) == 3
+    assert "thing" not in qseek("search", "red").stdout
+    assert qseek("search", "red", "--captions", "--captioner", "sketcher").exit_code == 1
+
+
+def test_captions_alone(photos: Path) -> None:
+    nothing = qseek("index", "--captions")
+    assert (
+        nothing.exit_code == 1 and "there is no index" in nothing.stderr and "Traceback" not in nothing.output
+    )
+    qseek("index", photos)
+    report = qseek("index", "--captions", "--json")
+    assert lines(report) == [{"captions_written": 3, "captions_kept": 0, "captions_failed": 0}]
+    paint(photos / "white.png", (255, 255, 255))
+    assert "1 photo without a caption; --captions writes them." in qseek("index", photos).stderr
+
+
+def test_another_captioner(photos: Path) -> None:
+    qseek("index", photos, "--captions", "--captioner", "sketcher")
+    kept = qseek("index", "--captions")
+    assert "0 captions written, 3 kept" in kept.stdout, "the index's own goes on when nobody says"
+    anew = qseek("index", "--captions", "--captioner", "painter")
+    assert "3 captions by sketcher will be replaced by painter's." in anew.stderr
+    assert "3 captions written, 0 kept" in anew.stdout
+    assert qseek("index", "--captions", "--captioner", "nobody").exit_code == 1
+
+
+def test_photos_that_cannot_be_captioned(photos: Path) -> None:
+    qseek("index", photos)
+    (photos / "red.png").write_text("words")
+    result = qseek("index", "--captions")
+    assert result.exit_code == 3
+    assert "2 captions written, 0 kept, 1 failed" in result.stdout
+    assert "red.png: it is a text file, not a picture" in result.stderr
+
+
+def test_captions_of_hits_are_written_where_there_are_none(photos: Path) -> None:
+    qseek("index", photos)
+    assert captions(qseek("search", "red", "--json")) == dict.fromkeys(("red", "green", "blue"))
+    (photos / "blue.png").unlink()
+    result = qseek("search", "red", "--json", "--captions")
+    assert result.exit_code == 3 and "blue.png: it is no longer there" in result.stderr
+    assert captions(result) == {"red": "a red thing", "green": "a green thing", "blue": None}
+    alike = qseek("similar", photos / "red.png", "--json", "--captions", "-k", 1)
+    assert captions(alike)["red"] == "a red thing"
+
+
+def test_reindexing_keeps_them(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qseek("index", photos, "--captions")
+    (photos / "red.png").unlink()
+    refuse_writing(monkeypatch)
+    result = qseek("index", "--reindex")
+    assert result.exit_code == 0, result.output
+    assert captions(qseek("search", "blue", "--json")) == {"blue": "a blue thing", "green": "a green thing"}
+    store = Store.open(tmp_path / "index")
+    ids, owners = store.caption_ids()
+    for vector, photo in zip(store.caption_vectors(ids), owners, strict=True):
+        text = store.captions([photo])[int(photo)].text
+        assert FakeModel().encode_texts([text])[0][0] == pytest.approx(vector.astype(float), abs=1e-3)
+
+
+def test_ctrl_c_keeps_what_was_written(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(FakeWriter):
+        def caption(self, pictures_BHWC: object, *_: object) -> list[str]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "load_writer", lambda *_: Stopped())
+    result = qseek("index", photos, "--captions")
+    assert result.exit_code == 130 and "the same command goes on from there" in result.stderr
+    monkeypatch.setattr(session, "load_writer", load_fake_writer)
+    assert "3 captions written" in qseek("index", photos, "--captions").stdout
+
+
+def test_help_names_the_default() -> None:
+    assert {"--captions", "--captioner"} <= {name for one in index.params for name in one.opts}
+    assert "QSEEK_CAPTION_MODEL" in qseek("search", "--help").stdout
+    assert json.dumps(qseek("caption", "--help").stdout).count("QSEEK_CAPTION_MODEL") == 1

@@ -1,0 +1,317 @@
+"""The page, run without a browser; the colour model answers (tests/browser looks at the page itself)."""
+
+import io
+from pathlib import Path
+
+import pytest
+from fake_model import FakeModel, FakeSearcher, FakeWriter, fake_writer_of, load_fake, load_fake_writer
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from engine.errors import IndexStateError
+from engine.index.manifest import Manifest
+from engine.index.store import Store
+from engine.models.photo_encoder import PhotoEncoder
+from engine.types import Photo
+from indexer.build import build_index
+from indexer.caption_run import index_captions
+from ui import session
+from ui.page import thumbnails
+
+PAGE = Path(__file__).parents[3] / "ui" / "page" / "page.py"
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "orange": (255, 128, 0)}
+
+
+@pytest.fixture(autouse=True)
+def colours(monkeypatch, tmp_path):
+    import streamlit
+
+    streamlit.cache_data.clear()
+    streamlit.cache_resource.clear()
+    monkeypatch.setattr(session, "load_model", load_fake)
+    monkeypatch.setattr(session, "make_searcher", FakeSearcher)
+    monkeypatch.setattr(session, "load_writer", load_fake_writer)
+    monkeypatch.setattr(session, "writer_of", fake_writer_of)
+    monkeypatch.delenv("QSEEK_CAPTION_MODEL", raising=False)
+    monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
+    monkeypatch.delenv("QSEEK_MODEL", raising=False)
+
+
+@pytest.fixture
+def index(tmp_path):
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def store(tmp_path, index):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (320, 240), colour).save(photos / f"{name}.png")
+    store = Store.create(index, Manifest.for_model(FakeModel(), "none"))
+    build_index([photos], store, PhotoEncoder(FakeModel(), "none"), workers=0)
+    return store
+
+
+def page(**query: str) -> AppTest:
+    test = AppTest.from_file(str(PAGE), default_timeout=60)
+    for name, value in query.items():
+        test.query_params[name] = value
+    return test.run()
+
+
+def names(test: AppTest) -> list[str]:
+    """The file names on the tiles, in the order of the page."""
+    tiles = [html for html in texts(test) if 'class="q-name"' in html]
+    return [tile.split('class="q-name"')[1].split(">")[1].split("<")[0] for tile in tiles]
+
+
+def texts(test: AppTest) -> list[str]:
+    return [element.proto.body for element in test.get("html")]
+
+
+def all_words(test: AppTest) -> str:
+    shown = [*test.markdown, *test.caption, *test.info, *test.error, *test.warning, *test.code]
+    return "\n".join([*(element.value for element in shown), *texts(test)])
+
+
+def button(test: AppTest, key: str):
+    return next(one for one in test.button if one.key == key)
+
+
+def test_no_index_yet_names_the_command(index):
+    test = page()
+    assert not test.exception
+    assert "There is no index in" in test.info[0].value and str(index) in test.info[0].value
+    assert test.code[0].value == "qseek index ~/Pictures"
+    assert not test.text_input
+
+
+def test_an_empty_index_says_so(index):
+    Store.create(index, Manifest.for_model(FakeModel(), "none"))
+    test = page()
+    assert "holds no photos yet" in test.info[0].value
+    assert test.code[0].value == "qseek index ~/Pictures"
+
+
+def test_without_a_query_it_offers_examples_and_one_is_asked(store):
+    test = page()
+    assert "4 photos" in all_words(test)
+    assert not names(test)
+    examples = [one for one in test.button if (one.key or "").startswith("example-")]
+    assert len(examples) == 3
+    examples[2].click().run()
+    assert test.text_input(key="q").value == "a red car in a street"
+    assert names(test)[:2] == ["red.png", "orange.png"]
+
+
+def test_a_query_shows_photos_in_order_with_their_scores(store):
+    test = page()
+    test.text_input(key="q").set_value("red").run()
+    assert not test.exception
+    assert names(test)[:2] == ["red.png", "orange.png"]
+    second = next(html for html in texts(test) if "orange.png" in html)
+    assert '<span class="q-rank">2</span>' in second
+    assert "80% match" in second, "0.9 of the cosine 0.894"
+    assert "cosine 0.89" in second
+    assert "320 × 240" in second
+    assert len(test.get("image")) == 4
+
+
+def test_the_query_and_settings_stand_in_the_url(store):
+    test = page(q="blue", top="12", rerank="false")
+    assert names(test)[0] == "blue.png"
+    assert test.selectbox(key="top").value == 12
+    assert "match" not in "".join(html for html in texts(test) if 'class="q-name"' in html)
+
+
+def test_the_threshold_hides_and_counts(store):
+    test = page(q="red")
+    test.slider(key="least").set_value(50).run()
+    assert names(test) == ["red.png", "orange.png"]
+    assert "2 hidden below 50%" in all_words(test)
+    test.slider(key="least").set_value(95).run()
+    assert names(test) == []
+    assert "No photo matches with 95% or more" in all_words(test)
+    test.toggle(key="rerank").set_value(False).run()
+    assert len(names(test)) == 4, "without match probabilities nothing can be hidden"
+
+
+def test_how_many(store):
+    photos = store.photos(store.live_ids())[0].path.parent
+    for number in range(20):
+        Image.new("RGB", (20, 20), (number, 9, 9)).save(photos / f"dark{number}.png")
+    build_index([photos], store, PhotoEncoder(FakeModel(), "none"), workers=0)
+    test = page(q="red")
+    assert len(names(test)) == 24
+    test.selectbox(key="top").set_value(12).run()
+    assert len(names(test)) == 12
+
+
+def test_more_like_this_and_back(store):
+    test = page(q="green")
+    place = names(test).index("orange.png") + 1
+    button(test, f"like-{place}").click().run()
+    assert not test.exception
+    assert names(test)[:2] == ["orange.png", "red.png"]
+    assert "Photos like **orange\\.png**" in all_words(test)
+    next(one for one in test.button if one.label == "Back").click().run()
+    assert names(test)[0] == "green.png"
+    assert "like" not in test.query_params
+
+
+def test_a_new_query_leaves_more_like_this(store):
+    test = page(q="green")
+    button(test, "like-1").click().run()
+    test.text_input(key="q").set_value("blue").run()
+    assert names(test)[0] == "blue.png"
+    assert "Photos like" not in all_words(test)
+
+
+def test_a_link_to_a_photo_that_is_not_there(store):
+    assert "not in the index any more" in all_words(page(like="0" * 32))
+
+
+def test_open_shows_the_whole_photo_and_where_it_lies(store):
+    test = page(q="red")
+    button(test, "open-1").click().run()
+    assert not test.exception
+    assert any(code.value.endswith("/photos/red.png") for code in test.code)
+    assert any("match 90% · cosine 1.000 · 320 × 240 pixels" in caption.value for caption in test.caption)
+
+
+def test_a_photo_that_is_gone_is_said_so(store):
+    page(q="red")  # its thumbnail is kept
+    red, green, *_ = (path for path in sorted(store.files()) if path.stem in ("red", "green"))
+    red.unlink()
+    green.unlink()
+    test = page(q="red green")
+    assert not test.exception
+    tiles = [html for html in texts(test) if 'class="q-name"' in html]
+    assert sum("gone since it was indexed" in tile for tile in tiles) == 2
+
+
+def test_a_photo_gone_before_it_was_ever_shown(store):
+    next(path for path in store.files() if path.stem == "red").unlink()
+    test = page(q="red")
+    assert "This photo is gone since it was indexed" in all_words(test)
+    assert len(test.get("image")) == 3
+
+
+def test_what_is_indexed_meanwhile_is_found(store, tmp_path):
+    test = page(q="white")
+    assert "4 photos" in all_words(test)
+    photos = tmp_path / "photos"
+    Image.new("RGB", (50, 50), "white").save(photos / "snow.png")
+    build_index([photos], Store.open(store.folder), PhotoEncoder(FakeModel(), "none"), workers=0)
+    test.run()
+    assert names(test)[0] == "snow.png"
+    assert "5 photos" in all_words(test)
+
+
+def test_errors_are_plain_words(store, monkeypatch):
+    def refuses(*_, **__):
+        raise IndexStateError("the index was made with model colours; this is model tints")
+
+    monkeypatch.setattr(session, "make_searcher", refuses)
+    test = page(q="red")
+    assert not test.exception
+    assert test.error[0].value == "the index was made with model colours; this is model tints"
+
+
+def test_a_name_cannot_become_html_or_markdown(store, tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "red.png").rename(photos / "<img src=x onerror=alert(1)> **b** $x$.png")
+    build_index([photos], store, PhotoEncoder(FakeModel(), "none"), workers=0)
+    test = page(q="red")
+    tile = next(html for html in texts(test) if 'class="q-name"' in html)
+    assert "<img src=x" not in tile and "&lt;img src=x onerror=alert(1)&gt;" in tile
+    button(test, "like-1").click().run()
+    assert "Photos like **\\<img src=x onerror=alert\\(1\\)\\> \\*\\*b\\*\\* \\$x\\$\\.png**" in all_words(
+        test
+    )
+
+
+def captions(test: AppTest) -> list[str]:
+    """Those below the tiles, in the order of the page."""
+    shown = [html for html in texts(test) if 'class="q-says"' in html]
+    return [html.split(">", 1)[1].split("<")[0] for html in shown]
+
+
+def caption_all(store: Store) -> None:
+    index_captions(store, FakeWriter(), FakeModel().encode_texts, workers=0)
+
+
+def test_captions_of_the_index_are_shown_and_can_be_hidden(store, monkeypatch):
+    assert captions(page(q="red")) == [], "an index without captions shows none by itself"
+    caption_all(store)
+    monkeypatch.setattr(session, "load_writer", None)  # what would be called to write one
+    test = page(q="red")
+    assert captions(test)[:2] == ["a red thing", "a yellow thing"]
+    assert not test.exception
+    test.toggle(key="captions").set_value(False).run()
+    assert captions(test) == [] and len(names(test)) == 4
+
+
+def test_missing_captions_are_written_after_the_photos(store, monkeypatch):
+    writer = FakeWriter()
+    monkeypatch.setattr(session, "load_writer", lambda name, searching: writer)
+    (gone,) = (path for path in store.files() if path.stem == "blue")
+    page(q="red")  # its thumbnail is kept
+    gone.unlink()
+    test = page(q="red", captions="true")
+    assert not test.exception
+    assert sorted(captions(test)) == ["a green thing", "a red thing", "a yellow thing"]
+    assert len(names(test)) == 4
+    test.text_input(key="q").set_value("green").run()
+    assert captions(test)[0] == "a green thing"
+    assert writer.pictures == 3, "each photo is captioned once"
+
+
+def test_a_captioner_that_fails_leaves_the_photos(store, monkeypatch):
+    def refuses(*_):
+        raise IndexStateError("no memory for the captioner")
+
+    monkeypatch.setattr(session, "load_writer", refuses)
+    test = page(q="red", captions="true")
+    assert "no memory for the captioner" in all_words(test)
+    assert names(test)[0] == "red.png" and not test.exception
+    monkeypatch.setattr(session, "writer_of", refuses)
+    test = page(q="red", captions="true")
+    assert "no memory" in test.warning[0].value and names(test)[0] == "red.png"
+
+
+def test_a_question_about_a_photo(store, monkeypatch):
+    test = page(q="blue")
+    button(test, "open-1").click().run()
+    (box,) = [one for one in test.text_input if one.label == "Ask about this photo"]
+    box.set_value("what *colour*")
+    button(
+        test, "open-1"
+    ).click().run()  # a dialog asks for itself alone in a browser, AppTest for the whole page
+    assert not test.exception
+    assert "**a blue thing, \\*colour\\***" in all_words(test)
+
+
+def test_a_captioner_that_answers_no_question_says_who_does(store, monkeypatch):
+    monkeypatch.setenv("QSEEK_CAPTION_MODEL", "mute")
+    test = page(q="blue")
+    button(test, "open-1").click().run()
+    assert not [one for one in test.text_input if one.label == "Ask about this photo"]
+    assert "mute captions photos and answers no questions" in all_words(test)
+
+
+def test_thumbnails_are_square_upright_and_made_once(tmp_path):
+    picture = Image.new("RGB", (600, 300), "red")
+    picture.paste("blue", (300, 0, 600, 300))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright: red above, blue below
+    picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    photo = Photo(0, "ab" * 16, 300, 600, (tmp_path / "gone.jpg", tmp_path / "turned.jpg"))
+    data = thumbnails.thumbnail(photo, tmp_path)
+    shown = Image.open(io.BytesIO(data)).convert("RGB")
+    assert shown.size == (thumbnails.SIDE, thumbnails.SIDE)
+    red, blue = shown.getpixel((200, 20)), shown.getpixel((200, 380))
+    assert red[0] > 200 > 60 > red[2] and blue[2] > 200 > 60 > blue[0]
+    (tmp_path / "turned.jpg").unlink()
+    assert thumbnails.thumbnail(photo, tmp_path) == data
