@@ -1,27 +1,35 @@
-"""How far a run is: files done of how many, how fast, how long still."""
+"""Say how far a run is: how many of its items are done, how fast it goes, and how long the others take."""
 
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-RATE_SECONDS = 20.0  # photos/s and the time left follow the last seconds, for folders differ in their photos
+# The rate and the time left follow the last seconds, because the photos of one folder differ from those of another.
+RATE_SECONDS = 20.0
 TELL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """done: files read of total, failed ones among them. seconds_left: None until there is a rate."""
+    """How far a run is.
+
+    done: items of `total` that are finished, the failed ones among them. per_second: items a second, 0 until it is
+    known. seconds_left: None until there is a rate.
+    """
 
     done: int
     total: int
     failed: int
-    photos_per_second: float
+    per_second: float
     seconds_left: float | None
 
 
 class Pace:
-    """Counts the files that were read, and tells about it a few times a second."""
+    """Count the items that are done, and tell about it a few times a second.
+
+    total: how many there are. on_progress: called with a `Progress`; None tells nobody.
+    """
 
     def __init__(self, total: int, on_progress: Callable[[Progress], None] | None):
         self.total = total
@@ -33,6 +41,7 @@ class Pace:
             self._tell()
 
     def step(self, count: int = 1, num_failed: int = 0) -> None:
+        """Count `count` more items, `num_failed` of which failed."""
         self.done += count
         self.num_failed += num_failed
         now = time.monotonic()

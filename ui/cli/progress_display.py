@@ -20,9 +20,9 @@ SECONDS_BETWEEN_LINES = 10.0
 def pace_text(progress: Progress, noun: str = "photo") -> str:
     """`85 photos/s, 44 s left, 2 failed`, as far as it is known. noun: what is counted."""
     parts = []
-    if progress.photos_per_second:
-        decimals = 0 if progress.photos_per_second >= 10 else 1
-        parts.append(f"{progress.photos_per_second:,.{decimals}f} {noun}s/s")
+    if progress.per_second:
+        decimals = 0 if progress.per_second >= 10 else 1
+        parts.append(f"{progress.per_second:,.{decimals}f} {noun}s/s")
     if progress.seconds_left is not None and progress.done < progress.total:
         parts.append(f"{duration_text(progress.seconds_left)} left")
     if progress.failed:
