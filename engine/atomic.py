@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,15 @@ HALF_WRITTEN = ".new"
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[BinaryIO]:
+def replace_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     """Open a file for writing that takes the place of `path` in one step when the block ends.
 
     Its bytes are on the disk before it does. When the block raises, `path` stays as it was and the half-written file is
-    removed. Raises OSError when the disk refuses.
+    removed. shared: several processes or threads may write this file at once, the last of them counts; what one of them
+    leaves when it is killed is then not replaced by the next. Raises OSError when the disk refuses.
     """
-    half = path.with_name(path.name + HALF_WRITTEN)
+    writer = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    half = path.with_name(path.name + writer + HALF_WRITTEN)
     try:
         with open(half, "wb") as file:
             yield file

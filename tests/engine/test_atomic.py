@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,22 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space left"):
         write_file(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["facts.json"]
+
+
+def test_two_writers_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "thumbnail"
+    with replace_file(path, shared=True) as file:
+        file.write(b"first")
+        other = threading.Thread(target=lambda: _write_shared(path))
+        other.start()
+        other.join()
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first" and os.listdir(tmp_path) == ["thumbnail"]
+
+
+def _write_shared(path: Path) -> None:
+    with replace_file(path, shared=True) as file:
+        file.write(b"second")
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:

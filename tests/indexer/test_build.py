@@ -415,10 +415,10 @@ def test_progress_goes_up_to_the_total(tmp_path: Path, store: Store, monkeypatch
     build(store, root, on_progress=seen.append, batch_size=4)
     assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
     assert {progress.total for progress in seen} == {12}
-    assert (seen[0].done, seen[0].photos_per_second, seen[0].seconds_left) == (0, 0.0, None)
+    assert (seen[0].done, seen[0].per_second, seen[0].seconds_left) == (0, 0.0, None)
     last = seen[-1]
     assert (last.done, last.failed, last.seconds_left) == (12, 1, 0.0)
-    assert last.photos_per_second > 0
+    assert last.per_second > 0
     assert any(0 < progress.done < 12 for progress in seen)
 
 
