@@ -107,12 +107,18 @@ class RunListener(Protocol):
         """Before an index is made anew beside the old one."""
 
 
-class SilentListener:
-    """A RunListener that shows nothing."""
+class ProgressListener:
+    """A RunListener for programs: it hands on the progress and says nothing else.
+
+    on_progress: called a few times a second; None hears nothing.
+    """
+
+    def __init__(self, on_progress: Callable[[Progress], None] | None = None) -> None:
+        self._on_progress = on_progress or (lambda progress: None)
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[Progress], None]]:
-        yield lambda progress: None
+        yield self._on_progress
 
     def photos_to_read(self, num_photos: int, num_bytes: int) -> None: ...
     def texts_added(self, num_new: int, num_texts: int) -> None: ...

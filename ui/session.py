@@ -6,7 +6,7 @@ lancedb takes a second or two, torch as long again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from engine.index.store import Store
     from engine.models.caption_writers import CaptionWriter
     from engine.models.retrieval_model import RetrievalModel
+    from engine.progress import Progress
     from engine.search.searcher import Searcher
+    from indexer.index_run import RunReport
 
 
 def default_writer_name(folder: Path) -> str:
@@ -115,6 +117,46 @@ def open_searcher_anyway(
     if has_index(folder):
         return open_searcher(folder, model, tell)
     return _telling(make_searcher(None, load_model(model)), tell)
+
+
+def open_index(folder: Path | str | None = None, *, model: str | None = None) -> Searcher:
+    """Open an index, so that it can be asked.
+
+    folder: the index, by default the one under the user's data folder. model: name or folder of the model, by default
+    the one that made the index. Raises IndexStateError: there is no index, it is damaged, or another model made it.
+    Raises CheckpointError: the model is not there.
+    """
+    return open_searcher(index_folder(None if folder is None else Path(folder)), model)
+
+
+def build_index(
+    photos: Iterable[Path | str], folder: Path | str | None = None, *, model: str | None = None,
+    texts: Sequence[str] = (), captions: bool = False, captioner: str | None = None, workers: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RunReport:  # fmt: skip
+    """Index the photos in folders; run again, it reads only what has changed.
+
+    photos: folders. folder: the index, by default the one under the user's data folder; it is made where there is none.
+    model: name or folder of the model that makes it. texts: are indexed as well, so that a photo can find them.
+    captions: write a caption for each photo that has none; captioner: the model that writes them. workers: processes
+    that read photos, by default one for each processor, 0 for none. on_progress: called a few times a second.
+
+    Returns what was done, with the photos that could not be read. Raises QueryError: a folder is not there or holds no
+    photo. Raises IndexStateError: another model made the index, or another process writes it. Raises CheckpointError:
+    the model is not there.
+    """
+    from indexer.index_run import IndexRun, ProgressListener, RunRequest
+
+    request = RunRequest(
+        index_folder(None if folder is None else Path(folder)),
+        [Path(root).expanduser().absolute() for root in photos],
+        model,
+        texts=texts,
+        captions=captions,
+        captioner=captioner,
+        workers=workers,
+    )
+    return IndexRun(request, load_model, load_writer, ProgressListener(on_progress)).run()
 
 
 def _telling(searcher: Searcher, tell: Callable[[str], None] | None) -> Searcher:

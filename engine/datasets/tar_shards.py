@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import webdataset
-from braceexpand import braceexpand
 from PIL import Image
 
 from engine.datasets.captioned_pictures import CaptionedPicture, Sample
@@ -35,7 +34,7 @@ def find_shards(names: Iterable[str], folder: Path, *, missing_ok: bool = False)
     found: list[Path] = []
     for name in names:
         try:
-            each = list(braceexpand(name))
+            each = expand_braces(name)
         except ValueError as error:
             raise DataError(f"The shard name {name!r} has unbalanced braces.") from error
         shards = [(one, sorted(folder.glob(one))) for one in each]
@@ -45,6 +44,20 @@ def find_shards(names: Iterable[str], folder: Path, *, missing_ok: bool = False)
         for one, paths in shards:
             found += paths or [folder / one]
     return found
+
+
+def expand_braces(name: str) -> list[str]:
+    """List what a name such as "laion-{00000..12933}.tar" stands for; a name without braces stands for itself.
+
+    Raises ValueError for unbalanced braces, DataError where the package that expands them is missing.
+    """
+    if not {"{", "}"} & set(name):
+        return [name]
+    try:
+        from braceexpand import braceexpand
+    except ImportError:
+        raise DataError(f"{name!r} has braces, which need an extra: pip install 'qseek[train]'.") from None
+    return list(braceexpand(name))
 
 
 def read_shards(shards: Sequence[Path]) -> Iterator[CaptionedPicture]:
