@@ -1,15 +1,10 @@
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("QSEEK_TEST_GPU", ""))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-HERE = Path(__file__).parent
-# Some tests import what another test makes; names of test files are unique.
-sys.path += sorted({str(path.parent) for path in HERE.glob("*/**/test_*.py")})
 
 
 @pytest.fixture(scope="module")

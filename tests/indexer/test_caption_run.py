@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from brute_force_scores import assert_well_formed, ids_of, match_logits, stored_itc
 from fake_model import FakeModel, FakeWriter, colour_vector
 from PIL import Image
-from test_searcher import assert_well_formed, ids_of, match_logits, stored_itc
 from tiny import tiny_model, write_pictures
 
 from engine.index.caption_table import NewCaption

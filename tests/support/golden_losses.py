@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from test_tar_shards import picture, write_shard
+from shard_writing import picture, write_shard
 from tiny import tiny_checkpoint, tiny_config
 from tiny_language import save_language
 

@@ -3,33 +3,22 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from prompts_and_pictures import PROMPTS, SHORT, pictures
 from tiny import SIDE
-from tiny_language import KINDS, byte_tokenizer, language_config, save_tiny, tiny_captioner
+from tiny_language import KINDS, byte_tokenizer, save_tiny, tiny_captioner
 
 from engine.blip2 import captioner
 from engine.blip2.generation import GenerationOptions
 from engine.blip2.language_tokens import IGNORED, LanguageBatch, LanguageTokenizer
-from engine.checkpoints.language_folder import describe_language
-from engine.errors import CheckpointError, DataError, QueryError
 from engine.models.caption_model import CaptionModel
 from engine.models.loading import load_captioner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SHORT = GenerationOptions(max_new_tokens=8)
-PROMPTS = ("a red dog", "the", "on the house a cat runs")
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CaptionModel:
-    folder = save_tiny(request.param, tmp_path_factory.mktemp(request.param))
-    return load_captioner(str(folder), device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +26,6 @@ def opt(tmp_path_factory: pytest.TempPathFactory) -> CaptionModel:
     return load_captioner(
         str(save_tiny("opt", tmp_path_factory.mktemp("opt"))), device="cpu", dtype="float32"
     )
-
-
-def pictures(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -61,36 +46,6 @@ def test_the_prompt_decides(model: CaptionModel) -> None:
     together = model.generate(pictures(1), PROMPTS, SHORT)
     assert together == [model.generate(pictures(1), [prompt], SHORT)[0] for prompt in PROMPTS]
     assert len(set(together)) > 1
-
-
-def test_pictures_are_read_once_whatever_the_beams(
-    model: CaptionModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = {"vision": 0, "qformer": 0}
-    encode, keys = model.net.encode_patches, model.net.qformer.photo_keys
-
-    def count_pictures(pixels: torch.Tensor) -> torch.Tensor:
-        seen["vision"] += len(pixels)
-        return encode(pixels)
-
-    def count_photos(patches: torch.Tensor) -> Any:
-        seen["qformer"] += len(patches)
-        return keys(patches)
-
-    monkeypatch.setattr(model.net, "encode_patches", count_pictures)
-    monkeypatch.setattr(model.net.qformer, "photo_keys", count_photos)
-    model.generate(pictures(3), ["a"], GenerationOptions(max_new_tokens=4, num_beams=4))
-    assert seen == {"vision": 3, "qformer": 3}
-    model.generate(pictures(1), PROMPTS, GenerationOptions(max_new_tokens=4, num_beams=2))
-    reads = (
-        len(PROMPTS) if model.prompt_tokenizer else 1
-    )  # a Q-Former that reads the prompt reads it with the photo
-    assert seen == {"vision": 4, "qformer": 3 + reads}
-
-
-def test_patches_or_pictures(model: CaptionModel) -> None:
-    photos = pictures(2)
-    assert model.generate(model.encode_patches(photos), ["a"], SHORT) == model.generate(photos, ["a"], SHORT)
 
 
 def test_greedy_is_the_likeliest_token_each_time(opt: CaptionModel) -> None:
@@ -255,117 +210,3 @@ def test_only_what_stage_2_trains_gets_gradients() -> None:
     for name, parameter in net.named_parameters():
         frozen = name.startswith(("vision.", "language."))
         assert (parameter.grad is None) == frozen, name
-
-
-def ids_of(kind: str, text: str) -> list[int]:
-    return byte_tokenizer(kind).encode(text, add_special_tokens=False).ids
-
-
-def language_tokenizer(kind: str) -> LanguageTokenizer:
-    tokenizer = byte_tokenizer(kind)
-    return LanguageTokenizer(tokenizer, describe_language(language_config(kind), tokenizer, Path("x")), 8)
-
-
-def test_opt_layout() -> None:
-    """As LAVIS: </s> prompt text newline; without a prompt </s> is learned, too."""
-    tokenizer = language_tokenizer("opt")
-    newline = ids_of("opt", "\n")[0]
-    assert (
-        tokenizer.config.start_id == 2 and tokenizer.config.pad_id == 1 and tokenizer.config.end_id == newline
-    )
-    batch = tokenizer.pairs(["a photo of ", ""], ["a cat", " a dog "], 64)
-    first = [2, *ids_of("opt", "a photo of a cat"), newline]
-    second = [2, *ids_of("opt", "a dog"), newline]
-    assert batch.ids[0].tolist() == first and batch.mask[0].all()
-    assert batch.ids[1].tolist() == second + [1] * (len(first) - len(second))
-    given = 1 + len("a photo of")
-    assert batch.labels[0].tolist() == [IGNORED] * given + first[given:]
-    assert batch.labels[1].tolist() == second + [IGNORED] * (len(first) - len(second))
-    cut = tokenizer.pairs(["a photo of"], ["a cat"], 14)
-    assert cut.ids[0].tolist() == first[:14]  # LAVIS' truncation takes the end, too
-    ids, mask = tokenizer.prompts(["a photo of ", ""], 8)
-    assert ids[0].tolist() == first[:given] and ids[1][mask[1]].tolist() == [2]
-
-
-def test_t5_layout() -> None:
-    tokenizer = language_tokenizer("t5")
-    assert (tokenizer.config.start_id, tokenizer.config.pad_id, tokenizer.config.end_id) == (None, 0, 1)
-    batch = tokenizer.pairs(["a photo of", ""], ["a cat", "dog"], 64)
-    assert batch.ids[0].tolist() == [*ids_of("t5", "a photo of"), 1]
-    assert batch.ids[1][batch.mask[1]].tolist() == [1]
-    assert batch.labels[0].tolist() == [*ids_of("t5", "a cat"), 1]
-    assert batch.labels[1].tolist() == [*ids_of("t5", "dog"), 1, IGNORED, IGNORED]
-
-
-def test_llama_has_no_padding_token() -> None:
-    """It is padded with its end, which is masked."""
-    tokenizer = language_tokenizer("llama")
-    assert (tokenizer.config.start_id, tokenizer.config.pad_id, tokenizer.config.end_id) == (1, 2, 2)
-    batch = tokenizer.pairs(["a", "the red"], ["cat", "dog"], 64)
-    end = 1 + len("a cat") + 1
-    assert batch.mask[0].sum() == end and batch.labels[0, end - 1] == 2
-    assert (batch.labels[0, end:] == IGNORED).all() and (batch.ids[0, end:] == 2).all()
-
-
-def test_tokenizers_that_do_not_fit() -> None:
-    config = language_config("llama")
-    config.eos_token_id = None
-    with pytest.raises(CheckpointError, match="no end-of-text token; set eos_token_id"):
-        describe_language(config, byte_tokenizer("llama"), Path("x"))
-    small = language_config("llama")
-    small.vocab_size = 100
-    with pytest.raises(CheckpointError, match="knows 100: it is another model's"):
-        describe_language(small, byte_tokenizer("llama"), Path("x"))
-
-
-def test_captions_and_prompts_that_cannot_be_learned() -> None:
-    tokenizer = language_tokenizer("opt")
-    with pytest.raises(DataError, match=r"1 of 2 captions are empty \(first: number 1\)"):
-        tokenizer.pairs(["a", "a"], ["cat", " "], 64)
-    with pytest.raises(DataError, match="leaves no room for a caption within max_tokens = 8"):
-        tokenizer.pairs(["a photo of"], ["cat"], 8)
-
-
-def test_prompts_that_cannot_be_read(model: CaptionModel) -> None:
-    room = model.tokenizer.room - (0 if model.config.language.encoder_decoder else SHORT.max_new_tokens)
-    with pytest.raises(QueryError, match=rf"reads at most {room:,} beside the photo's and 8 new ones"):
-        model.generate(pictures(1), ["x" * (room + 1)], SHORT)
-    with pytest.raises(ValueError, match="2 photos and 3 prompts do not pair"):
-        model.generate(pictures(2), PROMPTS, SHORT)
-    with pytest.raises(QueryError, match="Question 2 is empty"):
-        model.answer(pictures(2), ["what?", " "])
-    if model.prompt_tokenizer is None:
-        assert model.generate(pictures(1), [""], SHORT)  # a text without a beginning
-        return
-    with pytest.raises(QueryError, match="reads its prompt and got an empty one"):
-        model.generate(pictures(1), [" "], SHORT)
-    with pytest.raises(QueryError, match="5 tokens longer than the 16 that the Q-Former reads"):
-        model.generate(pictures(1), ["a " * 19], SHORT)
-
-
-def test_captions_and_answers(model: CaptionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    generate = model.generate
-
-    def watch(photos: np.ndarray, prompts: list[str], how: GenerationOptions) -> list[str]:
-        asked.extend(prompts)
-        return generate(photos, [prompts[0][:8]] * len(prompts), SHORT)
-
-    monkeypatch.setattr(model, "generate", watch)
-    assert len(model.caption(pictures(2))) == 2
-    model.answer(pictures(2), [" what? ", "who?"])
-    word = "Answer:" if model.config.language.end_id == ids_of("opt", "\n")[0] else "Short answer:"
-    assert asked == ["a photo of", f"Question: what? {word}", f"Question: who? {word}"]
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"max_new_tokens": 0}, {"min_new_tokens": 31}, {"min_new_tokens": -1}, {"num_beams": 0},
-        {"top_p": 0.9, "num_beams": 2}, {"top_p": 0.0}, {"top_p": 1.5}, {"temperature": 0.0},
-        {"repetition_penalty": 0.0}, {"num_samples": 0, "top_p": 0.9}, {"num_samples": 2},
-    ],
-)  # fmt: skip
-def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        GenerationOptions(**wrong)

@@ -1,26 +1,13 @@
 """Stage 2 beside another implementation: transformers' BLIP-2 (OPT, Flan-T5) and InstructBLIP (LLaMA) with random
 weights, saved and read by us."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_retriever_parity import ATOL, PATCH, SIZE, D, Q, V
-from tiny import tiny_tokenizer
-from tiny_language import byte_tokenizer, language_config, spread, untie
+from random_blip2 import ATOL, SIZE, Q, random_captioner, save_captioner_folder
 from torch import Tensor
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2QFormerConfig,
-    Blip2VisionConfig,
-    InstructBlipConfig,
-    InstructBlipForConditionalGeneration,
-    InstructBlipQFormerConfig,
-    InstructBlipVisionConfig,
-)
 
 from engine.blip2.generation import GenerationOptions
 from engine.blip2.language_tokens import IGNORED
@@ -28,53 +15,16 @@ from engine.models.caption_model import CaptionModel
 from engine.models.loading import load_captioner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROMPTS = ("a photo of", "", "Question: what is it? Answer:")
 INSTRUCTIONS = ("a red dog", "the", "on the house a cat runs")
 Pair = tuple[Any, CaptionModel]
 
 
-def random_theirs(kind: str) -> Any:
-    """kind: opt, t5 or llama; LLaMA with a Q-Former that reads the prompt."""
-    text = language_config(kind)
-    vision = {
-        "hidden_size": V, "intermediate_size": int(V * 4.3637), "num_hidden_layers": 2, "num_attention_heads": 4,
-        "image_size": SIZE, "patch_size": PATCH, "layer_norm_eps": 1e-6,
-    }  # fmt: skip
-    former = {
-        "vocab_size": tiny_tokenizer().get_vocab_size(), "hidden_size": D, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "intermediate_size": 96, "max_position_embeddings": 24, "encoder_hidden_size": V,
-    }  # fmt: skip
-    parts = {"text_config": text, "num_query_tokens": Q, "image_token_index": text.vocab_size - 1}
-    torch.manual_seed(0)
-    if kind == "llama":
-        config = InstructBlipConfig(
-            vision_config=InstructBlipVisionConfig(**vision),
-            qformer_config=InstructBlipQFormerConfig(**former),
-            **parts,
-        )
-        return spread(InstructBlipForConditionalGeneration(config))
-    config = Blip2Config(
-        vision_config=Blip2VisionConfig(**vision), qformer_config=Blip2QFormerConfig(**former), **parts
-    )
-    theirs = Blip2ForConditionalGeneration(config)
-    untie(theirs.language_model)
-    return spread(theirs)
-
-
-def save_theirs(theirs: Any, kind: str, folder: Path) -> None:
-    theirs.save_pretrained(folder)
-    byte_tokenizer(kind).save(str(folder / "tokenizer.json"))
-    if kind == "llama":
-        (folder / "qformer_tokenizer").mkdir()
-        tiny_tokenizer().save(str(folder / "qformer_tokenizer" / "tokenizer.json"))
-
-
 @pytest.fixture(scope="module", params=["opt", "t5", "llama"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """(theirs, ours) with the same weights, ours read from what theirs saved."""
-    theirs, folder = random_theirs(request.param), tmp_path_factory.mktemp(request.param)
-    save_theirs(theirs, request.param, folder)
+    theirs, folder = random_captioner(request.param), tmp_path_factory.mktemp(request.param)
+    save_captioner_folder(theirs, request.param, folder)
     return theirs, load_captioner(str(folder), device="cpu", dtype="float32")
 
 

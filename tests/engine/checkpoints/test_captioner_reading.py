@@ -2,17 +2,16 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lavis_networks import eva_captioner, is_clip
+from prompts_and_pictures import PROMPTS, SHORT, pictures
+from random_blip2 import random_captioner, save_captioner_folder
 from reference import normal
 from safetensors.torch import load_file, save_file
-from test_captioner import PROMPTS, SHORT, pictures
-from test_captioner_parity import random_theirs, save_theirs
-from test_retrieval_reading import EVA, QFORMER, _is_clip
 from tiny import tiny_checkpoint, tiny_config, tiny_tokenizer
 from tiny_language import (
     KINDS,
@@ -27,13 +26,12 @@ from tiny_language import (
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from engine.blip2.captioner import Captioner
-from engine.blip2.config import CaptionerConfig
 from engine.blip2.retriever import Retriever
 from engine.checkpoints.building import make_captioner
 from engine.checkpoints.captioner_reading import has_language, read_captioner
 from engine.checkpoints.checkpoint_sources import CaptionerSource
 from engine.checkpoints.key_names import LAVIS_CAPTIONER, their_name
-from engine.checkpoints.language_folder import describe_language, make_language, read_language
+from engine.checkpoints.language_folder import make_language, read_language
 from engine.checkpoints.lavis_files import read_lavis_captioner
 from engine.checkpoints.saving import save_captioner, save_checkpoint
 from engine.errors import CheckpointError
@@ -41,7 +39,6 @@ from engine.models.catalogue import list_models
 from engine.models.loading import load_captioner, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
 LAVIS_NAMES = {"opt": "opt", "t5": "t5", "llama": "llm"}
 
 
@@ -75,21 +72,10 @@ def test_bfloat16(tmp_path: Path) -> None:
     assert len(model.generate(pictures(2), ["a"], SHORT)) == 2
 
 
-def eva_captioner(kind: str) -> Captioner:
-    tokenizer = byte_tokenizer(kind)
-    about = describe_language(language_config(kind), tokenizer, Path("x"), reads_prompt=kind == "llama")
-    if kind == "llama":
-        about = replace(about, start_id=about.end_id)
-    former = QFORMER if kind == "llama" else replace(QFORMER, vocab_size=30523, max_positions=512)
-    net = spread(Captioner(CaptionerConfig(EVA, former, about), torch.nn.Identity()))
-    net.language = random_language(kind)
-    return net
-
-
 def lavis_files(net: Captioner, kind: str, folder: Path) -> tuple[Path, Path]:
     """All but the frozen parts, as LAVIS' runner saves it; the encoder."""
     mine = LAVIS_NAMES[kind]
-    rows = tuple(row for row in LAVIS_CAPTIONER if not _is_clip(row[0]))
+    rows = tuple(row for row in LAVIS_CAPTIONER if not is_clip(row[0]))
     rows = tuple(row for row in rows if row[1] != "projection.*" or row[0].startswith(mine))
     state: dict[str, Any] = {}
     for name, tensor in net.state_dict().items():
@@ -168,8 +154,8 @@ def test_a_retrieval_checkpoint_cannot_write(tmp_path: Path) -> None:
 
 def test_a_generative_checkpoint_cannot_search(tmp_path: Path) -> None:
     save_tiny("opt", tmp_path / "ours")
-    save_theirs(random_theirs("opt"), "opt", tmp_path / "theirs")
-    save_theirs(random_theirs("llama"), "llama", tmp_path / "instruct")
+    save_captioner_folder(random_captioner("opt"), "opt", tmp_path / "theirs")
+    save_captioner_folder(random_captioner("llama"), "llama", tmp_path / "instruct")
     for name in ("ours", "theirs", "instruct"):
         with pytest.raises(CheckpointError, match=r"generative .* cannot search"):
             load_model(str(tmp_path / name))

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lavis_networks import EVA, QFORMER, is_clip
+from random_blip2 import ATOL, TEXTS, asked, random_retriever, save_retriever_folder
 from reference import normal
-from test_retriever_parity import ATOL, TEXTS, asked, random_theirs, save_theirs
 from tiny import tiny_checkpoint, tiny_tokenizer
 from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval
 
-from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
+from engine.blip2.config import Blip2Config, VisionConfig
 from engine.blip2.retriever import Retriever, itc_scores
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.building import load_net, make_net
@@ -23,11 +24,6 @@ from engine.checkpoints.transformers_export import save_transformers
 from engine.errors import CheckpointError
 from engine.models.loading import load_model
 
-VOCABULARY = tiny_tokenizer().get_vocab_size()
-QFORMER = QFormerConfig(4, 64, 4, 128, 8, vocab_size=VOCABULARY, max_positions=32)
-EVA = VisionConfig(
-    "eva_giant_patch14_clip_224", 56, 88, {"img_size": 56, "embed_dim": 88, "depth": 3, "num_heads": 4}
-)
 CLIP = VisionConfig(
     "vit_large_patch14_clip_quickgelu_224",
     56,
@@ -50,7 +46,7 @@ def random_net(vision: VisionConfig) -> Retriever:
 def lavis_state(net: Retriever, clip: bool) -> dict[str, Tensor]:
     """Our tensors under LAVIS' names, with what its files hold twice, by the table read backwards."""
     state = {"Qformer.bert.embeddings.position_ids": torch.arange(32)[None]}
-    rows = tuple(row for row in LAVIS if not row[0].startswith("visual") or _is_clip(row[0]) == clip)
+    rows = tuple(row for row in LAVIS if not row[0].startswith("visual") or is_clip(row[0]) == clip)
     for name, tensor in net.state_dict().items():
         key = their_name(name, rows)
         assert key is not None, name
@@ -62,10 +58,6 @@ def lavis_state(net: Retriever, clip: bool) -> dict[str, Tensor]:
     state["Qformer.cls.predictions.bias"] = state["Qformer.cls.predictions.decoder.bias"]
     state["Qformer.cls.predictions.decoder.weight"] = state["Qformer.bert.embeddings.word_embeddings.weight"]
     return state
-
-
-def _is_clip(pattern: str) -> bool:
-    return any(word in pattern for word in ("class_emb", "positional", "conv1", "ln_pre", "resblocks"))
 
 
 def written(folder: Path, net: Retriever, clip: bool = False) -> tuple[Path, Path]:
@@ -149,7 +141,7 @@ def test_our_folder_goes_to_transformers(tmp_path: Path) -> None:
 
 def test_a_transformers_folder_is_a_model(tmp_path: Path) -> None:
     """By its path alone, with its tokenizer: texts and photos get vectors; it has no captions."""
-    save_theirs(random_theirs(), tmp_path)
+    save_retriever_folder(random_retriever(), tmp_path)
     model = load_model(str(tmp_path), device="cpu", dtype="float32")
     assert not model.config.has_captions and model.image_size == 56
     ids, mask, _ = TextTokenizer(tiny_tokenizer(), 32)(TEXTS)
@@ -159,7 +151,7 @@ def test_a_transformers_folder_is_a_model(tmp_path: Path) -> None:
 
 
 def test_bfloat16_is_cast_tensor_by_tensor(tmp_path: Path) -> None:
-    save_theirs(random_theirs(), tmp_path)
+    save_retriever_folder(random_retriever(), tmp_path)
     model = load_model(str(tmp_path), device="cpu", dtype="bfloat16")
     full = load_model(str(tmp_path), device="cpu", dtype="float32")
     for name, value in model.net.state_dict().items():
@@ -181,7 +173,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_weights_that_do_not_fit(tmp_path: Path, case: str) -> None:
     changed, message = REFUSED[case]
-    theirs = random_theirs()
+    theirs = random_retriever()
     theirs.save_pretrained(tmp_path)
     tiny_tokenizer().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "model.safetensors").unlink()
@@ -191,7 +183,7 @@ def test_weights_that_do_not_fit(tmp_path: Path, case: str) -> None:
 
 
 def test_a_download_that_stopped(tmp_path: Path) -> None:
-    save_theirs(random_theirs(), tmp_path, "shards")
+    save_retriever_folder(random_retriever(), tmp_path, "shards")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     whole = shards[1].read_bytes()
     shards[1].write_bytes(whole[: len(whole) // 2])

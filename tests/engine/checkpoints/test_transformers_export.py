@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from lavis_networks import eva_captioner
 from reference import normal
-from test_captioner_reading import eva_captioner
 from tiny import tiny_tokenizer
 from tiny_language import byte_tokenizer, random_language, save_tiny
 from transformers import Blip2ForConditionalGeneration, InstructBlipForConditionalGeneration

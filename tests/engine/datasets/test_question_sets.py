@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_tar_shards import picture
+from shard_writing import picture
 
 from engine.datasets.question_files import read_question_rows
 from engine.datasets.question_sets import QuestionConfig, open_questions

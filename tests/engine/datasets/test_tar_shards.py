@@ -1,34 +1,17 @@
 """Captioned pictures from shards and JSON: what is read, and what is refused in which words."""
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from shard_writing import picture, write_shard
 
 from engine.datasets.caption_files import read_annotations
 from engine.datasets.captioned_pictures import CaptionedPicture, data_digest, plain_caption
 from engine.datasets.picture_reading import load_pictures, read_pictures
 from engine.datasets.tar_shards import find_shards, read_shards
 from engine.errors import DataError
-
-
-def picture(colour: str, size: tuple[int, int] = (20, 10)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_shard(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def test_shards(tmp_path: Path) -> None:

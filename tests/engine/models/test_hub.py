@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
-from test_retriever_parity import random_theirs, save_theirs
+from random_blip2 import random_retriever, save_retriever_folder
 
 from engine.checkpoints.published import hub_id
 
@@ -102,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
-    save_theirs(random_theirs(), folder)
+    save_retriever_folder(random_retriever(), folder)
     (folder / "README.md").write_text("not needed")
     return folder
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_tar_shards import picture, write_shard
+from shard_writing import picture, write_shard
 from tiny import write_pictures
 
 from engine.datasets.captioned_sets import ListShard, SourceConfig, open_source, read_small_sets

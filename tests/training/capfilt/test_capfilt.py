@@ -9,68 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
-from test_tar_shards import write_shard
+from capfilt_runs import CONFIG, command, facts, model_of, run
+from click.testing import CliRunner
+from shard_writing import write_shard
 from tiny import tiny_checkpoint, tiny_config, tiny_model, write_pictures
 from tiny_language import save_tiny
 
 from engine.datasets.captioned_pictures import CaptionedPicture
-from engine.datasets.captioned_sets import SourceConfig, open_source, read_small_sets
+from engine.datasets.captioned_sets import read_small_sets
 from engine.datasets.photo_numbers import PhotoSets
 from engine.datasets.tar_shards import find_shards, read_shards, write_captioned
 from engine.errors import DataError
-from engine.models.retrieval_model import RetrievalModel
 from engine.search.searcher import Searcher
-from training.capfilt.capfilt import run_capfilt
-from training.capfilt.capfilt_config import CapfiltConfig
-from training.capfilt.caption_candidates import Candidates, Caption, kept, load_parts
+from training.capfilt.caption_candidates import Candidates, Caption
 from training.loop.optimizer import OptimConfig
 from training.stages.stage1 import Stage1Config, run_stage1
 from ui.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-CONFIG = CapfiltConfig(
-    ("plain-*.tar",), "tiny", "tiny", per_photo=5, keep=2, min_tokens=2, max_tokens=8, photos_at_once=2,
-    shard_photos=3,
-)  # fmt: skip
-OWN = [("a red dog", "the dog runs"), ("a cat",), ("snow on the house", "a house", "the house in snow")]
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """data: seven photos without captions in two shards, three with; runs/tiny/model."""
-    names = [f"{letter}.png" for letter in "abcdefgxyz"]
-    photos = [path.read_bytes() for path in write_pictures(tmp_path / "photos", names)]
-    data = tmp_path / "data"
-    data.mkdir()
-    write_shard(data / "plain-000.tar", dict(zip(names[:4], photos[:4], strict=True)))
-    write_shard(data / "plain-001.tar", dict(zip(names[4:7], photos[4:7], strict=True)))
-    members = {}
-    for name, photo, texts in zip(names[7:], photos[7:], OWN, strict=True):
-        members |= {name: photo, name.replace("png", "json"): json.dumps({"captions": texts}).encode()}
-    write_shard(data / "own-000.tar", members)
-    tiny_checkpoint(tmp_path / "runs" / "tiny" / "model")
-    return tmp_path
-
-
-def run(place: Path, name: str = "out", config: CapfiltConfig = CONFIG) -> Path:
-    run_capfilt(config, place / "data", place / "runs", place / "runs" / name)
-    return place / "runs" / name
-
-
-def facts(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for path in sorted(folder.glob("*.tar")):
-        source = open_source(SourceConfig(str(path)), folder)
-        for row in range(source.count):
-            text_at, size = source.shards[0].places[row][2:]  # type: ignore[union-attr]
-            found.append(json.loads(path.read_bytes()[int(text_at) : int(text_at) + int(size)]))
-    return found
-
-
-def model_of(place: Path) -> RetrievalModel:
-    return load_parts(CONFIG, place / "runs", "cpu")[1]
 
 
 def test_shards_are_what_the_other_trainings_read(place: Path) -> None:
@@ -93,47 +49,6 @@ def test_shards_are_what_the_other_trainings_read(place: Path) -> None:
     )
     run_stage1(stage1, place / "data", place / "runs", place / "runs" / "next")
     assert (place / "runs" / "next" / "model" / "config.json").is_file()
-
-
-def test_the_ranking_is_searchs(place: Path) -> None:
-    """Every drawn caption against a direct match of that photo; the two kept are the best of all."""
-    everything = facts(run(place, "all", replace(CONFIG, keep=5)))
-    best = facts(run(place))
-    searcher = Searcher(None, model_of(place))
-    for said, few in zip(everything, best, strict=True):
-        path = place / "photos" / f"{said['key']}.png"
-        want = searcher.match(path, said["captions"], top=5).hits
-        assert [hit.text for hit in want] == said["captions"] and len(want) > 2
-        np.testing.assert_allclose(said["scores"], [hit.score for hit in want], atol=2e-3)
-        assert few["captions"] == said["captions"][:2] and few["scores"] == said["scores"][:2]
-    assert len({round(score, 3) for said in everything for score in said["scores"]}) > 20
-
-
-def test_without_a_ready_matching_head_the_cosine_ranks(place: Path) -> None:
-    unready = replace(tiny_config(), match_ready=False)
-    tiny_checkpoint(place / "runs" / "unready" / "model", unready)
-    said = facts(run(place, config=replace(CONFIG, matcher="unready", keep=5)))[0]
-    model = load_parts(replace(CONFIG, captioner="unready", matcher="unready"), place / "runs", "cpu")[1]
-    hits = Searcher(None, model).match(place / "photos" / "a.png", said["captions"]).hits
-    np.testing.assert_allclose(said["scores"], [hit.itc for hit in hits], atol=2e-3)
-
-
-def test_a_photo_is_encoded_once_for_all_its_captions(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = {"vision": 0, "keys": 0}
-    encode, keys = RetrievalModel.encode_patches, RetrievalModel.photo_keys
-
-    def count_encode(model: RetrievalModel, pictures: np.ndarray) -> torch.Tensor:
-        counts["vision"] += len(pictures)
-        return encode(model, pictures)
-
-    def count_keys(model: RetrievalModel, patches: torch.Tensor) -> Any:
-        counts["keys"] += len(patches)
-        return keys(model, patches)
-
-    monkeypatch.setattr(RetrievalModel, "encode_patches", count_encode)
-    monkeypatch.setattr(RetrievalModel, "photo_keys", count_keys)
-    run(place)
-    assert counts == {"vision": 7, "keys": 7}
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
@@ -178,53 +93,6 @@ def test_processes_share_the_shards(place: Path, monkeypatch: pytest.MonkeyPatch
     assert {path.read_bytes() for path in out.glob("*.tar")} == want
 
 
-def test_originals(place: Path) -> None:
-    """They compete, or stay whatever they score, or are left out."""
-    config = replace(CONFIG, pictures=("own-*.tar",), keep=3)
-    ranked, beside, alone = (
-        facts(run(place, name, replace(config, originals=name))) for name in ("ranked", "kept", "none")
-    )
-    filtered = facts(run(place, "filter", replace(config, per_photo=0, keep=1, originals="ranked")))
-    every = facts(run(place, "every", replace(config, keep=8, originals="ranked")))
-    for own, one, two, none, best, all_ in zip(OWN, ranked, beside, alone, filtered, every, strict=True):
-        drawn = [text for text, made in zip(all_["captions"], all_["synthetic"], strict=True) if made]
-        assert set(all_["captions"]) == {*own, *drawn} and all_["scores"] == sorted(all_["scores"])[::-1]
-        assert one["captions"] == all_["captions"][:3] and none["captions"] == drawn[:3]
-        by_score = [text for text in all_["captions"] if text in own]
-        assert two["captions"] == by_score + drawn[:3]
-        assert two["synthetic"] == [False] * len(own) + [True] * 3
-        assert best["captions"] == by_score[:1] and best["synthetic"] == [False]
-
-
-def test_equal_captions_count_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Case and spaces aside; what is the photo's own stays its own, and empty ones are none."""
-    texts = ["a Red  dog", "a cat", "a cat", " ", "A cat "]
-    monkeypatch.setattr(RetrievalModel, "draw_captions", lambda *_, **__: [texts, texts])
-    model = model_of(place)
-    pictures = [np.zeros((40, 40, 3), np.uint8)] * 2
-    from PIL import Image
-
-    samples = [CaptionedPicture("x", b"", ("a red dog",)), CaptionedPicture("y", b"")]
-    config = replace(CONFIG, originals="ranked")
-    found = Candidates(model, model, config).captions(samples, [Image.fromarray(p) for p in pictures], 0)
-    assert [sorted((one.text, one.synthetic) for one in some) for some in found] == [
-        [("a cat", True), ("a red dog", False)],
-        [("a Red  dog", True), ("a cat", True)],
-    ]
-
-
-def test_the_least_score(place: Path) -> None:
-    captions = [Caption("a", True, 2.0), Caption("b", False, 1.0), Caption("c", True, 0.5)]
-    for least, originals, want in ((1.0, "ranked", "ab"), (3.0, "ranked", ""), (3.0, "kept", "b")):
-        chosen = kept(captions, replace(CONFIG, least=least, originals=originals))
-        assert "".join(one.text for one in chosen) == want
-    whole = facts(run(place))
-    limit = sorted(said["scores"][0] for said in whole)[3]
-    out = run(place, "some", replace(CONFIG, least=limit + 1e-4))
-    want = [said["key"] for said in whole if said["scores"][0] > limit]
-    assert [said["key"] for said in facts(out)] == want and 0 < len(want) < 7
-
-
 def test_a_stage_2_captioner(place: Path) -> None:
     """Its image size is another than the matcher's in general; what it writes is ranked alike."""
     save_tiny("opt", place / "runs" / "writer" / "model")
@@ -258,22 +126,6 @@ def test_a_shard_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         write_captioned(tmp_path / "s-000.tar", rows())
     assert not list(tmp_path.glob("*.tar"))
-
-
-def command(place: Path, *changes: str, data: str = "data") -> Result:
-    settings = [
-        f"captioner={CONFIG.captioner}",
-        "matcher=tiny",
-        "pictures=plain-*.tar",
-        "max_tokens=8",
-        "originals=none",
-        "label_least=none",
-        "least=none",
-        *changes,
-    ]
-    arguments = ["train", "capfilt", "--recipe", "mini-capfilt", "--data", str(place / data)]
-    sets = [part for change in settings for part in ("--set", change)]
-    return CliRunner().invoke(main, [*arguments, "--runs", str(place / "runs"), *sets])
 
 
 def test_the_command(place: Path) -> None:

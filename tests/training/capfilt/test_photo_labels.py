@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from capfilt_runs import CONFIG, command, facts, run
 from PIL import Image
-from test_capfilt import CONFIG, command, facts, place, run
-from test_distillation import TEACHER, original_teacher, random_teacher
-from test_tar_shards import write_shard
+from random_teachers import TEACHER, original_teacher, random_teacher
+from shard_writing import write_shard
 
 from engine.datasets.photo_numbers import PhotoSets
 from engine.datasets.tar_shards import find_shards, read_shards
@@ -19,7 +19,6 @@ from training.capfilt.capfilt import run_capfilt
 from training.capfilt.capfilt_config import check
 from training.capfilt.photo_labels import Labeller, label_captions
 
-__all__ = ["place"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["background", "ox", "pizza, pizza pie", "golden retriever"]
 

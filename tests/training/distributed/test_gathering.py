@@ -181,7 +181,7 @@ def test_a_batch_that_cannot_be_shared() -> None:
 
 
 def test_a_task_without_a_door_trains_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from test_train_loop import CONFIG, Toy
+    from toy_task import CONFIG, Toy
 
     monkeypatch.setattr("training.loop.train_loop.world", lambda: World(1, 2))
     with pytest.raises(TrainingError, match="Toy trains in one process"):

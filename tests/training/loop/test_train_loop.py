@@ -10,26 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from toy_task import CONFIG, Toy
 
 from engine.errors import TrainingError
 from training.loop.flop_count import OperationCount
-from training.loop.optimizer import OptimConfig, learning_rate, learning_rate_scales, make_optimizer
 from training.loop.train_loop import train
 from training.loop.trained_weights import Weights
-
-CONFIG = OptimConfig(steps=12, batch=4, lr=0.05, warmup=3, log_every=1, seed=7)
-
-
-class Toy:
-    """Fits noisy sums; the noise and dropout come from the step's seed."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3), nn.LayerNorm(8), nn.Linear(8, 1))
-
-    def losses(self, step: int) -> dict[str, Tensor]:
-        x = torch.randn(4, 6).to(next(self.model.parameters()).dtype)
-        return {"loss": (self.model(x)[:, 0] - x.sum(1)).square().mean().float()}
 
 
 class StopsAt(Toy):
@@ -41,23 +27,6 @@ class StopsAt(Toy):
         if step == self.stop:
             raise KeyboardInterrupt
         return super().losses(step)
-
-
-def test_schedule_by_hand() -> None:
-    config = OptimConfig(steps=10, batch=1, lr=1.0, min_lr=0.2, warmup=4)
-    rates = [learning_rate(step, config) for step in range(10)]
-    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert rates[4] == 1.0
-    assert rates[7] == pytest.approx(0.6)  # half of the cosine
-    assert learning_rate(10, config) == pytest.approx(0.2)
-
-
-def test_no_decay_on_vectors_and_scalars() -> None:
-    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
-    model.register_parameter("temperature", nn.Parameter(torch.tensor(0.07)))
-    optimizer = make_optimizer(list(model.parameters()), CONFIG)
-    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert decays == {id(p): (0.05 if p.ndim == 2 else 0.0) for p in model.parameters()}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -199,31 +168,6 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
     with pytest.raises(TrainingError, match=r"checkpoint\.pt is not a readable checkpoint"):
         train(Toy(), CONFIG, tmp_path)
-
-
-def test_layer_decay_by_hand() -> None:
-    names = [
-        "vision.backbone.patch_embed.proj.weight", "vision.backbone.pos_embed",
-        "vision.backbone.blocks.0.attn.qkv.weight",
-        "vision.backbone.blocks.2.mlp.fc1.bias", "vision.backbone.norm.weight", "vision_norm.weight", "qformer.queries",
-    ]  # fmt: skip
-    scales = learning_rate_scales(names, 0.5)
-    assert scales == [0.5**4, 0.5**4, 0.5**3, 0.5, 0.5, 1.0, 1.0]
-    assert learning_rate_scales(names[-2:], 0.5) == [1.0, 1.0]  # a frozen encoder
-    with pytest.raises(TrainingError, match="no blocks"):
-        learning_rate_scales(["vision.backbone.conv.weight"], 0.5)
-
-
-def test_scaled_learning_rates_move_weights_less(tmp_path: Path) -> None:
-    """Adam's first step moves every weight by its learning rate."""
-    weights = [nn.Parameter(torch.zeros(2, 2)) for _ in range(2)]
-    optimizer = make_optimizer(weights, CONFIG, [1.0, 0.25])
-    for group in optimizer.param_groups:
-        group["lr"] *= group["scale"]
-    for weight in weights:
-        weight.grad = torch.ones(2, 2)
-    optimizer.step()
-    assert float(weights[0][0, 0]) == pytest.approx(4 * float(weights[1][0, 0]), rel=1e-4)
 
 
 def test_operations_are_counted_forward_and_backward() -> None:

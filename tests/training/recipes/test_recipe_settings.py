@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from engine.datasets.captioned_sets import SourceConfig
+from engine.datasets.question_sets import QuestionConfig
 from engine.errors import TrainingError
 from training.loop.optimizer import OptimConfig
-from training.recipes.recipe_catalogue import RETRIEVAL, STAGE1
+from training.recipes.recipe_catalogue import CAPTION, RETRIEVAL, STAGE1, STAGE2, VQA
 from training.recipes.recipe_settings import with_settings
 
 
@@ -91,3 +92,52 @@ def test_every_recipe_takes_settings(name: str) -> None:
     recipe = {**STAGE1, **RETRIEVAL}[name]()
     got = with_settings(recipe, ["train.batch=64", "model.qformer.num_queries=16"])
     assert got.optim.batch == 64 and got.model.qformer.num_queries == 16
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_papers_numbers() -> None:
+    """BLIP-2, section 3.4, tables 7 and 8."""
+    recipes = {
+        name: make() for name, make in {**STAGE2, **CAPTION, **VQA}.items() if not name.startswith("mini")
+    }
+    numbers = {
+        name: (o.batch, o.lr, o.min_lr, o.warmup, o.steps, o.betas, o.layer_decay, r.image_size, r.prompts)
+        for name, r in recipes.items()
+        for o in [r.optim]
+    }
+    stage2, fine = (1e-4, 5e-5, 2000, 80_000, (0.9, 0.98), 1.0, 0, ("",)), (1e-5, 0.0, 1000)
+    betas, caption = (0.9, 0.999), ("a photo of",)
+    asks, short = ("Question: {} Answer:",), ("Question: {} Short answer:",)
+    assert numbers == {
+        "blip2-opt-2.7b": (1920, *stage2),
+        "blip2-opt-6.7b": (1920, *stage2),
+        "blip2-flan-t5-xl": (1520, *stage2),
+        "coco-opt-2.7b": (256, *fine, 11_065, betas, 1.0, 364, caption),
+        "coco-opt-6.7b": (256, *fine, 11_065, betas, 0.95, 364, caption),
+        "coco-flan-t5-xl": (256, *fine, 11_065, betas, 1.0, 364, caption),
+        "vqav2-opt-2.7b": (128, *fine, 82_165, betas, 0.95, 490, asks),
+        "vqav2-opt-6.7b": (128, *fine, 82_165, betas, 0.9, 490, asks),
+        "vqav2-flan-t5-xl": (128, *fine, 82_165, betas, 0.95, 490, short),
+    }
+    assert all(r.optim.weight_decay == 0.05 and r.optim.dtype == "bfloat16" for r in recipes.values())
+    tuned = [recipes[name] for name in recipes if name in {**CAPTION, **VQA}]
+    assert len(tuned) == 6 and all(r.train_encoder and r.recompute_encoder for r in tuned)
+    assert all(recipes[name].reads_prompt == (name in VQA) for name in recipes)
+
+
+@pytest.mark.parametrize("name", [*STAGE2, *CAPTION, *VQA])
+def test_every_captioning_recipe_takes_settings(name: str) -> None:
+    recipe = {**STAGE2, **CAPTION, **VQA}[name]()
+    got = with_settings(recipe, ["train.batch=64", "start=x"])
+    assert got.optim.batch == 64 and got.start == "x"
+
+
+def test_settings_of_questions() -> None:
+    changed = with_settings(
+        VQA["mini-vqa"](), ['sources=[{"path": "q.json", "annotations": "a.json"}]', "model=none"]
+    )
+    assert changed.sources == (QuestionConfig("q.json", annotations="a.json"),)
+    with pytest.raises(TrainingError, match="QuestionConfig has no 'anotations'; did you mean 'annotations'"):
+        with_settings(VQA["mini-vqa"](), ['sources=[{"path": "q.json", "anotations": "a.json"}]'])

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_finetuning import OPTIM, questions, stage2_model
-from test_stage1 import COLOURS
-from test_stage2 import stage1_net
-from test_tar_shards import picture
+from eight_pairs import COLOURS, stage1_net
+from finetuning_inputs import OPTIM, questions, stage2_model
+from shard_writing import picture
 from two_processes import in_two_processes
 
 from engine.blip2.language_tokens import LanguageTokenizer

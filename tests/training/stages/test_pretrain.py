@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from bert_folders import bert_folder
 from safetensors.torch import save_file
-from test_bert_start import bert_folder
-from test_tar_shards import picture, write_shard
+from shard_writing import picture, write_shard
 from tiny import tiny_checkpoint, tiny_config, tiny_net
 
 from engine.checkpoints.building import load_net

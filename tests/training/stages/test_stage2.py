@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from test_stage1 import CAPTIONS, COLOURS, VISION, write_shard
-from tiny_language import SPECIAL, language_config, spread, untie
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from eight_pairs import (
+    COLOURS,
+    language_model,
+    stage1_net,
+    word_tokenizer,
+    write_colour_shard,
+)
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from engine.blip2.captioner import Captioner
-from engine.blip2.config import Blip2Config, QFormerConfig
 from engine.blip2.generation import GenerationOptions
 from engine.blip2.language_tokens import LanguageTokenizer
-from engine.blip2.retriever import Retriever
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.language_folder import describe_language
 from engine.checkpoints.saving import save_checkpoint
@@ -29,7 +30,6 @@ from training.batches.encoded_views import encode_views
 from training.loop.optimizer import OptimConfig
 from training.loop.train_loop import train
 from training.stages.stage2 import Stage2Config, Stage2Task, from_stage1, run_stage2
-from training.stages.text_half import train_tokenizer
 from ui.cli.main import main
 
 TEXTS = [(f"the wall is {colour}",) for colour in COLOURS]
@@ -38,38 +38,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 Parts = tuple[Captioner, LanguageTokenizer, TextTokenizer | None, Tensor, list[CaptionedPicture]]
 
 
-def word_tokenizer(kind: str) -> Tokenizer:
-    """Whole words, so that eight captions are few tokens."""
-    special, around = SPECIAL[kind]
-    words = [*special, "a", "of", "photo", "the", "wall", "is", *COLOURS]
-    tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(list(special))
-    tokens = [(token, special.index(token)) for token in special if token in around.split()]
-    tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=tokens)
-    return tokenizer
-
-
-def language_model(kind: str) -> Any:
-    config = language_config(kind)
-    config.vocab_size = word_tokenizer(kind).get_vocab_size()
-    automatic = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
-    return spread(untie(automatic.from_config(config)), seed=1)
-
-
 def config(**changes: Any) -> Stage2Config:
     optim = OptimConfig(steps=300, batch=8, lr=5e-3, warmup=10, weight_decay=0.0, clip=1.0, log_every=50)
     return replace(Stage2Config(("s-*.tar",), optim, start="first"), **changes)
-
-
-def stage1_net() -> tuple[Retriever, Tokenizer]:
-    words = train_tokenizer((text for group in CAPTIONS for text in group), 100)
-    qformer = QFormerConfig(
-        num_layers=2, width=32, num_heads=2, mlp_width=64, num_queries=4, vocab_size=words.get_vocab_size(),
-        max_positions=16, dropout=0.0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return Retriever(Blip2Config(VISION, qformer, embed_dim=16, max_tokens=12)), words
 
 
 def eight_pairs(kind: str, chosen: Stage2Config) -> Parts:
@@ -178,7 +149,7 @@ def test_captions_are_cut_in_two() -> None:
 
 def test_a_run_from_shard_to_model(tmp_path: Path) -> None:
     runs, language = tmp_path / "runs", tmp_path / "opt"
-    write_shard(tmp_path / "s-000.tar")
+    write_colour_shard(tmp_path / "s-000.tar")
     retriever, words = stage1_net()
     save_checkpoint(runs / "first" / "model", retriever, words)
     language_model("llama").save_pretrained(language, max_shard_size="10KB")

@@ -1,82 +1,15 @@
 """The page, run without a browser; the colour model answers (tests/browser looks at the page itself)."""
 
-import io
-from pathlib import Path
-
-import pytest
-from fake_model import FakeModel, FakeSearcher, FakeWriter, fake_writer_of, load_fake, load_fake_writer
+from fake_model import FakeModel
+from page_driver import all_words, button, names, page, texts
 from PIL import Image
-from streamlit.testing.v1 import AppTest
 
 from engine.errors import IndexStateError
 from engine.index.manifest import Manifest
 from engine.index.store import Store
 from engine.models.photo_encoder import PhotoEncoder
-from engine.types import Photo
 from indexer.build import build_index
-from indexer.caption_run import index_captions
 from ui import session
-from ui.page import thumbnails
-
-PAGE = Path(__file__).parents[3] / "ui" / "page" / "page.py"
-COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "orange": (255, 128, 0)}
-
-
-@pytest.fixture(autouse=True)
-def colours(monkeypatch, tmp_path):
-    import streamlit
-
-    streamlit.cache_data.clear()
-    streamlit.cache_resource.clear()
-    monkeypatch.setattr(session, "load_model", load_fake)
-    monkeypatch.setattr(session, "make_searcher", FakeSearcher)
-    monkeypatch.setattr(session, "load_writer", load_fake_writer)
-    monkeypatch.setattr(session, "writer_of", fake_writer_of)
-    monkeypatch.delenv("QSEEK_CAPTION_MODEL", raising=False)
-    monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
-    monkeypatch.delenv("QSEEK_MODEL", raising=False)
-
-
-@pytest.fixture
-def index(tmp_path):
-    return tmp_path / "index"
-
-
-@pytest.fixture
-def store(tmp_path, index):
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for name, colour in COLOURS.items():
-        Image.new("RGB", (320, 240), colour).save(photos / f"{name}.png")
-    store = Store.create(index, Manifest.for_model(FakeModel(), "none"))
-    build_index([photos], store, PhotoEncoder(FakeModel(), "none"), workers=0)
-    return store
-
-
-def page(**query: str) -> AppTest:
-    test = AppTest.from_file(str(PAGE), default_timeout=60)
-    for name, value in query.items():
-        test.query_params[name] = value
-    return test.run()
-
-
-def names(test: AppTest) -> list[str]:
-    """The file names on the tiles, in the order of the page."""
-    tiles = [html for html in texts(test) if 'class="q-name"' in html]
-    return [tile.split('class="q-name"')[1].split(">")[1].split("<")[0] for tile in tiles]
-
-
-def texts(test: AppTest) -> list[str]:
-    return [element.proto.body for element in test.get("html")]
-
-
-def all_words(test: AppTest) -> str:
-    shown = [*test.markdown, *test.caption, *test.info, *test.error, *test.warning, *test.code]
-    return "\n".join([*(element.value for element in shown), *texts(test)])
-
-
-def button(test: AppTest, key: str):
-    return next(one for one in test.button if one.key == key)
 
 
 def test_no_index_yet_names_the_command(index):
@@ -230,88 +163,3 @@ def test_a_name_cannot_become_html_or_markdown(store, tmp_path):
     assert "Photos like **\\<img src=x onerror=alert\\(1\\)\\> \\*\\*b\\*\\* \\$x\\$\\.png**" in all_words(
         test
     )
-
-
-def captions(test: AppTest) -> list[str]:
-    """Those below the tiles, in the order of the page."""
-    shown = [html for html in texts(test) if 'class="q-says"' in html]
-    return [html.split(">", 1)[1].split("<")[0] for html in shown]
-
-
-def caption_all(store: Store) -> None:
-    index_captions(store, FakeWriter(), FakeModel().encode_texts, workers=0)
-
-
-def test_captions_of_the_index_are_shown_and_can_be_hidden(store, monkeypatch):
-    assert captions(page(q="red")) == [], "an index without captions shows none by itself"
-    caption_all(store)
-    monkeypatch.setattr(session, "load_writer", None)  # what would be called to write one
-    test = page(q="red")
-    assert captions(test)[:2] == ["a red thing", "a yellow thing"]
-    assert not test.exception
-    test.toggle(key="captions").set_value(False).run()
-    assert captions(test) == [] and len(names(test)) == 4
-
-
-def test_missing_captions_are_written_after_the_photos(store, monkeypatch):
-    writer = FakeWriter()
-    monkeypatch.setattr(session, "load_writer", lambda name, searching: writer)
-    (gone,) = (path for path in store.files() if path.stem == "blue")
-    page(q="red")  # its thumbnail is kept
-    gone.unlink()
-    test = page(q="red", captions="true")
-    assert not test.exception
-    assert sorted(captions(test)) == ["a green thing", "a red thing", "a yellow thing"]
-    assert len(names(test)) == 4
-    test.text_input(key="q").set_value("green").run()
-    assert captions(test)[0] == "a green thing"
-    assert writer.pictures == 3, "each photo is captioned once"
-
-
-def test_a_captioner_that_fails_leaves_the_photos(store, monkeypatch):
-    def refuses(*_):
-        raise IndexStateError("no memory for the captioner")
-
-    monkeypatch.setattr(session, "load_writer", refuses)
-    test = page(q="red", captions="true")
-    assert "no memory for the captioner" in all_words(test)
-    assert names(test)[0] == "red.png" and not test.exception
-    monkeypatch.setattr(session, "writer_of", refuses)
-    test = page(q="red", captions="true")
-    assert "no memory" in test.warning[0].value and names(test)[0] == "red.png"
-
-
-def test_a_question_about_a_photo(store, monkeypatch):
-    test = page(q="blue")
-    button(test, "open-1").click().run()
-    (box,) = [one for one in test.text_input if one.label == "Ask about this photo"]
-    box.set_value("what *colour*")
-    button(
-        test, "open-1"
-    ).click().run()  # a dialog asks for itself alone in a browser, AppTest for the whole page
-    assert not test.exception
-    assert "**a blue thing, \\*colour\\***" in all_words(test)
-
-
-def test_a_captioner_that_answers_no_question_says_who_does(store, monkeypatch):
-    monkeypatch.setenv("QSEEK_CAPTION_MODEL", "mute")
-    test = page(q="blue")
-    button(test, "open-1").click().run()
-    assert not [one for one in test.text_input if one.label == "Ask about this photo"]
-    assert "mute captions photos and answers no questions" in all_words(test)
-
-
-def test_thumbnails_are_square_upright_and_made_once(tmp_path):
-    picture = Image.new("RGB", (600, 300), "red")
-    picture.paste("blue", (300, 0, 600, 300))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright: red above, blue below
-    picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    photo = Photo(0, "ab" * 16, 300, 600, (tmp_path / "gone.jpg", tmp_path / "turned.jpg"))
-    data = thumbnails.thumbnail(photo, tmp_path)
-    shown = Image.open(io.BytesIO(data)).convert("RGB")
-    assert shown.size == (thumbnails.SIDE, thumbnails.SIDE)
-    red, blue = shown.getpixel((200, 20)), shown.getpixel((200, 380))
-    assert red[0] > 200 > 60 > red[2] and blue[2] > 200 > 60 > blue[0]
-    (tmp_path / "turned.jpg").unlink()
-    assert thumbnails.thumbnail(photo, tmp_path) == data

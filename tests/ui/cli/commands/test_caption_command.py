@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from test_captioner_parity import random_theirs, save_theirs
+from random_blip2 import random_captioner, save_captioner_folder
 from tiny import (
     SIDE,
     tiny_checkpoint,
@@ -123,7 +123,7 @@ def test_an_answer_may_be_short(model: Path, photos: list[Path]) -> None:
 
 def test_transformers_folders_are_converted(tmp_path: Path, photos: list[Path]) -> None:
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    save_theirs(random_theirs("opt"), "opt", theirs)
+    save_captioner_folder(random_captioner("opt"), "opt", theirs)
     run = CliRunner().invoke
     done = run(main, ["models", "convert", str(theirs), str(ours)])
     assert done.exit_code == 0 and "qseek caption" in done.stderr, done.output

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from test_tar_shards import write_shard
+from shard_writing import write_shard
 from tiny import SIDE, tiny_checkpoint, tiny_config, tiny_net, tiny_tokenizer, write_pictures
 from tiny_language import save_tiny
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from command_line import BLUE, GREEN, RED, lines, paint, qseek
 from fake_model import FakeModel, FakeSearcher, FakeWriter, load_fake, load_fake_writer
-from test_main import BLUE, GREEN, RED, lines, paint, qseek
 
 from engine.errors import QueryError
 from engine.index.store import Store

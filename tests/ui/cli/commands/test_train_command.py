@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from engine.models.loading import load_captioner
 from training.recipes import recipe_catalogue
 from ui.cli.main import main
 
 
-def train(*arguments: str) -> Result:
-    return CliRunner().invoke(main, ["train", *arguments])
+def train(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["train", *map(str, arguments)])
 
 
 def test_the_plan_of_a_fine_tuning() -> None:
@@ -89,3 +90,61 @@ def test_a_runs_name_is_a_folders(tmp_path: Path) -> None:
 def test_refusals(arguments: list[str], words: str) -> None:
     result = train(*arguments)
     assert result.exit_code == 1 and words in result.output
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_commands(data: Path, tmp_path: Path) -> None:
+    """As a user runs them, with sets of their own on a small captioner."""
+    common = ["--data", data, "--runs", tmp_path, "--set", f"start={data / 'opt'}"]
+    small = ["--set", "train.steps=2", "--set", "train.batch=4"]
+    short = ["--set", "prompts={}"]  # the Q-Former of these tests has room for 16 tokens
+    mine = ["--set", "sources.0.path=captions.json"]
+    result = train("caption", "--recipe", "mini-captions", *common, *small, *mine)
+    assert result.exit_code == 0 and "8 samples in 1 sources" in result.output, result.output
+    assert load_captioner(str(tmp_path / "mini-captions" / "model")).image_size == 32
+    asked = [
+        *common,
+        *small,
+        *short,
+        "--set",
+        "text_start=first",
+        "--set",
+        'sources=[{"path": "questions.json"}]',
+    ]
+    result = train("vqa", "--recipe", "mini-vqa", *asked, "--set", "image_size=64")
+    assert result.exit_code == 0, result.output
+    assert load_captioner(str(tmp_path / "mini-vqa" / "model")).image_size == 64
+    result = train("vqa", "--recipe", "mini-vqa", *asked)
+    assert result.exit_code == 1 and "image_size: 64 then, 0 now" in result.output
+    result = train("vqa", "--recipe", "mini-vqa", *asked, "--set", "sources.0.path=captions.json")
+    assert result.exit_code == 1 and 'a row needs "image", "question" and "answer"' in result.output
+    result = train("caption", "--recipe", "mini-captions", *common, "--set", "sources.0.path=questions.json")
+    assert result.exit_code == 1 and '"image" and "caption"' in result.output
+
+
+def test_dry_runs(data: Path, tmp_path: Path) -> None:
+    def rows(output: str) -> dict[str, list[int]]:
+        return {
+            line.split()[0]: [int(n.replace(",", "")) for n in line.split()[1:]]
+            for line in output.splitlines()[2:-2]
+        }
+
+    result = train("caption", "--recipe", "coco-opt-2.7b", "--dry-run", "--set", "chunk=8")
+    table = rows(result.output)
+    assert table["language"] == [0, 2_651_596_800] and table["vision"][1] == 0 and table["vision"][0] > 980e6
+    assert "11,065 of 256 pairs" in result.output and "364 px, prompts 'a photo of'" in result.output
+    result = train("stage2", "--recipe", "blip2-flan-t5-xl", "--dry-run")
+    table = rows(result.output)
+    assert (
+        table["vision"][0] == 0 and 2.7e9 < table["language"][1] < 2.9e9 and 100e6 < table["all"][0] < 110e6
+    )
+    common = ["--dry-run", "--data", data, "--set", f"start={data / 'opt'}", "--set", "text_start=first"]
+    result = train("vqa", "--recipe", "mini-vqa", *common)
+    made = load_captioner(str(data / "opt"), device="cpu", dtype="float32").net
+    assert rows(result.output)["language"][1] == sum(p.numel() for p in made.language.parameters())
+    result = train("stage2", "--recipe", "mini-captioner", "--dry-run")
+    assert result.exit_code == 1 and "give its folder with --language" in result.output
+    result = train("vqa", "--recipe", "mini-vqa", "--dry-run", "--runs", tmp_path, "--set", "start=x")
+    assert result.exit_code == 1 and "There is no model to start from" in result.output

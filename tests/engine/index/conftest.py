@@ -1,0 +1,14 @@
+"""What tests of the store and its tables share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from store_rows import a_manifest
+
+from engine.index.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    yield Store.create(tmp_path / "index", a_manifest())

@@ -1,0 +1,90 @@
+"""Models are found by name and by folder, and listed."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from damaged_folders import CONFIGS, FILES, change_config, digest, load
+from tiny import SIDE, tiny_checkpoint
+
+from engine.errors import CheckpointError
+from engine.models import catalogue
+from engine.models.catalogue import find_model, list_models
+from engine.models.loading import load_model
+
+pytestmark = pytest.mark.usefixtures("own_models")
+
+
+def test_models_are_found_by_name_and_by_folder(
+    folder: Path, own_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, own_models / "mine")
+    assert find_model("mine") == own_models / "mine"
+    assert load_model("mine", device="cpu").name == "mine"
+    assert load_model(str(own_models / "mine"), device="cpu").name == "mine"
+    assert load(folder).name == str(folder)
+    monkeypatch.chdir(folder.parent)
+    assert find_model("tiny") == Path("tiny")
+    assert load_model("tiny", device="cpu").name == str(folder)  # an index must find it from anywhere
+
+
+def test_a_bundled_name_is_the_bundled_model(
+    folder: Path, own_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_checkpoint(own_models / "tiny", seed=1)
+    shutil.copytree(folder, catalogue.BUNDLED / "tiny")
+    assert find_model("tiny") == catalogue.BUNDLED / "tiny"
+    assert [(info.name, info.folder) for info in list_models()] == [("tiny", catalogue.BUNDLED / "tiny")]
+    # The name of a hidden model would lead back to the bundled one, so it goes by its folder.
+    assert load(own_models / "tiny").name == str(own_models / "tiny")
+    # "./tiny" is meant as a folder, whatever else is called so.
+    monkeypatch.chdir(own_models)
+    assert load_model("./tiny", device="cpu").digest == digest(own_models / "tiny")
+
+
+def test_an_unknown_name_says_where_it_looked(folder: Path, own_models: Path) -> None:
+    shutil.copytree(folder, own_models / "mine")
+    (own_models / "mine" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"no model 'blip3'.*\(mine, blip2-itm") as caught:
+        load_model("blip3")
+    assert str(own_models) in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"is no model: it has no config\.json"):
+        load_model(str(own_models))
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/model", "m" * 5000, "nul\0name", ""])
+def test_names_that_no_folder_can_have(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"There is no model|is no model"):
+        load_model(name)
+
+
+def test_the_list_holds_what_can_be_loaded(
+    folder: Path, own_models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (own_models / "notes").mkdir()
+    (own_models / "readme.txt").write_text("mine")
+    for number, (name, damage) in enumerate({**FILES, **CONFIGS}.items()):
+        if name in ("config gone", "tokenizer garbage", "tokenizer without [DEC]", *list(CONFIGS)[4:]):
+            continue  # no model at all, or found out only when it is loaded
+        broken = Path(shutil.copytree(folder, own_models / f"broken{number}"))
+        change_config(broken, damage[0]) if name in CONFIGS else damage[0](broken)
+    shutil.copytree(folder, own_models / "zebra")
+    shutil.copytree(folder, catalogue.BUNDLED / "lynx")
+    with caplog.at_level(logging.WARNING):
+        found = list_models()
+    assert [info.name for info in found] == ["lynx", "zebra"]
+    assert len(caplog.records) == sum(path.name.startswith("broken") for path in own_models.iterdir()) > 8
+    assert "broken0 is left out" in caplog.text and "has no model.safetensors" in caplog.text
+    info = found[1]
+    model = load(info.folder)
+    assert info.num_parameters == sum(tensor.numel() for tensor in model.net.state_dict().values())
+    assert info.num_bytes == (folder / "model.safetensors").stat().st_size
+    assert (info.image_size, info.digest) == (SIDE, model.digest)
+
+
+def test_no_models_anywhere(own_models: Path) -> None:
+    own_models.rmdir()
+    assert list_models() == []
+    with pytest.raises(CheckpointError, match=r"not among the known ones"):
+        load_model()

@@ -1,0 +1,300 @@
+"""The second step of a search beside brute force over the model, one pair at a time; broken files, stored patches."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from brute_force_scores import (
+    NAMES,
+    QUERY,
+    TEXTS,
+    assert_reranked,
+    assert_well_formed,
+    fresh_itc,
+    ids_of,
+    match_logits,
+    sort_by,
+    stored_itc,
+)
+from tiny import tiny_model, write_pictures
+
+from engine.errors import QueryError
+from engine.index.manifest import Manifest
+from engine.index.store import Store
+from engine.models.photo_encoder import PhotoEncoder
+from engine.models.retrieval_model import BEHIND, RetrievalModel
+from engine.search import searcher as searcher_module
+from engine.search.searcher import Searcher
+from engine.types import Results
+from indexer.build import build_index
+
+
+@pytest.mark.parametrize("rerank", [1, 7, 24, 128])
+def test_reranked(searcher: Searcher, model: RetrievalModel, rerank: int) -> None:
+    itc = stored_itc(searcher, QUERY)
+    by_itc = sort_by(itc)
+    paths = {photo.id: photo.path for photo in searcher.store.photos(by_itc)}  # type: ignore[union-attr]
+    logits = {id_: match_logits(model, paths[id_], QUERY) for id_ in by_itc}
+    chosen = {id_: float(logits[id_][1]) + itc[id_] for id_ in by_itc[:rerank]}
+    found = searcher.search(QUERY, top=24, rerank=rerank)
+    assert ids_of(found) == sort_by(chosen) + by_itc[rerank:]
+    assert_well_formed(found.hits)
+    for hit in found.hits[:rerank]:
+        assert_reranked(hit, itc[hit.photo.id], logits[hit.photo.id])
+    for hit in found.hits[rerank:]:
+        assert (hit.itm, hit.itc) == (None, pytest.approx(itc[hit.photo.id], abs=1e-5))
+        assert hit.score == pytest.approx(hit.itc - BEHIND, abs=1e-6)
+    assert rerank < 7 or ids_of(found) != by_itc, "ITM should change something"
+    assert ids_of(searcher.search(QUERY, top=3, rerank=rerank)) == ids_of(found)[:3]
+
+
+def test_candidates_come_in_batches(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = searcher.search(QUERY, top=24)
+    paths = [hit.photo.path for hit in want.hits]
+    ranked = searcher.rerank(QUERY, paths)
+    monkeypatch.setattr(searcher_module, "PHOTOS_AT_ONCE", 5)
+    for got, other in ((searcher.search(QUERY, top=24), want), (searcher.rerank(QUERY, paths), ranked)):
+        assert ids_of(got) == ids_of(other)
+        assert [hit.score for hit in got.hits] == pytest.approx([hit.score for hit in other.hits], abs=1e-4)
+
+
+@pytest.mark.parametrize(("features", "noise"), [("store", 0.01), ("int8", 0.05)])
+def test_stored_patches_give_the_same_hits(
+    shelf: Path, searcher: Searcher, model: RetrievalModel, features: str, noise: float
+) -> None:
+    kept = Searcher(Store.open(shelf / features), model)
+    for text in (QUERY, "green"):
+        got, want = kept.search(text, top=24), searcher.search(text, top=24)
+        scores = {hit.photo.digest: hit.score for hit in want.hits}
+        assert [hit.score for hit in got.hits] == pytest.approx(
+            [scores[h.photo.digest] for h in got.hits], abs=noise
+        )
+        assert sorted(scores.values()) == pytest.approx(sorted(hit.score for hit in got.hits), abs=noise)
+
+
+@pytest.mark.parametrize("features", ["store", "none"])
+def test_what_is_held_changes_nothing(
+    copied: Callable[[str], tuple[Searcher, list[Path]]], model: RetrievalModel, features: str
+) -> None:
+    plain, paths = copied(features)
+    holding = Searcher(plain.store, model, hold_bytes=2**20)
+
+    def ask(searcher: Searcher, text: str) -> list[Results]:
+        return [searcher.search(text, top=24, rerank=20), searcher.rerank(text, paths)]
+
+    for text in (QUERY, QUERY, "green"):
+        for got, want in zip(ask(holding, text), ask(plain, text), strict=True):
+            assert ids_of(got) == ids_of(want)
+            assert [hit.score for hit in got.hits] == pytest.approx(
+                [hit.score for hit in want.hits], abs=1e-5
+            )
+    before = ask(holding, "green")
+    shutil.rmtree(paths[0].parents[1])
+    shutil.rmtree(plain.store.folder / "tables" / "photos.lance" / "data")  # type: ignore[union-attr]
+    assert [results.hits for results in ask(holding, "green")] == [results.hits for results in before]
+
+
+def test_folded_keys_change_nothing(
+    copied: Callable[[str], tuple[Searcher, list[Path]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher, _ = copied("store")
+    want = searcher.search(QUERY, top=24)
+    read = []
+    real = RetrievalModel.match
+    monkeypatch.setattr(RetrievalModel, "folding_pays", True)
+    monkeypatch.setattr(RetrievalModel, "photo_keys", None)  # not called
+    monkeypatch.setattr(
+        RetrievalModel, "match", lambda self, *given: read.append(given[0]) or real(self, *given)
+    )
+    got = searcher.search(QUERY, top=24)
+    assert read and all(isinstance(photos, torch.Tensor) for photos in read)
+    assert ids_of(got) == ids_of(want)
+    assert [hit.score for hit in got.hits] == pytest.approx([hit.score for hit in want.hits], abs=1e-4)
+
+
+def test_slow_encoding_is_told(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(searcher, "tell", lines.append)
+    searcher.search(QUERY)
+    assert lines == []
+    monkeypatch.setattr(searcher_module, "SLOW_SECONDS", 0.0)
+    searcher.search(QUERY)
+    assert len(lines) == 1 and lines[0].startswith("16 of 24 candidates encoded, ")
+
+
+def test_stored_patches_need_no_files(
+    copied: Callable[[str], tuple[Searcher, list[Path]]], shelf: Path
+) -> None:
+    kept, paths = copied("store")
+    before = kept.search(QUERY, top=24), kept.rerank(QUERY, paths), kept.match(paths[3], TEXTS)
+    shutil.rmtree(paths[0].parents[1])
+    after = kept.search(QUERY, top=24), kept.rerank(QUERY, paths), kept.match(paths[3], TEXTS)
+    assert [results.hits for results in after] == [results.hits for results in before]
+    assert after[0].failures == after[1].failures == ()
+
+
+def test_photos_that_cannot_be_read_come_behind(copied: Callable[[str], tuple[Searcher, list[Path]]]) -> None:
+    searcher, _ = copied("none")
+    before = searcher.search(QUERY, top=24)
+    gone, cut = before.hits[0].photo, before.hits[4].photo
+    gone.path.unlink()
+    cut.path.write_bytes(cut.path.read_bytes()[:60])
+    after = searcher.search(QUERY, top=24)
+    assert {failure.path: failure.reason.split(" (")[0] for failure in after.failures} == {
+        gone.path: "it is no longer there",
+        cut.path: "the file is cut off",
+    }
+    rest = [hit for hit in before.hits if hit.photo not in (gone, cut)]
+    assert [hit.photo for hit in after.hits[:22]] == [hit.photo for hit in rest]
+    assert [h.score for h in after.hits[:22]] == pytest.approx([h.score for h in rest], abs=1e-4)
+    itc = stored_itc(searcher, QUERY)
+    assert [hit.photo.id for hit in after.hits[22:]] == sort_by({p.id: itc[p.id] for p in (gone, cut)})
+    for hit in after.hits[22:]:
+        assert hit.itm is None and hit.score == pytest.approx(itc[hit.photo.id] - BEHIND, abs=1e-5)
+    assert_well_formed(after.hits)
+    # Behind the candidates, in front of what was no candidate: both in ITC's order.
+    some = searcher.search(QUERY, top=24, rerank=10)
+    assert_well_formed(some.hits)
+    unread = [hit.photo.id for hit in some.hits if hit.itm is None]
+    assert unread == sort_by({id_: itc[id_] for id_ in unread}) and len(unread) >= 14
+
+
+def test_when_no_file_can_be_read_itc_is_the_order(
+    copied: Callable[[str], tuple[Searcher, list[Path]]],
+) -> None:
+    """The drive is away: the hits still say what lies there."""
+    searcher, paths = copied("none")
+    shutil.rmtree(paths[0].parents[1])
+    found = searcher.search(QUERY, top=24)
+    assert (
+        ids_of(found)
+        == ids_of(searcher.search(QUERY, top=24, rerank=0))
+        == sort_by(stored_itc(searcher, QUERY))
+    )
+    assert len(found.failures) == 24 and all(hit.itm is None for hit in found.hits)
+    assert_well_formed(found.hits)
+
+
+def test_a_copy_stands_in_for_a_file_that_is_gone(tmp_path: Path, model: RetrievalModel) -> None:
+    paths = write_pictures(tmp_path / "photos", ["a.png", "b.png", "c.png"])
+    shutil.copy(paths[1], tmp_path / "photos" / "z.png")
+    store = Store.create(tmp_path / "index", Manifest.for_model(model, "none"))
+    build_index([tmp_path / "photos"], store, PhotoEncoder(model, "none"), workers=0)
+    searcher = Searcher(store, model, hold_bytes=0)
+    before = searcher.search(QUERY)
+    paths[1].unlink()
+    after = searcher.search(QUERY)
+    assert after.hits == before.hits and len(after.hits) == 3 and after.failures == ()
+
+
+def test_bfloat16_is_near(shelf: Path, searcher: Searcher, tmp_path: Path) -> None:
+    half = Searcher(Store.open(shelf / "none"), tiny_model(tmp_path / "tiny", dtype="bfloat16"))
+    for rerank in (0, 128):
+        want = {hit.photo.id: hit for hit in searcher.search(QUERY, top=24, rerank=rerank).hits}
+        got = {hit.photo.id: hit for hit in half.search(QUERY, top=24, rerank=rerank).hits}
+        assert got.keys() == want.keys()
+        first, second = (np.array([hits[i].score for i in want]) for hits in (want, got))
+        assert np.corrcoef(first, second)[0, 1] > 0.99
+        assert np.abs(first - second).max() < 0.25
+
+
+# Any photos by ITM
+
+
+def test_rerank_takes_any_photo(
+    searcher: Searcher, model: RetrievalModel, shelf: Path, tmp_path: Path
+) -> None:
+    new = write_pictures(tmp_path, ["one.png", "two.png"], seed=5)
+    known = [shelf / "photos" / name for name in NAMES[3:8]]
+    broken, gone = tmp_path / "broken.jpg", tmp_path / "gone.jpg"
+    broken.write_bytes(b"not a picture")
+    paths = [known[0], new[0], gone, *known[1:], broken, new[1], known[2], new[0]]
+    want = {
+        n: float(match_logits(model, p, QUERY)[1]) + fresh_itc(model, p, QUERY)
+        for n, p in enumerate(known + new)
+    }
+    found = searcher.rerank(QUERY, paths)
+    assert [hit.photo.path for hit in found.hits] == [(known + new)[n] for n in sort_by(want)]
+    assert_well_formed(found.hits)
+    for hit, number in zip(found.hits, sort_by(want), strict=True):
+        assert_reranked(
+            hit, fresh_itc(model, hit.photo.path, QUERY), match_logits(model, hit.photo.path, QUERY)
+        )
+        assert hit.score == pytest.approx(want[number], abs=1e-4)
+        assert (hit.photo.id == -1) == (hit.photo.path in new)
+    assert [(one.path, one.reason) for one in found.failures] == [
+        (gone, "it is no longer there"),
+        (broken, "it is a text file, not a picture"),
+    ]
+    assert searcher.rerank(QUERY, paths, top=2).hits == found.hits[:2]
+
+
+def test_rerank_with_stored_patches(
+    shelf: Path, searcher: Searcher, model: RetrievalModel, tmp_path: Path
+) -> None:
+    """Stored ones, read ones and unreadable ones in one call, each with its own score."""
+    kept = Searcher(Store.open(shelf / "store"), model)
+    new = write_pictures(tmp_path, ["one.png", "two.png"], seed=5)
+    known = [shelf / "photos" / name for name in NAMES[:5]]
+    paths = [new[0], known[0], tmp_path / "gone.png", known[1], new[1], *known[2:]]
+    got, want = kept.rerank(QUERY, paths), searcher.rerank(QUERY, paths)
+    scores = {hit.photo.path: hit.score for hit in want.hits}
+    assert len(scores) == 7 and got.failures == want.failures
+    assert {hit.photo.path: hit.score for hit in got.hits} == pytest.approx(scores, abs=0.02)
+    assert_well_formed(got.hits)
+
+
+def test_each_path_of_a_photo_is_its_own_answer(tmp_path: Path, model: RetrievalModel) -> None:
+    (path,) = write_pictures(tmp_path / "photos", ["a.png"])
+    copy = Path(shutil.copy(path, tmp_path / "photos" / "b.png"))
+    store = Store.create(tmp_path / "index", Manifest.for_model(model, "none"))
+    build_index([tmp_path / "photos"], store, PhotoEncoder(model, "none"), workers=0)
+    found = Searcher(store, model).rerank(QUERY, [copy, path])
+    assert [hit.photo.path for hit in found.hits] == [copy, path]
+    assert found.hits[0].photo.paths == (copy, path) and found.hits[0].photo.id == found.hits[1].photo.id
+
+
+def test_nothing_to_rerank(searcher: Searcher, tmp_path: Path) -> None:
+    with pytest.raises(QueryError, match="no photo to rerank"):
+        searcher.rerank(QUERY, [])
+    found = searcher.rerank(QUERY, [tmp_path / "gone.jpg"])
+    assert found.hits == () and len(found.failures) == 1
+
+
+def test_a_model_that_cannot_rerank_yet_keeps_itcs_order(
+    searcher: Searcher, model: RetrievalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = searcher.search("a red dog", rerank=0)
+    paths = [hit.photo.path for hit in plain.hits]
+    monkeypatch.setattr(model.net, "config", replace(model.config, match_ready=False))
+    results = searcher.search("a red dog")
+    assert results.hits == plain.hits and all(hit.itm is None for hit in results.hits)
+    assert any("matching head is not trained" in note for note in results.notes)
+    again = searcher.rerank("a red dog", paths[::-1])
+    assert [hit.photo.path for hit in again.hits] == paths and all(hit.itm is None for hit in again.hits)
+    found = searcher.match(paths[0], ["a red dog", "a blue house"])
+    assert all(hit.itm is None for hit in found.hits) and found.notes
+    assert not searcher.search("a red dog", rerank=0).notes  # asked for the cosine: nothing to say
+
+
+def test_a_checkpoint_may_weigh_its_logits(
+    searcher: Searcher, model: RetrievalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Search, rerank and match all count a logit as the config says; the probability stays the head's own."""
+    before = {hit.photo.id: hit for hit in searcher.search("a red dog", top=100).hits}
+    path = next(iter(before.values())).photo.path
+    text = searcher.match(path, ["a red dog"]).hits[0]
+    monkeypatch.setattr(model.net, "config", replace(model.config, match_weight=0.25))
+    after = searcher.search("a red dog", top=100).hits
+    assert {hit.photo.id for hit in after} == before.keys()
+    for hit in (*after, *searcher.rerank("a red dog", [hit.photo.path for hit in after]).hits):
+        old = before[hit.photo.id]
+        assert hit.itm == pytest.approx(old.itm, abs=1e-4)
+        assert hit.score == pytest.approx(0.25 * (old.score - old.itc) + old.itc, abs=1e-3)
+    assert searcher.match(path, ["a red dog"]).hits[0].score == pytest.approx(
+        0.25 * (text.score - text.itc) + text.itc, abs=1e-3
+    )

@@ -1,0 +1,109 @@
+"""The first step of a search beside brute force over stored vectors: by text and by photo."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from brute_force_scores import NAMES, QUERY, TEXTS, assert_well_formed, ids_of, picture, sort_by, stored_itc
+from tiny import write_pictures
+
+from engine.errors import QueryError
+from engine.index.store import Store
+from engine.models.photo_encoder import PhotoEncoder
+from engine.models.retrieval_model import RetrievalModel
+from engine.search.searcher import Searcher
+from indexer.build import build_index
+
+# Text to photos
+
+
+def test_itc_alone(searcher: Searcher) -> None:
+    for text in (QUERY, "cat", "the blue house"):
+        want = stored_itc(searcher, text)
+        found = searcher.search(text, top=9, rerank=0)
+        assert ids_of(found) == sort_by(want)[:9]
+        assert [hit.score for hit in found.hits] == pytest.approx([want[i] for i in ids_of(found)], abs=1e-5)
+        assert all(hit.itc == hit.score and hit.itm is None for hit in found.hits)
+        assert_well_formed(found.hits)
+        assert found.notes == found.failures == ()
+        assert found.seconds.keys() == {"encode", "retrieve"}
+
+
+def test_itc_tells_photos_and_texts_apart(searcher: Searcher) -> None:
+    """Were all scores equal, every order would be right."""
+    tops = {searcher.search(text, top=1, rerank=0).hits[0].photo.id for text in (*TEXTS, QUERY)}
+    assert len(tops) > 1
+    assert np.std(list(stored_itc(searcher, QUERY).values())) > 0.01
+
+
+def test_k_beyond_the_collection(searcher: Searcher) -> None:
+    found = searcher.search(QUERY, top=5000, rerank=5000)
+    assert len(found.hits) == 24 and found.notes == ("The index holds 24 photos.",)
+    assert searcher.search(QUERY, top=24).notes == ()
+
+
+def test_photos_of_another_process_are_found(
+    copied: Callable[[str], tuple[Searcher, list[Path]]], model: RetrievalModel
+) -> None:
+    searcher, paths = copied("none")
+    assert len(searcher.search(QUERY, top=50).hits) == 24
+    (new,) = write_pictures(paths[0].parents[1], ["new.png"], seed=77)
+    paths[5].unlink()
+    other = Store.open(searcher.store.folder)  # type: ignore[union-attr]
+    build_index([paths[0].parents[1]], other, PhotoEncoder(model, "none"), workers=0)
+    assert searcher.rerank(QUERY, [new]).hits[0].photo.id >= 0
+    found = searcher.search(QUERY, top=50)
+    assert {hit.photo.path for hit in found.hits} == {new, *paths} - {paths[5]}
+
+
+# Photo to photos
+
+
+def mean_cosines(store: Store, photo_QE: np.ndarray) -> dict[int, float]:
+    ids = store.live_ids()
+    means = (store.vectors(ids).astype(np.float64) * photo_QE.astype(np.float64)).sum(axis=2).mean(axis=1)
+    return dict(zip(ids.tolist(), means.tolist(), strict=True))
+
+
+def test_like_an_indexed_photo(copied: Callable[[str], tuple[Searcher, list[Path]]]) -> None:
+    searcher, paths = copied("none")
+    store = searcher.store
+    assert store is not None
+    photo = store.photo_at(paths[7])
+    assert photo is not None
+    want = mean_cosines(store, store.vectors([photo.id])[0])
+    del want[photo.id]
+    for number, top in enumerate((5, 23, 100)):
+        found = searcher.similar(paths[7], top=top)
+        assert ids_of(found) == sort_by(want)[:top]
+        assert [hit.score for hit in found.hits] == pytest.approx([want[i] for i in ids_of(found)], abs=1e-5)
+        assert all(hit.itm is None and hit.itc == hit.score for hit in found.hits)
+        assert_well_formed(found.hits)
+        assert found.notes == (("The index holds 23 other photos.",) if top == 100 else ())
+        if number == 0:
+            paths[7].unlink()  # its vectors are there, the file is not needed
+
+
+def test_like_another_photo(searcher: Searcher, model: RetrievalModel, shelf: Path, tmp_path: Path) -> None:
+    (new,) = write_pictures(tmp_path, ["new.png"], seed=99)
+    store = searcher.store
+    assert store is not None
+    want = mean_cosines(store, model.encode_photos(model.encode_patches(picture(new)[None]))[0])
+    found = searcher.similar(new, top=24)
+    assert ids_of(found) == sort_by(want)
+    assert [hit.score for hit in found.hits] == pytest.approx([want[i] for i in ids_of(found)], abs=1e-5)
+    copy = Path(shutil.copy(shelf / "photos" / NAMES[4], tmp_path / "copy.png"))  # not itself, so it is found
+    first = searcher.similar(copy, top=1).hits[0]
+    assert first.photo.path == shelf / "photos" / NAMES[4] and first.score == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"a letter, not a picture"])
+def test_like_what_cannot_be_read(searcher: Searcher, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "photo.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    for ask in (lambda: searcher.similar(path), lambda: searcher.match(path, ["a dog"])):
+        with pytest.raises(QueryError, match=r"photo\.jpg cannot be read: (it is|the file is empty)"):
+            ask()

@@ -1,0 +1,47 @@
+"""The devices of an index, and a store of 40 photos that counts the rows read from it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from brute_force_slots import E, OnGpu, S
+from vectors_on_disk import fill
+
+from engine.index.manifest import Manifest
+from engine.index.store import Store
+from engine.vectors import gpu_slots
+
+
+@pytest.fixture(params=["cpu", "like a gpu", "gpu"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "cpu":
+        return "cpu"
+    if request.param == "gpu" and faiss.get_num_gpus() == 0:
+        pytest.skip("no GPU here")
+    if request.param == "like a gpu":
+        monkeypatch.setattr(gpu_slots, "_new_resources", object)
+        monkeypatch.setattr(gpu_slots, "_new_index", lambda resources, width, kind: OnGpu(width))
+    return "gpu"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    manifest = Manifest("mini", "aa", 160, "squash", S, E, (3, 5))
+    return fill(Store.create(tmp_path / "index", manifest), 40)
+
+
+@pytest.fixture
+def rows_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each batch took from the table to build an index."""
+    counts: list[int] = []
+    batches = store.iter_vectors
+
+    def counted(after_id: int = -1, batch: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for ids, part in batches(after_id, batch):
+            counts.append(len(ids))
+            yield ids, part
+
+    monkeypatch.setattr(store, "iter_vectors", counted)
+    return counts

@@ -1,0 +1,69 @@
+"""Scores of photos and texts worked out one pair at a time, without an index and without batches."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import SIDE
+
+from engine.models.retrieval_model import RetrievalModel
+from engine.search.searcher import Searcher
+from engine.types import Hit, Results
+
+QUERY = "a red dog in the snow"
+NAMES = [f"album {n % 3}/photo {n:02}.png" for n in range(24)]
+TEXTS = [
+    "a red dog",
+    "the cat runs in the snow",
+    "a blue house",
+    "snow on the house",
+    "green",
+    "the red house",
+]
+
+
+def picture(path: Path) -> np.ndarray:
+    """By Pillow alone."""
+    return np.array(Image.open(path).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def match_logits(model: RetrievalModel, path: Path, text: str) -> np.ndarray:
+    ids, mask, _ = model.tokenizer([text])
+    return model.net.match(model.photo_keys(model.encode_patches(picture(path)[None])), ids, mask).numpy()[0]
+
+
+def fresh_itc(model: RetrievalModel, path: Path, text: str) -> float:
+    photo_QE = model.encode_photos(model.encode_patches(picture(path)[None]))[0]
+    return float((photo_QE @ model.encode_texts([text])[0][0]).max())
+
+
+def stored_itc(searcher: Searcher, text: str) -> dict[int, float]:
+    """By id."""
+    assert searcher.store is not None
+    ids = searcher.store.live_ids()
+    text_E = searcher.model.encode_texts([text])[0][0]
+    scores = (searcher.store.vectors(ids).astype(np.float64) @ text_E).max(axis=1)
+    return dict(zip(ids.tolist(), scores.tolist(), strict=True))
+
+
+def sort_by(scores: dict[int, float]) -> list[int]:
+    return sorted(scores, key=lambda id_: (-scores[id_], id_))
+
+
+def ids_of(results: Results) -> list[int]:
+    return [hit.photo.id for hit in results.hits]
+
+
+def assert_well_formed(hits: Sequence) -> None:
+    """Ranks count from one and scores fall with them, whatever was reranked."""
+    assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
+    assert all(first.score >= second.score for first, second in itertools.pairwise(hits))
+
+
+def assert_reranked(hit: Hit, itc: float, logits: np.ndarray) -> None:
+    assert hit.itc == pytest.approx(itc, abs=1e-5)
+    assert hit.score == pytest.approx(logits[1] + itc, abs=1e-4)
+    assert hit.itm == pytest.approx(np.exp(logits[1]) / np.exp(logits).sum(), abs=1e-4)

@@ -1,0 +1,55 @@
+"""Runs of CapFilt over seven small photos, and what they wrote."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from engine.datasets.captioned_sets import SourceConfig, open_source
+from engine.models.retrieval_model import RetrievalModel
+from training.capfilt.capfilt import run_capfilt
+from training.capfilt.capfilt_config import CapfiltConfig
+from training.capfilt.caption_candidates import load_parts
+from ui.cli.main import main
+
+CONFIG = CapfiltConfig(
+    ("plain-*.tar",), "tiny", "tiny", per_photo=5, keep=2, min_tokens=2, max_tokens=8, photos_at_once=2,
+    shard_photos=3,
+)  # fmt: skip
+OWN = [("a red dog", "the dog runs"), ("a cat",), ("snow on the house", "a house", "the house in snow")]
+
+
+def run(place: Path, name: str = "out", config: CapfiltConfig = CONFIG) -> Path:
+    run_capfilt(config, place / "data", place / "runs", place / "runs" / name)
+    return place / "runs" / name
+
+
+def facts(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*.tar")):
+        source = open_source(SourceConfig(str(path)), folder)
+        for row in range(source.count):
+            text_at, size = source.shards[0].places[row][2:]  # type: ignore[union-attr]
+            found.append(json.loads(path.read_bytes()[int(text_at) : int(text_at) + int(size)]))
+    return found
+
+
+def model_of(place: Path) -> RetrievalModel:
+    return load_parts(CONFIG, place / "runs", "cpu")[1]
+
+
+def command(place: Path, *changes: str, data: str = "data") -> Result:
+    settings = [
+        f"captioner={CONFIG.captioner}",
+        "matcher=tiny",
+        "pictures=plain-*.tar",
+        "max_tokens=8",
+        "originals=none",
+        "label_least=none",
+        "least=none",
+        *changes,
+    ]
+    arguments = ["train", "capfilt", "--recipe", "mini-capfilt", "--data", str(place / data)]
+    sets = [part for change in settings for part in ("--set", change)]
+    return CliRunner().invoke(main, [*arguments, "--runs", str(place / "runs"), *sets])

@@ -1,0 +1,75 @@
+"""The small captioner, the pictures and the settings that tests of fine-tuning share."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from eight_pairs import COLOURS, language_model, stage1_net, word_tokenizer
+from shard_writing import picture
+
+from engine.blip2.captioner import Captioner
+from engine.blip2.generation import GenerationOptions
+from engine.checkpoints.language_folder import describe_language
+from engine.checkpoints.saving import save_captioner, save_checkpoint
+from engine.datasets.captioned_sets import SourceConfig
+from engine.datasets.question_sets import QuestionConfig
+from engine.models.caption_model import CaptionModel
+from engine.pictures.opening import open_picture
+from engine.pictures.squares import squash
+from training.loop.optimizer import OptimConfig
+from training.stages.finetuning import CaptionConfig, VqaConfig
+from training.stages.stage2 import from_stage1
+
+GREEDY = GenerationOptions(max_new_tokens=8)
+OPTIM = OptimConfig(
+    steps=4, batch=8, lr=3e-3, warmup=5, betas=(0.9, 0.999), weight_decay=0.0, clip=1.0, log_every=1
+)
+
+
+def stage2_model(folder: Path, kind: str = "opt") -> Captioner:
+    """A captioner of stage 2, its Q-Former without a text branch."""
+    retriever, _ = stage1_net()
+    language = language_model(kind)
+    net = from_stage1(
+        retriever, language, describe_language(language.config, word_tokenizer(kind), Path("x"))
+    )
+    save_captioner(folder, net, word_tokenizer(kind))
+    return net
+
+
+def captions(**changes: Any) -> CaptionConfig:
+    return replace(CaptionConfig((SourceConfig("captions.json"),), OPTIM, "opt", workers=2), **changes)
+
+
+def questions(**changes: Any) -> VqaConfig:
+    made = VqaConfig((QuestionConfig("questions.json"),), OPTIM, "opt", reads_prompt=True, text_start="first")
+    return replace(made, **{"workers": 2, "prompts": ("{}",)} | changes)
+
+
+def pictures(data: Path, model: CaptionModel, colours: tuple[str, ...] = COLOURS) -> np.ndarray:
+    size = model.image_size
+    return np.stack([squash(open_picture(data / f"{colour}.png"), size) for colour in colours])
+
+
+LEARNS = replace(OPTIM, steps=100, lr=5e-3, log_every=20)
+
+
+def write_finetuning_data(folder: Path) -> Path:
+    """Eight one-coloured pictures with captions and questions; a stage-1 model; captioners before two languages."""
+    for colour in COLOURS:
+        (folder / f"{colour}.png").write_bytes(picture(colour, (40, 40)))
+    captions = [{"image": f"{c}.png", "caption": f"the wall is {c}"} for c in COLOURS]
+    (folder / "captions.json").write_text(json.dumps(captions))
+    questions = [
+        {"image": f"{colour}.png", "question": question, "answer": answer}
+        for colour in COLOURS[:4]
+        for question, answer in (("the wall is?", [colour] * 3), ("a photo of?", "wall"))
+    ]
+    (folder / "questions.json").write_text(json.dumps(questions))
+    retriever, words = stage1_net()
+    save_checkpoint(folder / "first", retriever, words)
+    for kind in ("opt", "t5"):
+        stage2_model(folder / kind, kind)
+    return folder

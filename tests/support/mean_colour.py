@@ -1,0 +1,73 @@
+"""Builds of an index by an encoder that gives each photo its mean colour, so that vectors can be worked out by head."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from engine.index.manifest import Manifest
+from engine.index.store import Store
+from indexer.build import BuildReport, build_index
+
+MANIFEST = Manifest("fake", "00ff", 8, "squash-bicubic-8", 2, 8, (3, 4), "none")
+KINDS = ("added", "copied", "moved", "restored", "changed", "unchanged", "removed")
+
+
+class MeanColour:
+    """vectors[0] = (red, green, blue, 0, ...), vectors[1] the same shifted by one place, each / 256."""
+
+    image_size = 8
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def encode(self, pixels_BHWC: np.ndarray) -> tuple[np.ndarray, list[bytes] | None]:
+        assert pixels_BHWC.dtype == np.uint8
+        assert pixels_BHWC.shape[1:] == (8, 8, 3)
+        self.batches.append(len(pixels_BHWC))
+        vectors = np.zeros((len(pixels_BHWC), 2, 8), np.float16)
+        vectors[:, 0, :3] = vectors[:, 1, 1:4] = pixels_BHWC.mean(axis=(1, 2)) / 256
+        return vectors, None
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    return number % 256, number // 256, 64
+
+
+def paint(path: Path, number: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (12, 10), colour(number)).save(path, format="PNG")
+    return path
+
+
+def photos(folder: Path, numbers: Iterable[int]) -> Path:
+    for number in numbers:
+        paint(folder / f"{number:04}.png", number)
+    return folder
+
+
+def build(
+    store: Store, *roots: Path, encoder: MeanColour | None = None, **options: object
+) -> tuple[BuildReport, int]:
+    """-> the report, and how many photos were encoded."""
+    encoder = encoder or MeanColour()
+    report = build_index(roots, store, encoder, **{"workers": 0, **options})  # type: ignore[arg-type]
+    return report, sum(encoder.batches)
+
+
+def counts(report: BuildReport) -> dict[str, int]:
+    """What is not zero."""
+    tally = {kind: getattr(report, kind) for kind in KINDS} | {"failed": len(report.failed)}
+    return {kind: count for kind, count in tally.items() if count}
+
+
+def stored_colours(store: Store) -> dict[Path, tuple[int, ...]]:
+    """Every path that can be found, with the colour that its vectors say."""
+    ids = store.live_ids()
+    vectors = store.vectors(ids).astype(np.float32) * 256
+    return {
+        path: tuple(vector[0, :3].astype(int))
+        for photo, vector in zip(store.photos(ids), vectors, strict=True)
+        for path in photo.paths
+    }

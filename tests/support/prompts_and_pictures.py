@@ -1,0 +1,18 @@
+"""Prompts and random pictures that tests of captioners share."""
+
+import numpy as np
+from tiny import SIDE
+from tiny_language import byte_tokenizer
+
+from engine.blip2.generation import GenerationOptions
+
+SHORT = GenerationOptions(max_new_tokens=8)
+PROMPTS = ("a red dog", "the", "on the house a cat runs")
+
+
+def pictures(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def ids_of(kind: str, text: str) -> list[int]:
+    return byte_tokenizer(kind).encode(text, add_special_tokens=False).ids

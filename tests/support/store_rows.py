@@ -1,0 +1,56 @@
+"""Rows for a store: photos, files, failures and a manifest, each from one number."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.index.manifest import Manifest
+from engine.index.path_table import FailureRecord, FileRecord
+from engine.index.photo_table import NewPhoto
+from engine.index.store import Store
+
+Q, E = 4, 8
+ROOT = Path("/photos")
+REPOSITORY = Path(__file__).parents[2]
+
+
+def a_manifest(**changes: Any) -> Manifest:
+    values = {
+        "model": "mini",
+        "model_digest": "aa",
+        "image_size": 160,
+        "preprocessing": "squash",
+        "num_queries": Q,
+        "embed_dim": E,
+        "patch_shape": (3, 5),
+        "features": "store",
+    }
+    return Manifest(**{**values, **changes})
+
+
+def a_photo(number: int, features: bytes | None = None) -> NewPhoto:
+    vectors = np.random.default_rng(number).standard_normal((Q, E)).astype(np.float16)
+    return NewPhoto(f"{number:032x}", 100 + number, 200 + number, vectors, features)
+
+
+def a_file(number: int, name: str | None = None, root: Path = ROOT, missing: bool = False) -> FileRecord:
+    path = root / (name or f"{number}.jpg")
+    return FileRecord(root, path, 1000 + number, 2000 + number, f"{number:032x}", missing)
+
+
+def a_failure(name: str, reason: str = "it is empty") -> FailureRecord:
+    return FailureRecord(ROOT, ROOT / name, 0, 7, reason)
+
+
+def filled(store: Store, count: int = 5) -> Store:
+    store.add([a_photo(n) for n in range(count)], [a_file(n) for n in range(count)], [])
+    return store
+
+
+def run_python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)

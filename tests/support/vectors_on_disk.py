@@ -1,0 +1,34 @@
+"""A store that is filled with random vectors, and whether an index finds all of them."""
+
+from pathlib import Path
+
+from brute_force_slots import assert_same, best_by_maximum, photo_vectors, text_vectors
+
+from engine.index.path_table import FileRecord
+from engine.index.photo_table import NewPhoto
+from engine.index.store import Store
+from engine.vectors.slot_index import SlotIndex
+
+
+def fill(store: Store, count: int, seed: int = 0) -> Store:
+    start = len(store.all_ids())
+    new = photo_vectors(count, seed=seed + start)
+    root = Path("/photos")
+    names = [f"{start + n:032x}" for n in range(count)]
+    files = [FileRecord(root, root / name, 1, 1, name) for name in names]
+    store.add([NewPhoto(name, 1, 1, vector) for name, vector in zip(names, new, strict=True)], files, [])
+    return store
+
+
+def assert_finds(index: SlotIndex, store: Store) -> None:
+    ids = store.all_ids()
+    assert index.ids.tolist() == ids.tolist()
+    photos, query = store.vectors(ids), text_vectors(1)
+    found = index.search(query, len(ids))
+    assert_same((found[0][0], found[1][0]), best_by_maximum(ids, photos, query[0], len(ids)))
+
+
+def taken(counts: list[int]) -> int:
+    total = sum(counts)
+    counts.clear()
+    return total

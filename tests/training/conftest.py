@@ -1,0 +1,12 @@
+"""What tests of training share."""
+
+from pathlib import Path
+
+import pytest
+from finetuning_inputs import write_finetuning_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `write_finetuning_data` writes, once for the tests of a file, which only read it."""
+    return write_finetuning_data(tmp_path_factory.mktemp("data"))

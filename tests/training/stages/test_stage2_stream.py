@@ -1,0 +1,45 @@
+"""Stage 2 on a stream of pictures, the encoder and the text branch taken from elsewhere."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from eight_pairs import COLOURS, language_model, word_tokenizer
+from finetuning_inputs import GREEDY, LEARNS, pictures
+
+from engine.datasets.captioned_sets import SourceConfig
+from engine.errors import TrainingError
+from engine.models.loading import load_captioner
+from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_stage_2_on_a_stream(data: Path, tmp_path: Path, kind: str) -> None:
+    """From a stage-1 model and a language model; Flan-T5 with captions cut in two."""
+    language_model(kind).save_pretrained(tmp_path / "language")
+    word_tokenizer(kind).save(str(tmp_path / "language" / "tokenizer.json"))
+    chosen = Stage2StreamConfig(
+        (SourceConfig("captions.json"),), replace(LEARNS, steps=150), "first", prompts=("",),
+        prefix_share=1.0 if kind == "t5" else 0.0, workers=2,
+    )  # fmt: skip
+    run_stage2_stream(chosen, data, tmp_path, tmp_path / "language", tmp_path / "out")
+    model = load_captioner(str(tmp_path / "out" / "model"), device="cpu", dtype="float32")
+    assert not hasattr(model.net.qformer, "words")
+    if kind == "opt":
+        assert model.caption(pictures(data, model), "", GREEDY) == [f"the wall is {c}" for c in COLOURS]
+    else:  # a random Flan-T5 hardly learns when to end; but it tells whose colour comes after the beginning
+        soft = model.net.read_photos(model.encode_patches(pictures(data, model)))
+        own = [f"is {colour}" for colour in COLOURS]
+        costs = [
+            model.net.loss(soft, model.tokenizer.pairs(["the wall"] * 8, texts, 16)).item()
+            for texts in (own, own[1:] + own[:1], own[4:] + own[:4])
+        ]
+        assert costs[0] < min(costs[1:]) - 0.3, costs
+    with pytest.raises(TrainingError, match="the language model is a decoder"):
+        language_model("opt").save_pretrained(tmp_path / "opt")
+        word_tokenizer("opt").save(str(tmp_path / "opt" / "tokenizer.json"))
+        run_stage2_stream(
+            replace(chosen, prefix_share=0.5), data, tmp_path, tmp_path / "opt", tmp_path / "no"
+        )

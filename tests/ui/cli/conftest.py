@@ -1,0 +1,31 @@
+"""The colour model behind the command line, one-coloured photos and an index of them."""
+
+import pytest
+from command_line import BLUE, GREEN, ORANGE, RED, paint, qseek
+from fake_model import FakeSearcher, load_fake
+
+from ui import session
+
+
+@pytest.fixture
+def colours(monkeypatch, tmp_path):
+    """The colour model in the place of BLIP-2, the index in a folder of its own."""
+    monkeypatch.setattr(session, "load_model", load_fake)
+    monkeypatch.setattr(session, "make_searcher", FakeSearcher)
+    monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
+    monkeypatch.delenv("QSEEK_MODEL", raising=False)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, colour in {"red": RED, "green": GREEN, "blue": BLUE, "orange": ORANGE}.items():
+        paint(folder / f"{name}.png", colour)
+    return folder
+
+
+@pytest.fixture
+def indexed(photos):
+    assert qseek("index", photos).exit_code == 0
+    return photos

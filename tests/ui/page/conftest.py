@@ -1,0 +1,44 @@
+"""The colour model behind the page, and an index of four photos."""
+
+import pytest
+from fake_model import FakeModel, FakeSearcher, fake_writer_of, load_fake, load_fake_writer
+from PIL import Image
+
+from engine.index.manifest import Manifest
+from engine.index.store import Store
+from engine.models.photo_encoder import PhotoEncoder
+from indexer.build import build_index
+from ui import session
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "orange": (255, 128, 0)}
+
+
+@pytest.fixture(autouse=True)
+def colours(monkeypatch, tmp_path):
+    import streamlit
+
+    streamlit.cache_data.clear()
+    streamlit.cache_resource.clear()
+    monkeypatch.setattr(session, "load_model", load_fake)
+    monkeypatch.setattr(session, "make_searcher", FakeSearcher)
+    monkeypatch.setattr(session, "load_writer", load_fake_writer)
+    monkeypatch.setattr(session, "writer_of", fake_writer_of)
+    monkeypatch.delenv("QSEEK_CAPTION_MODEL", raising=False)
+    monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
+    monkeypatch.delenv("QSEEK_MODEL", raising=False)
+
+
+@pytest.fixture
+def index(tmp_path):
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def store(tmp_path, index):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (320, 240), colour).save(photos / f"{name}.png")
+    store = Store.create(index, Manifest.for_model(FakeModel(), "none"))
+    build_index([photos], store, PhotoEncoder(FakeModel(), "none"), workers=0)
+    return store

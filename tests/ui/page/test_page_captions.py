@@ -1,0 +1,79 @@
+"""Captions on the page: shown, hidden, written after the photos, and answers to a question."""
+
+from fake_model import FakeModel, FakeWriter
+from page_driver import all_words, button, names, page, texts
+from streamlit.testing.v1 import AppTest
+
+from engine.errors import IndexStateError
+from engine.index.store import Store
+from indexer.caption_run import index_captions
+from ui import session
+
+
+def captions(test: AppTest) -> list[str]:
+    """Those below the tiles, in the order of the page."""
+    shown = [html for html in texts(test) if 'class="q-says"' in html]
+    return [html.split(">", 1)[1].split("<")[0] for html in shown]
+
+
+def caption_all(store: Store) -> None:
+    index_captions(store, FakeWriter(), FakeModel().encode_texts, workers=0)
+
+
+def test_captions_of_the_index_are_shown_and_can_be_hidden(store, monkeypatch):
+    assert captions(page(q="red")) == [], "an index without captions shows none by itself"
+    caption_all(store)
+    monkeypatch.setattr(session, "load_writer", None)  # what would be called to write one
+    test = page(q="red")
+    assert captions(test)[:2] == ["a red thing", "a yellow thing"]
+    assert not test.exception
+    test.toggle(key="captions").set_value(False).run()
+    assert captions(test) == [] and len(names(test)) == 4
+
+
+def test_missing_captions_are_written_after_the_photos(store, monkeypatch):
+    writer = FakeWriter()
+    monkeypatch.setattr(session, "load_writer", lambda name, searching: writer)
+    (gone,) = (path for path in store.files() if path.stem == "blue")
+    page(q="red")  # its thumbnail is kept
+    gone.unlink()
+    test = page(q="red", captions="true")
+    assert not test.exception
+    assert sorted(captions(test)) == ["a green thing", "a red thing", "a yellow thing"]
+    assert len(names(test)) == 4
+    test.text_input(key="q").set_value("green").run()
+    assert captions(test)[0] == "a green thing"
+    assert writer.pictures == 3, "each photo is captioned once"
+
+
+def test_a_captioner_that_fails_leaves_the_photos(store, monkeypatch):
+    def refuses(*_):
+        raise IndexStateError("no memory for the captioner")
+
+    monkeypatch.setattr(session, "load_writer", refuses)
+    test = page(q="red", captions="true")
+    assert "no memory for the captioner" in all_words(test)
+    assert names(test)[0] == "red.png" and not test.exception
+    monkeypatch.setattr(session, "writer_of", refuses)
+    test = page(q="red", captions="true")
+    assert "no memory" in test.warning[0].value and names(test)[0] == "red.png"
+
+
+def test_a_question_about_a_photo(store, monkeypatch):
+    test = page(q="blue")
+    button(test, "open-1").click().run()
+    (box,) = [one for one in test.text_input if one.label == "Ask about this photo"]
+    box.set_value("what *colour*")
+    button(
+        test, "open-1"
+    ).click().run()  # a dialog asks for itself alone in a browser, AppTest for the whole page
+    assert not test.exception
+    assert "**a blue thing, \\*colour\\***" in all_words(test)
+
+
+def test_a_captioner_that_answers_no_question_says_who_does(store, monkeypatch):
+    monkeypatch.setenv("QSEEK_CAPTION_MODEL", "mute")
+    test = page(q="blue")
+    button(test, "open-1").click().run()
+    assert not [one for one in test.text_input if one.label == "Ask about this photo"]
+    assert "mute captions photos and answers no questions" in all_words(test)
