@@ -7,7 +7,7 @@ The match probability is 0.9 of the cosine, not below 0.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +66,11 @@ class FakeModel:
 class FakeSearcher:
     """Brute force over the store."""
 
-    def __init__(self, store: Store | None, model: FakeModel, *, hold: bool = False):
-        self.store, self.model = store, model
+    def __init__(
+        self, store: Store | None, model: FakeModel, *, hold_bytes: int = 0,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:  # fmt: skip
+        self.store, self.model, self.tell = store, model, tell
         if store is not None:
             store.manifest.check_same(Manifest.for_model(model, "none"))
 
@@ -140,6 +143,11 @@ class FakeSearcher:
 
     def _vector(self, path: Path) -> np.ndarray:
         return _unit(decode(path, SIDE).pixels.reshape(-1, E).mean(axis=0))
+
+
+def make_fake_searcher(store: Store | None, model: FakeModel, *, hold: bool = False) -> FakeSearcher:
+    """In the place of `ui.session.make_searcher`."""
+    return FakeSearcher(store, model)
 
 
 @dataclass

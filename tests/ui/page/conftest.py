@@ -1,7 +1,7 @@
 """The colour model behind the page, and an index of four photos."""
 
 import pytest
-from fake_model import FakeModel, FakeSearcher, fake_writer_of, load_fake, load_fake_writer
+from fake_model import FakeModel, fake_writer_of, load_fake, load_fake_writer, make_fake_searcher
 from PIL import Image
 
 from engine.index.manifest import Manifest
@@ -20,7 +20,7 @@ def colours(monkeypatch, tmp_path):
     streamlit.cache_data.clear()
     streamlit.cache_resource.clear()
     monkeypatch.setattr(session, "load_model", load_fake)
-    monkeypatch.setattr(session, "make_searcher", FakeSearcher)
+    monkeypatch.setattr(session, "make_searcher", make_fake_searcher)
     monkeypatch.setattr(session, "load_writer", load_fake_writer)
     monkeypatch.setattr(session, "writer_of", fake_writer_of)
     monkeypatch.delenv("QSEEK_CAPTION_MODEL", raising=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from command_line import BLUE, GREEN, RED, lines, paint, qseek
-from fake_model import FakeModel, FakeSearcher, FakeWriter, load_fake, load_fake_writer
+from fake_model import FakeModel, FakeWriter, load_fake, load_fake_writer, make_fake_searcher
 
 from engine.errors import QueryError
 from engine.index.store import Store
@@ -18,7 +18,7 @@ from ui.cli.commands.index_command import index
 @pytest.fixture(autouse=True)
 def colours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(session, "load_model", load_fake)
-    monkeypatch.setattr(session, "make_searcher", FakeSearcher)
+    monkeypatch.setattr(session, "make_searcher", make_fake_searcher)
     monkeypatch.setattr(session, "load_writer", load_fake_writer)
     monkeypatch.setattr(caption_writers, "is_called", lambda name, writer: name == writer)
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
