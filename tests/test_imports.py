@@ -32,7 +32,7 @@ OWNERS = {
     "rich": ("ui/",),
 }
 # The ground: what every room may import.
-GROUND = ("engine/errors", "engine/types", "engine/atomic", "engine/progress")
+GROUND = ("engine/errors", "engine/types", "engine/atomic", "engine/progress", "engine/wording")
 # Each room of the house, and the rooms that it may import beside itself and the ground. A file that is named here may
 # import other rooms than the rest of its folder. ARCHITECTURE.md explains the table.
 FOR_TRAINING = ("engine/datasets", "engine/pictures", "engine/blip2", "engine/checkpoints", "engine/models")

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.atomic import write_file
 from engine.datasets.captioned_pictures import Id, first_few
 from engine.errors import DataError
+from engine.wording import count_text
+
+SECONDS_BETWEEN_SYNCS = 5.0
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,13 @@ def read_predictions(path: Path, ids: Sequence[Id], layout: Layout) -> list[str]
     unknown = [id_ for id_ in texts if id_ not in wanted]
     missing = [id_ for id_ in wanted if id_ not in texts]
     wrong = [
-        f"{len(found):,} {layout.what}{'s' if len(found) > 1 else ''} {words} ({first_few(found)})"
-        for found, words in (
+        f"{count_text(len(ids_), layout.what)} {words} ({first_few(ids_)})"
+        for ids_, words in (
             (missing, f"of the set's {len(wanted):,} without a {layout.text}"),
             (unknown, "that the set does not have"),
             (twice, "more than once"),
         )
-        if found
+        if ids_
     ]
     if wrong:
         raise DataError(f"{path} does not fit the set, it has {'; '.join(wrong)}.")
@@ -82,46 +87,60 @@ def _rows(content: Any, source: Path, layout: Layout) -> list[tuple[str, str]]:
 
 class Predictions:
     """Texts as they are written. With a path each batch is added to `PATH.part`, from which a stopped run goes on;
-    `finish` makes the results file of it.
+    `finish` makes the results file of it. A kill loses the batch at hand, a power cut also what was added in the
+    SECONDS_BETWEEN_SYNCS before it.
 
-    run: all that decides the texts. kept: how many of them an earlier run left; replaced: whether what lay there was
-    another run's, and is gone. Raises DataError when the path cannot be written.
+    run: all that decides the texts, plain values by name. kept: how many of them an earlier run left. why_replaced:
+    why what lay there cannot be used and is gone, "" where nothing is lost. Raises DataError when the path cannot be
+    written.
     """
 
     def __init__(self, path: Path | None, run: Mapping[str, Any], layout: Layout):
         self.path, self.layout = path, layout
         self.texts: dict[Id, str] = {}
-        self.kept, self.replaced = 0, False
+        self.kept, self.why_replaced = 0, ""
+        self._synced = time.monotonic()
         if path is None:
             return
         self.part = path.with_name(path.name + ".part")
-        header = json.dumps({"run": run}, sort_keys=True)
-        rows = self._left(header)
-        self.replaced = not rows and self.part.is_file() and self.part.stat().st_size > len(header) + 1
+        rows, self.why_replaced = self._rows_left(run)
         self.texts, self.kept = dict(rows), len(rows)
-        try:
-            half = self.part.with_name(self.part.name + ".new")
-            half.write_text(
-                "".join(line + "\n" for line in [header, *map(json.dumps, rows)]), encoding="utf-8"
-            )
-            os.replace(half, self.part)  # without the line that a kill cut
+        header = json.dumps({"run": run}, sort_keys=True)
+        try:  # anew, without a line that was cut
+            write_file(self.part, "".join(line + "\n" for line in [header, *map(json.dumps, rows)]))
         except OSError as error:
             raise DataError(f"{self.part} cannot be written: {error.strerror}") from error
 
-    def _left(self, header: str) -> list[tuple[Id, str]]:
-        """The rows that an earlier run of the same header left, whole lines only."""
+    @property
+    def replaced(self) -> bool:
+        """Whether what lay there is gone."""
+        return bool(self.why_replaced)
+
+    def _rows_left(self, run: Mapping[str, Any]) -> tuple[list[tuple[Id, str]], str]:
+        """Return what a run with the same settings left, up to the first line that is cut or damaged; else why not."""
         try:
-            lines = self.part.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+            content = self.part.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
-            return []
+            return [], ""
         except OSError as error:
             raise DataError(f"{self.part} cannot be read: {error.strerror}") from error
-        if not lines or lines[0] != header:
-            return []
+        header, *lines = content.split("\n")
         try:
-            return [(id_, text) for id_, text in map(json.loads, lines[1:])]
-        except (ValueError, TypeError):
-            return []
+            run_before = dict(json.loads(header)["run"])
+        except (ValueError, TypeError, KeyError):
+            return [], "is damaged" if content else ""
+        if differing := differing_settings(run_before, run):
+            return [], f"was made with other settings ({differing})" if any(lines) else ""
+        rows = []
+        for line in lines[
+            :-1
+        ]:  # behind the last line break stands nothing, or a line that a kill or a power cut cut
+            try:
+                id_, text = json.loads(line)
+            except (ValueError, TypeError):
+                break
+            rows.append((id_, text))
+        return rows, ""
 
     def add(self, ids: Sequence[Id], texts: Sequence[str]) -> None:
         rows = list(zip(ids, texts, strict=True))
@@ -130,13 +149,24 @@ class Predictions:
             return
         with open(self.part, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+            if time.monotonic() - self._synced >= SECONDS_BETWEEN_SYNCS:
+                file.flush()
+                os.fsync(file.fileno())
+                self._synced = time.monotonic()
 
     def finish(self, ids: Sequence[Id]) -> None:
         """Write the results file, whole or not at all, in the order of `ids`, and remove the run's own."""
         if self.path is None:
             return
         rows = [{self.layout.id: id_, self.layout.text: self.texts[id_]} for id_ in ids]
-        half = self.path.with_name(self.path.name + ".new")
-        half.write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(half, self.path)
+        write_file(self.path, json.dumps(rows, ensure_ascii=False) + "\n")
         self.part.unlink()
+
+
+def differing_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return the settings that two runs do not share, with the values of both, and "" where they share all.
+
+    The words are those with which a training run is refused (`training.loop.run_checkpoint.check_same_settings`).
+    """
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    return "; ".join(f"{name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in names)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import DataError
 from engine.progress import Pace, Progress
+from engine.wording import count_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,11 +31,6 @@ class Writer:
     how: str
     at_once: int
     write: Write
-
-
-def _counted(number: int, noun: str) -> str:
-    """Return `1 beam` or `5 beams`."""
-    return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 def caption_writer(
@@ -63,7 +59,7 @@ def caption_writer(
         texts = writer.caption(pictures, prompt, how)
         return [texts[row] for row in rows]
 
-    said = f"{begins}, {_counted(beams, 'beam')}, {min_length} to {max_length} tokens{penalty}"
+    said = f"{begins}, {count_text(beams, 'beam')}, {min_length} to {max_length} tokens{penalty}"
     return Writer(
         writer.name,
         writer.digest,
@@ -89,8 +85,8 @@ def answer_writer(model: str, beams: int, max_new_tokens: int) -> Writer:
         patches = captioner.encode_patches(pictures)
         return captioner.answer(patches[list(rows)], [task.question for task in tasks], how)
 
-    beams_text = f"{_counted(beams, 'beam')}, length penalty {how.length_penalty:g}"
-    said = f"{beams_text}, up to {_counted(max_new_tokens, 'token')}"
+    beams_text = f"{count_text(beams, 'beam')}, length penalty {how.length_penalty:g}"
+    said = f"{beams_text}, up to {count_text(max_new_tokens, 'token')}"
     return Writer(
         captioner.name,
         captioner.digest,
@@ -111,34 +107,34 @@ def write_all(
 
     on_progress: called a few times a second with how many tasks are done and how long the others take.
     """
-    import numpy as np
-
-    from engine.datasets.captioned_pictures import CaptionedPicture
-    from engine.datasets.picture_reading import read_pictures
-
     todo = sorted((task for task in tasks if task.id not in predictions.texts), key=lambda task: task.names)
     unreadable: list[Task] = []
     pace = Pace(len(todo), on_progress)
     for start in range(0, len(todo), writer.at_once):
-        some = todo[start : start + writer.at_once]
-        num_tasks, num_unreadable = len(some), len(unreadable)
-        sources = {task.names: task.picture for task in some}
-        read = read_pictures(
-            [
-                CaptionedPicture(names[0], picture)
-                for names, picture in sources.items()
-                if picture is not None
-            ],
-            writer.pixels,
-        )
-        pictures = {
-            names: picture for names, picture in zip(sources, read, strict=True) if picture is not None
-        }
-        rows = {names: row for row, names in enumerate(pictures)}
-        unreadable += [task for task in some if task.names not in rows]
-        some = [task for task in some if task.names in rows]
-        if some:
-            texts = writer.write(np.stack(list(pictures.values())), some, [rows[task.names] for task in some])
-            predictions.add([task.id for task in some], texts)
-        pace.step(num_tasks, len(unreadable) - num_unreadable)
+        batch = todo[start : start + writer.at_once]
+        pictures = _pictures_of(batch, writer.pixels)
+        readable = [task for task in batch if task.names in pictures]
+        if readable:
+            texts = _texts_of(readable, pictures, writer.write)
+            predictions.add([task.id for task in readable], texts)
+        unreadable += [task for task in batch if task.names not in pictures]
+        pace.step(len(batch), len(batch) - len(readable))
     return unreadable
+
+
+def _pictures_of(tasks: Sequence[Task], pixels: int) -> dict[tuple[str, ...], np.ndarray]:
+    """Read the pictures of some tasks, each once -> by their names, those that can be read, (pixels, pixels, 3)."""
+    from engine.datasets.captioned_pictures import CaptionedPicture
+    from engine.datasets.picture_reading import read_pictures
+
+    sources = {task.names: task.picture for task in tasks if task.picture is not None}
+    squares = read_pictures([CaptionedPicture(names[0], source) for names, source in sources.items()], pixels)
+    return {names: square for names, square in zip(sources, squares, strict=True) if square is not None}
+
+
+def _texts_of(tasks: Sequence[Task], pictures: dict[tuple[str, ...], np.ndarray], write: Write) -> list[str]:
+    """Write a text for each task, in order; the model reads each picture once."""
+    import numpy as np
+
+    rows = {names: row for row, names in enumerate(pictures)}
+    return write(np.stack(list(pictures.values())), tasks, [rows[task.names] for task in tasks])

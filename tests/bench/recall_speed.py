@@ -76,8 +76,9 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     from reference_rerank import reference_match, transformers_match
     from transformers import Blip2ForImageTextRetrieval
 
+    from engine.evaluation.pair_matching import PairMatcher
     from engine.evaluation.retrieval_cache import EvaluationCache
-    from engine.evaluation.retrieval_protocol import _budget, _match
+    from engine.evaluation.retrieval_protocol import _budget
     from engine.models.loading import load_model
 
     model = load_model(args.folder)
@@ -101,9 +102,10 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     pairs = np.concatenate([row * len(texts) + np.array([0, *some]) for row, some in enumerate(chosen)])
     budget = _budget(model, args.photos, len(texts), 2**31)
     started = time.perf_counter()
-    logits, _ = _match([model], list(range(args.photos)), texts, pairs, cache, budget, print)
+    matcher = PairMatcher(model, range(args.photos), texts, pairs, cache, budget.texts)
+    matcher.match_photos(model, range(args.photos))
     seconds = {f"ours, {_name(model.dtype)}": (time.perf_counter() - started, len(pairs))}
-    ours = np.array(logits)[pairs % len(texts) == 0] / model.config.match_weight
+    ours = np.array(matcher.logits)[pairs % len(texts) == 0] / model.config.match_weight
     share = _share_of_peak(
         model, texts[: args.candidates], patches[:1], len(pairs), len(pairs) / args.photos, seconds
     )

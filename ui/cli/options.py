@@ -1,8 +1,11 @@
 """Options that several commands share."""
 
+from __future__ import annotations
+
 import enum
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import click
 from ui.session import CAPTIONER
 
 Command = Callable[..., Any]
+folder_type = click.Path(path_type=Path, file_okay=False)
+file_type = click.Path(path_type=Path, dir_okay=False)
 
 
 class Output(enum.Enum):
@@ -24,7 +29,7 @@ class Output(enum.Enum):
 
 index_option = click.option(
     "--index",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=folder_type,
     envvar="QSEEK_INDEX",
     show_envvar=True,
     metavar="DIR",
@@ -98,3 +103,62 @@ def output_options(command: Command) -> Command:
         return command(*args, output=chosen_output(as_json, as_paths, as_nul), **others)
 
     return with_output
+
+
+split_option = click.option(
+    "--split", default="test", show_default=True, help="Which part of a Karpathy file."
+)
+allow_missing_option = click.option(
+    "--allow-missing", is_flag=True, help="Leave out photos that are not there or cannot be read."
+)
+
+
+def limit_option(noun: str = "") -> Callable[[Command], Command]:
+    """--limit: only the beginning of a set. noun: what is counted, where there is one word for it."""
+    text = f"Only the first so many{noun and ' ' + noun}: a quick look."
+    return click.option("--limit", type=click.IntRange(min=1), help=text)
+
+
+def captioner_model_option(help_text: str) -> Callable[[Command], Command]:
+    """--model of a command that lets a model write, from the same variable as --captioner elsewhere."""
+    return click.option("--model", envvar=CAPTIONER, show_envvar=True, metavar="NAME|FOLDER", help=help_text)
+
+
+@dataclass(frozen=True)
+class WritingOptions:
+    """What `qseek evaluate caption` and `qseek evaluate vqa` are both told.
+
+    images: the folder of the pictures, None for that of the first file. predictions: a results file to be scored, None
+    where a model writes. save: where results are written. limit: only the first so many. beams: of the beam search.
+    """
+
+    images: Path | None
+    predictions: Path | None
+    save: Path | None
+    limit: int | None
+    allow_missing: bool
+    beams: int
+    as_json: bool
+
+
+def writing_options(command: Command) -> Command:
+    """The options of `WritingOptions` as one argument `options`."""
+
+    @click.option("--images", type=folder_type, help="Folder of the pictures.  [default: the first file's]")
+    @click.option("--predictions", type=file_type, help="Score this results file; no model is loaded.")
+    @click.option("--save", type=file_type, help="Write a results file; a stopped run goes on beside it.")
+    @limit_option()
+    @allow_missing_option
+    @click.option(
+        "--beams", type=click.IntRange(min=1), default=5, show_default=True, help="Of the beam search."
+    )
+    @json_option
+    @functools.wraps(command)
+    def with_options(
+        *args: Any, images: Path | None, predictions: Path | None, save: Path | None, limit: int | None,
+        allow_missing: bool, beams: int, as_json: bool, **others: Any,
+    ) -> Any:  # fmt: skip
+        options = WritingOptions(images, predictions, save, limit, allow_missing, beams, as_json)
+        return command(*args, options=options, **others)
+
+    return with_options

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from engine.wording import count_text
 from ui.cli.terminal import say
-from ui.reports.text_forms import count_text, duration_text
+from ui.reports.text_forms import duration_text
 
 if TYPE_CHECKING:
     from engine.progress import Progress

@@ -13,12 +13,13 @@ import streamlit as st
 from engine.errors import PhotoError, QseekError
 from engine.index.manifest import FILE_NAME
 from engine.types import Hit, Photo, Results
+from engine.wording import count_text
 from ui import session
 from ui.page.page_cache import Stamp, found, found_like
 from ui.page.page_captions import Captions, captions_of, open_photo, show_captions
 from ui.page.thumbnails import thumbnail
 from ui.page.tiles import STYLE, show_brand, show_tile
-from ui.reports.text_forms import count_text, markdown_text, printable
+from ui.reports.text_forms import markdown_text, printable
 
 if TYPE_CHECKING:
     from engine.index.store import Store

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from engine.types import Failure, Hit, TextHit
-from ui.reports.text_forms import count_text, json_line, path_fields, percent, printable, text_table
+from engine.wording import count_text
+from ui.reports.text_forms import json_line, path_fields, percent, printable, text_table
 
 
 def hits_table(hits: Sequence[Hit], captions: bool = False) -> str:

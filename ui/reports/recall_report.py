@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ui.reports.text_forms import count_text
+from engine.wording import count_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ THUMBNAIL = 160
 @dataclass(frozen=True)
 class Facts:
     """What a report says of a run besides its numbers. limit: only so many pictures, None for all.
-    num_absent: pictures left out for their files are not there. peak_bytes: of memory."""
+    num_absent: pictures left out for their files are not there. peak_bytes: of memory, None where it is not known."""
 
     dataset: str
     model: str
@@ -50,7 +50,7 @@ class Facts:
     dtype: str
     limit: int | None
     num_absent: int
-    peak_bytes: int
+    peak_bytes: int | None
 
 
 def markdown(facts: Facts, result: Evaluation) -> str:
@@ -82,7 +82,9 @@ def markdown(facts: Facts, result: Evaluation) -> str:
         seconds += f"; {report.num_pairs:,} pairs, {pairs / report.seconds['rerank']:,.0f} pairs/s"
     if report.num_kept:
         seconds += f"; {report.num_kept:,} pairs were kept from an earlier run"
-    return "\n".join([*lines, "", f"{seconds}; {facts.peak_bytes / 2**30:.1f} GiB at the peak"]) + "\n"
+    if facts.peak_bytes is not None:
+        seconds += f"; {facts.peak_bytes / 2**30:.1f} GiB at the peak"
+    return "\n".join([*lines, "", seconds]) + "\n"
 
 
 def _published(facts: Facts, num_photos: int) -> dict[str, tuple[float, ...]]:

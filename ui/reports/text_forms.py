@@ -1,4 +1,4 @@
-"""Values as text: counts, sizes, durations, probabilities, tables, JSON lines, and names that no terminal may obey.
+"""Values as text: sizes, durations, probabilities, tables, JSON lines, and names that no terminal may obey.
 
 A path on disk is bytes and may hold a newline, an escape sequence or bytes that are no UTF-8. `printable` writes such
 bytes as `\xff`; `path_fields` gives JSON both a readable form and the exact bytes.
@@ -60,11 +60,6 @@ def size_text(num_bytes: int) -> str:
         value /= 1000
         units.pop(0)
     return f"{value:.1f} {units[0]}"
-
-
-def count_text(number: int, one: str, many: str | None = None) -> str:
-    """`1 photo`, `1,000 photos`; `many` where the plural is not `one` + s."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from ui.reports.text_forms import count_text, json_line
+from engine.wording import count_text
+from ui.reports.text_forms import json_line
 
 
 @dataclass(frozen=True)

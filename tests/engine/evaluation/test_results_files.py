@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import DataError
+from engine.evaluation import results_files
 from engine.evaluation.results_files import ANSWERS, CAPTIONS, GQA_ANSWERS, Predictions, read_predictions
 
 RUN = {"model": "abc", "how": "5 beams"}
@@ -87,3 +88,44 @@ def test_nothing_is_written_without_a_path() -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be written"):
         Predictions(tmp_path / "none" / "r.json", RUN, CAPTIONS)
+
+
+def test_a_power_cut_in_the_middle_of_a_line_loses_that_line_alone(tmp_path: Path) -> None:
+    path, part = tmp_path / "r.json", tmp_path / "r.json.part"
+    Predictions(path, RUN, CAPTIONS).add([1, 2], ["one", "two, with a comma"])
+    whole = part.read_bytes()
+    last_line = whole.rindex(b"[2")
+    for length in range(last_line, len(whole)):
+        for tail in (b"", bytes(9)):  # some file systems leave zeros where nothing was written yet
+            part.write_bytes(whole[:length] + tail)
+            left = Predictions(path, RUN, CAPTIONS)
+            assert (left.texts, left.replaced) == ({1: "one"}, False), (length, tail)
+            left.add([2], ["two, with a comma"])
+            assert part.read_bytes() == whole
+
+
+def test_a_damaged_line_leaves_what_stands_before_it(tmp_path: Path) -> None:
+    path, part = tmp_path / "r.json", tmp_path / "r.json.part"
+    Predictions(path, RUN, CAPTIONS).add([1, 2, 3], ["one", "two", "three"])
+    part.write_bytes(part.read_bytes().replace(b'[2, "two"]', bytes(10)))
+    assert Predictions(path, RUN, CAPTIONS).texts == {1: "one"}
+
+
+def test_why_another_run_begins_anew(tmp_path: Path) -> None:
+    Predictions(tmp_path / "r.json", RUN, CAPTIONS).add([1], ["one"])
+    other = Predictions(tmp_path / "r.json", {"model": "abc", "how": "1 beam", "dtype": "float32"}, CAPTIONS)
+    assert other.why_replaced == (
+        "was made with other settings (how: '5 beams' then, '1 beam' now; dtype: None then, 'float32' now)"
+    )
+
+
+def test_what_is_added_is_on_the_disk_after_some_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictions, synced = Predictions(tmp_path / "r.json", RUN, CAPTIONS), []
+    monkeypatch.setattr(results_files.os, "fsync", lambda _: synced.append(predictions.part.read_bytes()))
+    predictions.add([1], ["one"])
+    assert not synced, "not with every batch"
+    monkeypatch.setattr(results_files, "SECONDS_BETWEEN_SYNCS", 0.0)
+    predictions.add([2], ["two"])
+    assert len(synced) == 1 and synced[0].endswith(b'[1, "one"]\n[2, "two"]\n')

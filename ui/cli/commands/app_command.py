@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -30,8 +32,15 @@ def app(
         environment["QSEEK_MODEL"] = model
     if captioner is not None:
         environment[CAPTIONER] = captioner
-    command = streamlit_command(port, open_browser)
-    os.execve(sys.executable, command, environment)
+    serve(streamlit_command(port, open_browser), environment)
+
+
+def serve(command: list[str], environment: Mapping[str, str], in_place: bool = os.name != "nt") -> None:
+    """Run a program until it ends, and end as it does. in_place: as this process, without one that waits for it."""
+    if in_place:
+        os.execve(command[0], command, environment)
+    else:  # on Windows execve starts another process and ends this one, and the shell would not wait for the page
+        click.get_current_context().exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
 def streamlit_command(port: int | None, open_browser: bool) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,21 +11,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine.errors import DataError
-from ui.cli.options import Command, json_option
+from engine.wording import count_text
+from ui.cli.options import WritingOptions, captioner_model_option, file_type, split_option, writing_options
 from ui.cli.progress_display import shown_progress
-from ui.cli.terminal import STOPPED, say, write
-from ui.reports import text_forms, writing_report
+from ui.cli.terminal import STOPPED, STOPPED_HERE, report_missing, say, write
+from ui.reports import writing_report
 from ui.reports.writing_report import Facts, Row
 
 if TYPE_CHECKING:
     from engine.datasets.captioned_pictures import CaptionTask, Task
     from engine.datasets.question_files import Questions
-    from engine.evaluation.results_files import Layout
+    from engine.evaluation.results_files import Layout, Predictions
     from engine.evaluation.writing_run import Writer
-
-SHOWN = 10
-file_option = click.Path(path_type=Path, dir_okay=False)
-folder_option = click.Path(path_type=Path, file_okay=False)
 
 
 @click.group()
@@ -36,42 +33,17 @@ def evaluate() -> None:
     """
 
 
-def common_options(command: Command) -> Command:
-    for option in reversed((
-        click.option("--images", type=folder_option, help="Folder of the pictures.  [default: the first file's]"),
-        click.option("--predictions", type=file_option, help="Score this results file; no model is loaded."),
-        click.option("--save", type=file_option, help="Write a results file; a stopped run goes on beside it."),
-        click.option("--limit", type=click.IntRange(min=1), help="Only the first so many: a quick look."),
-        click.option("--allow-missing", is_flag=True, help="Leave out photos that are not there or cannot be read."),
-        click.option("--beams", type=click.IntRange(min=1), default=5, show_default=True, help="Of the beam search."),
-        json_option,
-    )):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def _check_usage(predictions: Path | None, save: Path | None, limit: int | None) -> None:
-    if predictions is not None and (save is not None or limit is not None):
-        raise click.UsageError("--predictions is scored as it is: leave --save and --limit out.")
-    if save is not None and not save.absolute().parent.is_dir():
-        raise DataError(f"{save} cannot be written: its folder is not there.")
-
-
 @evaluate.command()
 @click.argument("data")
-@click.option("--split", default="test", show_default=True, help="Which part of a Karpathy file.")
-@click.option(
-    "--model", envvar="QSEEK_CAPTION_MODEL", show_envvar=True, metavar="NAME|FOLDER",
-    help="One with a language model or an ITG head.  [default: the bundled one]",
-)  # fmt: skip
-@common_options
+@split_option
+@captioner_model_option("One with a language model or an ITG head.  [default: the bundled one]")
+@writing_options
 @click.option("--min-length", type=click.IntRange(min=1), default=8, show_default=True, help="In tokens.")
 @click.option("--max-length", type=click.IntRange(min=1), default=30, show_default=True, help="In tokens.")
 @click.option("--prompt", help='What a language model goes on from.  [default: "a photo of"]')
 @click.option("--spice", "with_spice", is_flag=True, help="SPICE, too; needs Java and qseek[spice].")
 def caption(
-    data: str, split: str, model: str | None, images: Path | None, predictions: Path | None, save: Path | None,
-    limit: int | None, allow_missing: bool, beams: int, as_json: bool, min_length: int, max_length: int,
+    data: str, split: str, model: str | None, options: WritingOptions, min_length: int, max_length: int,
     prompt: str | None, with_spice: bool,
 ) -> None:  # fmt: skip
     """Captions of every picture of DATA, against people's.
@@ -84,39 +56,67 @@ def caption(
         qseek evaluate caption nocaps_val_4500_captions.json --images ~/nocaps --save captions.json
         qseek evaluate caption captions_val2014.json --predictions captions.json
     """
-    _check_usage(predictions, save, limit)
+    _check_usage(options)
     if min_length > max_length:
         raise click.UsageError(
             f"--min-length is {min_length}, --max-length {max_length}: it is the longer one."
         )
     from engine.datasets.caption_files import read_caption_tasks
-    from engine.datasets.captioned_pictures import first_few
-    from engine.evaluation.results_files import CAPTIONS, read_predictions
+    from engine.evaluation.results_files import CAPTIONS
+    from engine.evaluation.writing_run import caption_writer
 
     source = Path(data).expanduser()
-    tasks = read_caption_tasks(source, split)[:limit]
-    bare = [task.id for task in tasks if not task.references]
-    if bare and (len(bare) < len(tasks) or save is None):
-        raise DataError(
-            f"{len(bare):,} of the {text_forms.count_text(len(tasks), 'photo')} in {source} have no reference captions "
-            f"({first_few(bare)}); "
-            + (
-                "leave them out."
-                if len(bare) < len(tasks)
-                else "write captions alone with --save, or take another."
-            )
-        )
-    facts = Facts(source.name, predictions.name if predictions else "", limit=limit)
-    if predictions is not None:
-        texts = read_predictions(predictions, [task.id for task in tasks], CAPTIONS)
-    else:
-        from engine.evaluation.writing_run import caption_writer
+    tasks = read_caption_tasks(source, split)[: options.limit]
+    has_references = _check_references(tasks, source, options)
+    tasks, texts, facts = _texts(
+        tasks, source, CAPTIONS, options,
+        lambda: caption_writer(model, options.beams, min_length, max_length, prompt),
+    )  # fmt: skip
+    if has_references:
+        _report_captions(facts, tasks, texts, with_spice, options.as_json)
 
-        tasks, absent = _with_pictures(tasks, images or source.parent, allow_missing)
-        writer = caption_writer(model, beams, min_length, max_length, prompt)
-        tasks, texts, facts = _run(writer, tasks, absent, facts, source, save, CAPTIONS, allow_missing)
-    if not bare:
-        _report_captions(facts, tasks, texts, with_spice, as_json)
+
+def _check_usage(options: WritingOptions) -> None:
+    if options.predictions is not None and (options.save is not None or options.limit is not None):
+        raise click.UsageError("--predictions is scored as it is: leave --save and --limit out.")
+    if options.save is not None and not options.save.absolute().parent.is_dir():
+        raise DataError(f"{options.save} cannot be written: its folder is not there.")
+
+
+def _check_references(tasks: Sequence[CaptionTask], source: Path, options: WritingOptions) -> bool:
+    """Return whether there are captions to compare with; raise DataError where some photos alone have none, or where
+    what is written would neither be scored nor saved."""
+    from engine.datasets.captioned_pictures import first_few
+
+    bare = [task.id for task in tasks if not task.references]
+    if bare and (len(bare) < len(tasks) or options.save is None):
+        advice = (
+            "leave them out."
+            if len(bare) < len(tasks)
+            else "write captions alone with --save, or take another."
+        )
+        raise DataError(
+            f"{len(bare):,} of the {count_text(len(tasks), 'photo')} in {source} have no reference captions "
+            f"({first_few(bare)}); {advice}"
+        )
+    return not bare
+
+
+def _texts(
+    tasks: list[Any], source: Path, layout: Layout, options: WritingOptions, load_writer: Callable[[], Writer]
+) -> tuple[list[Any], list[str], Facts]:
+    """Read the texts of all tasks from a results file, or let a model write them.
+
+    Returns the tasks that have a text, those texts, and what a report says of the run.
+    """
+    from engine.evaluation.results_files import read_predictions
+
+    facts = Facts(source.name, options.predictions.name if options.predictions else "", limit=options.limit)
+    if options.predictions is not None:
+        return tasks, read_predictions(options.predictions, [task.id for task in tasks], layout), facts
+    tasks, num_absent = _with_pictures(tasks, options.images or source.parent, options.allow_missing)
+    facts = replace(facts, num_missing=num_absent)
+    return _written(load_writer(), tasks, source, layout, options, facts)
 
 
 def _with_pictures(tasks: Sequence[Task], images: Path, allow_missing: bool) -> tuple[list[Task], int]:
@@ -125,64 +125,60 @@ def _with_pictures(tasks: Sequence[Task], images: Path, allow_missing: bool) -> 
 
     found, missing = find_pictures(tasks, images)
     if missing:
-        _say_missing(missing, f"not in {images}")
-        if not allow_missing:
-            raise DataError(
-                _LEFT_OUT.format(n=len(missing), photos="photos are" if len(missing) > 1 else "photo is")
-            )
+        report_missing(missing, f"not in {images}", allowed=allow_missing)
     return found, len(tasks) - len(found)
 
 
-_LEFT_OUT = (
-    "{n:,} {photos} missing: add them, or leave them out with --allow-missing (the report will say so)."
-)
-
-
-def _say_missing(names: Sequence[str], why: str) -> None:
-    say(f"{text_forms.count_text(len(names), 'photo')} {why}:")
-    for name in names[:SHOWN]:
-        say(f"  {name}")
-    if len(names) > SHOWN:
-        say(f"  and {len(names) - SHOWN:,} more")
-
-
-def _run(
-    writer: Writer, tasks: list[Task], num_absent: int, facts: Facts, source: Path, save: Path | None, layout: Layout,
-    allow_missing: bool,
-) -> tuple[list[Task], list[str], Facts]:  # fmt: skip
-    """Write, and keep what is written; the tasks whose pictures could be read, their texts, what the report says."""
-    from engine.evaluation.results_files import Predictions
-    from engine.evaluation.writing_run import write_all
-
-    say(f"{text_forms.count_text(len(tasks), layout.what)} for {writer.name}.")
+def _written(
+    writer: Writer, tasks: list[Task], source: Path, layout: Layout, options: WritingOptions, facts: Facts
+) -> tuple[list[Task], list[str], Facts]:
+    """Let a model write about all tasks, and save what it wrote; see `_texts`."""
     started = time.perf_counter()
-    run = {"model": writer.digest, "dtype": writer.dtype, "how": writer.how, "set": str(source.absolute())}
-    kept = Predictions(save, run, layout)
-    if kept.replaced:
-        say(f"Note: {kept.part} was another run's (another model, set or way of writing); it is begun anew.")
-    try:
-        with shown_progress(layout.what) as on_progress:
-            unreadable = write_all(writer, tasks, kept, on_progress)
-    except KeyboardInterrupt:
-        say("Stopped; the same command goes on from here." if save else "Stopped.")
-        click.get_current_context().exit(STOPPED)
+    predictions = _begun(writer, tasks, source, layout, options.save)
+    unreadable = _write_or_stop(writer, tasks, predictions, layout)
     if unreadable:
-        _say_missing([task.names[0] for task in unreadable], "could not be read")
-        if not allow_missing:
-            photos = "photos are" if len(unreadable) > 1 else "photo is"
-            raise DataError(_LEFT_OUT.format(n=len(unreadable), photos=photos))
-        tasks = [task for task in tasks if task.id in kept.texts]
+        names = [task.names[0] for task in unreadable]
+        report_missing(names, "could not be read", allowed=options.allow_missing)
+        tasks = [task for task in tasks if task.id in predictions.texts]
         if not tasks:
             raise DataError("None of the photos could be read.")
-    kept.finish([task.id for task in tasks])
-    if save is not None:
-        say(f"Wrote {save}.")
+    predictions.finish([task.id for task in tasks])
+    if options.save is not None:
+        say(f"Wrote {options.save}.")
     facts = replace(
         facts, writer=writer.name, digest=writer.digest, pixels=writer.pixels, dtype=writer.dtype, how=writer.how,
-        num_missing=num_absent + len(unreadable), num_kept=kept.kept,
+        num_missing=facts.num_missing + len(unreadable), num_kept=predictions.kept,
         seconds={"writing": time.perf_counter() - started},
     )  # fmt: skip
-    return tasks, [kept.texts[task.id] for task in tasks], facts
+    return tasks, [predictions.texts[task.id] for task in tasks], facts
+
+
+def _begun(
+    writer: Writer, tasks: Sequence[Task], source: Path, layout: Layout, save: Path | None
+) -> Predictions:
+    """Begin the texts of a run, with those that the same run has left where it was stopped."""
+    from engine.evaluation.results_files import Predictions
+
+    say(f"{count_text(len(tasks), layout.what)} for {writer.name}.")
+    run = {"model": writer.digest, "dtype": writer.dtype, "how": writer.how, "set": str(source.absolute())}
+    predictions = Predictions(save, run, layout)
+    if predictions.replaced:
+        say(f"Note: {predictions.part} {predictions.why_replaced}; it is begun anew.")
+    return predictions
+
+
+def _write_or_stop(
+    writer: Writer, tasks: Sequence[Task], predictions: Predictions, layout: Layout
+) -> list[Task]:
+    """Write what is missing; return the tasks whose picture cannot be read. Ctrl-C ends the command."""
+    from engine.evaluation.writing_run import write_all
+
+    try:
+        with shown_progress(layout.what) as on_progress:
+            return write_all(writer, tasks, predictions, on_progress)
+    except KeyboardInterrupt:
+        say("Stopped." if predictions.path is None else STOPPED_HERE)
+        click.get_current_context().exit(STOPPED)
 
 
 def _report_captions(
@@ -227,19 +223,13 @@ def _spice(texts: Sequence[str], tasks: Sequence[CaptionTask]) -> tuple[Any, str
 
 
 @evaluate.command()
-@click.argument("data", nargs=-1, required=True, type=file_option)
-@click.option(
-    "--model", envvar="QSEEK_CAPTION_MODEL", show_envvar=True, metavar="NAME|FOLDER",
-    help="One with a language model: blip2-opt-2.7b, a folder, a Hugging Face id.",
-)  # fmt: skip
-@common_options
+@click.argument("data", nargs=-1, required=True, type=file_type)
+@captioner_model_option("One with a language model: blip2-opt-2.7b, a folder, a Hugging Face id.")
+@writing_options
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=10, show_default=True, help="Of an answer."
 )
-def vqa(
-    data: tuple[Path, ...], model: str | None, images: Path | None, predictions: Path | None, save: Path | None,
-    limit: int | None, allow_missing: bool, beams: int, as_json: bool, max_new_tokens: int,
-) -> None:  # fmt: skip
+def vqa(data: tuple[Path, ...], model: str | None, options: WritingOptions, max_new_tokens: int) -> None:
     """Answers to every question of DATA, against people's.
 
     DATA is VQAv2's or OK-VQA's questions file and the annotations that belong to it, or GQA's one file. Without
@@ -251,43 +241,48 @@ def vqa(
             --images ~/coco --model blip2-opt-2.7b
         qseek evaluate vqa testdev_balanced_questions.json --images ~/gqa/images --model FOLDER --save answers.json
     """
-    _check_usage(predictions, save, limit)
-    from engine.datasets.captioned_pictures import first_few
+    _check_usage(options)
     from engine.datasets.question_files import read_questions
-    from engine.evaluation.results_files import ANSWERS, GQA_ANSWERS, read_predictions
+    from engine.evaluation.results_files import ANSWERS, GQA_ANSWERS
 
-    found = read_questions(data)
-    tasks = found.questions[:limit]
-    bare = [task.id for task in tasks if not task.answers]
-    if bare and (len(bare) < len(tasks) or save is None):
+    questions = read_questions(data)
+    questions = replace(questions, questions=questions.questions[: options.limit])
+    has_answers = _check_answers(questions, options)
+    layout = GQA_ANSWERS if questions.is_gqa else ANSWERS
+    load_writer = _answerer(model, options, max_new_tokens)
+    tasks, texts, facts = _texts(questions.questions, data[0], layout, options, load_writer)
+    if has_answers:
+        _report_answers(facts, replace(questions, questions=tasks), texts, options.as_json)
+
+
+def _check_answers(questions: Questions, options: WritingOptions) -> bool:
+    """Return whether there are answers to compare with; raise DataError where some questions alone have none, or where
+    what is written would neither be scored nor saved."""
+    from engine.datasets.captioned_pictures import first_few
+
+    bare = [task.id for task in questions.questions if not task.answers]
+    if bare and (len(bare) < len(questions.questions) or options.save is None):
         raise DataError(
-            f"{len(bare):,} of {text_forms.count_text(len(tasks), 'question')} have no answers to compare with "
+            f"{len(bare):,} of {count_text(len(questions.questions), 'question')} have no answers to compare with "
             f"({first_few(bare)}); give the annotations file, too, or write answers alone with --save."
         )
-    layout = GQA_ANSWERS if found.is_gqa else ANSWERS
-    facts = Facts(data[0].name, predictions.name if predictions else "", limit=limit)
-    if predictions is not None:
-        texts = read_predictions(predictions, [task.id for task in tasks], layout)
-    else:
-        from engine.evaluation.writing_run import answer_writer
+    return not bare
 
-        if model is None:
-            raise click.UsageError(
-                "--model names what answers; --predictions FILE scores answers that are there."
-            )
-        tasks, absent = _with_pictures(tasks, images or data[0].parent, allow_missing)
-        tasks, texts, facts = _run(
-            answer_writer(model, beams, max_new_tokens),
-            tasks,
-            absent,
-            facts,
-            data[0],
-            save,
-            layout,
-            allow_missing,
+
+def _answerer(model: str | None, options: WritingOptions, max_new_tokens: int) -> Callable[[], Writer]:
+    """Return what loads the model that answers; raise a usage error where one is needed and none is named."""
+    from engine.evaluation.writing_run import answer_writer
+
+    if model is None and options.predictions is None:
+        raise click.UsageError(
+            "--model names what answers; --predictions FILE scores answers that are there."
         )
-    if not bare:
-        _report_answers(facts, replace(found, questions=tasks), texts, as_json)
+
+    def load_writer() -> Writer:
+        assert model is not None
+        return answer_writer(model, options.beams, max_new_tokens)
+
+    return load_writer
 
 
 def _report_answers(facts: Facts, found: Questions, texts: Sequence[str], as_json: bool) -> None:

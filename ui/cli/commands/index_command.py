@@ -11,6 +11,7 @@ import click
 
 from engine.errors import QueryError
 from engine.types import Failure
+from engine.wording import count_text
 from ui import session
 from ui.cli.options import Output, captioner_option, index_option, json_option, model_option, output_options
 from ui.cli.progress_display import shown_progress
@@ -92,7 +93,7 @@ def index(
     try:
         report = IndexRun(request, session.load_model, session.load_writer, TerminalListener()).run()
     except RunStopped as stopped:
-        kept = text_forms.count_text(stopped.num_photos, "photo")
+        kept = count_text(stopped.num_photos, "photo")
         which = "The old index still answers; the new one" if stopped.remake else "The index"
         say(f"Stopped. {which} holds {kept}; the same command goes on from there.")
         click.get_current_context().exit(STOPPED)
@@ -107,19 +108,19 @@ class TerminalListener:
 
     def photos_to_read(self, num_photos: int, num_bytes: int) -> None:
         if num_bytes >= LEAST_ESTIMATE:
-            photos = text_forms.count_text(num_photos, "photo")
+            photos = count_text(num_photos, "photo")
             say(f"{photos} to read; they will take about {text_forms.size_text(num_bytes)}.")
 
     def texts_added(self, num_new: int, num_texts: int) -> None:
-        say(f"{text_forms.count_text(num_new, 'text')} added, {num_texts:,} in the index.")
+        say(f"{count_text(num_new, 'text')} added, {num_texts:,} in the index.")
 
     def captioner_chosen(self, name: str, num_replaced: Mapping[str, int]) -> None:
         for other, count in num_replaced.items():
-            say(f"{text_forms.count_text(count, 'caption')} by {other} will be replaced by {name}'s.")
+            say(f"{count_text(count, 'caption')} by {other} will be replaced by {name}'s.")
         say(f"Captions by {name}:")
 
     def captions_missing(self, num_photos: int) -> None:
-        say(f"{text_forms.count_text(num_photos, 'photo')} without a caption; --captions writes them.")
+        say(f"{count_text(num_photos, 'photo')} without a caption; --captions writes them.")
 
     def remake_begins(self) -> None:
         say("Making the index anew; until it is complete the old one answers.")
@@ -158,7 +159,7 @@ def _show_report(
         shown = [f"{n:,} {name}" for name, n in counts.items() if n or name not in ("copied", "restored")]
         write(
             f"{', '.join(shown)}\n"
-            f"{text_forms.count_text(report.num_photos, 'photo')} in the index, "
+            f"{count_text(report.num_photos, 'photo')} in the index, "
             f"{text_forms.size_text(report.disk_bytes)} on disk, {duration_text(report.seconds)}\n"
             + ("" if written is None else _caption_line(written))
         )
@@ -183,7 +184,7 @@ def _caption_counts(written: CaptionReport | None) -> dict[str, int]:
 
 def _caption_line(written: CaptionReport) -> str:
     return (
-        f"{text_forms.count_text(written.written, 'caption')} written, {written.kept:,} kept, "
+        f"{count_text(written.written, 'caption')} written, {written.kept:,} kept, "
         f"{len(written.failed):,} failed, {duration_text(written.seconds)}\n"
     )
 
@@ -200,7 +201,7 @@ def prune(index: Path | None) -> None:
         num_missing = sum(record.missing for record in store.files().values())
         store.prune()
         store.optimize()
-    photos, size = text_forms.count_text(store.num_photos, "photo"), text_forms.size_text(store.disk_bytes())
+    photos, size = count_text(store.num_photos, "photo"), text_forms.size_text(store.disk_bytes())
     write(f"{num_missing:,} forgotten, {photos} in the index, {size} on disk\n")
 
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import re
-import resource
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from engine.errors import DataError
-from ui.cli.options import json_option, model_option
-from ui.cli.terminal import STOPPED, say, write
-from ui.reports import recall_report, text_forms
+from engine.wording import count_text
+from ui.cli.options import (
+    allow_missing_option,
+    file_type,
+    folder_type,
+    json_option,
+    limit_option,
+    model_option,
+    split_option,
+)
+from ui.cli.progress_display import shown_progress
+from ui.cli.terminal import STOPPED, STOPPED_HERE, report_missing, say, write
+from ui.reports import recall_report
+from ui.reports.text_forms import size_text
 from ui.session import load_models
 
 if TYPE_CHECKING:
@@ -25,11 +36,11 @@ if TYPE_CHECKING:
 
     from engine.datasets.captioned_pictures import CaptionedPicture
     from engine.evaluation.recall import Evaluation
+    from engine.evaluation.retrieval_cache import EvaluationCache
+    from engine.models.retrieval_model import RetrievalModel
 
-SHOWN = 10
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-folder_option = click.Path(path_type=Path, file_okay=False)
-file_option = click.Path(path_type=Path, dir_okay=False)
+SMALLER_GALLERY = ", and a smaller gallery gives better numbers"
 
 
 class Bytes(click.ParamType[int]):
@@ -46,25 +57,25 @@ class Bytes(click.ParamType[int]):
 
 @click.command()
 @click.argument("dataset")
-@click.option("--images", type=folder_option, help="Folder that the annotations' image names lie in.")
-@click.option("--annotations", type=file_option, help="Captions: ALBEF/LAVIS or Karpathy JSON.")
-@click.option("--split", default="test", show_default=True, help="Which part of a Karpathy file.")
+@click.option("--images", type=folder_type, help="Folder that the annotations' image names lie in.")
+@click.option("--annotations", type=file_type, help="Captions: ALBEF/LAVIS or Karpathy JSON.")
+@split_option
 @model_option
 @click.option(
     "--rerank", default=128, show_default=True, type=click.IntRange(min=0), help="Candidates that ITM reads."
 )
 @click.option("--no-rerank", is_flag=True, help="ITC alone.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many pictures: a quick look.")
-@click.option("--allow-missing", is_flag=True, help="Leave out photos that are not there or cannot be read.")
+@limit_option("pictures")
+@allow_missing_option
 @click.option("--memory", type=Bytes(), default="2G", show_default=True, help="For what grows with the set.")
 @click.option(
-    "--cache", type=folder_option, help="Where finished phases are kept.  [default: in the user's cache]"
+    "--cache", type=folder_type, help="Where finished phases are kept.  [default: in the user's cache]"
 )
 @click.option("--no-cache", is_flag=True, help="Keep nothing of this run.")
-@click.option("--plot", type=file_option, help="Write a picture: recall against k, and what reranking moved.")
+@click.option("--plot", type=file_type, help="Write a picture: recall against k, and what reranking moved.")
 @click.option("--errors", type=click.IntRange(min=1), metavar="N", help="Write a page of the N worst misses.")
 @click.option(
-    "--errors-page", type=file_option, default=Path("recall-errors.html"), show_default=True, help="Its name."
+    "--errors-page", type=file_type, default=Path("recall-errors.html"), show_default=True, help="Its name."
 )
 @json_option
 def recall(
@@ -86,36 +97,60 @@ def recall(
         raise click.UsageError(
             "--cache says where to keep phases, --no-cache to keep none: give one of them."
         )
-    for path in (plot, errors_page if errors else None):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise DataError(f"{path} cannot be written: its folder is not there.")
-    if plot is not None:
-        _check_plot(plot)
-    samples, absent = _samples(dataset, images, annotations, split, allow_missing)
+    _check_outputs(plot, errors_page if errors else None)
+    samples, num_absent = _samples(dataset, images, annotations, split, allow_missing)
     samples = samples[:limit]
     _check_captions(samples)
-    with ExitStack() as stack:
-        try:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if no_cache else cache
-            result, facts = _evaluate(
-                samples, dataset, model, 0 if no_rerank else rerank, limit, allow_missing, memory, folder,
-                not no_cache, absent,
-            )  # fmt: skip
-        except KeyboardInterrupt:
-            say("Stopped." if no_cache else "Stopped; the same command goes on from here.")
-            click.get_current_context().exit(STOPPED)
+    name = Path(dataset).name if dataset.endswith(".tar") else dataset
+    request = Request(
+        name, samples, model, 0 if no_rerank else rerank, limit, allow_missing, memory, num_absent
+    )
+    result, facts = _evaluate_or_stop(request, cache, keep=not no_cache)
     if rerank > result.report.num_photos and result.report.k:
         say(f"Note: {rerank} candidates are asked for, there are {result.report.num_photos} photos.")
     write((recall_report.as_json if as_json else recall_report.markdown)(facts, result))
     if plot is not None:
         _draw(facts, result, plot)
     if errors:
-        from engine.datasets.picture_reading import read_pictures
+        _write_errors_page(errors_page, facts, result, errors, samples)
 
-        def read(numbers: Sequence[int]) -> list[np.ndarray | None]:
-            return read_pictures([samples[number] for number in numbers], recall_report.THUMBNAIL)
 
-        _save(errors_page, recall_report.errors_page(facts, result, errors, read))
+@dataclass(frozen=True)
+class Request:
+    """What is evaluated. name: of the set, for the report. k: candidates that ITM reads, 0 for none. limit: only the
+    first so many pictures. memory: bytes. num_absent: pictures that were left out before."""
+
+    name: str
+    samples: Sequence[CaptionedPicture]
+    model: str | None
+    k: int
+    limit: int | None
+    allow_missing: bool
+    memory: int
+    num_absent: int
+
+
+def _check_outputs(plot: Path | None, errors_page: Path | None) -> None:
+    """Raise DataError for a file that could not be written in the end."""
+    for path in (plot, errors_page):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise DataError(f"{path} cannot be written: its folder is not there.")
+    if plot is not None:
+        _check_plot(plot)
+
+
+def _evaluate_or_stop(
+    request: Request, cache: Path | None, keep: bool
+) -> tuple[Evaluation, recall_report.Facts]:
+    """Evaluate, with the finished phases in a folder that stays or in one that goes. Ctrl-C ends the command."""
+    with ExitStack() as stack:
+        try:
+            if not keep:
+                cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            return _evaluate(request, cache or _cache_folder(), keep)
+        except KeyboardInterrupt:
+            say(STOPPED_HERE if keep else "Stopped.")
+            click.get_current_context().exit(STOPPED)
 
 
 def _samples(
@@ -129,9 +164,10 @@ def _samples(
         found = read_annotations(annotations, images or annotations.parent, split)
         if found.missing:
             total = len(found.missing) + len(found.pictures)
-            _say_missing(found.missing, total, f"not below {images or annotations.parent}")
-            if not allow_missing:
-                raise DataError(_LEFT_OUT.format(n=len(found.missing), total=total))
+            report_missing(
+                found.missing, f"not below {images or annotations.parent}", allowed=allow_missing, total=total,
+                because=SMALLER_GALLERY,
+            )  # fmt: skip
         return found.pictures, len(found.missing)
     if images is not None:
         raise click.UsageError("--images needs --annotations: the JSON file with the captions.")
@@ -144,64 +180,69 @@ def _samples(
     return list(read_shards(find_shards([pattern.name], pattern.parent))), 0
 
 
-_LEFT_OUT = (
-    "{n:,} of {total:,} photos are missing, and a smaller gallery gives better numbers: add them, or leave them out "
-    "with --allow-missing (the report will say so)."
-)
-
-
-def _say_missing(names: Sequence[str], total: int, why: str) -> None:
-    say(f"{len(names):,} of {text_forms.count_text(total, 'photo')} {why}:")
-    for name in names[:SHOWN]:
-        say(f"  {name}")
-    if len(names) > SHOWN:
-        say(f"  and {len(names) - SHOWN:,} more")
-
-
 def _check_captions(samples: Sequence[CaptionedPicture]) -> None:
     bare = [sample.key for sample in samples if not sample.captions]
     if bare:
         raise DataError(
-            f"{len(bare):,} of {text_forms.count_text(len(samples), 'picture')} have no captions (first: {bare[0]}); "
+            f"{len(bare):,} of {count_text(len(samples), 'picture')} have no captions (first: {bare[0]}); "
             "leave them out of the file."
         )
 
 
-def _evaluate(
-    samples: Sequence[CaptionedPicture], dataset: str, model: str | None, k: int, limit: int | None,
-    allow_missing: bool, memory: int, cache: Path | None, keep: bool, num_absent: int,
-) -> tuple[Evaluation, recall_report.Facts]:  # fmt: skip
+def _evaluate(request: Request, cache_root: Path, keep: bool) -> tuple[Evaluation, recall_report.Facts]:
+    """Evaluate -> the numbers, and what a report says besides. cache_root: the folder of all sets' caches."""
     from engine.datasets.captioned_pictures import data_digest
-    from engine.datasets.picture_reading import read_pictures
     from engine.evaluation.retrieval_cache import EvaluationCache
-    from engine.evaluation.retrieval_protocol import Unreadable, evaluate_retrieval
     from engine.models.devices import dtype_name
 
-    models = load_models(model)
+    models = load_models(request.model)
     first = models[0]
-    say(f"{text_forms.count_text(len(samples), 'picture')} for {first.name}.")
-    kept = EvaluationCache((cache or _cache_folder()) / data_digest(samples)[:16], first)
+    say(f"{count_text(len(request.samples), 'picture')} for {first.name}.")
+    cache = EvaluationCache(cache_root / data_digest(request.samples)[:16], first)
+    result = _recall(models, request, cache)
+    if keep:
+        say(f"What this run did is kept in {cache.folder} ({size_text(cache.disk_bytes())}).")
+    facts = recall_report.Facts(
+        request.name, first.name, first.digest, first.image_size, dtype_name(first.dtype), request.limit,
+        request.num_absent, peak_memory(),
+    )  # fmt: skip
+    return result, facts
+
+
+def _recall(models: Sequence[RetrievalModel], request: Request, cache: EvaluationCache) -> Evaluation:
+    """Run the protocol, and say which pictures could not be read; raise DataError unless that is allowed."""
+    from engine.datasets.picture_reading import read_pictures
+    from engine.evaluation.retrieval_protocol import Unreadable, evaluate_retrieval
+
+    samples, size = request.samples, models[0].image_size
+
+    def report_unreadable(numbers: Sequence[int]) -> None:
+        report_missing(
+            [samples[number].key for number in numbers], "could not be read", allowed=request.allow_missing,
+            total=len(samples), because=SMALLER_GALLERY,
+        )  # fmt: skip
+
     try:
         result = evaluate_retrieval(
-            models, lambda start, stop: read_pictures(samples[start:stop], first.image_size),
-            [sample.captions for sample in samples], kept, k=k, memory=memory, allow_missing=allow_missing, say=say,
+            models, lambda start, stop: read_pictures(samples[start:stop], size),
+            [sample.captions for sample in samples], cache, k=request.k, memory=request.memory,
+            allow_missing=request.allow_missing, show_progress=shown_progress,
         )  # fmt: skip
     except Unreadable as error:
-        _say_missing([samples[number].key for number in error.numbers], len(samples), "could not be read")
-        raise DataError(_LEFT_OUT.format(n=len(error.numbers), total=len(samples))) from error
+        report_unreadable(error.numbers)
+        raise
     if result.report.num_missing:
-        read = set(result.kept)
-        gone = [sample.key for number, sample in enumerate(samples) if number not in read]
-        _say_missing(gone, len(samples), "could not be read")
-    if keep:
-        say(f"What this run did is kept in {kept.folder} ({text_forms.size_text(kept.disk_bytes())}).")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    dtype = dtype_name(first.dtype)
-    name = Path(dataset).name if dataset.endswith(".tar") else dataset
-    facts = recall_report.Facts(
-        name, first.name, first.digest, first.image_size, dtype, limit, num_absent, peak
-    )
-    return result, facts
+        report_unreadable(sorted({*range(len(samples))} - {*result.kept}))
+    return result
+
+
+def peak_memory() -> int | None:
+    """Return the most bytes of memory that this process has held, None where that cannot be known."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _cache_folder() -> Path:
@@ -228,9 +269,20 @@ def _draw(facts: recall_report.Facts, result: Evaluation, path: Path) -> None:
     say(f"Wrote {path}.")
 
 
-def _save(path: Path, text: str) -> None:
+def _write_errors_page(
+    path: Path,
+    facts: recall_report.Facts,
+    result: Evaluation,
+    count: int,
+    samples: Sequence[CaptionedPicture],
+) -> None:
+    from engine.datasets.picture_reading import read_pictures
+
+    def read(numbers: Sequence[int]) -> list[np.ndarray | None]:
+        return read_pictures([samples[number] for number in numbers], recall_report.THUMBNAIL)
+
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(recall_report.errors_page(facts, result, count, read), encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}") from error
     say(f"Wrote {path}.")
