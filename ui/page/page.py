@@ -15,7 +15,7 @@ from engine.index.manifest import FILE_NAME
 from engine.types import Hit, Photo, Results
 from engine.wording import count_text
 from ui import session
-from ui.page.page_cache import Stamp, found, found_like
+from ui.page.page_cache import Stamp, search, search_similar
 from ui.page.page_captions import Captions, captions_of, open_photo, show_captions
 from ui.page.thumbnails import thumbnail
 from ui.page.tiles import STYLE, show_brand, show_tile
@@ -144,7 +144,7 @@ def photo_of(store: Store, digest: str) -> Photo | None:
 def show_found(
     stamp: Stamp, text: str, top: int, rerank: int, least: float, captions: Captions | None
 ) -> None:
-    results = found(stamp, text, top, rerank)
+    results = search(stamp, text, top, rerank)
     kept = [hit for hit in results.hits if hit.itm is None or hit.itm >= least]
     num_hidden = len(results.hits) - len(kept)
     line = f"{count_text(len(kept), 'photo')}, {sum(results.seconds.values()):.2f} s"
@@ -163,7 +163,7 @@ def show_similar(stamp: Stamp, photo: Photo | None, top: int, captions: Captions
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"Photos like **{markdown_text(photo.path.name)}**")
         st.button("Back", icon=":material/arrow_back:", type="tertiary", on_click=forget_like)
-    results = found_like(stamp, photo.path, top)
+    results = search_similar(stamp, photo.path, top)
     line = count_text(len(results.hits), "photo")
     show_results(results, line, list(results.hits), stamp.folder, captions)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Opened:
+class OpenIndex:
     """A searcher, and the lock that lets one session at a time ask it."""
 
     searcher: Searcher
@@ -43,25 +43,29 @@ class Stamp:
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the model")
-def loaded(model: str) -> RetrievalModel:
+def load_model(model: str) -> RetrievalModel:
+    """Load the model that searches, once for all sessions; raises CheckpointError."""
     return session.load_model(model)
 
 
 @st.cache_resource(max_entries=1, show_spinner="Opening the index")
-def opened(stamp: Stamp) -> Opened:
+def open_index(stamp: Stamp) -> OpenIndex:
+    """Open the index with its model, once for each state of it; raises IndexStateError."""
     store = session.open_store(stamp.folder)
-    return Opened(session.make_searcher(store, loaded(stamp.model), hold=True), threading.Lock())
+    return OpenIndex(session.make_searcher(store, load_model(stamp.model), hold=True), threading.Lock())
 
 
 @st.cache_data(max_entries=200, ttl=600, show_spinner="Searching")
-def found(stamp: Stamp, text: str, top: int, rerank: int) -> Results:
-    ready = opened(stamp)
-    with ready.lock:
-        return ready.searcher.search(text, top=top, rerank=rerank)
+def search(stamp: Stamp, text: str, top: int, rerank: int) -> Results:
+    """Find the photos that fit a text; what was asked lately is remembered."""
+    index = open_index(stamp)
+    with index.lock:
+        return index.searcher.search(text, top=top, rerank=rerank)
 
 
 @st.cache_data(max_entries=200, ttl=600, show_spinner="Searching")
-def found_like(stamp: Stamp, path: Path, top: int) -> Results:
-    ready = opened(stamp)
-    with ready.lock:
-        return ready.searcher.similar(path, top=top)
+def search_similar(stamp: Stamp, path: Path, top: int) -> Results:
+    """Find the photos that look like one of them; what was asked lately is remembered."""
+    index = open_index(stamp)
+    with index.lock:
+        return index.searcher.similar(path, top=top)

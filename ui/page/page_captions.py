@@ -17,7 +17,7 @@ from engine.errors import QseekError
 from engine.types import Hit, Photo
 from ui import session
 from ui.page.caption_desk import CaptionDesk
-from ui.page.page_cache import loaded
+from ui.page.page_cache import load_model
 from ui.page.tiles import show_caption, show_photo
 from ui.reports.text_forms import markdown_text
 from ui.session import CAPTIONER
@@ -40,12 +40,13 @@ class Captions:
     shown: bool
 
     def desk(self) -> CaptionDesk:
-        return desk(self.model, self.writer)
+        return caption_desk(self.model, self.writer)
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def desk(model: str, writer: str) -> CaptionDesk:
-    searching = loaded(model)
+def caption_desk(model: str, writer: str) -> CaptionDesk:
+    """Keep one desk for each captioner beside a searching model, which it does not load again."""
+    searching = load_model(model)
     return CaptionDesk(lambda: session.load_writer(writer, searching))
 
 
@@ -107,11 +108,12 @@ def show_question(captions: Captions | None, photo: Photo) -> None:
     if question and question.strip():
         try:
             with st.spinner("Reading the photo"):
-                st.markdown(f"**{markdown_text(answered(captions, photo, question.strip()))}**")
+                st.markdown(f"**{markdown_text(answer(captions, photo, question.strip()))}**")
         except QseekError as error:
             st.warning(markdown_text(str(error)))
 
 
 @st.cache_data(max_entries=200, ttl=600, show_spinner=False)
-def answered(captions: Captions, photo: Photo, question: str) -> str:
+def answer(captions: Captions, photo: Photo, question: str) -> str:
+    """Answer a question about a photo; raises QueryError and PhotoError as `CaptionDesk.answer` does."""
     return captions.desk().answer(photo, question)

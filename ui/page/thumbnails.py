@@ -6,11 +6,11 @@ another.
 
 import io
 import os
-import tempfile
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from engine.atomic import replace_file
 from engine.errors import PhotoError
 from engine.pictures.opening import open_picture
 from engine.types import Photo
@@ -65,11 +65,10 @@ def _encoded(picture: Image.Image) -> bytes:
 
 
 def _keep(cached: Path, data: bytes) -> None:
-    """Replaced as a whole, so that another session never reads half of it; a read-only index keeps none."""
+    """Write it in one step, so that another session never reads half of it; a read-only index keeps none."""
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".part", delete=False) as part:
-            part.write(data)
-        os.replace(part.name, cached)
+        with replace_file(cached, shared=True) as file:
+            file.write(data)
     except OSError:
         return
