@@ -9,25 +9,44 @@ from engine.models.malloc import keep_freed_memory
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def where_and_how(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """What "auto" means on this machine, which is made ready for it; see `load_model`."""
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it must be auto or one of {', '.join(DTYPES)}")
+def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Resolve "auto" to the device and dtype of this machine, and prepare the CPU's memory allocator.
+
+    device: "auto" (a GPU where there is one) or what torch.device takes. dtype: see `resolve_dtype`. Raises ValueError
+    for an unknown dtype, RuntimeError for an unknown device.
+    """
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    chosen = resolve_dtype(dtype, place)
     if place.type == "cpu":
         keep_freed_memory()
-    return place, fast_dtype(place) if dtype == "auto" else DTYPES[dtype]
+    return place, chosen
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """As people write it: bfloat16."""
-    return str(dtype).removeprefix("torch.")
+def resolve_dtype(name: str, device: torch.device | str) -> torch.dtype:
+    """Return the dtype that a name of DTYPES stands for; "auto" stands for what is fast on the device (`fast_dtype`).
+
+    Raises ValueError for another name.
+    """
+    if name != "auto" and name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}; it must be auto or one of {', '.join(DTYPES)}")
+    return fast_dtype(torch.device(device)) if name == "auto" else DTYPES[name]
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the GPU or processor has it in hardware, else float32."""
+    """Return bfloat16 where the GPU or processor computes it in hardware, else float32."""
+    return torch.bfloat16 if _has_bfloat16(device) else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the short name of a dtype, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
-        return torch.bfloat16
-    return torch.float32
+        with torch.cuda.device(device):  # the question is about the current GPU
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        processor = torch.cpu.get_capabilities()
+        return any(processor.get(unit, False) for unit in ("avx512_bf16", "amx_bf16"))
+    return False

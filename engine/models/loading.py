@@ -9,7 +9,7 @@ from engine.checkpoints.captioner_reading import read_captioner
 from engine.checkpoints.retrieval_reading import read_folder
 from engine.models.caption_model import CaptionModel
 from engine.models.catalogue import DEFAULT, find_model, lasting_name
-from engine.models.devices import where_and_how
+from engine.models.devices import choose_device
 from engine.models.hub import digest_of
 from engine.models.retrieval_model import RetrievalModel
 
@@ -21,7 +21,7 @@ def load_model(name: str = DEFAULT, *, device: str = "auto", dtype: str = "auto"
     it in hardware), "bfloat16" or "float32". Raises CheckpointError for a missing, extra, misshapen or unreadable
     tensor, naming it, and for a config or tokenizer that does not fit; ValueError for an unknown dtype.
     """
-    place, wanted = where_and_how(device, dtype)
+    place, wanted = choose_device(device, dtype)
     folder = find_model(name)
     source = read_folder(folder)
     net = make_net(source, folder, wanted)
@@ -42,7 +42,7 @@ def load_captioner(name: str, *, device: str = "auto", dtype: str = "auto") -> C
     device, dtype: see `load_model`. Raises CheckpointError as it does, and for a model without a language
     model, naming some that have one.
     """
-    place, wanted = where_and_how(device, dtype)
+    place, wanted = choose_device(device, dtype)
     folder = find_model(name)
     source = read_captioner(folder)
     net = make_captioner(source, folder, wanted)
