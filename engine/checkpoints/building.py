@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from engine.blip2.captioner import Captioner
-from engine.blip2.config import Blip2Config
 from engine.blip2.retriever import Retriever
 from engine.blip2.vision import has_batch_norms
 from engine.blip2.wordpiece import TextTokenizer
@@ -17,6 +18,8 @@ from engine.checkpoints.language_folder import make_language
 from engine.checkpoints.layout import CONFIG, LANGUAGE
 from engine.checkpoints.retrieval_reading import read_folder
 from engine.errors import CheckpointError
+
+Net = TypeVar("Net", Retriever, Captioner)
 
 
 def load_net(folder: Path) -> tuple[Retriever, TextTokenizer]:
@@ -41,34 +44,6 @@ def make_net(source: RetrieverSource, where: Path, dtype: torch.dtype) -> Retrie
     return net
 
 
-def build_empty(source: RetrieverSource, where: Path) -> Retriever:
-    """The empty network of the source's config. Raises CheckpointError when its tensors do not fit it."""
-    net = _empty_net(source.config, where)
-    wanted = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    check_fits(wanted, source.tensors, where)
-    return net
-
-
-def _empty_net(config: Blip2Config, folder: Path) -> Retriever:
-    """The network without weights: parameters take no memory, buffers are there."""
-    former = config.qformer
-    try:
-        if former.width % former.num_heads:
-            raise ValueError(f"width {former.width} is not a multiple of num_heads {former.num_heads}")
-        if not 2 < config.max_tokens <= former.max_positions:
-            raise ValueError(
-                f"max_tokens {config.max_tokens} is not in 3 to max_positions {former.max_positions}"
-            )
-        with without_storage():
-            return Retriever(config)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # values of another kind or sign, from torch and timm
-        raise CheckpointError(f"{folder / CONFIG} describes no model that can be made: {error}") from error
-
-
 def make_captioner(
     source: CaptionerSource, where: Path, dtype: torch.dtype, language_dtype: torch.dtype | None = None
 ) -> Captioner:
@@ -76,27 +51,49 @@ def make_captioner(
 
     language_dtype: of the language model, where it is another.
     """
+    # the language model takes the place of the Identity below
+    net = _fitting(lambda: Captioner(source.config, torch.nn.Identity()), source, where)
     check_memory(source.num_parameters * dtype.itemsize, where)
-    config = source.config
-    try:
-        if config.qformer.width % config.qformer.num_heads:
-            raise ValueError(
-                f"width {config.qformer.width} is not a multiple of num_heads {config.qformer.num_heads}"
-            )
-        with without_storage():
-            net = Captioner(config, torch.nn.Identity())  # whose place the language model takes
-    except (TypeError, ValueError, RuntimeError) as error:  # values of another kind or sign
-        raise CheckpointError(f"{where / CONFIG} describes no model that can be made: {error}") from error
-    check_fits({name: tuple(value.shape) for name, value in net.state_dict().items()}, source.tensors, where)
     language = make_language(
         source.language.config, source.language.tensors, where / LANGUAGE, language_dtype or dtype
     )
     width = language.get_input_embeddings().embedding_dim
-    if width != config.language.width:
+    if width != source.config.language.width:
         raise CheckpointError(
-            f"The language model in {where / LANGUAGE} is {width} wide, {CONFIG} says {config.language.width}: it is "
-            "another one than the projection was trained for."
+            f"The language model in {where / LANGUAGE} is {width} wide, {CONFIG} says "
+            f"{source.config.language.width}: it is another one than the projection was trained for."
         )
     put_tensors(net, source.tensors, torch.float32 if has_batch_norms(net) else dtype)
     net.language = language
+    return net
+
+
+def build_empty(source: RetrieverSource, where: Path) -> Retriever:
+    """The empty network of the source's config. Raises CheckpointError when its tensors do not fit it."""
+
+    def make() -> Retriever:
+        max_tokens, max_positions = source.config.max_tokens, source.config.qformer.max_positions
+        if not 2 < max_tokens <= max_positions:
+            raise ValueError(f"max_tokens {max_tokens} is not in 3 to max_positions {max_positions}")
+        return Retriever(source.config)
+
+    return _fitting(make, source, where)
+
+
+def _fitting(make: Callable[[], Net], source: RetrieverSource | CaptionerSource, where: Path) -> Net:
+    """Build the network of the source's config without weights: parameters take no memory, buffers are there.
+
+    make: builds it. where: the folder or file of the source, for messages. Raises CheckpointError for a config that
+    describes no network, and for tensors that do not fit it.
+    """
+    former = source.config.qformer
+    try:
+        if former.width % former.num_heads:
+            raise ValueError(f"width {former.width} is not a multiple of num_heads {former.num_heads}")
+        with without_storage():
+            net = make()
+    # torch and timm raise these for values of another kind or sign
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{where / CONFIG} describes no model that can be made: {error}") from error
+    check_fits({name: tuple(value.shape) for name, value in net.state_dict().items()}, source.tensors, where)
     return net
