@@ -17,18 +17,17 @@ from engine.blip2.captioner import Captioner
 from engine.blip2.config import CaptionerConfig
 from engine.blip2.generation import ANSWER, CAPTION, GenerationOptions
 from engine.blip2.language_tokens import LanguageTokenizer
-from engine.blip2.pixels import pixel_parts
-from engine.blip2.vision import folded
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.published import PUBLISHED
 from engine.errors import QueryError
+from engine.models.loaded_model import LoadedModel
 
 TEXTS_AT_ONCE = 16
 PROMPT = "a photo of"
 
 
-class CaptionModel:
-    """A loaded generative checkpoint. name, digest: which one. dtype: bfloat16 or float32, of weights and passes.
+class CaptionModel(LoadedModel[Captioner]):
+    """A loaded generative checkpoint; see `LoadedModel`.
 
     prompt_tokenizer: of a Q-Former that reads the prompt, None of another.
     """
@@ -37,26 +36,16 @@ class CaptionModel:
         self, net: Captioner, tokenizer: LanguageTokenizer, prompt_tokenizer: TextTokenizer | None, *,
         name: str, digest: str, folder: Path, device: torch.device, dtype: torch.dtype,
     ):  # fmt: skip
-        net = net.eval().requires_grad_(False)
-        net.vision = folded(net.vision)
-        self.net = net.to(device=device, dtype=dtype)
+        super().__init__(net, name=name, digest=digest, folder=folder, device=device, dtype=dtype)
         self.tokenizer, self.prompt_tokenizer = tokenizer, prompt_tokenizer
-        self.device, self.dtype = device, dtype
-        self.name, self.digest, self.folder = name, digest, folder
 
     @property
     def config(self) -> CaptionerConfig:
         return self.net.config
 
     @property
-    def image_size(self) -> int:
-        return self.config.vision.image_size
-
-    @torch.inference_mode()
-    def encode_patches(self, pictures_BHWC: np.ndarray) -> Tensor:
-        """uint8 (B, H, W, 3) pictures of `image_size` -> patches (B, P, V) on the device."""
-        parts = pixel_parts(pictures_BHWC, self.config.vision, TEXTS_AT_ONCE, self.device, self.dtype)
-        return torch.cat([self.net.encode_patches(pixels) for pixels in parts])
+    def vision_at_once(self) -> int:
+        return TEXTS_AT_ONCE
 
     def caption(
         self, photos: np.ndarray | Tensor, prompt: str = PROMPT, how: GenerationOptions = CAPTION

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from engine.blip2.config import Blip2Config
 from engine.blip2.itg_decoding import describe, sample
-from engine.blip2.pixels import pixel_parts
 from engine.blip2.qformer import PhotoKeys, TextStart
 from engine.blip2.retriever import Retriever
-from engine.blip2.vision import folded
 from engine.blip2.wordpiece import TextTokenizer
+from engine.models.loaded_model import LoadedModel
 from engine.models.patch_bytes import unpack
 
 PHOTOS_AT_ONCE = 64
@@ -30,27 +29,21 @@ BEHIND = 1000.0
 """Taken off the ITC of what ITM has not read: it stays behind what ITM has read, in ITC's order (LAVIS gives -100)."""
 
 
-class RetrievalModel:
-    """A loaded retrieval checkpoint. name, digest: which one. dtype: bfloat16 or float32, of weights and passes."""
+class RetrievalModel(LoadedModel[Retriever]):
+    """A loaded retrieval checkpoint; see `LoadedModel`."""
 
     def __init__(
         self, net: Retriever, tokenizer: TextTokenizer, *, name: str, digest: str, folder: Path,
         device: torch.device, dtype: torch.dtype,
     ):  # fmt: skip
-        net = net.eval().requires_grad_(False)
-        net.vision = folded(net.vision)
-        self.net = net.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
-        self.tokenizer, self.device, self.dtype = tokenizer, device, dtype
-        self.name, self.digest, self.folder = name, digest, folder
-        self.num_patches = net.vision.num_patches()
+        super().__init__(net, name=name, digest=digest, folder=folder, device=device, dtype=dtype)
+        self.net = self.net.to(memory_format=torch.channels_last)
+        self.tokenizer = tokenizer
+        self.num_patches = self.net.vision.num_patches()
 
     @property
     def config(self) -> Blip2Config:
         return self.net.config
-
-    @property
-    def image_size(self) -> int:
-        return self.config.vision.image_size
 
     @property
     def patch_shape(self) -> tuple[int, int]:
@@ -75,12 +68,6 @@ class RetrievalModel:
     @property
     def embed_dim(self) -> int:
         return self.config.embed_dim
-
-    @torch.inference_mode()
-    def encode_patches(self, pictures_BHWC: np.ndarray) -> Tensor:
-        """uint8 (B, H, W, 3) pictures of `image_size` -> patches (B, P, V) on the device."""
-        parts = pixel_parts(pictures_BHWC, self.config.vision, self.vision_at_once, self.device, self.dtype)
-        return torch.cat([self.net.encode_patches(pixels) for pixels in parts])
 
     @torch.inference_mode()
     def encode_photos(self, patches_BPV: Tensor) -> np.ndarray:
