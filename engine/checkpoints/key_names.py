@@ -24,24 +24,47 @@ _CLIP = "visual_encoder.transformer.resblocks.{i}"
 _VIT = "vision.backbone.blocks.{i}"
 
 
-def _bert_rows(layer: str, inner: str) -> Table:
-    """A Q-Former layer, which both call by BERT's names. inner: what they call the attention inside an attention."""
+def _text_rows(layer: str, inner: str) -> Table:
+    """Name the tensors of a BERT layer, which reads the text in a Q-Former.
+
+    layer: prefix of the layer in the other code. inner: what that code calls the attention inside an attention.
+    """
     ours = "qformer.layers.{i}"
     return (
         (f"{layer}.attention.output.dense.*", f"{ours}.attention.out.*"),
         (f"{layer}.attention.output.LayerNorm.*", f"{ours}.attention.norm.*"),
         (f"{layer}.attention.{inner}.*", f"{ours}.attention.*"),
-        (f"{layer}.crossattention.output.dense.*", f"{ours}.cross_attention.out.*"),
-        (f"{layer}.crossattention.output.LayerNorm.*", f"{ours}.cross_attention.norm.*"),
-        (f"{layer}.crossattention.{inner}.*", f"{ours}.cross_attention.*"),
         (f"{layer}.intermediate.dense.*", f"{ours}.text_mlp.up.*"),
         (f"{layer}.output.dense.*", f"{ours}.text_mlp.down.*"),
         (f"{layer}.output.LayerNorm.*", f"{ours}.text_mlp.norm.*"),
+    )
+
+
+def _layer_rows(layer: str, inner: str) -> Table:
+    """Name the tensors of a Q-Former layer: those of BERT, and those that the queries have beside them."""
+    ours = "qformer.layers.{i}"
+    return (
+        *_text_rows(layer, inner),
+        (f"{layer}.crossattention.output.dense.*", f"{ours}.cross_attention.out.*"),
+        (f"{layer}.crossattention.output.LayerNorm.*", f"{ours}.cross_attention.norm.*"),
+        (f"{layer}.crossattention.{inner}.*", f"{ours}.cross_attention.*"),
         (f"{layer}.intermediate_query.dense.*", f"{ours}.query_mlp.up.*"),
         (f"{layer}.output_query.dense.*", f"{ours}.query_mlp.down.*"),
         (f"{layer}.output_query.LayerNorm.*", f"{ours}.query_mlp.norm.*"),
     )
 
+
+BERT: Table = (
+    ("embeddings.word_embeddings.weight", "qformer.words.weight"),
+    ("embeddings.position_embeddings.weight", "qformer.positions.weight"),
+    ("embeddings.LayerNorm.*", "qformer.norm.*"),
+    *_text_rows("encoder.layer.{i}", "self"),
+    # the head for masked words, where the folder has it
+    ("cls.predictions.transform.dense.*", "caption_head.dense.*"),
+    ("cls.predictions.transform.LayerNorm.*", "caption_head.norm.*"),
+    ("cls.predictions.bias", "caption_head.bias"),
+)
+"""The tensors of a Hugging Face BERT, without their prefix "bert."."""
 
 LAVIS: Table = (
     # frozen encoder, EVA ViT-g (timm's names)
@@ -68,7 +91,7 @@ LAVIS: Table = (
     ("Qformer.bert.embeddings.position_embeddings.weight", "qformer.positions.weight"),
     ("Qformer.bert.embeddings.LayerNorm.*", "qformer.norm.*"),
     ("Qformer.bert.embeddings.position_ids", None),  # a constant: 0, 1, 2, ...
-    *_bert_rows("Qformer.bert.encoder.layer.{i}", "self"),
+    *_layer_rows("Qformer.bert.encoder.layer.{i}", "self"),
     # heads
     ("Qformer.cls.predictions.transform.dense.*", "caption_head.dense.*"),
     ("Qformer.cls.predictions.transform.LayerNorm.*", "caption_head.norm.*"),
@@ -107,7 +130,7 @@ TRANSFORMERS: Table = (
     ("embeddings.position_embeddings.weight", "qformer.positions.weight"),
     ("embeddings.position_ids", None),  # a constant that older versions wrote
     ("qformer.layernorm.*", "qformer.norm.*"),
-    *_bert_rows("qformer.encoder.layer.{i}", "attention"),
+    *_layer_rows("qformer.encoder.layer.{i}", "attention"),
     ("vision_projection.*", "photo_head.*"),
     ("text_projection.*", "text_head.*"),
     ("itm_head.*", "match_head.*"),
@@ -172,7 +195,7 @@ def their_name(name: str, table: Table) -> str | None:
 def renamed(theirs: Mapping[str, StoredTensor], table: Table) -> dict[str, StoredTensor]:
     """A checkpoint of another code under our names and shapes.
 
-    table: one of the four above. Raises CheckpointError naming the first ten keys that have no place here.
+    table: one of those above. Raises CheckpointError naming the first ten keys that have no place here.
     """
     made: dict[str, StoredTensor] = {}
     unknown = []

@@ -19,39 +19,16 @@ from tokenizers.implementations import BertWordPieceTokenizer
 
 from engine.blip2.config import QFormerConfig
 from engine.blip2.retriever import Retriever
+from engine.checkpoints.key_names import BERT, our_name
 from engine.checkpoints.layout import read_tokenizer, with_dec
 from engine.checkpoints.tensors import StoredTensor, read_pickled, read_safetensors
-from engine.errors import DataError
+from engine.errors import CheckpointError, DataError
 
 SIZES = (
     "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings",
     "vocab_size",
 )  # fmt: skip
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
-IN_LAYER = {
-    "attention.self.query": "attention.query",
-    "attention.self.key": "attention.key",
-    "attention.self.value": "attention.value",
-    "attention.output.dense": "attention.out",
-    "attention.output.LayerNorm": "attention.norm",
-    "intermediate.dense": "text_mlp.up",
-    "output.dense": "text_mlp.down",
-    "output.LayerNorm": "text_mlp.norm",
-}
-OUTSIDE = {
-    "embeddings.word_embeddings.weight": "qformer.words.weight",
-    "embeddings.position_embeddings.weight": "qformer.positions.weight",
-    "embeddings.LayerNorm.weight": "qformer.norm.weight",
-    "embeddings.LayerNorm.bias": "qformer.norm.bias",
-}
-CAPTIONING = {  # BERT's head for masked words, where the folder has it
-    "cls.predictions.transform.dense.weight": "caption_head.dense.weight",
-    "cls.predictions.transform.dense.bias": "caption_head.dense.bias",
-    "cls.predictions.transform.LayerNorm.weight": "caption_head.norm.weight",
-    "cls.predictions.transform.LayerNorm.bias": "caption_head.norm.bias",
-    "cls.predictions.bias": "caption_head.bias",
-}
 TYPES = "embeddings.token_type_embeddings.weight"
 UNUSED = re.compile(r"pooler\.|cls\.seq_relationship\.|cls\.predictions\.decoder\.|embeddings\.position_ids$")
 BY_VOCABULARY = ("qformer.words.weight", "caption_head.bias")
@@ -125,7 +102,7 @@ def start_from_bert(net: Retriever, bert: Bert) -> None:
     rows = bert.tensors["qformer.words.weight"].shape[0]
     for name, tensor in bert.tensors.items():
         if name not in own:
-            if name not in CAPTIONING.values():  # a model without captions has no use for that head
+            if not name.startswith("caption_head."):  # a model without captions has no use for that head
                 problems.append(f"unknown {name}")
             continue
         wanted = (rows, *own[name].shape[1:]) if name in BY_VOCABULARY else tuple(own[name].shape)
@@ -144,10 +121,11 @@ def start_from_bert(net: Retriever, bert: Bert) -> None:
 
 
 def _our_name(bare: str) -> str | None:
-    if found := LAYER.fullmatch(bare):
-        module, _, kind = found[2].rpartition(".")
-        return f"qformer.layers.{found[1]}.{IN_LAYER[module]}.{kind}" if module in IN_LAYER else None
-    return OUTSIDE.get(bare) or CAPTIONING.get(bare)
+    """Return our name of a tensor of BERT, None for one that a Q-Former has no place for."""
+    try:
+        return our_name(bare, BERT)
+    except CheckpointError:
+        return None
 
 
 def _facts(path: Path) -> dict[str, Any]:
