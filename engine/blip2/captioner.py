@@ -23,10 +23,8 @@ from engine.blip2.language_tokens import IGNORED, LanguageBatch
 from engine.blip2.qformer import QFormer
 from engine.blip2.vision import VisionEncoder
 
-# what `GenerationOptions.repetition_penalty` means: of what was written, not of what was read
-warnings.filterwarnings("ignore", message="Passing `repetition_penalty` with `inputs_embeds`")
-
-
+REPETITION_WARNING = "Passing `repetition_penalty` with `inputs_embeds`"
+"""How transformers warns that the penalty counts what was written and not what was read: qseek means it so."""
 SAVED_TOKENS = (100, 2000)
 """On a CPU and on a GPU: from so many on, reading fewer copies is worth a pass of its own: OPT-2.7B's weights are read
 in the time in which so many tokens are computed (a GPU's number from an H200's data sheet, not measured)."""
@@ -110,53 +108,59 @@ class Captioner(nn.Module):
         ).long()
 
     @torch.inference_mode()
-    def generate(self, soft_BQW: Tensor, ids_BT: Tensor, mask_BT: Tensor, how: GenerationOptions) -> Tensor:
-        """What follows each prompt -> ids (B, U) int64: new tokens alone, `end_id` where a text ended, then `pad_id`.
+    def generate(
+        self, soft_BQW: Tensor, ids_BT: Tensor, mask_BT: Tensor, options: GenerationOptions
+    ) -> Tensor:
+        """Write what follows each prompt -> ids (B, U) int64: new tokens, `end_id` where a text ended, then `pad_id`.
 
-        ids, mask: prompts, padded at the right. With `how.num_samples` = S rows are B * S, a prompt's after each other.
+        ids, mask: the prompts, padded at the right. With `options.num_samples` = S there are B * S rows, those of one
+        prompt after each other.
         """
+        embeds, mask = self._read(soft_BQW, ids_BT, mask_BT)
+        if not self.config.language.encoder_decoder:
+            embeds, mask = _left_padded(embeds, mask)
+        config = self._generation_config(options)
+        ahead: dict[str, Any] = {}
+        copies = options.num_beams * options.num_samples
+        num_saved = (copies - 1) * mask.numel()
+        if num_saved > SAVED_TOKENS[embeds.is_cuda] and not self.config.language.encoder_decoder:
+            ahead = {"past_key_values": self._read_ahead(embeds, mask, copies)}
+        gpus = [embeds.device] if embeds.is_cuda else []
+        with torch.random.fork_rng(gpus, enabled=config.do_sample), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=REPETITION_WARNING)
+            if config.do_sample:
+                torch.manual_seed(options.seed)
+            written_BU = self.language.generate(
+                inputs_embeds=embeds, attention_mask=mask, generation_config=config, **ahead
+            )
+        if self.config.language.encoder_decoder:
+            written_BU = written_BU[:, 1:]  # its decoder begins with a start token
+        return _cut_after_end(written_BU, self.config.language.end_id, self.config.language.pad_id)
+
+    def _generation_config(self, options: GenerationOptions) -> Any:
+        """Return transformers' GenerationConfig for our options and this language model's special tokens."""
         from transformers import GenerationConfig  # late: seconds
 
         language = self.config.language
-        embeds, mask = self._read(soft_BQW, ids_BT, mask_BT)
-        if not language.encoder_decoder and not mask.all():
-            # a decoder writes on at the right: padding goes before the queries
-            order_BT = mask.argsort(dim=1, stable=True)
-            embeds = embeds.gather(1, order_BT[..., None].expand_as(embeds))
-            mask = mask.gather(1, order_BT)
-        chance: dict[str, Any] = {"do_sample": False}
-        if how.top_p is not None:
-            chance = {"do_sample": True, "top_p": how.top_p, "temperature": how.temperature, "top_k": 0}
-            chance["num_return_sequences"] = how.num_samples
-        config = GenerationConfig(
-            max_new_tokens=how.max_new_tokens,
-            min_new_tokens=how.min_new_tokens,
-            num_beams=how.num_beams,
-            length_penalty=how.length_penalty,
-            repetition_penalty=language.repetition_penalty
-            if how.repetition_penalty is None
-            else how.repetition_penalty,
+        drawing: dict[str, Any] = {"do_sample": False}
+        if options.top_p is not None:
+            drawing = {
+                "do_sample": True, "top_p": options.top_p, "temperature": options.temperature, "top_k": 0,
+                "num_return_sequences": options.num_samples,
+            }  # fmt: skip
+        penalty = options.repetition_penalty
+        return GenerationConfig(
+            max_new_tokens=options.max_new_tokens,
+            min_new_tokens=options.min_new_tokens,
+            num_beams=options.num_beams,
+            length_penalty=options.length_penalty,
+            repetition_penalty=language.repetition_penalty if penalty is None else penalty,
             eos_token_id=language.end_id,
             pad_token_id=language.pad_id,
             bos_token_id=language.start_id,
             decoder_start_token_id=getattr(self.language.config, "decoder_start_token_id", None),
-            **chance,
+            **drawing,
         )
-        known: dict[str, Any] = {}
-        copies = how.num_beams * how.num_samples
-        saved = (copies - 1) * mask.numel()
-        if saved > SAVED_TOKENS[embeds.is_cuda] and not language.encoder_decoder:
-            known = {"past_key_values": self._read_ahead(embeds, mask, copies)}
-        with torch.random.fork_rng([embeds.device] if embeds.is_cuda else [], enabled=config.do_sample):
-            if config.do_sample:
-                torch.manual_seed(how.seed)
-            ids = self.language.generate(
-                inputs_embeds=embeds, attention_mask=mask, generation_config=config, **known
-            )
-        if language.encoder_decoder:
-            ids = ids[:, 1:]  # its decoder begins with a start token
-        is_end = ids == language.end_id  # transformers fills up with the end where the padding's number is 0
-        return ids.masked_fill(is_end.cumsum(dim=1) - is_end.long() > 0, language.pad_id)
 
     def _read_ahead(self, embeds_BTW: Tensor, mask_BT: Tensor, copies: int) -> Any:
         """What a decoder keeps of photo and prompt, its last token left to read: read once for all beams or samples,
@@ -174,3 +178,20 @@ class Captioner(nn.Module):
         )  # fmt: skip
         cache.batch_repeat_interleave(copies)
         return cache
+
+
+def _left_padded(embeds_BTW: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Move each row's padding before its tokens, whose order stays: a decoder writes on at the right."""
+    if mask_BT.all():
+        return embeds_BTW, mask_BT
+    order_BT = mask_BT.argsort(dim=1, stable=True)
+    return embeds_BTW.gather(1, order_BT[..., None].expand_as(embeds_BTW)), mask_BT.gather(1, order_BT)
+
+
+def _cut_after_end(ids_BU: Tensor, end_id: int, pad_id: int) -> Tensor:
+    """Replace what follows the first `end_id` of each row by `pad_id`.
+
+    transformers fills up with the end instead, where the number of the padding token is 0.
+    """
+    is_end = ids_BU == end_id
+    return ids_BU.masked_fill(is_end.cumsum(dim=1) - is_end.long() > 0, pad_id)

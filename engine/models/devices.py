@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from engine.models.malloc import keep_freed_memory
-
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def choose_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """Resolve "auto" to the device and dtype of this machine, and prepare the CPU's memory allocator.
+    """Resolve "auto" to the device and dtype of this machine.
 
     device: "auto" (a GPU where there is one) or what torch.device takes. dtype: see `resolve_dtype`. Raises ValueError
     for an unknown dtype, RuntimeError for an unknown device.
     """
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    chosen = resolve_dtype(dtype, place)
-    if place.type == "cpu":
-        keep_freed_memory()
-    return place, chosen
+    return place, resolve_dtype(dtype, place)
 
 
 def resolve_dtype(name: str, device: torch.device | str) -> torch.dtype:

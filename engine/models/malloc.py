@@ -11,10 +11,11 @@ KEPT = 2**29
 
 
 def keep_freed_memory() -> bool:
-    """Keep up to 512 MiB of freed blocks for the next pass; whether the C library does so (glibc).
+    """Keep up to 512 MiB of freed blocks for the next pass; return whether the C library does so (glibc).
 
-    By default it hands every large block back, and each pass on a CPU has its memory cleared and mapped anew, page by
-    page: a fifth of the time of encoding photos on the machine where it was measured.
+    It changes the whole process, so nothing in engine/ calls it: the command line, the page and training do. By
+    default the C library hands every large block back, and each pass on a CPU has its memory cleared and mapped anew,
+    page by page: a fifth of the time of encoding photos on the machine where it was measured.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -16,11 +16,11 @@ from report import median, spread, table, write_report
 PROGRAM = """
 import sys, time
 import numpy as np
-from engine.models import devices
 from engine.models.loading import load_model
+from engine.models.malloc import keep_freed_memory
 from engine.models.photo_encoder import PhotoEncoder
-if sys.argv[1] == "leave":
-    devices.keep_freed_memory = lambda: False
+if sys.argv[1] == "keep":
+    keep_freed_memory()
 encoder = PhotoEncoder(load_model(), "store")
 pictures = np.random.default_rng(0).integers(0, 256, (int(sys.argv[2]), 192, 192, 3), dtype=np.uint8)
 encoder.encode(pictures[:64])

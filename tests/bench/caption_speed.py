@@ -123,12 +123,14 @@ def make_sides(size: Size, layers: int | None, folder: Path) -> tuple[Any, Capti
     from tiny_language import byte_tokenizer
 
     from engine.models.loading import load_captioner
+    from engine.models.malloc import keep_freed_memory
 
     theirs = make_theirs(size, layers)
     theirs.save_pretrained(folder, max_shard_size="2GB")
     byte_tokenizer("opt").save(str(folder / "tokenizer.json"))
     if size is SIZES["full"]:
         theirs.language_model = None
+    keep_freed_memory()  # as the command does
     ours = load_captioner(str(folder), dtype=size.dtype)
     if size is SIZES["full"]:
         theirs.language_model = ours.net.language

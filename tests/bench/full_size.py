@@ -44,6 +44,8 @@ def status(name):
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 import torch
 from engine.models.loading import load_model
+from engine.models.malloc import keep_freed_memory
+keep_freed_memory()  # as the command does
 before, most, done = status("RssAnon"), [0], threading.Event()
 def sample():
     while not done.wait(0.01):
@@ -210,6 +212,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     from transformers import Blip2ForImageTextRetrieval
 
     from engine.models.loading import load_model
+    from engine.models.malloc import keep_freed_memory
     from indexer.decode import decode
 
     folder = args.folder or scratch / "vit-g"
@@ -219,6 +222,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     loading = load_in_own_process(folder)
     commands = run_commands(folder, scratch / "photos", scratch, args.candidates)
 
+    keep_freed_memory()  # as the command does
     model = load_model(str(folder))
     theirs = Blip2ForImageTextRetrieval.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
     paths = sorted((scratch / "photos").iterdir())

@@ -95,9 +95,11 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     import numpy as np
 
     from engine.models.loading import load_model
+    from engine.models.malloc import keep_freed_memory
     from engine.models.photo_encoder import PhotoEncoder
     from indexer.decode import decode
 
+    keep_freed_memory()  # as the command does
     model = load_model(str(random_model(scratch / "random")) if args.model == "random" else args.model)
     photos = args.photos if args.as_is else scratch / "photos"
     if not args.as_is:

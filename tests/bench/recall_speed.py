@@ -80,7 +80,9 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     from engine.evaluation.retrieval_cache import EvaluationCache
     from engine.evaluation.retrieval_protocol import _budget
     from engine.models.loading import load_model
+    from engine.models.malloc import keep_freed_memory
 
+    keep_freed_memory()  # as the command does
     model = load_model(args.folder)
     texts = made_up_texts(args.texts)
     generator = torch.Generator().manual_seed(SEED)

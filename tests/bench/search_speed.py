@@ -295,8 +295,10 @@ def main() -> None:
 
 def run(args: argparse.Namespace, scratch: Path) -> None:
     from engine.models.loading import load_model
+    from engine.models.malloc import keep_freed_memory
 
     name = str(random_model(scratch / "random")) if args.model == "random" else args.model
+    keep_freed_memory()  # as the command does
     model, fp32 = load_model(name), load_model(name, dtype="float32")
     for one in (model, fp32):  # what ITM costs does not depend on whether its order is good yet
         one.net.config = replace(one.config, match_ready=True)

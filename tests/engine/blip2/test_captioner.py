@@ -1,5 +1,6 @@
 """Photos and prompts -> text: what is read how often, what is learned, how texts are drawn, and what is refused."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -170,6 +171,14 @@ def test_repetition_and_length_penalties(opt: CaptionModel) -> None:
             photos, ["a"], GenerationOptions(max_new_tokens=20, num_beams=4, length_penalty=4.0)
         )
     assert sum(map(len, short)) < sum(map(len, long))
+
+
+def test_a_repetition_penalty_warns_of_nothing_and_leaves_the_filters_alone(opt: CaptionModel) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        opt.generate(pictures(1), ["a"], GenerationOptions(max_new_tokens=2, repetition_penalty=2.0))
+        assert warnings.filters == before
 
 
 @pytest.mark.parametrize("kind", KINDS)
