@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from streamlit.testing.v1 import AppTest
 
 from engine.models.caption_writers import load_writer
 from engine.models.loading import load_model
 from ui import session
+from ui.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("engine", "indexer", "training", "ui")
@@ -111,18 +114,30 @@ print(changed(before))
     assert settings_changed_by(program) == ["warnings", *malloc]
 
 
-def test_loading_a_model_leaves_malloc_alone_unless_the_command_line_loads_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """One entry for each time that the C library is told to keep freed memory."""
     told: list[bool] = []
     monkeypatch.setattr("engine.models.malloc.keep_freed_memory", lambda: told.append(True))
+    return told
+
+
+def test_a_program_that_loads_models_keeps_its_malloc(told: list[bool]) -> None:
     load_model(device="cpu")
     load_writer(device="cpu")
-    assert not told
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     session.load_model(None)
-    assert len(told) == 1
     session.load_writer(None)
-    assert len(told) == 2
-    session.load_models(None)
-    assert len(told) == 3
+    assert not told
+
+
+def test_the_command_line_has_freed_memory_kept(told: list[bool], tmp_path: Path) -> None:
+    CliRunner().invoke(main, ["failures", "--index", str(tmp_path)])
+    assert told == [True]
+
+
+def test_the_page_has_freed_memory_kept(
+    told: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "none"))
+    page = AppTest.from_file(str(ROOT / "ui" / "page" / "page.py"), default_timeout=60).run()
+    assert not page.exception and told == [True]

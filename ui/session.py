@@ -53,11 +53,20 @@ def open_store(folder: Path) -> Store:
     return Store.open(folder)
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep what one pass of a model frees for the next pass, which is then faster on a processor.
+
+    It changes the whole process: the command line and the page call it when they start, nothing else does.
+    """
+    from engine.models.malloc import keep_freed_memory
+
+    keep_freed_memory()
+
+
 def load_model(name: str | None) -> RetrievalModel:
     """A model by its name or folder, the bundled one without either; raises CheckpointError."""
     from engine.models.loading import load_model
 
-    keep_freed_memory()
     return load_model(name) if name else load_model()
 
 
@@ -65,20 +74,7 @@ def load_writer(name: str | None, searching: RetrievalModel | None = None) -> Ca
     """What writes captions, the default without a name; raises CheckpointError. searching: not loaded again."""
     from engine.models.caption_writers import load_writer
 
-    keep_freed_memory()
     return load_writer(name, searching)
-
-
-def keep_freed_memory() -> None:
-    """Speed up the passes of models on a processor: the C library keeps what one pass frees for the next.
-
-    This changes the whole process: the command line and the page do it, loading a model in another program does not.
-    """
-    from engine.models.devices import choose_device
-    from engine.models.malloc import keep_freed_memory
-
-    if choose_device("auto", "auto")[0].type == "cpu":
-        keep_freed_memory()
 
 
 def writer_of(given: str | None, store: Store, searching: str) -> tuple[str, bool]:
@@ -99,7 +95,6 @@ def load_models(name: str | None) -> list[RetrievalModel]:
     from engine.models.catalogue import DEFAULT
     from engine.models.loading import load_model
 
-    keep_freed_memory()
     devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["auto"]
     return [load_model(name or DEFAULT, device=device) for device in devices]
 

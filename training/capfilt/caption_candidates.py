@@ -22,7 +22,6 @@ from engine.errors import CheckpointError, DataError
 from engine.models.caption_model import CaptionModel
 from engine.models.catalogue import find_model
 from engine.models.loading import load_captioner, load_model
-from engine.models.malloc import keep_freed_memory
 from engine.models.retrieval_model import RetrievalModel
 from engine.pictures.squares import squash
 from training.capfilt.capfilt_config import CapfiltConfig
@@ -48,8 +47,6 @@ def load_parts(
     """
     writes, matches = (_folder_of(name, runs) for name in (config.captioner, config.matcher))
     matcher = load_model(matches, device=device)
-    if matcher.device.type == "cpu":
-        keep_freed_memory()
     if not config.per_photo:
         return None, matcher
     if has_language(Path(writes)):

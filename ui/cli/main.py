@@ -15,6 +15,7 @@ import click
 from engine.errors import QseekError
 from ui.cli.terminal import STOPPED, say
 from ui.reports.text_forms import printable
+from ui.session import keep_freed_memory
 
 COMMANDS = {
     "index": "ui.cli.commands.index_command",
@@ -71,6 +72,7 @@ def main() -> None:
         qseek index ~/Pictures
         qseek search "a dog running through the snow"
     """
+    keep_freed_memory()
 
 
 if __name__ == "__main__":

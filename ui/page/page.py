@@ -41,6 +41,7 @@ With *Rerank* on, the 128 nearest are put in order by both; without, by the cosi
 def main() -> None:
     st.set_page_config(page_title="qseek", page_icon=":material/image_search:", layout="wide")
     st.html(STYLE)
+    session.keep_freed_memory()
     given = os.environ.get("QSEEK_INDEX")
     try:
         show_page(session.index_folder(Path(given) if given else None), os.environ.get("QSEEK_MODEL"))

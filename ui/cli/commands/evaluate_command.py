@@ -12,7 +12,6 @@ import click
 
 from engine.errors import DataError
 from engine.wording import count_text
-from ui import session
 from ui.cli.options import WritingOptions, captioner_model_option, file_type, split_option, writing_options
 from ui.cli.progress_display import shown_progress
 from ui.cli.terminal import STOPPED, STOPPED_HERE, report_missing, say, write
@@ -117,7 +116,6 @@ def _texts(
         return tasks, read_predictions(options.predictions, [task.id for task in tasks], layout), facts
     tasks, num_absent = _with_pictures(tasks, options.images or source.parent, options.allow_missing)
     facts = replace(facts, num_missing=num_absent)
-    session.keep_freed_memory()
     return _written(load_writer(), tasks, source, layout, options, facts)
 
 
