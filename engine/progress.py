@@ -51,10 +51,14 @@ class Pace:
                 self.marks.popleft()
             self._tell()
 
+    def now(self) -> Progress:
+        """Return how far the run is at this moment."""
+        start, before = self.marks[0]
+        seconds = time.monotonic() - start
+        rate = (self.done - before) / seconds if seconds > 0 else 0.0
+        left = (self.total - self.done) / rate if rate else None
+        return Progress(self.done, self.total, self.num_failed, rate, left)
+
     def _tell(self) -> None:
-        if self.on_progress is None:
-            return
-        (start, before), (now, done) = self.marks[0], self.marks[-1]
-        rate = (done - before) / (now - start) if now > start else 0.0
-        left = (self.total - done) / rate if rate else None
-        self.on_progress(Progress(done, self.total, self.num_failed, rate, left))
+        if self.on_progress is not None:
+            self.on_progress(self.now())

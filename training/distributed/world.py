@@ -39,20 +39,26 @@ def world() -> World:
     return World(dist.get_rank(), dist.get_world_size())
 
 
+def device_of_process() -> torch.device:
+    """Return where this process computes: the GPU of its LOCAL_RANK, or the CPU where there is no GPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
 @contextmanager
 def joined() -> Iterator[tuple[World, torch.device]]:
     """Join the processes that torchrun started (its RANK, WORLD_SIZE and LOCAL_RANK) and leave them at the end.
 
     Yields this process's place and device: its own GPU with NCCL, or the CPU with gloo. Alone, nothing is joined.
     """
-    has_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if has_gpu else torch.device("cpu")
+    device = device_of_process()
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield world(), device
         return
-    if has_gpu:
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if has_gpu else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield world(), device
     finally:

@@ -49,8 +49,9 @@ class OptimConfig:
 
     steps: optimizer steps in all. batch: samples a step. clip: largest gradient norm, 0 = none. Weight decay acts
     on matrices only (BLIP-2, section 3.4 leaves it open; LAVIS and BERT do the same). layer_decay: see
-    `learning_rate_scales`. parallel: how several processes share the work, "ddp" (each holds the network) or "fsdp"
-    (each holds a part of it). tensorboard: whether the log is written for it too.
+    `learning_rate_scales`. dtype: "float32", "bfloat16" or "auto", see `run_dtype.py`. parallel: how several processes
+    share the work, "ddp" (each holds the network) or "fsdp" (each holds a part of it). tensorboard: whether the log is
+    written for it too.
     """
 
     steps: int

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from engine.errors import TrainingError
+from engine.progress import Pace
 from training.distributed.gathering import total
 from training.distributed.world import world
-from training.loop.flop_count import OperationCount, peak_operations
+from training.loop.device_peak import peak_operations
 from training.loop.optimizer import OptimConfig, learning_rate
 
 
-class Progress:
+class RunLog:
     """Collects a run's losses. `rows`: what was logged, the mean over all processes.
 
     Under torchrun every process makes the same calls; the first one writes.
@@ -34,7 +35,7 @@ class Progress:
         self.rows: list[dict[str, float]] = []
         self.operations, self.peak = 0, math.nan
         self._losses: list[dict[str, Tensor]] = []
-        self._started = time.monotonic()
+        self._pace = Pace(0, None)
         self._board = _board(folder) if config.tensorboard and world().rank == 0 else None
 
     @contextmanager
@@ -46,13 +47,16 @@ class Progress:
         if step != self.first:
             yield
             return
-        with OperationCount() as count:
+        with FlopCounterMode(display=False) as count:
             yield
-        self.operations = count.operations
+        self.operations = count.get_total_flops()
         self.peak = peak_operations(self.device, self.config.dtype)
-        self._started = time.monotonic()  # the first step also warms everything up
+        self._pace = Pace(self.config.steps - step - 1, None)  # the first step also warms everything up
 
-    def add(self, losses: dict[str, Tensor]) -> None:
+    def add(self, step: int, losses: dict[str, Tensor]) -> None:
+        """Keep the losses of a step, which brought the run to `step` steps."""
+        if step - self.first > 1:  # the first one was not timed
+            self._pace.step()
         self._losses.append({name: value.detach() for name, value in losses.items()})
 
     def check(self, step: int) -> None:
@@ -68,7 +72,7 @@ class Progress:
                 f"({self.config.lr}) and start again from {self.folder / 'checkpoint.pt'}."
             )
 
-    def log(self, step: int) -> None:
+    def write_row(self, step: int) -> None:
         """One row: the mean of the losses since the last one, and how fast it goes."""
         self.check(step)
         names = list(self._losses[-1])
@@ -78,19 +82,18 @@ class Progress:
         values = (total(means) / world().size).tolist()
         self._losses = []
         row: dict[str, float] = {"step": step, **dict(zip(names, values, strict=True))}
-        seconds, done = time.monotonic() - self._started, step - self.first - 1  # the first was not timed
-        speed = done / seconds if done else math.nan
-        rate = speed * self.config.batch
+        pace = self._pace.now()
+        steps_per_second = pace.per_second or math.nan
         row |= {
             "lr": learning_rate(step - 1, self.config),
-            "samples_per_second": rate,
-            "mfu": self.operations * speed / self.peak,
+            "samples_per_second": steps_per_second * self.config.batch,
+            "mfu": self.operations * steps_per_second / self.peak,
         }
         self.rows.append(row)
         if world().rank == 0:
-            self._write(step, row, names, (self.config.steps - step) / speed)
+            self._write(step, row, names, pace.seconds_left)
 
-    def _write(self, step: int, row: dict[str, float], names: list[str], left: float) -> None:
+    def _write(self, step: int, row: dict[str, float], names: list[str], left: float | None) -> None:
         stored = {name: value if math.isfinite(value) else None for name, value in row.items()}
         with open(self.folder / "log.jsonl", "a") as log:
             log.write(json.dumps(stored) + "\n")
@@ -100,7 +103,7 @@ class Progress:
                     self._board.add_scalar(name, value, step)
         losses = "  ".join(f"{name} {row[name]:.4f}" for name in names)
         line = f"step {step}/{self.config.steps}  {losses}"
-        if math.isfinite(left):
+        if left is not None:
             line += (
                 f"  {row['samples_per_second']:.3g} samples/s  MFU {row['mfu']:.1%}  {left / 60:.1f} min left"
             )

@@ -12,7 +12,6 @@ state of generators being kept.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -28,8 +27,9 @@ from training.distributed.wrapping import clip_gradients, replicated, sharded
 from training.loop.interrupts import StopNow, StopSignal
 from training.loop.optimizer import OptimConfig, learning_rate, learning_rate_scales, make_optimizer
 from training.loop.random_draws import seed_step
-from training.loop.run_checkpoint import resume_run, save_run
-from training.loop.run_log import Progress
+from training.loop.run_checkpoint import Checkpointer
+from training.loop.run_dtype import with_resolved_dtypes
+from training.loop.run_log import RunLog
 from training.loop.trained_weights import Weights
 
 ASKED_EVERY = 8
@@ -61,24 +61,18 @@ def train(
     (naming them), a loss is not a number (naming the step; the last checkpoint stays good), or memory runs out (naming
     the largest batch that fitted). Ctrl-C ends the step and saves a checkpoint before KeyboardInterrupt is raised.
     """
+    config = with_resolved_dtypes(config, next(task.model.parameters()).device)
     here = world()
-    if here.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
     weights = _spread(task, config, here)
-    optimizer = make_optimizer(
-        weights.masters, config, learning_rate_scales(weights.names, config.layer_decay)
-    )
-    settings = getattr(task, "settings", {})
-    first = step = resume_run(folder, weights, optimizer, config, settings)
+    scales = learning_rate_scales(weights.names, config.layer_decay)
+    optimizer = make_optimizer(weights.masters, config, scales)
+    checkpointer = Checkpointer(folder, weights, optimizer, config, getattr(task, "settings", {}))
+    first = step = checkpointer.resume()
     device = weights.masters[0].device
     if device.type == "cpu":
         keep_freed_memory()
-    progress = Progress(folder, config, first, say, device)
-    saved = time.monotonic()
-
-    def save() -> None:
-        save_run(folder, weights, optimizer, config, settings, step)
-
+    log = RunLog(folder, config, first, say, device)
+    out_of_memory = ""
     with StopSignal() as stop:
         try:
             while step < config.steps:
@@ -87,7 +81,7 @@ def train(
                 # --- a single training step ---------------------------------------------------------
                 seed_step(config.seed, step, here.rank)
                 optimizer.zero_grad(set_to_none=True)
-                with progress.counted(step):
+                with log.counted(step):
                     losses = task.losses(step)
                     if losses["loss"].requires_grad:  # else the task has run its backward passes itself
                         losses["loss"].backward()
@@ -98,39 +92,29 @@ def train(
                 weights.give_values()
                 # ------------------------------------------------------------------------------------
                 step += 1
-                progress.add(losses)
+                log.add(step, losses)
                 if step % config.log_every == 0 or step == config.steps:
-                    progress.log(step)
-                if here.size > 1 and step % ASKED_EVERY:
-                    continue
-                late = here.rank == 0 and time.monotonic() - saved > 60 * config.checkpoint_minutes
-                stopping, saving = any_process((stop.asked, late), weights.masters[0].device)
+                    log.write_row(step)
+                stopping, saving = _asked(stop, checkpointer, step, here, device)
                 if stopping:
                     raise KeyboardInterrupt
                 if saving:
-                    progress.check(step)
-                    save()
-                    saved = time.monotonic()
+                    log.check(step)
+                    checkpointer.save(step)
         except StopNow:
             raise
         except KeyboardInterrupt:
-            progress.check(step)
-            save()
+            log.check(step)
+            checkpointer.save(step)
             raise
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            message = str(error).splitlines()[
-                0
-            ]  # and let go of the step's tensors, which its traceback holds
-        else:
-            message = ""
-    if message:
-        raise TrainingError(_what_fits(task, config, step, here, message))
-    save()
+        except RuntimeError as error:  # its traceback holds the step's tensors until this block is left
+            out_of_memory = _memory_message(error)
+    if out_of_memory:
+        raise TrainingError(_explain_out_of_memory(task, config, step, here, out_of_memory))
+    checkpointer.save(step)
     weights.raise_again()
-    progress.close()
-    return progress.rows
+    log.close()
+    return log.rows
 
 
 def _spread(task: Task, config: OptimConfig, here: World) -> Weights:
@@ -155,10 +139,29 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _what_fits(task: Task, config: OptimConfig, step: int, here: World, message: str) -> str:
-    """Halve the batch until a step's forward and backward pass fit. Several processes do not try: they would wait
-    for each other."""
-    said = f"Out of memory at step {step + 1} with a batch of {config.batch}"
+def _asked(
+    stop: StopSignal, checkpointer: Checkpointer, step: int, here: World, device: torch.device
+) -> tuple[bool, bool]:
+    """Return whether the run is to stop after this step, and whether it is to save; all processes agree on both."""
+    if here.size > 1 and step % ASKED_EVERY:
+        return False, False
+    stopping, saving = any_process((stop.asked, here.rank == 0 and checkpointer.is_late), device)
+    return stopping, saving
+
+
+def _memory_message(error: RuntimeError) -> str:
+    """Return the first line of an out-of-memory error. Raise any other error again."""
+    if not _is_out_of_memory(error):
+        raise error
+    return str(error).splitlines()[0]
+
+
+def _explain_out_of_memory(task: Task, config: OptimConfig, step: int, here: World, message: str) -> str:
+    """Return what ran out of memory, and the largest batch that fits: it is halved until a step's passes do.
+
+    Several processes do not try, for they would wait for each other. message: the first line of the error.
+    """
+    happened = f"Out of memory at step {step + 1} with a batch of {config.batch}"
     losses_of = getattr(task, "losses_of", None)
     count = config.batch // 2
     while losses_of is not None and here.size == 1 and count >= 2:
@@ -173,6 +176,8 @@ def _what_fits(task: Task, config: OptimConfig, step: int, here: World, message:
             if not _is_out_of_memory(error):
                 raise
         else:
-            return f"{said}; the largest that fitted is {count}: set optim.batch or chunk to it ({message})."
+            return (
+                f"{happened}; the largest that fitted is {count}: set optim.batch or chunk to it ({message})."
+            )
         count //= 2
-    return f"{said}; use a smaller one, chunks (cached embeddings), or more processes ({message})."
+    return f"{happened}; use a smaller one, chunks (cached embeddings), or more processes ({message})."

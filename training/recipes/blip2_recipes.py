@@ -28,7 +28,7 @@ COCO_TRAIN = (SourceConfig("coco_karpathy_train.json", images="coco"),)
 def _stage1(model: Blip2Config, batch: int, encoder: str) -> PretrainConfig:
     optim = OptimConfig(
         steps=250_000, batch=batch, lr=1e-4, min_lr=1e-5, warmup=2000, betas=(0.9, 0.98), weight_decay=0.05,
-        dtype="bfloat16",
+        dtype="auto",
     )  # fmt: skip
     return PretrainConfig(model, PRETRAINING_SETS, optim, encoder=encoder, bert="bert-base-uncased")
 
@@ -61,7 +61,7 @@ def _coco(
 ) -> PretrainConfig:
     optim = OptimConfig(
         steps=5 * (COCO_PAIRS // 224), batch=224, lr=lr, min_lr=0.0, warmup=1000, betas=betas, weight_decay=0.05,
-        dtype="bfloat16", layer_decay=decay,
+        dtype="auto", layer_decay=decay,
     )  # fmt: skip
     return PretrainConfig(
         model, COCO_TRAIN, optim, start=start, picture_ids=True, train_encoder=True, recompute_encoder=True

@@ -34,7 +34,7 @@ def _architecture(language: dict[str, Any]) -> Architecture:
 def _stage2(language: dict[str, Any], batch: int, prefix_share: float = 0.0) -> Stage2StreamConfig:
     optim = OptimConfig(
         steps=80_000, batch=batch, lr=1e-4, min_lr=5e-5, warmup=2000, betas=(0.9, 0.98), weight_decay=0.05,
-        dtype="bfloat16",
+        dtype="auto",
     )  # fmt: skip
     return Stage2StreamConfig(
         PRETRAINING_SETS, optim, "blip2-vit-g", _architecture(language), prompts=("",), prefix_share=prefix_share
@@ -71,7 +71,7 @@ def blip2_flan_t5_xl() -> Stage2StreamConfig:
 def _finetuning(steps: int, batch: int, decay: float) -> OptimConfig:
     return OptimConfig(
         steps=steps, batch=batch, lr=1e-5, min_lr=0.0, warmup=1000, betas=(0.9, 0.999), weight_decay=0.05,
-        dtype="bfloat16", layer_decay=decay,
+        dtype="auto", layer_decay=decay,
     )  # fmt: skip
 
 

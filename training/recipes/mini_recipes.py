@@ -61,20 +61,20 @@ def mini_encoder_whole() -> DistillConfig:
 
 def mini_text() -> TextConfig:
     """mini's text half, from paraphrases: 136,310 captions of 27,262 photos (Flickr30k train, none of Flickr8k's)."""
-    optim = OptimConfig(steps=1600, batch=192, lr=8e-4, warmup=60, clip=1.0, seed=4, dtype="bfloat16")
+    optim = OptimConfig(steps=1600, batch=192, lr=8e-4, warmup=60, clip=1.0, seed=4, dtype="auto")
     return TextConfig(mini(), ("flickr30k-train-captions.tsv.gz",), optim)
 
 
 def mini_language() -> TrainLanguageConfig:
     """mini's language model: an OPT of 3 layers, width 256, from 136,310 captions of 27,262 photos (Flickr30k)."""
-    optim = OptimConfig(steps=1500, batch=64, lr=2e-3, warmup=100, clip=1.0, seed=10, dtype="bfloat16")
+    optim = OptimConfig(steps=1500, batch=64, lr=2e-3, warmup=100, clip=1.0, seed=10, dtype="auto")
     return TrainLanguageConfig(("flickr30k-train-captions.tsv.gz",), optim)
 
 
 def mini_stage1() -> Stage1Config:
     """mini's Q-Former: ITC, then ITC + ITM + ITG, on Flickr8k train (6,000 pictures, 5 captions each)."""
-    itc = OptimConfig(steps=500, batch=192, lr=1e-3, warmup=40, clip=1.0, seed=5, dtype="bfloat16")
-    optim = OptimConfig(steps=3200, batch=96, lr=5e-4, warmup=40, clip=1.0, seed=6, dtype="bfloat16")
+    itc = OptimConfig(steps=500, batch=192, lr=1e-3, warmup=40, clip=1.0, seed=5, dtype="auto")
+    optim = OptimConfig(steps=3200, batch=96, lr=5e-4, warmup=40, clip=1.0, seed=6, dtype="auto")
     return Stage1Config(
         mini(),
         ("flickr8k-train-*.tar",),
@@ -94,7 +94,7 @@ def mini_tuned() -> Stage1Config:
     weights before and after these are averaged.
     """
     encoder = OptimConfig(steps=700, batch=128, lr=3e-4, warmup=40, clip=1.0, seed=11, log_every=25)
-    optim = OptimConfig(steps=700, batch=96, lr=3e-4, warmup=40, clip=1.0, seed=12, dtype="bfloat16")
+    optim = OptimConfig(steps=700, batch=96, lr=3e-4, warmup=40, clip=1.0, seed=12, dtype="auto")
     return replace(
         mini_stage1(),
         start="mini",
@@ -127,7 +127,7 @@ def mini_retrieval() -> PretrainConfig:
 
     Global batch 64, 1,000 steps, the encoder frozen, captions of one photo never each other's negatives.
     """
-    optim = OptimConfig(steps=1000, batch=64, lr=1e-4, warmup=50, clip=1.0, seed=9, dtype="bfloat16")
+    optim = OptimConfig(steps=1000, batch=64, lr=1e-4, warmup=50, clip=1.0, seed=9, dtype="auto")
     sources = (SourceConfig("flickr8k-train-*.tar"),)
     return PretrainConfig(mini(), sources, optim, start="mini", picture_ids=True, workers=2)
 
@@ -135,7 +135,7 @@ def mini_retrieval() -> PretrainConfig:
 def mini_captioner() -> Stage2Config:
     """mini's captioner: the bundled mini before the recipe `mini-language`'s, on Flickr8k train."""
     optim = OptimConfig(
-        steps=2500, batch=64, lr=6e-4, min_lr=3e-5, warmup=100, clip=1.0, seed=8, dtype="bfloat16"
+        steps=2500, batch=64, lr=6e-4, min_lr=3e-5, warmup=100, clip=1.0, seed=8, dtype="auto"
     )
     return Stage2Config(
         ("flickr8k-train-*.tar",), optim, start="mini", views=4, question=None, repetition_penalty=1.4
@@ -170,7 +170,7 @@ def mini_captions() -> CaptionConfig:
     Global batch 16, 500 steps, at the start's pixels, the encoder frozen. Starts from the bundled `mini-captioner`;
     --set start=FOLDER for another.
     """
-    optim = OptimConfig(steps=500, batch=16, lr=1e-4, warmup=25, clip=1.0, seed=10, dtype="bfloat16")
+    optim = OptimConfig(steps=500, batch=16, lr=1e-4, warmup=25, clip=1.0, seed=10, dtype="auto")
     return CaptionConfig((SourceConfig("flickr8k-train-*.tar"),), optim, "mini-captioner", workers=2)
 
 
@@ -180,7 +180,7 @@ def mini_vqa() -> VqaConfig:
     A row of the list has "image", "question" and "answer" (a text, or a list with repeats). Global batch 16, 500 steps,
     the encoder frozen. Starts from the bundled `mini-captioner`; the Q-Former reads the question by mini's text branch.
     """
-    optim = OptimConfig(steps=500, batch=16, lr=1e-4, warmup=25, clip=1.0, seed=11, dtype="bfloat16")
+    optim = OptimConfig(steps=500, batch=16, lr=1e-4, warmup=25, clip=1.0, seed=11, dtype="auto")
     sources = (QuestionConfig("questions.json", images="photos"),)
     return VqaConfig(
         sources, optim, "mini-captioner", max_tokens=64, reads_prompt=True, text_start="mini", workers=2

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from toy_task import CONFIG, Toy
 
 from engine.errors import TrainingError
-from training.loop.flop_count import OperationCount
 from training.loop.train_loop import train
 from training.loop.trained_weights import Weights
 
@@ -168,16 +167,6 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
     with pytest.raises(TrainingError, match=r"checkpoint\.pt is not a readable checkpoint"):
         train(Toy(), CONFIG, tmp_path)
-
-
-def test_operations_are_counted_forward_and_backward() -> None:
-    layer = nn.Linear(6, 8)
-    x = torch.randn(4, 6, requires_grad=True)
-    with OperationCount() as count:
-        layer(x).sum().backward()
-    assert (
-        count.operations == 3 * 2 * 4 * 6 * 8
-    )  # the product, and one each for the weight's and the input's gradient
 
 
 def test_the_progress_line(tmp_path: Path) -> None:

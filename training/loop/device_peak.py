@@ -1,31 +1,14 @@
-"""Count the floating-point operations of a training step, and know how many a device can do in a second."""
+"""Know how many floating-point operations a device can do in a second: what the share that a run uses (MFU) is of."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 # Dense bfloat16 operations a second, from NVIDIA's data sheets; the first name that the GPU's contains.
 PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "A10G": 70e12}
-
-
-class OperationCount(TorchDispatchMode):
-    """Adds up the floating-point operations of matrix products and convolutions, backward pass and all."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
-            self.operations += formula(*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def peak_operations(device: torch.device, dtype: str) -> float:

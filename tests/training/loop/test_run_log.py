@@ -1,0 +1,71 @@
+"""What a run tells of itself: the operations that its first step takes, counted against numbers by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine.blip2.config import QFormerConfig
+from engine.blip2.layers import Attention
+from training.loop.optimizer import OptimConfig
+from training.loop.run_log import RunLog
+
+CONFIG = OptimConfig(steps=3, batch=4, lr=0.1)
+
+
+def operations_of(folder: Path, work: Callable[[], object], step: int = 0) -> int:
+    """Return how many operations the log of a run that begins with step 0 counts while a step does this."""
+    log = RunLog(folder, CONFIG, 0, print, torch.device("cpu"))
+    with log.counted(step):
+        work()
+    return log.operations
+
+
+def test_a_linear_layer_forward_and_backward(tmp_path: Path) -> None:
+    layer = nn.Linear(6, 8)
+    x = torch.randn(4, 6, requires_grad=True)
+    product = 2 * 4 * 6 * 8  # a multiplication and an addition for each of 4 x 8 numbers and 6 inputs
+    assert operations_of(tmp_path, lambda: layer(x)) == product
+    # The backward pass has a product for the weight's gradient and one for the input's.
+    assert operations_of(tmp_path, lambda: layer(x).sum().backward()) == 3 * product
+
+
+def test_only_the_first_step_is_counted(tmp_path: Path) -> None:
+    layer = nn.Linear(6, 8)
+    assert operations_of(tmp_path, lambda: layer(torch.randn(4, 6)), step=1) == 0
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_an_attention_layer(tmp_path: Path, learns: bool) -> None:
+    """Trained, in single steps, and read by PyTorch's fused attention in inference mode: the same products."""
+    rows, sources, width, source_width, heads = 5, 7, 8, 6, 2
+    layer = Attention(QFormerConfig(width=width, num_heads=heads), source_width)
+    hidden = torch.randn(3, rows, width, requires_grad=learns)
+    patches = torch.randn(3, sources, source_width)
+
+    def read() -> None:
+        with torch.inference_mode(not learns):
+            layer(hidden, layer.keys_values(patches), None)
+
+    projections = 2 * 3 * (2 * rows * width * width + 2 * sources * source_width * width)
+    products = 2 * (2 * 3 * heads * rows * sources * (width // heads))  # scores, and the values they mix
+    assert operations_of(tmp_path, read) == projections + products
+
+
+def test_rows_before_a_rate_is_known(tmp_path: Path) -> None:
+    """The first step is not timed: its row has no rate, and its line no time left."""
+    lines: list[str] = []
+    log = RunLog(tmp_path, CONFIG, 0, lines.append, torch.device("cpu"))
+    with log.counted(0):
+        pass
+    for step in (1, 2, 3):
+        log.add(step, {"loss": torch.tensor(1.0)})
+        log.write_row(step)
+    assert math.isnan(log.rows[0]["samples_per_second"]) and lines[0] == "step 1/3  loss 1.0000"
+    assert log.rows[1]["samples_per_second"] > 0 and "min left" in lines[1]
+    assert lines[2].endswith("0.0 min left")
