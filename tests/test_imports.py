@@ -28,6 +28,7 @@ OWNERS = {
     "transformers": ("engine/blip2/", "engine/checkpoints/", "engine/models/", "training/"),
     "huggingface_hub": ("engine/blip2/", "engine/models/", "ui/"),
     "click": ("ui/",),
+    "pydantic": ("training/recipes/",),
     "streamlit": ("ui/",),
     "rich": ("ui/",),
 }
@@ -93,7 +94,7 @@ LIGHT = {
     "engine.progress": HEAVY,
     "indexer.decode": HEAVY,
     "indexer.scan": HEAVY,
-    "ui.cli.main": (*HEAVY, "numpy", "PIL", "rich"),
+    "ui.cli.main": (*HEAVY, "numpy", "PIL", "rich", "pydantic"),
 }
 
 

@@ -10,10 +10,15 @@ import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from engine.errors import TrainingError
 
 Config = TypeVar("Config")
 ALIASES = {"train": "optim"}
+NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+# Dataclasses inherit this from the type around them; by itself pydantic drops names that it does not know.
+READING = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
 
 def with_settings(config: Config, changes: Sequence[str]) -> Config:
@@ -38,99 +43,112 @@ def _changed(value: Any, kind: Any, path: Sequence[str], text: str, whole: str) 
         return _parsed(text, kind, whole)
     name, rest = path[0], path[1:]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hints = typing.get_type_hints(type(value))
-        if name not in hints and ALIASES.get(name) in hints:
+        names = typing.get_type_hints(type(value))
+        if name not in names and ALIASES.get(name) in names:
             name = ALIASES[name]
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1)
-            raise TrainingError(
-                f"There is no setting {whole!r}: {type(value).__name__} has no {name!r}"
-                + (f"; did you mean {near[0]!r}?" if near else f", it has: {', '.join(hints)}.")
-            )
+        if name not in names:
+            raise TrainingError(f"There is no setting {whole!r}: {_no_such_name(type(value), name)}")
         if rest and getattr(value, name) is None:
             raise TrainingError(f"{whole}: {name} is none in this recipe, so nothing in it can be set.")
-        changed = _changed(getattr(value, name), hints[name], rest, text, whole)
+        changed = _changed(getattr(value, name), names[name], rest, text, whole)
         return dataclasses.replace(value, **{name: changed})
     if isinstance(value, tuple):
         if not name.isdigit() or int(name) >= len(value):
             raise TrainingError(f"{whole}: {name!r} is no place in a row of {len(value)} (from 0).")
-        inner = typing.get_args(_plain(kind))
-        item = inner[0] if len(inner) == 2 and inner[1] is ... else inner[int(name)]
-        new = _changed(value[int(name)], item, rest, text, whole)
+        new = _changed(value[int(name)], _kind_inside(kind, int(name)), rest, text, whole)
         return (*value[: int(name)], new, *value[int(name) + 1 :])
     if isinstance(value, dict) and not rest:
-        return value | {name: _json(text)}
+        try:
+            return value | {name: json.loads(text)}
+        except ValueError:  # a text need not stand in quotes
+            return value | {name: text}
     raise TrainingError(f"{whole}: {type(value).__name__} {value!r} has no {name!r} in it.")
 
 
+def _parsed(text: str, kind: Any, whole: str) -> Any:
+    """Return the value of a setting of this kind. Raise TrainingError for a text that stands for none."""
+    adapter = TypeAdapter(dict[str, kind], config=READING)
+    try:
+        return adapter.validate_python({whole: _from_text(text, kind)})[whole]
+    except ValidationError as error:
+        raise TrainingError(_explained(error, kind, text)) from None
+    except ValueError as error:
+        raise TrainingError(
+            f"{whole} should be {_named(kind)}, not {text!r}, which is no readable JSON: {error}."
+        ) from None
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    """Return what a person typed as plain values: "none", JSON, or a row with commas between its values."""
+    inside = _plain(kind)
+    if inside is not kind and text.lower() == "none":
+        return None
+    if typing.get_origin(inside) is not tuple:
+        return json.loads(text) if text.startswith("{") and inside is not str else text
+    if text.startswith("["):
+        return json.loads(text)
+    if dataclasses.is_dataclass(_kind_inside(inside, 0)):
+        return text
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _explained(error: ValidationError, kind: Any, text: str) -> str:
+    """Return the first of pydantic's complaints in our words; a name that nothing has comes before all others."""
+    complaints = error.errors(include_url=False)
+    complaint = next((c for c in complaints if c["type"] == "unexpected_keyword_argument"), complaints[0])
+    path = complaint["loc"]
+    name = path[-1]
+    missing = complaint["type"] in ("missing", "unexpected_keyword_argument")
+    inside = path[1:-1] if missing else path[1:]
+    for place in inside:
+        kind = _kind_inside(kind, place)
+    where = ".".join(map(str, (path[0], *inside)))
+    if complaint["type"] == "unexpected_keyword_argument":
+        return f"{where}: {_no_such_name(_plain(kind), str(name))}"
+    if complaint["type"] == "too_long" or (missing and isinstance(name, int)):
+        wanted = len(typing.get_args(_plain(kind)))
+        return f"{where} should have {wanted} values, not {len(complaint['input'])} ({text!r})."
+    if missing:
+        return f"{where}: {_plain(kind).__name__} needs {name!r}, which {text!r} leaves out."
+    value = complaint["input"]
+    return (
+        f"{where} should be {_named(kind)}, not {value if isinstance(value, str) else json.dumps(value)!r}."
+    )
+
+
+def _no_such_name(kind: type, name: str) -> str:
+    names = typing.get_type_hints(kind)
+    near = difflib.get_close_matches(name, names, n=1)
+    advice = f"; did you mean {near[0]!r}?" if near else f", it has: {', '.join(names)}."
+    return f"{kind.__name__} has no {name!r}{advice}"
+
+
 def _plain(kind: Any) -> Any:
-    """`X` of `X | None`."""
+    """Return `X` of `X | None`."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return next(one for one in typing.get_args(kind) if one is not type(None))
+        return next(inner for inner in typing.get_args(kind) if inner is not type(None))
     return kind
 
 
-def _parsed(text: str, kind: Any, whole: str) -> Any:
-    if kind is not _plain(kind) and text.lower() == "none":
-        return None
+def _kind_inside(kind: Any, place: int | str) -> Any:
+    """Return the kind of a field, of a place in a row, or of a name in a dict."""
     kind = _plain(kind)
-    try:
-        if typing.get_origin(kind) is tuple:
-            return _row(text, typing.get_args(kind), whole)
-        if dataclasses.is_dataclass(kind):
-            return _built(_json(text), kind, whole)
-        if typing.get_origin(kind) is dict:
-            return _checked(_json(text), dict)
-        if kind is bool:
-            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        return text if kind is str else kind(text)
-    except (ValueError, KeyError, TypeError):
-        raise TrainingError(f"{whole} should be {_named(kind)}, not {text!r}.") from None
-
-
-def _row(text: str, inner: tuple[Any, ...], whole: str) -> tuple[Any, ...]:
-    if dataclasses.is_dataclass(inner[0]):
-        return tuple(_built(one, inner[0], whole) for one in _checked(_json(text), list))
-    is_json = text.startswith("[")
-    items = (
-        [str(one) for one in json.loads(text)]
-        if is_json
-        else [one.strip() for one in text.split(",") if one.strip()]
-    )
-    if inner[-1] is ...:
-        return tuple(_parsed(one, inner[0], whole) for one in items)
-    if len(items) != len(inner):
-        raise TrainingError(f"{whole} should have {len(inner)} values, not {len(items)} ({text!r}).")
-    return tuple(_parsed(one, kind, whole) for one, kind in zip(items, inner, strict=True))
-
-
-def _built(values: Any, kind: Any, whole: str) -> Any:
-    """A dataclass from JSON, name by name."""
-    hints = typing.get_type_hints(kind)
-    unknown = [name for name in _checked(values, dict) if name not in hints]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], hints, n=1)
-        raise TrainingError(
-            f"{whole}: {kind.__name__} has no {unknown[0]!r}"
-            + (f"; did you mean {near[0]!r}?" if near else ".")
-        )
-    parsed = {
-        name: _parsed(value if isinstance(value, str) else json.dumps(value), hints[name], f"{whole}.{name}")
-        for name, value in values.items()
-    }
-    return kind(**parsed)
-
-
-def _json(text: str) -> Any:
-    return json.loads(text)
-
-
-def _checked(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError
-    return value
+    if dataclasses.is_dataclass(kind):
+        return typing.get_type_hints(kind)[str(place)]
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) is dict:
+        return inner[1]
+    return inner[0] if inner[-1] is ... else inner[int(place)]
 
 
 def _named(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return names.get(kind, str(kind).replace("typing.", ""))
+    """Return what a value of this kind is called in a message."""
+    kind = _plain(kind)
+    is_row = typing.get_origin(kind) is tuple
+    item = _plain(_kind_inside(kind, 0)) if is_row else kind
+    if isinstance(item, type) and dataclasses.is_dataclass(item):
+        example = f'{{"{dataclasses.fields(item)[0].name}": ...}}'
+        return f"JSON for {item.__name__}, such as {f'[{example}]' if is_row else example}"
+    if is_row:
+        return "values with commas between them"
+    return "a JSON object" if typing.get_origin(kind) is dict else NAMES.get(kind, str(kind))
