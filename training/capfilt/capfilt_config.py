@@ -12,8 +12,8 @@ from engine.errors import DataError
 from training.capfilt.photo_labels import check_texts
 
 
-def describe_capfilt(config: CapfiltConfig, data: Path, runs: Path) -> Iterator[str]:
-    """What would be drawn, ranked and kept; of how many photos, where they are there."""
+def outline_capfilt(config: CapfiltConfig, data: Path, runs: Path) -> Iterator[str]:
+    """Yield the lines of `--dry-run`: what would be drawn, ranked and kept, of how many photos where they are there."""
     try:
         count = f"{len(PhotoSets(config.pictures, data, runs)):,} photos"
     except DataError:

@@ -150,7 +150,7 @@ def test_the_papers_numbers() -> None:
         "vqav2-opt-6.7b": (128, *fine, 82_165, betas, 0.9, 490, asks),
         "vqav2-flan-t5-xl": (128, *fine, 82_165, betas, 0.95, 490, short),
     }
-    assert all(r.optim.weight_decay == 0.05 and r.optim.dtype == "bfloat16" for r in recipes.values())
+    assert all(r.optim.weight_decay == 0.05 and r.optim.dtype == "auto" for r in recipes.values())
     tuned = [recipes[name] for name in recipes if name in {**CAPTION, **VQA}]
     assert len(tuned) == 6 and all(r.train_encoder and r.recompute_encoder for r in tuned)
     assert all(recipes[name].reads_prompt == (name in VQA) for name in recipes)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -54,110 +51,50 @@ def train(
     vqa       the same with questions and answers         -> RUNS/NAME/model
     capfilt   captions drawn for photos, the best kept   -> RUNS/NAME/NAME-000.tar, ...
     """
-    from training.recipes import recipe_catalogue
-
-    known = recipe_catalogue.BY_KIND[what]
     if recipe is None:
-        write("".join(f"{name}: {(make.__doc__ or '').splitlines()[0]}\n" for name, make in known.items()))
+        write("".join(f"{line}\n" for line in _recipe_lines(what)))
         return
-    if recipe not in known:
-        raise DataError(f"There is no {what} recipe {recipe!r}; there are: {', '.join(known)}.")
-    from training.recipes.recipe_settings import with_settings
+    config = _recipe(what, recipe, changes)
+    output = runs / (recipe if name is None else _folder_name(name))
+    from training.recipes.trainers import Request, trainer_of
 
-    config = with_settings(known[recipe](), changes)
-    if name is not None and (not name.strip() or name == ".." or Path(name).name != name):
-        raise DataError(f"--name {name!r} is no folder's name; it lies below RUNS, as mini-2 does.")
+    request = Request(data or Path(), runs, output, teacher, language, phase, say)
     if dry_run:
-        write("".join(f"{line}\n" for line in _plan(config, data or Path(), runs, language)))
+        write("".join(f"{line}\n" for line in trainer_of(config).outline(config, request)))
         return
     if data is None or not data.is_dir():
         raise DataError(f"The recipe's data folder {data or ''} is not there; give it with --data.")
-    output = runs / (name or recipe)
     try:
-        _train(config, data, teacher, runs, output, phase, language)
+        failures = trainer_of(config).run(config, request)
     except KeyboardInterrupt:
         say(f"Stopped; the same command goes on from the checkpoint in {output}.")
         click.get_current_context().exit(STOPPED)
+    if failures:
+        say_failures(failures, more=f", see the .json files in {output}")
+        finish_with_failures()
 
 
-def _train(
-    config: Any, data: Path, teacher: Path | None, runs: Path, output: Path, phase: str | None,
-    language: Path | None,
-) -> None:  # fmt: skip
-    from training.capfilt.capfilt import run_capfilt
-    from training.capfilt.capfilt_config import CapfiltConfig
-    from training.stages.distillation import DistillConfig, run_distill
-    from training.stages.finetuning import CaptionConfig, run_finetune
-    from training.stages.pretrain import PretrainConfig, run_pretrain
-    from training.stages.small_language_model import TrainLanguageConfig, run_language
-    from training.stages.stage1 import run_stage1
-    from training.stages.stage2 import Stage2Config, run_stage2
-    from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
-    from training.stages.text_half import TextConfig, run_text
-
-    if isinstance(config, DistillConfig):
-        if teacher is None:
-            raise DataError("A distillation needs --teacher: the folder of the teacher's weights.")
-        run_distill(config, data, teacher, output, only=phase, say=say)
-    elif isinstance(config, TextConfig):
-        run_text(config, data, output, say=say)
-    elif isinstance(config, TrainLanguageConfig):
-        run_language(config, data, output, say=say)
-    elif isinstance(config, Stage2Config | Stage2StreamConfig):
-        if language is None:
-            raise DataError(
-                "Stage 2 needs --language: a transformers folder of a language model, with its tokenizer."
-            )
-        if isinstance(config, Stage2Config):
-            run_stage2(config, data, runs, language, output, say=say)
-        else:
-            run_stage2_stream(config, data, runs, language, output, say=say)
-    elif isinstance(config, CaptionConfig):
-        run_finetune(config, data, runs, output, say=say)
-    elif isinstance(config, CapfiltConfig):
-        if failures := run_capfilt(config, data, runs, output, teacher=teacher, say=say):
-            say_failures(failures, more=f", see the .json files in {output}")
-            finish_with_failures()
-    elif isinstance(config, PretrainConfig):
-        run_pretrain(config, data, runs, output, say=say)
-    else:
-        run_stage1(config, data, runs, output, say=say)
+def _folder_name(name: str) -> str:
+    """Return the name of a run that a person has given. Raises DataError for one that leads out of RUNS."""
+    if not name.strip() or name == ".." or Path(name).name != name:
+        raise DataError(f"--name {name!r} is no folder's name; it lies below RUNS, as mini-2 does.")
+    return name
 
 
-def _plan(config: Any, data: Path, runs: Path, language: Path | None) -> Iterator[str]:
-    """The lines of a dry run. Under torchrun's WORLD_SIZE, of one of so many processes."""
-    from training.capfilt.capfilt_config import CapfiltConfig, describe_capfilt
-    from training.stages.distillation import DistillConfig
-    from training.stages.dry_run import (
-        describe_distillation,
-        describe_generative,
-        describe_language_model,
-        describe_plan,
-        describe_stage1,
-    )
-    from training.stages.generative import GenerativeConfig
-    from training.stages.pretrain import PretrainConfig, check
-    from training.stages.small_language_model import TrainLanguageConfig
-    from training.stages.stage1 import Stage1Config
-    from training.stages.stage2 import Stage2Config
+def _recipe_lines(what: str) -> list[str]:
+    """Return every recipe of a kind by its name, with the first line of what it says of itself."""
+    from training.recipes.recipe_catalogue import BY_KIND
 
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    if isinstance(config, DistillConfig):
-        return describe_distillation(config)
-    if isinstance(config, GenerativeConfig | Stage2Config):
-        return describe_generative(config, data, runs, language, processes)
-    if isinstance(config, TrainLanguageConfig):
-        return describe_language_model(config)
-    if isinstance(config, CapfiltConfig):
-        return describe_capfilt(config, data, runs)
-    if isinstance(config, Stage1Config):
-        return describe_stage1(config, processes)
-    options: dict[str, Any] = {}
-    if isinstance(config, PretrainConfig):
-        check(config)
-        options = {
-            "train_encoder": config.train_encoder,
-            "recompute": config.recompute_encoder,
-            "chunk": config.chunk,
-        }
-    return describe_plan(config.model, config.optim, processes=processes, **options)
+    return [f"{name}: {(make.__doc__ or '').splitlines()[0]}" for name, make in BY_KIND[what].items()]
+
+
+def _recipe(what: str, recipe: str, changes: tuple[str, ...]) -> object:
+    """Return a recipe with its changed settings, and with the dtypes that are fast on this machine."""
+    from training.loop.run_dtype import with_resolved_dtypes
+    from training.recipes.recipe_catalogue import BY_KIND
+    from training.recipes.recipe_settings import with_settings
+
+    known = BY_KIND[what]
+    if recipe not in known:
+        raise DataError(f"There is no {what} recipe {recipe!r}; there are: {', '.join(known)}.")
+    return with_resolved_dtypes(with_settings(known[recipe](), changes))

@@ -1,0 +1,137 @@
+"""Know how each kind of recipe is run, and how a dry run outlines it: one table, by the class of its settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import DataError
+from engine.types import Failure
+from training.capfilt.capfilt import run_capfilt
+from training.capfilt.capfilt_config import CapfiltConfig, outline_capfilt
+from training.stages.distillation import DistillConfig, run_distill
+from training.stages.dry_run import (
+    describe_distillation,
+    describe_generative,
+    describe_language_model,
+    describe_plan,
+    describe_stage1,
+)
+from training.stages.finetuning import CaptionConfig, run_finetune
+from training.stages.pretrain import PretrainConfig, check, run_pretrain
+from training.stages.small_language_model import TrainLanguageConfig, run_language
+from training.stages.stage1 import Stage1Config, run_stage1
+from training.stages.stage2 import Stage2Config, run_stage2
+from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
+from training.stages.text_half import TextConfig, run_text
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks of a run beside its recipe.
+
+    data: the folder of its sets. runs: of other runs, on which it may build. output: of what it writes. teacher,
+    language: of the teacher's weights and of a language model, where they are given. phase: the only one of a
+    distillation to run. say: called with a line of progress.
+    """
+
+    data: Path
+    runs: Path
+    output: Path
+    teacher: Path | None = None
+    language: Path | None = None
+    phase: str | None = None
+    say: Callable[[str], None] = lambda line: None
+
+    @property
+    def teacher_folder(self) -> Path:
+        """Raises DataError where none is given."""
+        if self.teacher is None:
+            raise DataError("A distillation needs --teacher: the folder of the teacher's weights.")
+        return self.teacher
+
+    @property
+    def language_folder(self) -> Path:
+        """Raises DataError where none is given."""
+        if self.language is None:
+            raise DataError(
+                "Stage 2 needs --language: a transformers folder of a language model, with its tokenizer."
+            )
+        return self.language
+
+    @property
+    def processes(self) -> int:
+        """How many share a batch, as torchrun says."""
+        return int(os.environ.get("WORLD_SIZE", 1))
+
+
+Run = Callable[[Any, Request], Sequence[Failure] | None]
+"""Train by a config; return the photos that could not be read, where the run names them."""
+Outline = Callable[[Any, Request], Iterator[str]]
+"""Say what a run would do, in lines, without doing it."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How one kind of recipe is run, and how it is outlined."""
+
+    run: Run
+    outline: Outline
+
+
+def _outline_pretrain(config: PretrainConfig, processes: int) -> Iterator[str]:
+    """Raises TrainingError for settings that contradict each other."""
+    check(config)
+    return describe_plan(
+        config.model, config.optim, train_encoder=config.train_encoder, recompute=config.recompute_encoder,
+        chunk=config.chunk, processes=processes,
+    )  # fmt: skip
+
+
+TRAINERS: dict[type, Trainer] = {
+    DistillConfig: Trainer(
+        lambda c, at: run_distill(c, at.data, at.teacher_folder, at.output, only=at.phase, say=at.say),
+        lambda c, at: describe_distillation(c),
+    ),
+    TextConfig: Trainer(
+        lambda c, at: run_text(c, at.data, at.output, say=at.say),
+        lambda c, at: describe_plan(c.model, c.optim, processes=at.processes),
+    ),
+    TrainLanguageConfig: Trainer(
+        lambda c, at: run_language(c, at.data, at.output, say=at.say),
+        lambda c, at: describe_language_model(c),
+    ),
+    Stage1Config: Trainer(
+        lambda c, at: run_stage1(c, at.data, at.runs, at.output, say=at.say),
+        lambda c, at: describe_stage1(c, at.processes),
+    ),
+    PretrainConfig: Trainer(
+        lambda c, at: run_pretrain(c, at.data, at.runs, at.output, say=at.say),
+        lambda c, at: _outline_pretrain(c, at.processes),
+    ),
+    Stage2Config: Trainer(
+        lambda c, at: run_stage2(c, at.data, at.runs, at.language_folder, at.output, say=at.say),
+        lambda c, at: describe_generative(c, at.data, at.runs, at.language, at.processes),
+    ),
+    Stage2StreamConfig: Trainer(
+        lambda c, at: run_stage2_stream(c, at.data, at.runs, at.language_folder, at.output, say=at.say),
+        lambda c, at: describe_generative(c, at.data, at.runs, at.language, at.processes),
+    ),
+    CaptionConfig: Trainer(
+        lambda c, at: run_finetune(c, at.data, at.runs, at.output, say=at.say),
+        lambda c, at: describe_generative(c, at.data, at.runs, at.language, at.processes),
+    ),
+    CapfiltConfig: Trainer(
+        lambda c, at: run_capfilt(c, at.data, at.runs, at.output, teacher=at.teacher, say=at.say),
+        lambda c, at: outline_capfilt(c, at.data, at.runs),
+    ),
+}
+"""The run and the outline of each kind of recipe; a subclass of a config goes by the nearest class in here."""
+
+
+def trainer_of(config: object) -> Trainer:
+    """Return how a recipe is run and outlined."""
+    return next(TRAINERS[kind] for kind in type(config).__mro__ if kind in TRAINERS)
