@@ -17,16 +17,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from engine.atomic import write_file
 from engine.blip2.config import VisionConfig
 from engine.blip2.pixels import to_pixels
 from engine.blip2.vision import EncoderPart, VisionEncoder, network_parts
 from engine.datasets.picture_reading import load_pictures
 from engine.datasets.tar_shards import find_shards, read_shards
 from engine.errors import DataError
+from engine.models.devices import fast_dtype
+from training.distributed.world import device_of_process
 from training.loop.optimizer import OptimConfig
+from training.loop.run_checkpoint import CHECKPOINT
+from training.loop.run_dtype import fast_autocast
 from training.loop.train_loop import train
 from training.stages.teacher import load_teacher
 
@@ -117,7 +122,7 @@ class DistillTask:
     def losses(self, step: int) -> dict[str, Tensor]:
         x, seen = self._windows()
         forced = step < self.phase.forced * self.phase.optim.steps
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with fast_autocast(self.device):
             hints = []
             with torch.no_grad():
                 for part in self.teacher:
@@ -144,7 +149,7 @@ class DistillTask:
             windows = inputs[chosen][:, top : top + crop, left : left + crop]
             windows = windows.flip(2) if flip else windows
             if self.phase.first:
-                return windows.to(self.device).permute(0, 3, 1, 2)
+                return windows.to(self.device, fast_dtype(self.device)).permute(0, 3, 1, 2)
             return to_pixels(windows.numpy(), self.vision.mean, self.vision.std, self.device)
 
         own = cut(self.inputs)
@@ -153,7 +158,7 @@ class DistillTask:
     def _feature_maps(self, before: list[EncoderPart], batch: int = 50) -> Tensor:
         """What these parts make of every picture -> (N, H, W, C) bfloat16."""
         maps, pictures = [], self.pictures
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16):
+        with torch.inference_mode(), fast_autocast(self.device):
             for start in range(0, len(pictures), batch):
                 x = to_pixels(pictures[start : start + batch], self.vision.mean, self.vision.std, self.device)
                 for part in before:
@@ -167,7 +172,7 @@ def measure(student: VisionEncoder, teacher: VisionEncoder, pictures: np.ndarray
     errors = []
     config, device = student.config, student.device
     student.eval()
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+    with torch.inference_mode(), fast_autocast(device):
         for start in range(0, len(pictures), batch):
             pixels = to_pixels(pictures[start : start + batch], config.mean, config.std, device)
             got, want = student.backbone.forward_features(pixels), teacher.backbone.forward_features(pixels)
@@ -190,7 +195,7 @@ def distill(
         student.load_state_dict(start)
     for phase in config.phases:
         if only not in (None, phase.name):
-            checkpoint = folder / phase.name / "checkpoint.pt"
+            checkpoint = folder / phase.name / CHECKPOINT
             if checkpoint.exists():
                 state = torch.load(checkpoint, weights_only=True)["model"]
                 parts = nn.ModuleList(
@@ -222,13 +227,13 @@ def run_distill(
         if not (path := output.parent / config.start / ENCODER).is_file():
             raise DataError(f"No encoder to train on from at {path}; train the recipe {config.start} first.")
         start = load_file(path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of_process()
     teacher = load_teacher(config.vision, teacher_folder).to(device)
     samples = list(read_shards(find_shards(config.pictures, data)))
     pictures, _, failures = load_pictures(samples, config.vision.image_size)
     say(f"{len(pictures)} pictures, {len(failures)} unreadable")
     student = distill(config, teacher, pictures, output, start=start, only=only, say=say)
     if only is None:
-        save_file({k: v.contiguous() for k, v in student.state_dict().items()}, output / ENCODER)
+        write_file(output / ENCODER, save({k: v.contiguous() for k, v in student.state_dict().items()}))
         error = measure(student, teacher, pictures[:: max(1, len(pictures) // 500)])
         say(f"wrote {output / ENCODER}; its patches differ from the teacher's by {error:.3f} of the variance")

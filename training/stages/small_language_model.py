@@ -19,10 +19,12 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
+from engine.atomic import write_file
 from engine.blip2.language_tokens import IGNORED
 from engine.checkpoints.language_folder import save_language
 from engine.datasets.captioned_pictures import plain_caption
 from engine.errors import DataError
+from training.distributed.world import device_of_process
 from training.loop.optimizer import OptimConfig
 from training.loop.train_loop import train
 from training.stages.text_half import TOKENIZER, read_caption_groups
@@ -176,14 +178,13 @@ def run_language(
     groups = [group for group in groups if group]
     output.mkdir(parents=True, exist_ok=True)
     if not (output / TOKENIZER).exists():  # a resumed run keeps its token numbers
-        train_bpe((text for group in groups for text in group), config.vocab_size).save(
-            str(output / TOKENIZER)
-        )
+        words = train_bpe((text for group in groups for text in group), config.vocab_size)
+        write_file(output / TOKENIZER, words.to_str(pretty=True))
     tokenizer = Tokenizer.from_file(str(output / TOKENIZER))
     say(f"{sum(map(len, groups))} captions of {len(groups)} photos, {tokenizer.get_vocab_size()} tokens")
     torch.manual_seed(config.optim.seed)
     model = make_opt(config, tokenizer.get_vocab_size())
-    nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
+    nn.Module.to(model, device_of_process())
     learned = [group for number, group in enumerate(groups, 1) if number % EVALUATED]
     train(LanguageTask(model, tokenizer, learned, config), config.optim, output, say=say)
     kept_out = groups[EVALUATED - 1 :: EVALUATED]

@@ -16,14 +16,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 
+from engine.atomic import write_file
 from engine.blip2.config import Blip2Config
 from engine.blip2.retriever import Retriever
 from engine.blip2.wordpiece import TextTokenizer
 from engine.errors import DataError
+from training.distributed.world import device_of_process
 from training.loop.optimizer import OptimConfig
 from training.loop.train_loop import train
 from training.losses.itc_itm_itg import LEAST_TEMPERATURE
@@ -123,14 +125,13 @@ def run_text(
     output.mkdir(parents=True, exist_ok=True)
     if not (output / TOKENIZER).exists():  # a resumed run keeps its token numbers
         texts = (text for group in groups for text in group)
-        train_tokenizer(texts, config.model.qformer.vocab_size).save(str(output / TOKENIZER))
+        words = train_tokenizer(texts, config.model.qformer.vocab_size)
+        write_file(output / TOKENIZER, words.to_str(pretty=True))
     tokenizer = Tokenizer.from_file(str(output / TOKENIZER))
     say(f"{sum(map(len, groups))} captions of {len(groups)} photos, {tokenizer.get_vocab_size()} tokens")
     torch.manual_seed(config.optim.seed)
-    net = Retriever(config.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    net = Retriever(config.model).to(device_of_process())
     task = TextTask(net, TextTokenizer(tokenizer, config.model.max_tokens), groups, config.optim.batch)
     train(task, config.optim, output, say=say)
-    save_file(
-        {name: value.cpu().contiguous() for name, value in task.model.state_dict().items()},
-        output / TEXT_HALF,
-    )
+    learned = {name: value.cpu().contiguous() for name, value in task.model.state_dict().items()}
+    write_file(output / TEXT_HALF, save(learned))

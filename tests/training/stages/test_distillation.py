@@ -76,6 +76,28 @@ def test_blocks_learn_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
         assert torch.equal(again.state_dict()[name], value), name
 
 
+def test_everything_is_float32_without_bfloat16_in_hardware(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
+    teacher = load_teacher(mini().vision, random_teacher(tmp_path / "teacher"))
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+    optim = OptimConfig(steps=1, batch=2, lr=1e-3, weight_decay=0.0)
+    dtypes = set()
+    real = distillation.hint_error
+
+    def seen(got_BCHW: torch.Tensor, want_BCHW: torch.Tensor) -> torch.Tensor:
+        dtypes.update((got_BCHW.dtype, want_BCHW.dtype))
+        return real(got_BCHW, want_BCHW)
+
+    monkeypatch.setattr(distillation, "hint_error", seen)
+    phases = (Phase("early", 0, 3, 32, 0.0, optim), Phase("late", 3, 5, 8, 0.0, optim, own_inputs=True))
+    config = DistillConfig(mini().vision, (), phases)
+    student = distillation.distill(config, teacher, pictures, tmp_path / "run")
+    distillation.measure(student, teacher, pictures)
+    assert dtypes == {torch.float32}
+
+
 def test_an_encoder_is_trained_on_from_another_run(tmp_path: Path) -> None:
     """One step at a rate of zero: what was begun from is what comes out, and the last part alone is asked."""
     teacher_folder, data = random_teacher(tmp_path / "teacher"), tmp_path / "data"
