@@ -6,11 +6,12 @@ of our own moves it on. Lance is not fork-safe: worker processes are spawned. On
 
 import errno
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,31 @@ MAX_FRAGMENTS = 128
 
 class VanishedError(IndexStateError):
     """The version that was being read has been compacted away by a writer: refresh, then read again."""
+
+
+class Refreshable(Protocol):
+    """What reads tables at one version, and can move on to the newest."""
+
+    def refresh(self) -> None: ...
+
+
+Owner = TypeVar("Owner", bound=Refreshable)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def retried(method: Callable[Concatenate[Owner, P], T]) -> Callable[Concatenate[Owner, P], T]:
+    """Read once more from the newest version when another process compacted this one away."""
+
+    @wraps(method)
+    def read_again(self: Owner, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except VanishedError:
+            self.refresh()
+            return method(self, *args, **kwargs)
+
+    return read_again
 
 
 class Database:

@@ -57,6 +57,16 @@ FILE_SCHEMA = pa.schema(
 FAILURE_SCHEMA = pa.schema([*_PATH_FIELDS, pa.field("reason", pa.string(), nullable=False)])
 
 
+def table_schemas(num_queries: int, embed_dim: int) -> dict[str, pa.Schema]:
+    """Return the schema of each table that every index has, by its name; the table of captions comes later."""
+    return {
+        "photos": photo_schema(num_queries, embed_dim),
+        "files": FILE_SCHEMA,
+        "failures": FAILURE_SCHEMA,
+        "texts": text_schema(embed_dim),
+    }
+
+
 def to_fixed_lists(vectors: np.ndarray) -> pa.Array:
     """fixed_size_list<float16> column of (N, ...) vectors, one list a row."""
     flat = np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1)

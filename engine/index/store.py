@@ -8,12 +8,10 @@ around a whole build so that nobody else comes between two batches.
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from itertools import islice
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +19,12 @@ import pyarrow.compute as pc
 
 from engine.errors import IndexStateError
 from engine.index.caption_table import CaptionTable, NewCaption
-from engine.index.database import MAX_FRAGMENTS, Database, Table, VanishedError, ids_condition
+from engine.index.database import MAX_FRAGMENTS, Database, Table, ids_condition, retried
 from engine.index.live_photos import LiveFiles
 from engine.index.manifest import FILE_NAME, Manifest
 from engine.index.path_table import FailureRecord, FileRecord, PathTable, absolute
 from engine.index.photo_table import NewPhoto, PhotoTable
-from engine.index.schemas import FAILURE_SCHEMA, FILE_SCHEMA, photo_schema, text_schema
+from engine.index.schemas import FAILURE_SCHEMA, FILE_SCHEMA, table_schemas
 from engine.index.text_table import TextTable
 from engine.index.writer_lock import LOCK_NAME, locked
 from engine.types import Caption, Photo
@@ -35,25 +33,6 @@ CACHE_FOLDER = "faiss"
 TABLES_FOLDER = "tables"
 _PATHS_AT_ONCE = 1000  # in one SQL condition
 _SMALL_TABLE_FRAGMENTS = 8  # files, failures and texts hold no vectors worth sparing
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def _retried(
-    method: Callable[Concatenate["Store", P], T],
-) -> Callable[Concatenate["Store", P], T]:
-    """Read once more from the newest version when another process compacted this one away."""
-
-    @wraps(method)
-    def retried(self: "Store", *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return method(self, *args, **kwargs)
-        except VanishedError:
-            self.refresh()
-            return method(self, *args, **kwargs)
-
-    return retried
 
 
 class Store:
@@ -93,7 +72,7 @@ class Store:
             for stale in (CACHE_FOLDER, TABLES_FOLDER):
                 shutil.rmtree(folder / stale, ignore_errors=True)
             database = Database(folder / TABLES_FOLDER)
-            schemas = _schemas(manifest)
+            schemas = table_schemas(manifest.num_queries, manifest.embed_dim)
             tables = [database.create(name, schema) for name, schema in schemas.items()]
             manifest.save(folder)
         return cls(folder, manifest, tables, CaptionTable(database, manifest.embed_dim))
@@ -104,7 +83,7 @@ class Store:
         folder = Path(folder)
         manifest = Manifest.load(folder)
         database = Database(folder / TABLES_FOLDER)
-        tables = [database.open(name) for name in _schemas(manifest)]
+        tables = [database.open(name) for name in table_schemas(manifest.num_queries, manifest.embed_dim)]
         return cls(folder, manifest, tables, CaptionTable(database, manifest.embed_dim))
 
     def refresh(self) -> None:
@@ -149,7 +128,7 @@ class Store:
         return len(self.live_ids())
 
     @property
-    @_retried
+    @retried
     def num_files(self) -> int:
         """Paths that hold a photo and are not missing."""
         return self._files.table.count("NOT missing")
@@ -158,32 +137,32 @@ class Store:
     def num_texts(self) -> int:
         return self._texts.table.count()
 
-    @_retried
+    @retried
     def files(self, root: Path | None = None) -> dict[Path, FileRecord]:
         """By absolute path: all, or those below root. Missing ones too."""
         return self._files.records(root)
 
-    @_retried
+    @retried
     def failures(self, root: Path | None = None) -> dict[Path, FailureRecord]:
         """By absolute path: all, or those below root."""
         return self._failures.records(root)
 
-    @_retried
+    @retried
     def all_ids(self) -> np.ndarray:
         """Ascending int64 ids of every photo, without files too: what the FAISS index holds."""
         return self._photos.ids
 
-    @_retried
+    @retried
     def photo_ids(self) -> dict[str, int]:
         """The id of every digest, photos without files too."""
         return dict(self._photos.ids_of_digests())
 
-    @_retried
+    @retried
     def live_ids(self) -> np.ndarray:
         """Ascending int64 ids of the photos with a file that is not missing: what may be found."""
         return self._live_files().ids
 
-    @_retried
+    @retried
     def photos(self, ids: Sequence[int] | np.ndarray) -> list[Photo]:
         """Photos in the order of ids, with the paths that are not missing.
 
@@ -206,7 +185,7 @@ class Store:
         """The photo at an absolute path; None when that path is not indexed or missing."""
         return self.photos_at([path])[0]
 
-    @_retried
+    @retried
     def photos_at(self, paths: Sequence[Path]) -> list[Photo | None]:
         """The photo at each absolute path, None where none is indexed or the file is missing."""
         files: dict[Path, str] = {}
@@ -220,7 +199,7 @@ class Store:
         photos = dict(zip(unique, self.photos(unique), strict=True))
         return [photos[ids[path]] if path in ids else None for path in paths]
 
-    @_retried
+    @retried
     def vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """ITC vectors (N, Q, E) float16 in the order of ids."""
         return self._photos.vectors(ids)
@@ -233,7 +212,7 @@ class Store:
             part = ids[start : start + batch]
             yield part, self.vectors(part)
 
-    @_retried
+    @retried
     def features(self, ids: Sequence[int] | np.ndarray) -> list[bytes | None]:
         """Patches' bytes in the order of ids, None where they are not kept."""
         return self._photos.features(ids)
@@ -339,17 +318,17 @@ class Store:
         with self.writing():
             return self._texts.append(texts, vectors_TE)
 
-    @_retried
+    @retried
     def texts(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Texts in the order of ids. Raises IndexStateError for an id that is not there."""
         return self._texts.texts(ids)
 
-    @_retried
+    @retried
     def all_text_ids(self) -> np.ndarray:
         """Ascending int64 ids of every text."""
         return self._texts.ids()
 
-    @_retried
+    @retried
     def text_vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Vectors (N, E) float16 in the order of ids, which are there."""
         if len(ids) == 0:
@@ -373,7 +352,7 @@ class Store:
         return self._captions.version
 
     @property
-    @_retried
+    @retried
     def num_captions(self) -> int:
         """Photos that have a file and a caption."""
         return len(np.intersect1d(self._captions.photos(), self.live_ids()))
@@ -383,27 +362,27 @@ class Store:
         with self.writing():
             self._captions.put(captions)
 
-    @_retried
+    @retried
     def captions(self, ids: Sequence[int] | np.ndarray) -> dict[int, Caption]:
         """By photo's id, of the photos that have one."""
         return self._captions.of_photos(ids)
 
-    @_retried
+    @retried
     def captioned_by(self, writer_digest: str) -> np.ndarray:
         """Ids of the photos whose caption this checkpoint wrote."""
         return self._captions.photos_by(writer_digest)
 
-    @_retried
+    @retried
     def caption_writers(self) -> dict[str, int]:
         """How many captions each checkpoint wrote, by its name, most first."""
         return self._captions.writers()
 
-    @_retried
+    @retried
     def caption_ids(self) -> tuple[np.ndarray, np.ndarray]:
         """Ascending int64 ids of the captions, and the photo's id of each. A caption written anew has a new id."""
         return self._captions.ids(), self._captions.photos()
 
-    @_retried
+    @retried
     def caption_vectors(self, caption_ids: np.ndarray) -> np.ndarray:
         """Vectors (N, E) float16 in the order of the captions' ids, which are there."""
         return self._captions.vectors(caption_ids)
@@ -439,12 +418,3 @@ def _claim(folder: Path) -> None:
         raise IndexStateError(
             f"{folder} is not empty and holds no index; give a new or an empty folder as --index"
         )
-
-
-def _schemas(manifest: Manifest) -> dict[str, pa.Schema]:
-    return {
-        "photos": photo_schema(manifest.num_queries, manifest.embed_dim),
-        "files": FILE_SCHEMA,
-        "failures": FAILURE_SCHEMA,
-        "texts": text_schema(manifest.embed_dim),
-    }
