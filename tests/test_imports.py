@@ -23,6 +23,7 @@ OWNERS = {
     "lancedb": ("engine/index/",),
     "lance": ("engine/index/",),
     "pyarrow": ("engine/index/",),
+    "filelock": ("engine/index/",),
     "faiss": ("engine/vectors/",),
     "timm": ("engine/blip2/", "engine/checkpoints/", "training/"),
     "transformers": ("engine/blip2/", "engine/checkpoints/", "engine/models/", "training/"),

@@ -7,9 +7,8 @@ around a whole build so that nobody else comes between two batches.
 
 import os
 import shutil
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from engine.index.path_table import FailureRecord, FileRecord, PathTable, absolu
 from engine.index.photo_table import NewPhoto, PhotoTable
 from engine.index.schemas import FAILURE_SCHEMA, FILE_SCHEMA, table_schemas
 from engine.index.text_table import TextTable
-from engine.index.writer_lock import LOCK_NAME, locked
+from engine.index.writer_lock import LOCK_NAME, PROCESS_NAME, WriterLock, locked
 from engine.types import Caption, Photo
 
 CACHE_FOLDER = "faiss"
@@ -49,8 +48,7 @@ class Store:
         self._failures = PathTable(failures, FailureRecord, FAILURE_SCHEMA)
         self._texts = TextTable(texts, manifest.embed_dim)
         self._captions = captions
-        self._writer = threading.RLock()
-        self._writing = 0
+        self._lock = WriterLock(folder, self.refresh)
         self._live: LiveFiles | None = None
 
     @classmethod
@@ -92,24 +90,9 @@ class Store:
             table.refresh()
         self._captions.refresh()
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """Hold the writer's lock; may be nested. Raises IndexStateError when another process has it."""
-        with self._writer:
-            if self._writing:
-                self._writing += 1
-                try:
-                    yield
-                finally:
-                    self._writing -= 1
-                return
-            with locked(self.folder):
-                self.refresh()
-                self._writing = 1
-                try:
-                    yield
-                finally:
-                    self._writing = 0
+        return self._lock.held()
 
     # What is there
 
@@ -301,10 +284,10 @@ class Store:
             self._photos.table.compact(max_fragments)
 
     def disk_bytes(self) -> int:
-        """Size of everything in the index folder."""
+        """Size of everything in the index folder that stays there when nobody writes."""
         total = 0
         for folder, _, names in os.walk(self.folder):
-            for name in names:
+            for name in set(names) - {PROCESS_NAME}:
                 try:
                     total += os.lstat(os.path.join(folder, name)).st_size
                 except FileNotFoundError:  # a writer replaced it meanwhile
@@ -413,7 +396,7 @@ def _claim(folder: Path) -> None:
             f"cannot make an index at {folder}: {error.strerror}; give another --index"
         ) from error
     # without a manifest it is new, or making it was interrupted after the lock was taken
-    ours = {LOCK_NAME, CACHE_FOLDER, TABLES_FOLDER, f"{FILE_NAME}.new"}
+    ours = {LOCK_NAME, PROCESS_NAME, CACHE_FOLDER, TABLES_FOLDER, f"{FILE_NAME}.new"}
     if FILE_NAME not in names and names and not (LOCK_NAME in names and names <= ours):
         raise IndexStateError(
             f"{folder} is not empty and holds no index; give a new or an empty folder as --index"
