@@ -9,19 +9,17 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from engine.errors import IndexStateError
 from engine.index.caption_table import CaptionTable, NewCaption
 from engine.index.database import MAX_FRAGMENTS, Database, Table, ids_condition, retried
-from engine.index.live_photos import LiveFiles
+from engine.index.live_photos import LivePhotos
 from engine.index.manifest import FILE_NAME, Manifest
-from engine.index.path_table import FailureRecord, FileRecord, PathTable, absolute
+from engine.index.path_table import FailureRecord, FileRecord, PathTable
 from engine.index.photo_table import NewPhoto, PhotoTable
 from engine.index.schemas import FAILURE_SCHEMA, FILE_SCHEMA, table_schemas
 from engine.index.text_table import TextTable
@@ -30,7 +28,6 @@ from engine.types import Caption, Photo
 
 CACHE_FOLDER = "faiss"
 TABLES_FOLDER = "tables"
-_PATHS_AT_ONCE = 1000  # in one SQL condition
 _SMALL_TABLE_FRAGMENTS = 8  # files, failures and texts hold no vectors worth sparing
 
 
@@ -49,7 +46,7 @@ class Store:
         self._texts = TextTable(texts, manifest.embed_dim)
         self._captions = captions
         self._lock = WriterLock(folder, self.refresh)
-        self._live: LiveFiles | None = None
+        self._live_photos = LivePhotos(self._photos, self._files)
 
     @classmethod
     def create(cls, folder: Path, manifest: Manifest, *, replace: bool = False) -> "Store":
@@ -143,7 +140,7 @@ class Store:
     @retried
     def live_ids(self) -> np.ndarray:
         """Ascending int64 ids of the photos with a file that is not missing: what may be found."""
-        return self._live_files().ids
+        return self._live_photos.ids()
 
     @retried
     def photos(self, ids: Sequence[int] | np.ndarray) -> list[Photo]:
@@ -151,18 +148,7 @@ class Store:
 
         Raises IndexStateError for an id that is not there.
         """
-        if len(ids) == 0:
-            return []
-        places = self._photos.places(ids)
-        live = self._live_files()
-        starts, stops = (np.searchsorted(live.places, places, side) for side in ("left", "right"))
-        lies = [np.arange(start, stop) for start, stop in zip(starts, stops, strict=True)]
-        files = live.files.take(pa.array(np.concatenate(lies))).to_pylist()
-        paths = iter([absolute(file["root"], file["path"]) for file in files])
-        return [
-            Photo(id_, digest, width, height, tuple(sorted(islice(paths, len(own)))))
-            for (id_, digest, width, height), own in zip(self._photos.facts(places), lies, strict=True)
-        ]
+        return self._live_photos.photos(ids)
 
     def photo_at(self, path: Path) -> Photo | None:
         """The photo at an absolute path; None when that path is not indexed or missing."""
@@ -171,16 +157,7 @@ class Store:
     @retried
     def photos_at(self, paths: Sequence[Path]) -> list[Photo | None]:
         """The photo at each absolute path, None where none is indexed or the file is missing."""
-        files: dict[Path, str] = {}
-        for start in range(0, len(paths), _PATHS_AT_ONCE):
-            rows = self._files.of_paths(paths[start : start + _PATHS_AT_ONCE])
-            for row in rows.filter(pc.invert(pc.field("missing"))).to_pylist():
-                files[absolute(row["root"], row["path"])] = row["digest"]
-        known = self._photos.ids_of_digests()
-        ids = {path: known[digest] for path, digest in files.items() if digest in known}
-        unique = sorted(set(ids.values()))
-        photos = dict(zip(unique, self.photos(unique), strict=True))
-        return [photos[ids[path]] if path in ids else None for path in paths]
+        return self._live_photos.photos_at(paths)
 
     @retried
     def vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -369,18 +346,6 @@ class Store:
     def caption_vectors(self, caption_ids: np.ndarray) -> np.ndarray:
         """Vectors (N, E) float16 in the order of the captions' ids, which are there."""
         return self._captions.vectors(caption_ids)
-
-    def _live_files(self) -> "LiveFiles":
-        versions = (self._photos.table.version, self._files.table.version)
-        if self._live is None or self._live.versions != versions:
-            files = self._files.table.read(["digest", "root", "path"], "NOT missing")
-            places = self._photos.places_of_digests(files["digest"])
-            order = np.argsort(places, kind="stable")
-            order = order[np.searchsorted(places[order], 0) :]
-            files = files.select(["root", "path"]).take(pa.array(order)).combine_chunks()
-            ids = self._photos.ids[np.unique(places[order])]
-            self._live = LiveFiles(versions, ids, places[order], files)
-        return self._live
 
     def _tables(self) -> list[Table]:
         return [self._photos.table, self._files.table, self._failures.table, self._texts.table]
