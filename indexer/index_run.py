@@ -223,7 +223,7 @@ class IndexRun:
 
     def _add_texts(self, store: Store, model: RetrievalModel) -> None:
         num_new = add_texts(store, model, self.request.texts)
-        self.listener.texts_added(num_new, store.num_texts)
+        self.listener.texts_added(num_new, store.texts.count())
 
     def _write_captions(self, store: Store, model: RetrievalModel) -> CaptionReport:
         """Write what is missing of the photos beneath the roots, of all photos without roots."""
@@ -253,11 +253,11 @@ def manifest_of(model: RetrievalModel, features: str) -> Manifest:
 
 def add_texts(store: Store, model: RetrievalModel, texts: Sequence[str]) -> int:
     """Index texts, so that a photo can find them; return how many were new. Raises QueryError for an empty text."""
-    num_before = store.num_texts
+    num_before = store.texts.count()
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         batch = [text.strip() for text in texts[start : start + TEXTS_AT_ONCE]]
-        store.add_texts(batch, model.encode_texts(batch)[0].astype(np.float16))
-    return store.num_texts - num_before
+        store.texts.add(batch, model.encode_texts(batch)[0].astype(np.float16))
+    return store.texts.count() - num_before
 
 
 def save_indexes(store: Store) -> None:

@@ -59,10 +59,10 @@ def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
                 f"{root} is not there, and its {photos} would be lost: mount its drive, "
                 "or make another index with --index"
             )
-    ids = [id_ for part, _ in store.iter_text_vectors() for id_ in part.tolist()]
+    ids = [id_ for part, _ in store.texts.iter_vectors() for id_ in part.tolist()]
     captions = store.captions(store.caption_ids()[1])
     by_digest = {digest: captions[id_] for digest, id_ in store.photo_ids().items() if id_ in captions}
-    return Contents(tuple(roots), tuple(store.texts(ids)), store.manifest.model, by_digest)
+    return Contents(tuple(roots), tuple(store.texts.read(ids)), store.manifest.model, by_digest)
 
 
 def carry_captions(old: Contents, store: Store, model: RetrievalModel) -> None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from engine.errors import IndexStateError
 from engine.index.caption_table import CaptionTable, NewCaption
-from engine.index.database import MAX_FRAGMENTS, Database, Table, ids_condition, retried
+from engine.index.database import MAX_FRAGMENTS, Database, Table, retried
 from engine.index.live_photos import LivePhotos
 from engine.index.manifest import FILE_NAME, Manifest
 from engine.index.path_table import FailureRecord, FileRecord, PathTable
@@ -39,13 +39,13 @@ class Store:
     ) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._lock = WriterLock(folder, self.refresh)
         photos, files, failures, texts = tables
         self._photos = PhotoTable(photos, manifest.num_queries, manifest.embed_dim)
         self._files = PathTable(files, FileRecord, FILE_SCHEMA)
         self._failures = PathTable(failures, FailureRecord, FAILURE_SCHEMA)
-        self._texts = TextTable(texts, manifest.embed_dim)
+        self.texts = TextTable(texts, manifest.embed_dim, self.writing)
         self._captions = captions
-        self._lock = WriterLock(folder, self.refresh)
         self._live_photos = LivePhotos(self._photos, self._files)
 
     @classmethod
@@ -99,10 +99,6 @@ class Store:
         return self._photos.table.version
 
     @property
-    def texts_version(self) -> int:
-        return self._texts.table.version
-
-    @property
     def num_photos(self) -> int:
         """Photos that have a file: those a search can find."""
         return len(self.live_ids())
@@ -112,10 +108,6 @@ class Store:
     def num_files(self) -> int:
         """Paths that hold a photo and are not missing."""
         return self._files.table.count("NOT missing")
-
-    @property
-    def num_texts(self) -> int:
-        return self._texts.table.count()
 
     @retried
     def files(self, root: Path | None = None) -> dict[Path, FileRecord]:
@@ -271,40 +263,6 @@ class Store:
                     continue
         return total
 
-    # Texts
-
-    def add_texts(self, texts: Sequence[str], vectors_TE: np.ndarray) -> list[int]:
-        """Commit texts with their unit vectors, one batch; their ids. A text already there is kept."""
-        with self.writing():
-            return self._texts.append(texts, vectors_TE)
-
-    @retried
-    def texts(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Texts in the order of ids. Raises IndexStateError for an id that is not there."""
-        return self._texts.texts(ids)
-
-    @retried
-    def all_text_ids(self) -> np.ndarray:
-        """Ascending int64 ids of every text."""
-        return self._texts.ids()
-
-    @retried
-    def text_vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Vectors (N, E) float16 in the order of ids, which are there."""
-        if len(ids) == 0:
-            return np.zeros((0, self.manifest.embed_dim), np.float16)
-        found, vectors = self._texts.vectors(ids_condition(np.asarray(ids).tolist()))
-        return vectors[np.searchsorted(found, ids)]
-
-    def iter_text_vectors(
-        self, after_id: int = -1, batch: int = 65536
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(ids int64, vectors (n, E) float16) of every text in id order, n <= batch."""
-        ids = self.all_text_ids()
-        ids = ids[np.searchsorted(ids, after_id, side="right") :]
-        for start in range(0, len(ids), batch):
-            yield ids[start : start + batch], self.text_vectors(ids[start : start + batch])
-
     # Captions
 
     @property
@@ -348,7 +306,7 @@ class Store:
         return self._captions.vectors(caption_ids)
 
     def _tables(self) -> list[Table]:
-        return [self._photos.table, self._files.table, self._failures.table, self._texts.table]
+        return [self._photos.table, self._files.table, self._failures.table, self.texts.table]
 
 
 def _claim(folder: Path) -> None:

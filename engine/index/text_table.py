@@ -1,25 +1,85 @@
-"""The table of texts: captions that a photo can find."""
+"""The table of texts: captions that a photo can find.
 
-from collections.abc import Sequence
+T texts, E embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import IndexStateError
-from engine.index.database import Table, ids_condition
+from engine.index.database import Table, ids_condition, retried
 from engine.index.schemas import fixed_lists, text_schema, to_fixed_lists
+from engine.index.writer_lock import Held
 
 
 class TextTable:
-    """Texts are only added; each is there once."""
+    """Texts are only added; each is there once. writing: gives a context that holds the writer's lock."""
 
-    def __init__(self, table: Table, embed_dim: int) -> None:
+    def __init__(self, table: Table, embed_dim: int, writing: Held) -> None:
         self.table = table
         self._embed_dim = embed_dim
+        self._writing = writing
 
-    def append(self, texts: Sequence[str], vectors_TE: np.ndarray) -> list[int]:
-        """Commit those that are new; the ids of all of them, in their order."""
+    @property
+    def version(self) -> int:
+        """Changes whenever the table does."""
+        return self.table.version
+
+    def refresh(self) -> None:
+        """Move on to the newest version."""
+        self.table.refresh()
+
+    @retried
+    def count(self) -> int:
+        """Return how many texts there are."""
+        return self.table.count()
+
+    def add(self, texts: Sequence[str], vectors_TE: np.ndarray) -> list[int]:
+        """Commit texts with their unit vectors in one batch; return their ids. A text already there is kept."""
+        with self._writing():
+            return self._append(texts, vectors_TE)
+
+    @retried
+    def read(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Return the texts in the order of `ids`. Raises IndexStateError for an id that is not there."""
+        if len(ids) == 0:
+            return []
+        wanted = [int(id_) for id_ in ids]
+        rows = self.table.read(["id", "text"], ids_condition(wanted))
+        known = dict(zip(rows["id"].to_pylist(), rows["text"].to_pylist(), strict=True))
+        gone = [id_ for id_ in wanted if id_ not in known]
+        if gone:
+            raise IndexStateError(f"text {gone[0]} is not in the index; ask again")
+        return [known[id_] for id_ in wanted]
+
+    @retried
+    def ids(self) -> np.ndarray:
+        """Return the ascending int64 ids of every text."""
+        return np.sort(self.table.read(["id"])["id"].to_numpy())
+
+    @retried
+    def vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return vectors (N, E) float16 in the order of `ids`, which are there."""
+        if len(ids) == 0:
+            return np.zeros((0, self._embed_dim), np.float16)
+        rows = self.table.read(["id", "vector"], ids_condition(np.asarray(ids).tolist()))
+        rows = rows.take(pc.sort_indices(rows["id"]))
+        return fixed_lists(rows["vector"])[np.searchsorted(rows["id"].to_numpy(), ids)]
+
+    def iter_vectors(self, after_id: int = -1, batch: int = 65536) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (ids int64, vectors (n, E) float16) of every text in id order, n <= batch."""
+        ids = self.ids()
+        ids = ids[np.searchsorted(ids, after_id, side="right") :]
+        for start in range(0, len(ids), batch):
+            part = ids[start : start + batch]
+            yield part, self.vectors(part)
+
+    def _append(self, texts: Sequence[str], vectors_TE: np.ndarray) -> list[int]:
         rows = self.table.read(["id", "text"])
         known = dict(zip(rows["text"].to_pylist(), rows["id"].to_pylist(), strict=True))
         places: dict[str, int] = {}
@@ -34,23 +94,3 @@ class TextTable:
             self.table.append(pa.table(columns, schema=text_schema(self._embed_dim)))
             known.update(zip(places, ids, strict=True))
         return [known[text] for text in texts]
-
-    def texts(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        if len(ids) == 0:
-            return []
-        wanted = [int(id_) for id_ in ids]
-        rows = self.table.read(["id", "text"], ids_condition(wanted))
-        known = dict(zip(rows["id"].to_pylist(), rows["text"].to_pylist(), strict=True))
-        gone = [id_ for id_ in wanted if id_ not in known]
-        if gone:
-            raise IndexStateError(f"text {gone[0]} is not in the index; ask again")
-        return [known[id_] for id_ in wanted]
-
-    def ids(self) -> np.ndarray:
-        return np.sort(self.table.read(["id"])["id"].to_numpy())
-
-    def vectors(self, where: str) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int64 ascending, vectors (n, E) float16) of the rows that meet an SQL condition."""
-        rows = self.table.read(["id", "vector"], where)
-        rows = rows.take(pc.sort_indices(rows["id"]))
-        return rows["id"].to_numpy(), fixed_lists(rows["vector"])

@@ -206,10 +206,10 @@ class Searcher:
     def add_texts(self, texts: Sequence[str]) -> int:
         """Index texts, so that `match` finds them; returns how many were new. Raises QueryError for an empty one."""
         store = self._store()
-        before = store.num_texts
+        before = store.texts.count()
         chosen = [_checked(text) for text in texts]
-        store.add_texts(chosen, self.model.encode_texts(chosen)[0].astype(np.float16))
-        return store.num_texts - before
+        store.texts.add(chosen, self.model.encode_texts(chosen)[0].astype(np.float16))
+        return store.texts.count() - before
 
     def _beside(
         self,
@@ -356,16 +356,16 @@ class Searcher:
 
     def _indexed_texts(self, photo_QE: np.ndarray, k: int) -> tuple[list[str], np.ndarray, list[str]]:
         store = self._store()
-        if not store.num_texts:
+        if not store.texts.count():
             raise QueryError(
                 "The index holds no texts: add some with `qseek index --texts FILE`, or give them with --texts."
             )
-        if self._text_index is None or self._text_index[0] != store.texts_version:
-            self._text_index = store.texts_version, open_text_index(store)
+        if self._text_index is None or self._text_index[0] != store.texts.version:
+            self._text_index = store.texts.version, open_text_index(store)
         # One list for each of the photo's vectors; merged by maximum they hold the exact best (ARCHITECTURE, 2).
         ids, scores = merge_maximum(*self._text_index[1].search(photo_QE, k), k)
         ids, scores = ids[ids >= 0], scores[ids >= 0]
-        return store.texts(ids), scores, []
+        return store.texts.read(ids), scores, []
 
     def _given_texts(self, photo_QE: np.ndarray, texts: list[str]) -> tuple[list[str], np.ndarray, list[str]]:
         if not texts:

@@ -45,14 +45,14 @@ def open_text_index(store: Store, kind: str = "fp16", device: str = "auto") -> S
     """The index of a store's texts, one slot wide; as `open_photo_index`."""
 
     def batches(after_id: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return ((ids, vectors[:, None]) for ids, vectors in store.iter_text_vectors(after_id))
+        return ((ids, vectors[:, None]) for ids, vectors in store.texts.iter_vectors(after_id))
 
     def vectors_of(ids: np.ndarray) -> np.ndarray:
-        return store.text_vectors(ids)[:, None]
+        return store.texts.vectors(ids)[:, None]
 
     root = store.folder / CACHE_FOLDER / "texts"
-    ids = store.all_text_ids()
-    source = _Source(root, store.texts_version, ids, batches, vectors_of, 1, store.manifest.embed_dim)
+    ids = store.texts.ids()
+    source = _Source(root, store.texts.version, ids, batches, vectors_of, 1, store.manifest.embed_dim)
     return _open(source, kind, device)
 
 

@@ -92,7 +92,7 @@ class FakeSearcher:
         self, path: Path, texts: Sequence[str] | None, *, top: int = 20, rerank: int = 128
     ) -> TextResults:
         if texts is None:
-            texts = self.store.texts(np.concatenate([ids for ids, _ in self.store.iter_text_vectors()]))
+            texts = self.store.texts.read(np.concatenate([ids for ids, _ in self.store.texts.iter_vectors()]))
         vector = self._vector(path)
         scored = sorted(((float(colour_vector(text) @ vector), text) for text in texts), reverse=True)[:top]
         return TextResults(
@@ -117,9 +117,9 @@ class FakeSearcher:
         return Results(hits, failures=tuple(failures))
 
     def add_texts(self, texts: Sequence[str]) -> int:
-        before = self.store.num_texts
-        self.store.add_texts(texts, np.stack([colour_vector(text) for text in texts]))
-        return self.store.num_texts - before
+        before = self.store.texts.count()
+        self.store.texts.add(texts, np.stack([colour_vector(text) for text in texts]))
+        return self.store.texts.count() - before
 
     def _photos(self) -> tuple[np.ndarray, np.ndarray]:
         ids = self.store.live_ids()

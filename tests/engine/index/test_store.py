@@ -23,7 +23,7 @@ def test_what_is_added_is_read_back(store: Store) -> None:
     one, zero = again.photos([1, 0])
     assert (one.id, one.digest, one.width, one.height) == (1, f"{1:032x}", 101, 201)
     assert one.paths == (ROOT / "1.jpg",) and zero.path == ROOT / "0.jpg"
-    assert (again.num_photos, again.num_files, again.num_texts) == (2, 2, 0)
+    assert (again.num_photos, again.num_files, again.texts.count()) == (2, 2, 0)
     assert again.disk_bytes() >= 2 * Q * E * 2
 
 
@@ -82,9 +82,9 @@ def test_the_version_follows_the_photos(store: Store) -> None:
     store.prune()
     versions.append(store.version)
     assert versions == sorted(set(versions))
-    texts = store.texts_version
-    store.add_texts(["a"], np.ones((1, E)))
-    assert store.version == versions[-1] and store.texts_version > texts
+    texts = store.texts.version
+    store.texts.add(["a"], np.ones((1, E)))
+    assert store.version == versions[-1] and store.texts.version > texts
 
 
 def test_vectors_of_another_shape_are_refused(store: Store) -> None:
@@ -174,7 +174,7 @@ def test_an_interrupted_create_can_be_repeated(tmp_path: Path, monkeypatch: pyte
 def test_an_empty_index(store: Store) -> None:
     assert store.files() == {} and store.failures() == {} and store.photo_ids() == {}
     assert store.live_ids().tolist() == [] and store.live_ids().dtype == np.int64
-    assert list(store.iter_vectors()) == [] and list(store.iter_text_vectors()) == []
+    assert list(store.iter_vectors()) == [] and list(store.texts.iter_vectors()) == []
     assert store.photo_at(ROOT / "a.jpg") is None and store.prune() == 0
     store.mark_missing([ROOT / "a.jpg"])
     store.remove_failures([])
