@@ -62,7 +62,7 @@ def index_captions(
     started = time.monotonic()
     with store.writing():
         photos = [photo for photo in store.photos(store.live_ids()) if _place(photo, roots) is not None]
-        done = set(store.captioned_by(writer.digest).tolist())
+        done = set(store.captions.photos_by(writer.digest).tolist())
         missing = [photo for photo in photos if photo.id not in done]
         run = _Run(store, writer, encode_texts, Pace(len(missing), on_progress))
         if missing:
@@ -137,7 +137,7 @@ class _Run:
         self.pace.step(num_failed=1)
 
     def _commit(self) -> None:
-        self.store.put_captions(self.new)
+        self.store.captions.put(self.new)
         self.num_written += len(self.new)
         self.new = []
 

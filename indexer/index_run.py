@@ -227,7 +227,7 @@ class IndexRun:
 
     def _write_captions(self, store: Store, model: RetrievalModel) -> CaptionReport:
         """Write what is missing of the photos beneath the roots, of all photos without roots."""
-        num_by_writer = store.caption_writers()
+        num_by_writer = store.captions.writers()
         captioner = self.load_captioner(self.request.captioner or next(iter(num_by_writer), None), model)
         others = {name: count for name, count in num_by_writer.items() if name != captioner.name}
         self.listener.captioner_chosen(captioner.name, others)
@@ -238,7 +238,7 @@ class IndexRun:
             )  # fmt: skip
 
     def _tell_missing_captions(self, store: Store) -> None:
-        num_missing = store.num_photos - store.num_captions if store.captions_version else 0
+        num_missing = store.num_photos - store.num_captions if store.captions.version else 0
         if num_missing:
             self.listener.captions_missing(num_missing)
 
@@ -264,7 +264,7 @@ def save_indexes(store: Store) -> None:
     """Write FAISS' files now, so that the first search finds them."""
     open_photo_index(store)
     open_text_index(store)
-    if store.captions_version:
+    if store.captions.version:
         open_caption_index(store)
 
 

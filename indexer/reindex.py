@@ -60,21 +60,21 @@ def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
                 "or make another index with --index"
             )
     ids = [id_ for part, _ in store.texts.iter_vectors() for id_ in part.tolist()]
-    captions = store.captions(store.caption_ids()[1])
+    captions = store.captions.of_photos(store.captions.ids_and_photos()[1])
     by_digest = {digest: captions[id_] for digest, id_ in store.photo_ids().items() if id_ in captions}
     return Contents(tuple(roots), tuple(store.texts.read(ids)), store.manifest.model, by_digest)
 
 
 def carry_captions(old: Contents, store: Store, model: RetrievalModel) -> None:
     """Captions stay with their photos: only their vectors are the new model's."""
-    known = store.captions(store.caption_ids()[1])
+    known = store.captions.of_photos(store.captions.ids_and_photos()[1])
     ids = store.photo_ids()
     photos = [(ids[digest], one) for digest, one in old.captions.items() if digest in ids]
     photos = [(id_, caption) for id_, caption in photos if id_ not in known]
     for start in range(0, len(photos), CAPTIONS_AT_ONCE):
         some = photos[start : start + CAPTIONS_AT_ONCE]
         vectors = model.encode_texts([caption.text for _, caption in some])[0].astype("float16")
-        store.put_captions(
+        store.captions.put(
             [
                 NewCaption(id_, caption.text, caption.writer, caption.writer_digest, vector)
                 for (id_, caption), vector in zip(some, vectors, strict=True)

@@ -84,7 +84,7 @@ def writer_of(given: str | None, store: Store, searching: str) -> tuple[str, boo
     """
     from engine.models.caption_writers import default_writer, is_able_to_answer
 
-    name = given or next(iter(store.caption_writers()), None) or default_writer(searching)
+    name = given or next(iter(store.captions.writers()), None) or default_writer(searching)
     return name, is_able_to_answer(name)
 
 

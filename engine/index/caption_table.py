@@ -1,5 +1,7 @@
 """The table of captions: what a model wrote of a photo, with the text's vector, so that it is searched as a text."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.index.database import Database, Table, ids_condition
+from engine.index.database import Database, Table, ids_condition, retried
 from engine.index.schemas import caption_schema, fixed_lists, to_fixed_lists
+from engine.index.writer_lock import Held
 from engine.types import Caption
 
 NAME = "captions"
@@ -40,12 +43,14 @@ class CaptionTable:
     """At most one caption a photo. A new one takes the old one's place under a new id: an id stays with its
     text.
 
-    The table is made with the first caption: indexes from before there were captions have none.
+    The table is made with the first caption: indexes from before there were captions have none. writing: gives a
+    context that holds the writer's lock.
     """
 
-    def __init__(self, database: Database, embed_dim: int) -> None:
+    def __init__(self, database: Database, embed_dim: int, writing: Held) -> None:
         self._database = database
         self._embed_dim = embed_dim
+        self._writing = writing
         self.table: Table | None = database.open_if_there(NAME)
         self._rows: _Rows | None = None
 
@@ -55,51 +60,24 @@ class CaptionTable:
         return 0 if self.table is None else self.table.version
 
     def refresh(self) -> None:
+        """Move on to the newest version."""
         if self.table is None:
             self.table = self._database.open_if_there(NAME)
         else:
             self.table.refresh()
 
-    def ids(self) -> np.ndarray:
-        return self._all_rows().ids
-
-    def photos(self) -> np.ndarray:
-        """The photo's id of each of `ids`."""
-        return self._all_rows().photos
-
-    def photos_by(self, writer_digest: str) -> np.ndarray:
-        """Ids of the photos that this checkpoint has captioned."""
-        rows = self._all_rows()
-        return rows.photos[pc.equal(rows.digests, writer_digest).to_numpy()]
-
     def put(self, captions: Sequence[NewCaption]) -> None:
-        """One commit; the last of several for one photo counts."""
-        latest = list({caption.photo_id: caption for caption in captions}.values())
-        if not latest:
-            return
-        if self.table is None:
-            self.table = self._database.create(NAME, caption_schema(self._embed_dim))
-        next_id = int(self.ids().max(initial=-1)) + 1
-        columns = [
-            range(next_id, next_id + len(latest)),
-            [caption.photo_id for caption in latest],
-            [caption.text for caption in latest],
-            [caption.writer for caption in latest],
-            [caption.writer_digest for caption in latest],
-            to_fixed_lists(np.stack([caption.vector_E for caption in latest])),
-        ]
-        self.table.upsert(pa.table(columns, schema=caption_schema(self._embed_dim)), ["photo"])
+        """Commit one batch; a photo's caption takes the place of an older one, and the last of several counts.
 
-    def writers(self) -> dict[str, int]:
-        """How many captions each checkpoint wrote, by name, most first."""
-        if self.table is None:
-            return {}
-        counts = pc.value_counts(self.table.read(["writer"])["writer"]).to_pylist()
-        return {one["values"]: one["counts"] for one in sorted(counts, key=lambda one: -one["counts"])}
+        Raises IndexStateError when the disk is full.
+        """
+        with self._writing():
+            self._upsert(list({caption.photo_id: caption for caption in captions}.values()))
 
+    @retried
     def of_photos(self, photo_ids: Sequence[int] | np.ndarray) -> dict[int, Caption]:
-        """By photo's id, of those that have one."""
-        wanted = np.intersect1d(np.asarray(photo_ids, dtype=np.int64), self.photos())
+        """Return the captions of the photos that have one, by the photo's id."""
+        wanted = np.intersect1d(np.asarray(photo_ids, dtype=np.int64), self._all_rows().photos)
         if self.table is None or not len(wanted):
             return {}
         where = ids_condition(wanted.tolist(), "photo")
@@ -107,8 +85,34 @@ class CaptionTable:
         columns = (rows[name].to_pylist() for name in ("photo", "text", "writer", "writer_digest"))
         return {photo: Caption(*fields) for photo, *fields in zip(*columns, strict=True)}
 
+    @retried
+    def photos_by(self, writer_digest: str) -> np.ndarray:
+        """Return the ids of the photos whose caption this checkpoint wrote."""
+        rows = self._all_rows()
+        return rows.photos[pc.equal(rows.digests, writer_digest).to_numpy()]
+
+    @retried
+    def writers(self) -> dict[str, int]:
+        """Return how many captions each checkpoint wrote, by its name, most first."""
+        if self.table is None:
+            return {}
+        counts = pc.value_counts(self.table.read(["writer"])["writer"]).to_pylist()
+        return {
+            count["values"]: count["counts"] for count in sorted(counts, key=lambda count: -count["counts"])
+        }
+
+    @retried
+    def ids_and_photos(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ascending int64 ids of the captions, and the photo's id of each.
+
+        A caption that is written anew has a new id.
+        """
+        rows = self._all_rows()
+        return rows.ids, rows.photos
+
+    @retried
     def vectors(self, ids: np.ndarray) -> np.ndarray:
-        """(N, E) float16 in the order of ids, which are there."""
+        """Return vectors (N, E) float16 in the order of the captions' ids, which are there."""
         if self.table is None or not len(ids):
             return np.zeros((0, self._embed_dim), np.float16)
         rows = self.table.read(["id", "vector"], ids_condition(np.asarray(ids).tolist()))
@@ -116,11 +120,30 @@ class CaptionTable:
         return fixed_lists(rows["vector"])[np.searchsorted(rows["id"].to_numpy(), ids)]
 
     def forget(self, photo_ids: np.ndarray) -> None:
-        """Delete those of photos that are no more, but for the highest id, which must not be given again."""
+        """Delete those of photos that are no more, but for the highest id, which must not be given again.
+
+        The caller holds the writer's lock.
+        """
         rows = self._all_rows()
         gone = rows.ids[:-1][np.isin(rows.photos[:-1], photo_ids)]
         if self.table is not None and len(gone):
             self.table.delete(ids_condition(gone.tolist()))
+
+    def _upsert(self, captions: list[NewCaption]) -> None:
+        if not captions:
+            return
+        if self.table is None:
+            self.table = self._database.create(NAME, caption_schema(self._embed_dim))
+        next_id = int(self._all_rows().ids.max(initial=-1)) + 1
+        columns = [
+            range(next_id, next_id + len(captions)),
+            [caption.photo_id for caption in captions],
+            [caption.text for caption in captions],
+            [caption.writer for caption in captions],
+            [caption.writer_digest for caption in captions],
+            to_fixed_lists(np.stack([caption.vector_E for caption in captions])),
+        ]
+        self.table.upsert(pa.table(columns, schema=caption_schema(self._embed_dim)), ["photo"])
 
     def _all_rows(self) -> _Rows:
         if self._rows is None or self._rows.version != self.version:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.errors import IndexStateError
-from engine.index.caption_table import CaptionTable, NewCaption
+from engine.index.caption_table import CaptionTable
 from engine.index.database import MAX_FRAGMENTS, Database, Table, retried
 from engine.index.live_photos import LivePhotos
 from engine.index.manifest import FILE_NAME, Manifest
@@ -24,7 +24,7 @@ from engine.index.photo_table import NewPhoto, PhotoTable
 from engine.index.schemas import FAILURE_SCHEMA, FILE_SCHEMA, table_schemas
 from engine.index.text_table import TextTable
 from engine.index.writer_lock import LOCK_NAME, PROCESS_NAME, WriterLock, locked
-from engine.types import Caption, Photo
+from engine.types import Photo
 
 CACHE_FOLDER = "faiss"
 TABLES_FOLDER = "tables"
@@ -34,9 +34,7 @@ _SMALL_TABLE_FRAGMENTS = 8  # files, failures and texts hold no vectors worth sp
 class Store:
     """One index folder. Made by `Store.create` or `Store.open`."""
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, tables: Sequence[Table], captions: CaptionTable
-    ) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, database: Database, tables: Sequence[Table]) -> None:
         self.folder = folder
         self.manifest = manifest
         self._lock = WriterLock(folder, self.refresh)
@@ -45,7 +43,7 @@ class Store:
         self._files = PathTable(files, FileRecord, FILE_SCHEMA)
         self._failures = PathTable(failures, FailureRecord, FAILURE_SCHEMA)
         self.texts = TextTable(texts, manifest.embed_dim, self.writing)
-        self._captions = captions
+        self.captions = CaptionTable(database, manifest.embed_dim, self.writing)
         self._live_photos = LivePhotos(self._photos, self._files)
 
     @classmethod
@@ -70,7 +68,7 @@ class Store:
             schemas = table_schemas(manifest.num_queries, manifest.embed_dim)
             tables = [database.create(name, schema) for name, schema in schemas.items()]
             manifest.save(folder)
-        return cls(folder, manifest, tables, CaptionTable(database, manifest.embed_dim))
+        return cls(folder, manifest, database, tables)
 
     @classmethod
     def open(cls, folder: Path) -> "Store":
@@ -79,13 +77,13 @@ class Store:
         manifest = Manifest.load(folder)
         database = Database(folder / TABLES_FOLDER)
         tables = [database.open(name) for name in table_schemas(manifest.num_queries, manifest.embed_dim)]
-        return cls(folder, manifest, tables, CaptionTable(database, manifest.embed_dim))
+        return cls(folder, manifest, database, tables)
 
     def refresh(self) -> None:
         """See what other processes have written since."""
         for table in self._tables():
             table.refresh()
-        self._captions.refresh()
+        self.captions.refresh()
 
     def writing(self) -> AbstractContextManager[None]:
         """Hold the writer's lock; may be nested. Raises IndexStateError when another process has it."""
@@ -108,6 +106,13 @@ class Store:
     def num_files(self) -> int:
         """Paths that hold a photo and are not missing."""
         return self._files.table.count("NOT missing")
+
+    @property
+    @retried
+    def num_captions(self) -> int:
+        """Photos that have a file and a caption."""
+        _, photos = self.captions.ids_and_photos()
+        return len(np.intersect1d(photos, self.live_ids()))
 
     @retried
     def files(self, root: Path | None = None) -> dict[Path, FileRecord]:
@@ -232,7 +237,7 @@ class Store:
             if len(gone):
                 many = len(gone) > len(self._photos.ids) // 10  # only then it is worth a copy of the rest
                 self._photos.delete(gone)
-                self._captions.forget(gone)
+                self.captions.forget(gone)
                 self._compact_photos(0 if many else MAX_FRAGMENTS)
             return len(gone)
 
@@ -243,7 +248,7 @@ class Store:
         """
         with self.writing():
             self._compact_photos(MAX_FRAGMENTS)
-            small = [*self._tables()[1:], self._captions.table]
+            small = [*self._tables()[1:], self.captions.table]
             for table in filter(None, small):
                 table.compact(_SMALL_TABLE_FRAGMENTS)
 
@@ -262,48 +267,6 @@ class Store:
                 except FileNotFoundError:  # a writer replaced it meanwhile
                     continue
         return total
-
-    # Captions
-
-    @property
-    def captions_version(self) -> int:
-        return self._captions.version
-
-    @property
-    @retried
-    def num_captions(self) -> int:
-        """Photos that have a file and a caption."""
-        return len(np.intersect1d(self._captions.photos(), self.live_ids()))
-
-    def put_captions(self, captions: Sequence[NewCaption]) -> None:
-        """Commit one batch; a photo's caption takes the place of an older one. Raises IndexStateError: a full disk."""
-        with self.writing():
-            self._captions.put(captions)
-
-    @retried
-    def captions(self, ids: Sequence[int] | np.ndarray) -> dict[int, Caption]:
-        """By photo's id, of the photos that have one."""
-        return self._captions.of_photos(ids)
-
-    @retried
-    def captioned_by(self, writer_digest: str) -> np.ndarray:
-        """Ids of the photos whose caption this checkpoint wrote."""
-        return self._captions.photos_by(writer_digest)
-
-    @retried
-    def caption_writers(self) -> dict[str, int]:
-        """How many captions each checkpoint wrote, by its name, most first."""
-        return self._captions.writers()
-
-    @retried
-    def caption_ids(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ascending int64 ids of the captions, and the photo's id of each. A caption written anew has a new id."""
-        return self._captions.ids(), self._captions.photos()
-
-    @retried
-    def caption_vectors(self, caption_ids: np.ndarray) -> np.ndarray:
-        """Vectors (N, E) float16 in the order of the captions' ids, which are there."""
-        return self._captions.vectors(caption_ids)
 
     def _tables(self) -> list[Table]:
         return [self._photos.table, self._files.table, self._failures.table, self.texts.table]

@@ -58,7 +58,7 @@ def open_text_index(store: Store, kind: str = "fp16", device: str = "auto") -> S
 
 def open_caption_index(store: Store, kind: str = "fp16", device: str = "auto") -> SlotIndex:
     """The index of the captions' vectors under the captions' ids, one slot wide; as `open_photo_index`."""
-    ids, _ = store.caption_ids()
+    ids, _ = store.captions.ids_and_photos()
 
     def batches(after_id: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         rest = ids[np.searchsorted(ids, after_id, side="right") :]
@@ -67,10 +67,10 @@ def open_caption_index(store: Store, kind: str = "fp16", device: str = "auto") -
             yield part, vectors_of(part)
 
     def vectors_of(some: np.ndarray) -> np.ndarray:
-        return store.caption_vectors(some)[:, None]
+        return store.captions.vectors(some)[:, None]
 
     root = store.folder / CACHE_FOLDER / "captions"
-    version, width = store.captions_version, store.manifest.embed_dim
+    version, width = store.captions.version, store.manifest.embed_dim
     return _open(_Source(root, version, ids, batches, vectors_of, 1, width), kind, device)
 
 

@@ -55,12 +55,12 @@ def caption(store: Store, writer: FakeWriter | None = None, **options: object) -
 def texts(store: Store) -> dict[str, str]:
     """By the name of the photo's file."""
     ids = store.live_ids()
-    found = store.captions(ids)
+    found = store.captions.of_photos(ids)
     return {photo.path.stem: found[photo.id].text for photo in store.photos(ids) if photo.id in found}
 
 
 def test_each_photo_gets_its_caption_once(store: Store) -> None:
-    assert (store.captions_version, store.num_captions, texts(store)) == (0, 0, {})
+    assert (store.captions.version, store.num_captions, texts(store)) == (0, 0, {})
     assert not (store.folder / "tables" / "captions.lance").exists(), "as in indexes from before"
     old = Store.open(store.folder)
     report = caption(store, batch_size=3)
@@ -70,10 +70,13 @@ def test_each_photo_gets_its_caption_once(store: Store) -> None:
     assert caption(store, writer).kept == 4 and writer.pictures == 0
     old.refresh()
     assert texts(old) == texts(Store.open(store.folder)) == texts(store)
-    ids, _ = store.caption_ids()
+    ids, _ = store.captions.ids_and_photos()
     assert np.allclose(
-        store.caption_vectors(ids[::-1]),
-        [colour_vector(one.text) for one in reversed(list(store.captions(store.live_ids()).values()))],
+        store.captions.vectors(ids[::-1]),
+        [
+            colour_vector(one.text)
+            for one in reversed(list(store.captions.of_photos(store.live_ids()).values()))
+        ],
         atol=1e-3,
     )
 
@@ -91,11 +94,11 @@ def test_only_new_photos_are_captioned(store: Store, photos: Path) -> None:
 
 def test_another_captioner_writes_them_anew(store: Store) -> None:
     caption(store)
-    before, _ = store.caption_ids()
+    before, _ = store.captions.ids_and_photos()
     report = caption(store, FakeWriter(*SKETCHER))
     assert (report.written, report.kept) == (4, 0)
-    assert store.caption_writers() == {"sketcher": 4} and store.num_captions == 4
-    after, owners = store.caption_ids()
+    assert store.captions.writers() == {"sketcher": 4} and store.num_captions == 4
+    after, owners = store.captions.ids_and_photos()
     assert not set(before.tolist()) & set(after.tolist()), "an id stays with its text: FAISS' files go by it"
     assert sorted(owners.tolist()) == store.live_ids().tolist()
 
@@ -156,7 +159,7 @@ def test_prune_forgets_captions_too(store: Store, photos: Path) -> None:
     take_in(store, photos)
     assert store.num_captions == 3
     store.prune()
-    assert store.caption_writers() == {"painter": 3} and "green" not in texts(store)
+    assert store.captions.writers() == {"painter": 3} and "green" not in texts(store)
 
 
 def test_nearest_captions_follow_the_table(store: Store) -> None:
@@ -164,8 +167,8 @@ def test_nearest_captions_follow_the_table(store: Store) -> None:
     search = CaptionSearch(store)
 
     def check() -> None:
-        ids, owners = store.caption_ids()
-        cosines = store.caption_vectors(ids).astype(np.float32) @ colour_vector("red")
+        ids, owners = store.captions.ids_and_photos()
+        cosines = store.captions.vectors(ids).astype(np.float32) @ colour_vector("red")
         want = owners[np.lexsort((ids, -cosines))]
         got = search.nearest(colour_vector("red").astype(np.float32), 3, store.live_ids())
         assert got.tolist() == want[:3].tolist()
@@ -177,7 +180,7 @@ def test_nearest_captions_follow_the_table(store: Store) -> None:
         )
 
     check()
-    store.put_captions(  # the photo's last caption counts, here the opposite of what it shows
+    store.captions.put(  # the photo's last caption counts, here the opposite of what it shows
         [
             NewCaption(int(id_), "turned", "x", "y", colour_vector(colour).astype(np.float16))
             for id_, colour in zip(store.live_ids()[:2], ("green", "red"), strict=True)
@@ -217,7 +220,7 @@ def captioned(searcher: Searcher) -> dict[int, float]:
         *(f"a cat {'abcdefghijklmnopqrs'[n]}" for n in range(19)),
     ]
     vectors = searcher.model.encode_texts(wanted)[0].astype(np.float16)
-    searcher.store.put_captions(
+    searcher.store.captions.put(
         [
             NewCaption(id_, text, "w", "d", vector)
             for id_, text, vector in zip(worst_first, wanted, vectors, strict=True)

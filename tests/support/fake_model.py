@@ -128,7 +128,7 @@ class FakeSearcher:
     def _hits(self, ids: np.ndarray, cosines: np.ndarray, top: int, rerank: int) -> tuple[Hit, ...]:
         order = np.argsort(-cosines, kind="stable")[:top]
         photos = self.store.photos(ids[order])
-        captions = self.store.captions(ids[order])
+        captions = self.store.captions.of_photos(ids[order])
         return tuple(
             Hit(
                 rank,

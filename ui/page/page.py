@@ -59,7 +59,7 @@ def show_page(folder: Path, model: str | None) -> None:
     store = session.open_store(folder)
     made_ns = (folder / FILE_NAME).stat().st_mtime_ns
     name = model or store.manifest.model
-    has_captions = store.captions_version
+    has_captions = store.captions.version
     stamp = Stamp(folder, name, made_ns, store.version, store.num_photos, store.num_files, has_captions)
     show_brand(count_text(stamp.num_photos, "photo"))
     if stamp.num_photos == 0:
