@@ -196,27 +196,19 @@ class Store:
     ) -> list[int]:
         """`add` by another thread for the one that holds `writing()` and does nothing with the store meanwhile."""
         ids = self._photos.append(photos)
-        self._put_files(files)
+        self._files.put(files)
+        self._failures.delete([file.path for file in files])
         if failures:
             self._failures.put(failures)
             self._files.delete([failure.path for failure in failures])
         return ids
-
-    def put_files(self, files: Sequence[FileRecord]) -> None:
-        """Upsert by path, in one commit; their failures are forgotten."""
-        with self.writing():
-            self._put_files(files)
-
-    def _put_files(self, files: Sequence[FileRecord]) -> None:
-        self._files.put(files)
-        self._failures.delete([file.path for file in files])
 
     def remove_failures(self, paths: Iterable[Path]) -> None:
         with self.writing():
             self._failures.delete(paths)
 
     def mark_missing(self, paths: Iterable[Path]) -> None:
-        """Their photos are no longer found, and come back with `put_files`; one commit."""
+        """Their photos are no longer found, and come back with `add`; one commit."""
         with self.writing():
             rows = self._files.of_paths(paths)
             if rows.num_rows:

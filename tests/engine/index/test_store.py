@@ -37,11 +37,11 @@ def test_a_digest_is_added_once_and_keeps_all_its_paths(store: Store) -> None:
 
 def test_ten_thousand_paths_are_one_commit(store: Store) -> None:
     files = [a_file(n) for n in range(10_000)]
-    store.put_files(files)
+    store.add([], files)
     before = store._files.table.version
     store.mark_missing([file.path for file in files])
     assert store._files.table.version == before + 1 and store.num_files == 0
-    store.put_files(files)
+    store.add([], files)
     assert store._files.table.version == before + 2 and store.num_files == 10_000
 
 
