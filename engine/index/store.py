@@ -246,19 +246,13 @@ class Store:
 
     def _compact_photos(self, max_fragments: int) -> None:
         """Where the disk has room for the copy that is made before the old rows go."""
-        if shutil.disk_usage(self.folder).free > 1.2 * self.disk_bytes():
+        num_bytes = _size_of(self.folder / TABLES_FOLDER / "photos.lance")
+        if shutil.disk_usage(self.folder).free > 1.2 * num_bytes:
             self._photos.table.compact(max_fragments)
 
     def disk_bytes(self) -> int:
         """Size of everything in the index folder that stays there when nobody writes."""
-        total = 0
-        for folder, _, names in os.walk(self.folder):
-            for name in set(names) - {PROCESS_NAME}:
-                try:
-                    total += os.lstat(os.path.join(folder, name)).st_size
-                except FileNotFoundError:  # a writer replaced it meanwhile
-                    continue
-        return total
+        return _size_of(self.folder)
 
     def _tables(self) -> list[Table]:
         return [self._photos.table, self._files.table, self._failures.table, self.texts.table]
@@ -279,3 +273,15 @@ def _claim(folder: Path) -> None:
         raise IndexStateError(
             f"{folder} is not empty and holds no index; give a new or an empty folder as --index"
         )
+
+
+def _size_of(folder: Path) -> int:
+    """Return the bytes of all files beneath a folder, without those that are there only while somebody writes."""
+    num_bytes = 0
+    for parent, _, names in os.walk(folder):
+        for name in set(names) - {PROCESS_NAME}:
+            try:
+                num_bytes += os.lstat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:  # a writer replaced it meanwhile
+                continue
+    return num_bytes

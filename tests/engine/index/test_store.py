@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +71,23 @@ def test_all_vectors_stream_in_id_order(store: Store) -> None:
     assert max(len(part) for part, _ in parts) == 7
     want = np.stack([a_photo(int(n)).vectors_QE for n in ids])
     np.testing.assert_array_equal(np.concatenate([vectors for _, vectors in parts]), want)
+
+
+@pytest.mark.parametrize(("times_the_photos", "num_fragments"), [(1.1, 12), (1.3, 1)])
+def test_photos_are_compacted_where_a_copy_of_them_fits(
+    store: Store, monkeypatch: pytest.MonkeyPatch, times_the_photos: float, num_fragments: int
+) -> None:
+    """Only the table of photos is copied: thumbnails and FAISS files in the same folder need no room."""
+    monkeypatch.setattr("engine.index.store.MAX_FRAGMENTS", 3)
+    for n in range(12):
+        store.add([a_photo(n, bytes([n]) * 500)], [a_file(n)], [])
+    photos = store.folder / "tables" / "photos.lance"
+    num_bytes = sum(path.stat().st_size for path in photos.rglob("*") if path.is_file())
+    (store.folder / "thumbnails").write_bytes(bytes(10 * num_bytes))
+    free = int(times_the_photos * num_bytes)
+    monkeypatch.setattr("engine.index.store.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    store.optimize()
+    assert store._photos.table._handle.stats()["fragment_stats"]["num_fragments"] == num_fragments
 
 
 def test_the_version_follows_the_photos(store: Store) -> None:
