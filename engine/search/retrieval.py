@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.errors import QueryError
 from engine.index.store import Store
-from engine.search.caption_search import CaptionSearch
+from engine.search.caption_search import CaptionSearch, opened_at
 from engine.vectors.slot_bounds import merge_maximum
 from engine.vectors.slot_index import SlotIndex
 from engine.vectors.table_indexes import open_photo_index, open_text_index
@@ -43,6 +43,14 @@ class Retrieval:
         self.captions = CaptionSearch(store)
         self._photo_slots: tuple[int, SlotIndex] | None = None
         self._text_slots: tuple[int, SlotIndex] | None = None
+
+    def close(self) -> None:
+        """End the threads of the FAISS indexes; a question that comes after that opens them again."""
+        self.captions.close()
+        for slots in (self._photo_slots, self._text_slots):
+            if slots is not None:
+                slots[1].close()
+        self._photo_slots = self._text_slots = None
 
     def candidates(
         self, text_E: np.ndarray, top: int, rerank: int, caption_weight: float, live: np.ndarray
@@ -94,13 +102,14 @@ class Retrieval:
         return photo_ids[order], itc[order]
 
     def _photo_index(self) -> SlotIndex:
-        if self._photo_slots is None or self._photo_slots[0] != self.store.version:
-            self._photo_slots = self.store.version, open_photo_index(self.store)
+        self._photo_slots = opened_at(
+            self.store.version, self._photo_slots, lambda: open_photo_index(self.store)
+        )
         return self._photo_slots[1]
 
     def _text_index(self) -> SlotIndex:
-        if self._text_slots is None or self._text_slots[0] != self.store.texts.version:
-            self._text_slots = self.store.texts.version, open_text_index(self.store)
+        version = self.store.texts.version
+        self._text_slots = opened_at(version, self._text_slots, lambda: open_text_index(self.store))
         return self._text_slots[1]
 
 

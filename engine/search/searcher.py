@@ -74,6 +74,11 @@ class Searcher:
         # `tell` may be set later, so it is looked up when there is something to tell
         self.reranking = Reranking(store, model, KeyCache(hold_bytes), lambda line: self.tell(line))
 
+    def close(self) -> None:
+        """End the threads that search; a question that comes after that starts them again."""
+        if self.retrieval is not None:
+            self.retrieval.close()
+
     def search(
         self, text: str, *, top: int = 20, rerank: int = RERANKED, caption_weight: float = 0.0
     ) -> Results:
