@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+RERANKED = 128
+"""Candidates that ITM reads unless somebody asks for another number: k in BLIP-2, section 4.4."""
+
 
 @dataclass(frozen=True, slots=True)
 class Photo:

@@ -4,7 +4,8 @@ A run reads only what changed, and commits after seconds of work: what a kill lo
 B photos, Q queries, E embedding.
 """
 
-import os
+from __future__ import annotations
+
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -23,8 +24,8 @@ from engine.index.photo_table import NewPhoto
 from engine.index.store import Store
 from engine.progress import Pace, Progress
 from engine.types import Failure
-from indexer.change_plan import Plan, make_plan
-from indexer.decode import Decoded, Outcome, Task
+from indexer.change_plan import ChangePlan, make_plan
+from indexer.decode import Decoded, DecodeJob, Outcome
 from indexer.decode_pool import decode_all
 from indexer.scan import ScannedFile
 
@@ -68,6 +69,20 @@ class BuildReport:
     seconds: float
     disk_bytes: int
 
+    @classmethod
+    def from_tally(cls, tally: Counter[str], plan: ChangePlan, store: Store, seconds: float) -> BuildReport:
+        """Return the report of a run. tally: how many files were added, copied and so on, by these names."""
+        names = ("added", "copied", "moved", "restored", "changed", "unchanged")
+        return cls(
+            **{name: tally[name] for name in names},
+            removed=len(plan.gone) - tally["moved"],
+            failed=tuple(plan.failed),
+            notes=tuple(plan.notes),
+            num_photos=store.num_photos,
+            seconds=seconds,
+            disk_bytes=store.disk_bytes(),
+        )
+
 
 def estimate(num_new: int, manifest: Manifest) -> int:
     """Bytes that so many new photos take: vectors, in the table and in the FAISS cache, and features."""
@@ -100,40 +115,20 @@ def build_index(
         run = _Run(plan, store, encoder, Pace(len(plan.to_read), on_progress))
         run.take_back()
         if plan.to_read:
-            run.read(num_processors() if workers is None else workers, batch_size, commit_seconds)
+            run.read(workers, batch_size, commit_seconds)
         if plan.gone:
             store.mark_missing(plan.gone)
         if plan.gone_failures:
             store.remove_failures(plan.gone_failures)
         if plan.to_read or plan.back or plan.gone:
             store.optimize()
-        tally = run.tally
-        return BuildReport(
-            added=tally["added"],
-            copied=tally["copied"],
-            moved=tally["moved"],
-            restored=tally["restored"],
-            changed=tally["changed"],
-            unchanged=tally["unchanged"],
-            removed=len(plan.gone) - tally["moved"],
-            failed=tuple(plan.failed),
-            notes=tuple(plan.notes),
-            num_photos=store.num_photos,
-            seconds=time.monotonic() - started,
-            disk_bytes=store.disk_bytes(),
-        )
-
-
-def num_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return BuildReport.from_tally(run.tally, plan, store, time.monotonic() - started)
 
 
 class _Run:
     """Takes the files one by one, encodes new photos in batches, and commits."""
 
-    def __init__(self, plan: Plan, store: Store, encoder: Encoder, pace: Pace):
+    def __init__(self, plan: ChangePlan, store: Store, encoder: Encoder, pace: Pace):
         self.plan = plan
         self.store = store
         self.encoder = encoder
@@ -165,10 +160,10 @@ class _Run:
             )
         self._commit(self.store.add_while_writing)
 
-    def read(self, workers: int, batch_size: int, commit_seconds: float) -> None:
+    def read(self, workers: int | None, batch_size: int, commit_seconds: float) -> None:
         """Decode, encode and commit all that is to be read."""
-        outcomes = decode_all(self._tasks(), self.encoder.image_size, workers)
-        with closing(outcomes), _Writer(self.store) as writer:
+        outcomes = decode_all(self._jobs(), self.encoder.image_size, workers)
+        with closing(outcomes), _CommitThread(self.store) as writer:
             try:
                 for (root, file), outcome in zip(self.plan.to_read, outcomes, strict=True):
                     self._take(root, file, outcome)
@@ -181,7 +176,7 @@ class _Run:
             finally:
                 self._commit(writer.add)
 
-    def _tasks(self) -> list[Task]:
+    def _jobs(self) -> list[DecodeJob]:
         """A file of the same size as a stored photo may be that photo; then it is not decoded."""
         by_size: dict[int, set[str]] = defaultdict(set)
         for record in self.plan.known.values():
@@ -190,7 +185,7 @@ class _Run:
         known = {
             size: frozenset(digests) for size, digests in by_size.items() if len(digests) <= MAX_CANDIDATES
         }
-        return [Task(file.path, known.get(file.size, frozenset())) for _, file in self.plan.to_read]
+        return [DecodeJob(file.path, known.get(file.size, frozenset())) for _, file in self.plan.to_read]
 
     def _take(self, root: Path, file: ScannedFile, outcome: Outcome) -> None:
         if isinstance(outcome, PhotoError):
@@ -253,7 +248,7 @@ class _Run:
         self.last_commit = time.monotonic()
 
 
-class _Writer:
+class _CommitThread:
     """Commits in a thread of its own, one batch at a time, while the next photos are encoded.
 
     Leaving it waits for the last batch. What a batch raises is raised by what follows it, and nothing is written
@@ -273,7 +268,7 @@ class _Writer:
         if self.last is not None:
             self.last.result()
 
-    def __enter__(self) -> "_Writer":
+    def __enter__(self) -> _CommitThread:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -19,8 +19,7 @@ from engine.index.caption_table import NewCaption
 from engine.index.store import Store
 from engine.progress import Pace, Progress
 from engine.types import Failure, Photo
-from indexer.build import num_processors
-from indexer.decode import Decoded, Outcome, Task, attempt
+from indexer.decode import Decoded, DecodeJob, Outcome, attempt
 from indexer.decode_pool import decode_all
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ class _Run:
     ) -> None:
         places = [_place(photo, roots) or photo.path for photo in photos]
         size = self.writer.image_size
-        outcomes = decode_all(map(Task, places), size, num_processors() if workers is None else workers)
+        outcomes = decode_all(map(DecodeJob, places), size, workers)
         committed = time.monotonic()
         try:
             with closing(outcomes):
@@ -107,7 +106,7 @@ class _Run:
         problem = _problem(photo, outcome)
         for other in photo.paths:
             if problem is not None and other != place:
-                (outcome,) = attempt([Task(other)], self.writer.image_size)
+                (outcome,) = attempt([DecodeJob(other)], self.writer.image_size)
                 problem = _problem(photo, outcome) and problem
         if problem is None:
             assert isinstance(outcome, Decoded)

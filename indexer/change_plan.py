@@ -14,7 +14,7 @@ from indexer.scan import ScannedFile, scan
 
 
 @dataclass(slots=True)
-class Plan:
+class ChangePlan:
     """known: every file of the store. to_read: new and changed files, each with its root. back: marked as
     missing, and there again unchanged. gone: no longer there. gone_failures: likewise, of the unreadable.
     failed: unreadable folders, and files that failed before and have not changed."""
@@ -30,9 +30,9 @@ class Plan:
     num_unchanged: int = 0
 
 
-def make_plan(roots: Sequence[Path], store: Store, *, retry_failed: bool) -> Plan:
+def make_plan(roots: Sequence[Path], store: Store, *, retry_failed: bool) -> ChangePlan:
     """Scan the roots. Raises QueryError for a root that cannot be read, unless it is known and away."""
-    plan = Plan(store.files(), store.failures())
+    plan = ChangePlan(store.files(), store.failures())
     for root in _distinct(roots):
         unreadable: list[Failure] = []
         try:
@@ -69,7 +69,7 @@ def _distinct(roots: Sequence[Path]) -> list[Path]:
     return [root for root in absolute if not any(other in root.parents for other in absolute)]
 
 
-def _classify(plan: Plan, root: Path, file: ScannedFile, retry_failed: bool) -> None:
+def _classify(plan: ChangePlan, root: Path, file: ScannedFile, retry_failed: bool) -> None:
     seen = (file.size, file.mtime_ns)
     record = plan.known.get(file.path)
     if record is not None and (record.size, record.mtime_ns) == seen:

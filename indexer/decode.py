@@ -26,7 +26,7 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class DecodeJob:
     """A file to read. known: digests of photos of this size whose vectors are there already."""
 
     path: Path
@@ -35,7 +35,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The file holds a photo of `Task.known`, so it was not decoded."""
+    """The file holds a photo of `DecodeJob.known`, so it was not decoded."""
 
     digest: str
 
@@ -43,12 +43,12 @@ class Known:
 Outcome = Decoded | Known | PhotoError
 
 
-def attempt(tasks: list[Task], image_size: int) -> list[Outcome]:
+def attempt(jobs: list[DecodeJob], image_size: int) -> list[Outcome]:
     """Read several files; a failure takes the place of its result and is not raised."""
     outcomes: list[Outcome] = []
-    for task in tasks:
+    for job in jobs:
         try:
-            outcomes.append(_read(task, image_size))
+            outcomes.append(_read(job, image_size))
         except PhotoError as error:
             outcomes.append(error)
     return outcomes
@@ -60,16 +60,16 @@ def decode(path: Path, image_size: int, *, max_pixels: int = MAX_PIXELS) -> Deco
     image_size: pixels of a side. max_pixels: a picture of so many pixels or more is refused before it is
     decoded. Raises PhotoError with the reason alone.
     """
-    outcome = _read(Task(path), image_size, max_pixels)
+    outcome = _read(DecodeJob(path), image_size, max_pixels)
     assert isinstance(outcome, Decoded)
     return outcome
 
 
-def _read(task: Task, image_size: int, max_pixels: int = MAX_PIXELS) -> Decoded | Known:
-    data = read_bytes(task.path)
+def _read(job: DecodeJob, image_size: int, max_pixels: int = MAX_PIXELS) -> Decoded | Known:
+    data = read_bytes(job.path)
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    if digest in task.known:
+    if digest in job.known:
         return Known(digest)
     # twice the size, as PIL.Image.thumbnail does: scaling in the JPEG decoder must not cost sharpness
-    picture, width, height = open_bytes(data, task.path.suffix.lower(), max_pixels, 2 * image_size)
+    picture, width, height = open_bytes(data, job.path.suffix.lower(), max_pixels, 2 * image_size)
     return Decoded(digest, width, height, squash(picture, image_size))

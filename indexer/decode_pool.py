@@ -15,43 +15,48 @@ from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 
 from engine.errors import PhotoError
-from indexer.decode import Outcome, Task, attempt
+from engine.processors import num_processors
+from indexer.decode import DecodeJob, Outcome, attempt
 
-CHUNK = 8  # photos a task: 600 KB of pixels at 160 pixels a side, so that the pipe costs little
+CHUNK = (
+    8  # jobs sent to a worker at once: 600 KB of pixels at 160 pixels a side, so that the pipe costs little
+)
 WINDOW = 32  # chunks read ahead: four batches of 64
 FEW = 16  # photos; starting a worker takes longer than decoding so many
 DIED = "the process that decoded it died (out of memory, or a crash in the decoder)"
 
 
-def decode_all(tasks: Iterable[Task], image_size: int, workers: int) -> Generator[Outcome, None, None]:
-    """Yield an outcome for each task, in the order of the tasks.
+def decode_all(
+    jobs: Iterable[DecodeJob], image_size: int, workers: int | None
+) -> Generator[Outcome, None, None]:
+    """Yield an outcome for each job, in the order of the jobs.
 
-    workers: processes; 0 decodes in this one. A photo that kills its worker gives a PhotoError, the others
-    are decoded all the same. Raises BrokenProcessPool when workers cannot start, as in a script that calls
-    this without `if __name__ == "__main__"`.
+    workers: processes, None for one a processor; 0 decodes in this one. A photo that kills its worker gives a
+    PhotoError, the others are decoded all the same. Raises BrokenProcessPool when workers cannot start, as in a
+    script that calls this without `if __name__ == "__main__"`.
     """
-    tasks = iter(tasks)
-    first = list(islice(tasks, FEW))
+    jobs = iter(jobs)
+    first = list(islice(jobs, FEW))
     if workers == 0 or len(first) < FEW:
-        for task in (*first, *tasks):
-            yield from attempt([task], image_size)
+        for job in (*first, *jobs):
+            yield from attempt([job], image_size)
         return
-    pools = _Pools(workers, image_size)
+    pools = _Pools(num_processors() if workers is None else workers, image_size)
     try:
-        yield from _read_ahead(pools, _chunks(first, tasks))
+        yield from _read_ahead(pools, _chunks(first, jobs))
     finally:
         pools.close()
 
 
-def _chunks(first: list[Task], rest: Iterator[Task]) -> Iterator[list[Task]]:
+def _chunks(first: list[DecodeJob], rest: Iterator[DecodeJob]) -> Iterator[list[DecodeJob]]:
     for start in range(0, len(first), CHUNK):
         yield first[start : start + CHUNK]
     while chunk := list(islice(rest, CHUNK)):
         yield chunk
 
 
-def _read_ahead(pools: "_Pools", chunks: Iterator[list[Task]]) -> Iterator[Outcome]:
-    window: deque[tuple[list[Task], Callable[[], list[Outcome]]]] = deque()
+def _read_ahead(pools: "_Pools", chunks: Iterator[list[DecodeJob]]) -> Iterator[Outcome]:
+    window: deque[tuple[list[DecodeJob], Callable[[], list[Outcome]]]] = deque()
     while True:
         for chunk in islice(chunks, WINDOW - len(window)):
             window.append((chunk, pools.submit(chunk)))
@@ -61,7 +66,7 @@ def _read_ahead(pools: "_Pools", chunks: Iterator[list[Task]]) -> Iterator[Outco
         try:
             outcomes = result()
         except BrokenProcessPool:
-            outcomes = [pools.decode_apart(task) for task in chunk]
+            outcomes = [pools.decode_apart(job) for job in chunk]
         yield from outcomes
 
 
@@ -78,7 +83,7 @@ class _Pools:
         self.pool = _start(workers)
         self.apart: ProcessPoolExecutor | None = None
 
-    def submit(self, chunk: list[Task]) -> Callable[[], list[Outcome]]:
+    def submit(self, chunk: list[DecodeJob]) -> Callable[[], list[Outcome]]:
         future: Future[list[Outcome]]
         try:
             future = self.pool.submit(attempt, chunk, self.image_size)
@@ -88,13 +93,13 @@ class _Pools:
             future = self.pool.submit(attempt, chunk, self.image_size)
         return future.result
 
-    def decode_apart(self, task: Task) -> Outcome:
+    def decode_apart(self, job: DecodeJob) -> Outcome:
         """Raises BrokenProcessPool when no worker can start at all, for then no photo is at fault."""
         if self.apart is None:
             self.apart = _start(1)
             self.apart.submit(attempt, [], self.image_size).result()
         try:
-            return self.apart.submit(attempt, [task], self.image_size).result()[0]
+            return self.apart.submit(attempt, [job], self.image_size).result()[0]
         except BrokenProcessPool:
             self.apart.shutdown(wait=False)
             self.apart = None
@@ -113,7 +118,10 @@ def _start(workers: int) -> ProcessPoolExecutor:
 def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
     warnings.simplefilter("ignore")  # damaged EXIF and the like, amid the progress bar
-    os.nice(5)  # a full window waits for the encoder, so the encoder goes first
+    if hasattr(
+        os, "nice"
+    ):  # a full window waits for the encoder, so the encoder goes first; Windows has no nice
+        os.nice(5)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

@@ -262,10 +262,10 @@ def add_texts(store: Store, model: RetrievalModel, texts: Sequence[str]) -> int:
 
 def save_indexes(store: Store) -> None:
     """Write FAISS' files now, so that the first search finds them."""
-    open_photo_index(store)
-    open_text_index(store)
+    open_photo_index(store).close()
+    open_text_index(store).close()
     if store.captions.version:
-        open_caption_index(store)
+        open_caption_index(store).close()
 
 
 def no_photos(roots: Sequence[Path]) -> QueryError:

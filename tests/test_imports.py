@@ -34,7 +34,14 @@ OWNERS = {
     "rich": ("ui/",),
 }
 # The ground: what every room may import.
-GROUND = ("engine/errors", "engine/types", "engine/atomic", "engine/progress", "engine/wording")
+GROUND = (
+    "engine/processors",
+    "engine/errors",
+    "engine/types",
+    "engine/atomic",
+    "engine/progress",
+    "engine/wording",
+)
 # Each room of the house, and the rooms that it may import beside itself and the ground. A file that is named here may
 # import other rooms than the rest of its folder. ARCHITECTURE.md explains the table.
 FOR_TRAINING = ("engine/datasets", "engine/pictures", "engine/blip2", "engine/checkpoints", "engine/models")
@@ -92,6 +99,7 @@ LIGHT = {
     "engine.pictures.opening": HEAVY,
     "engine.blip2": HEAVY,
     "engine.pictures.squares": HEAVY,
+    "engine.processors": HEAVY,
     "engine.progress": HEAVY,
     "indexer.decode": HEAVY,
     "indexer.scan": HEAVY,

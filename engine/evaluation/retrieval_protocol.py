@@ -34,6 +34,7 @@ from engine.evaluation.recall import (
 from engine.evaluation.retrieval_cache import EvaluationCache
 from engine.models.retrieval_model import PHOTOS_AT_ONCE, RetrievalModel
 from engine.progress import Pace, Progress
+from engine.types import RERANKED
 
 SWEEP = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 LEAST_TEXTS = 64
@@ -100,7 +101,7 @@ class _Budget:
 
 def evaluate_retrieval(
     models: Sequence[RetrievalModel], read: Read, captions: Sequence[Sequence[str]], cache: EvaluationCache, *,
-    k: int = 128, memory: int = 2**31, allow_missing: bool = False, show_progress: ShowProgress = hide_progress,
+    k: int = RERANKED, memory: int = 2**31, allow_missing: bool = False, show_progress: ShowProgress = hide_progress,
 ) -> Evaluation:  # fmt: skip
     """Recall of both directions, before and after reranking.
 

@@ -1,11 +1,11 @@
 """Which model, preprocessing and schema an index was made with; checked whenever it is opened."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from engine.atomic import write_file
 from engine.errors import IndexStateError
 
 FILE_NAME = "manifest.json"
@@ -104,13 +104,8 @@ class Manifest:
         Raises IndexStateError when it cannot be written; the old one is then still there.
         """
         path = Path(folder) / FILE_NAME
-        half = path.with_suffix(".json.new")
         try:
-            with open(half, "w", encoding="utf-8") as file:
-                json.dump(asdict(self), file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(half, path)
+            write_file(path, json.dumps(asdict(self), indent=1))
         except OSError as error:
             raise IndexStateError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -5,7 +5,7 @@ Shapes: N photos, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,20 @@ from engine.vectors.slot_index import SlotIndex
 from engine.vectors.table_indexes import open_caption_index
 
 
+def opened_at(
+    version: int, opened: tuple[int, SlotIndex] | None, open_index: Callable[[], SlotIndex]
+) -> tuple[int, SlotIndex]:
+    """Return a table's version and the index that follows it: the one that is open, or, for another version, a new one.
+
+    opened: the version and the index that were opened last; the index is closed when it is not returned.
+    """
+    if opened is not None and opened[0] == version:
+        return opened
+    if opened is not None:
+        opened[1].close()
+    return version, open_index()
+
+
 class CaptionSearch:
     """Over the captions of one store, whatever it holds now."""
 
@@ -23,13 +37,19 @@ class CaptionSearch:
         self.store = store
         self._index: tuple[int, SlotIndex] | None = None
 
+    def close(self) -> None:
+        """End the threads of the FAISS index; a question that comes after that opens it again."""
+        if self._index is not None:
+            self._index[1].close()
+        self._index = None
+
     def nearest(self, text_E: np.ndarray, k: int, live: np.ndarray) -> np.ndarray:
         """Ids of the photos among `live` whose captions are the k nearest to a text's unit vector, nearest first."""
         ids, photos = self.store.captions.ids_and_photos()
         if not len(ids) or k == 0:
             return np.zeros(0, np.int64)
-        if self._index is None or self._index[0] != self.store.captions.version:
-            self._index = self.store.captions.version, open_caption_index(self.store)
+        version = self.store.captions.version
+        self._index = opened_at(version, self._index, lambda: open_caption_index(self.store))
         found, _ = self._index[1].search(text_E[None], k, ids[np.isin(photos, live)])
         return photos[np.searchsorted(ids, found[0][found[0] >= 0])]
 

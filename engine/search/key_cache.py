@@ -13,7 +13,7 @@ import torch
 from engine.blip2.qformer import PhotoKeys
 
 
-class HeldKeys:
+class KeyCache:
     """Least recently used out first. max_bytes: of all keys and values together; 0 holds nothing."""
 
     def __init__(self, max_bytes: int):

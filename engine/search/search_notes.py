@@ -4,6 +4,7 @@ from __future__ import annotations
 
 
 def size_notes(num_photos: int, top: int) -> list[str]:
+    """Return what to say where the index holds fewer photos than were asked for."""
     if not num_photos:
         return ["The index holds no photos; add some with `qseek index FOLDER`."]
     count = "1 photo" if num_photos == 1 else f"{num_photos} photos"
@@ -11,7 +12,29 @@ def size_notes(num_photos: int, top: int) -> list[str]:
 
 
 def other_photo_notes(num_others: int, top: int) -> list[str]:
+    """Return what to say where the index holds, beside the photo that was given, fewer photos than were asked for."""
     if not num_others:
         return ["The index holds no other photo; add some with `qseek index FOLDER`."]
     count = "1 other photo" if num_others == 1 else f"{num_others} other photos"
     return [f"The index holds {count}."] if num_others < top else []
+
+
+def text_cut_notes(num_cut: int, max_tokens: int) -> list[str]:
+    """Return what to say when the last `num_cut` tokens of the text were left out. max_tokens: what the model reads."""
+    if not num_cut:
+        return []
+    end = "token was" if num_cut == 1 else f"{num_cut} tokens were"
+    return [f"The model reads {max_tokens} tokens; the text's last {end} left out."]
+
+
+def texts_cut_notes(num_texts_cut: int, max_tokens: int) -> list[str]:
+    """Return what to say when some of the texts to choose from were cut. max_tokens: what the model reads of each."""
+    if not num_texts_cut:
+        return []
+    texts = "text was" if num_texts_cut == 1 else "texts were"
+    return [f"{num_texts_cut} {texts} longer than the model reads and cut to {max_tokens} tokens."]
+
+
+def not_ready_notes(model_name: str) -> list[str]:
+    """Return what to say when the model's matching head may not put candidates in order."""
+    return [f"{model_name}'s matching head is not trained well enough to rerank: the order is the cosine's."]

@@ -8,7 +8,6 @@ LanceDB is the truth: whatever is wrong here means that it is built again, and n
 
 import json
 import logging
-import os
 import shutil
 import time
 import zlib
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.atomic import HALF_WRITTEN, new_folder, write_file
 from engine.errors import IndexStateError
 from engine.index.writer_lock import locked
 from engine.vectors.segments import Segment
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedSegments:
     """What the pointer names: segments mapped from their folders, and the version they follow."""
 
     version: int
@@ -38,7 +38,7 @@ class Saved:
     segments: list[Segment]
 
 
-def load(root: Path, num_slots: int, width: int, kind: str) -> Saved | None:
+def load_segments(root: Path, num_slots: int, width: int, kind: str) -> SavedSegments | None:
     """The segments that were published last; None when there are none, others, or damaged ones."""
     try:
         pointer = json.loads((root / _POINTER).read_bytes())
@@ -46,7 +46,7 @@ def load(root: Path, num_slots: int, width: int, kind: str) -> Saved | None:
             return None
         names = [str(name) for name in pointer["segments"]]
         segments = [_read_segment(root / name, num_slots, width, kind) for name in names]
-        return Saved(int(pointer["version"]), names, segments)
+        return SavedSegments(int(pointer["version"]), names, segments)
     except FileNotFoundError:
         return None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -54,7 +54,7 @@ def load(root: Path, num_slots: int, width: int, kind: str) -> Saved | None:
         return None
 
 
-class Writer:
+class SegmentWriter:
     """Writes segments and publishes them; once something fails, or without a folder, it does nothing."""
 
     def __init__(self, root: Path, names: list[str], *, can_write: bool) -> None:
@@ -67,29 +67,24 @@ class Writer:
         if not self._can_write:
             return segment
         name = f"{time.time_ns():x}"
-        half = self._root / f"{name}.new"
         try:
-            half.mkdir()
-            _write_segment(half, segment)
-            os.replace(half, self._root / name)
-            kept = _read_segment(self._root / name, len(segment.slots), segment.slots[0].d, segment.kind)
+            with new_folder(self._root / name) as half:
+                _write_segment(half, segment)
+            mapped = _read_segment(self._root / name, len(segment.slots), segment.slots[0].d, segment.kind)
         except (OSError, RuntimeError, ValueError) as error:
             _log.info("the FAISS files at %s are not kept: %s", self._root, error)
             self._can_write = False
-            shutil.rmtree(half, ignore_errors=True)  # a full disk needs the room
             return segment
         self._names.append(name)
-        return kept
+        return mapped
 
     def publish(self, version: int, num_slots: int, width: int, kind: str) -> None:
         """Make what was kept the current state in one step, then remove what is no longer named."""
         if not self._can_write:
             return
         pointer = {"version": version, "format": _format(num_slots, width, kind), "segments": self._names}
-        half = self._root / f"{_POINTER}.new"
         try:
-            _write_synced(half, json.dumps(pointer).encode())
-            os.replace(half, self._root / _POINTER)
+            write_file(self._root / _POINTER, json.dumps(pointer))
         except OSError as error:
             _log.info("the FAISS files at %s are not kept: %s", self._root, error)
             return
@@ -97,7 +92,7 @@ class Writer:
 
 
 @contextmanager
-def writer(root: Path, names: list[str]) -> Iterator[Writer]:
+def segment_writer(root: Path, names: list[str]) -> Iterator[SegmentWriter]:
     """A writer that goes on from published segments; one process at a time gets one that writes."""
     with ExitStack() as stack:
         try:
@@ -105,10 +100,10 @@ def writer(root: Path, names: list[str]) -> Iterator[Writer]:
             stack.enter_context(locked(root))
         except (OSError, IndexStateError) as error:
             _log.info("the FAISS files at %s are not kept: %s", root, error)
-            yield Writer(root, names, can_write=False)
+            yield SegmentWriter(root, names, can_write=False)
             return
         _remove_half_written(root)
-        yield Writer(root, names, can_write=True)
+        yield SegmentWriter(root, names, can_write=True)
 
 
 def _format(num_slots: int, width: int, kind: str) -> list[Any]:
@@ -120,12 +115,10 @@ def _write_segment(folder: Path, segment: Segment) -> None:
     np.save(folder / "ids.npy", segment.ids)
     files = {}
     for path in [*paths, folder / "ids.npy"]:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
         status = path.stat()
         files[path.name] = [status.st_size, status.st_mtime_ns, _checksum(path)]
     meta = {"rounding": segment.rounding, "files": files}
-    _write_synced(folder / "meta.json", json.dumps(meta).encode())
+    (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def _read_segment(folder: Path, num_slots: int, width: int, kind: str) -> Segment:
@@ -148,15 +141,8 @@ def _checksum(path: Path) -> int:
     return checksum
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _remove_half_written(root: Path) -> None:
-    for path in root.glob("*.new"):
+    for path in root.glob(f"*{HALF_WRITTEN}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
 

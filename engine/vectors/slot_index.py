@@ -9,7 +9,6 @@ S slots, E embedding, N rows, M queries, K hits, F fetched from one list.
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from engine.processors import num_processors
 from engine.vectors.gpu_slots import DeviceCopy, DeviceView
 from engine.vectors.segments import KINDS, Segment, bitmap_selector
 from engine.vectors.slot_bounds import (
@@ -85,7 +85,11 @@ class SlotIndex:
         self._device = DeviceCopy(num_slots, width, kind) if on_gpu else None
         self._vectors_of = vectors_of or self.reconstruct
         # FAISS uses one thread for one query on a flat index: the slots are searched side by side
-        self._pool = ThreadPoolExecutor(_num_cores(), "faiss", lambda: faiss.omp_set_num_threads(1))
+        self._pool = ThreadPoolExecutor(num_processors(), "faiss", lambda: faiss.omp_set_num_threads(1))
+
+    def close(self) -> None:
+        """End the threads that search; the index cannot be searched after that, and closing it again does nothing."""
+        self._pool.shutdown()
 
     def __len__(self) -> int:
         return sum(len(segment) for segment in self.segments)
@@ -258,7 +262,3 @@ class SlotIndex:
             vectors = self._vectors_of(part).astype(np.float32, copy=False)
             cosines[start : start + len(part)] = (vectors * queries_SE).sum(axis=2)
         return cosines
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

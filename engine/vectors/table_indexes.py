@@ -17,7 +17,7 @@ _CHECKED_ROWS = 8  # of each segment, compared with the table when it is opened
 
 
 @dataclass(frozen=True)
-class _Source:
+class FollowedTable:
     """The rows of a table that an index follows; ids ascend, batches(after_id) comes in their order."""
 
     root: Path
@@ -37,8 +37,8 @@ def open_photo_index(store: Store, kind: str = "fp16", device: str = "auto") -> 
     """
     shape = (store.manifest.num_queries, store.manifest.embed_dim)
     root = store.folder / CACHE_FOLDER / "photos"
-    source = _Source(root, store.version, store.all_ids(), store.iter_vectors, store.vectors, *shape)
-    return _open(source, kind, device)
+    table = FollowedTable(root, store.version, store.all_ids(), store.iter_vectors, store.vectors, *shape)
+    return _open(table, kind, device)
 
 
 def open_text_index(store: Store, kind: str = "fp16", device: str = "auto") -> SlotIndex:
@@ -52,8 +52,8 @@ def open_text_index(store: Store, kind: str = "fp16", device: str = "auto") -> S
 
     root = store.folder / CACHE_FOLDER / "texts"
     ids = store.texts.ids()
-    source = _Source(root, store.texts.version, ids, batches, vectors_of, 1, store.manifest.embed_dim)
-    return _open(source, kind, device)
+    table = FollowedTable(root, store.texts.version, ids, batches, vectors_of, 1, store.manifest.embed_dim)
+    return _open(table, kind, device)
 
 
 def open_caption_index(store: Store, kind: str = "fp16", device: str = "auto") -> SlotIndex:
@@ -71,41 +71,41 @@ def open_caption_index(store: Store, kind: str = "fp16", device: str = "auto") -
 
     root = store.folder / CACHE_FOLDER / "captions"
     version, width = store.captions.version, store.manifest.embed_dim
-    return _open(_Source(root, version, ids, batches, vectors_of, 1, width), kind, device)
+    return _open(FollowedTable(root, version, ids, batches, vectors_of, 1, width), kind, device)
 
 
-def _open(source: _Source, kind: str, device: str) -> SlotIndex:
-    shape = (source.num_slots, source.width)
-    index = SlotIndex(*shape, kind, device, vectors_of=source.vectors_of if kind == "int8" else None)
-    saved = segment_files.load(source.root, *shape, kind)
-    if saved is None or not _can_go_on(saved, source):
-        saved = segment_files.Saved(-1, [], [])
+def _open(table: FollowedTable, kind: str, device: str) -> SlotIndex:
+    shape = (table.num_slots, table.width)
+    index = SlotIndex(*shape, kind, device, vectors_of=table.vectors_of if kind == "int8" else None)
+    saved = segment_files.load_segments(table.root, *shape, kind)
+    if saved is None or not _can_go_on(saved, table):
+        saved = segment_files.SavedSegments(-1, [], [])
     index.segments = list(saved.segments)
-    if saved.version == source.version and len(index) == len(source.ids):
+    if saved.version == table.version and len(index) == len(table.ids):
         return index
-    after_id = int(source.ids[len(index) - 1]) if len(index) else -1
-    with segment_files.writer(source.root, saved.names) as writer:
-        for ids, vectors in source.batches(after_id):
+    after_id = int(table.ids[len(index) - 1]) if len(index) else -1
+    with segment_files.segment_writer(table.root, saved.names) as writer:
+        for ids, vectors in table.batches(after_id):
             index.add(ids, vectors)
             if len(index.segments[-1]) >= _SEGMENT_ROWS:
                 index.segments[-1] = writer.keep(index.segments[-1])
         if index.segments and not index.segments[-1].frozen:
             index.segments[-1] = writer.keep(index.segments[-1])
-        writer.publish(source.version, *shape, kind)
+        writer.publish(table.version, *shape, kind)
     return index
 
 
-def _can_go_on(saved: segment_files.Saved, source: _Source) -> bool:
+def _can_go_on(saved: segment_files.SavedSegments, table: FollowedTable) -> bool:
     """Whether the saved segments hold the table's first rows, and not in too many pieces."""
     ids = np.concatenate([np.zeros(0, np.int64), *(segment.ids for segment in saved.segments)])
-    if not np.array_equal(ids, source.ids[: len(ids)]):
+    if not np.array_equal(ids, table.ids[: len(ids)]):
         return False
     pieces = sum(len(segment) < _SEGMENT_ROWS for segment in saved.segments)
-    if pieces >= _MAX_PIECES and len(ids) < len(source.ids):
+    if pieces >= _MAX_PIECES and len(ids) < len(table.ids):
         return False
     for segment in saved.segments:
         rows = np.unique(np.linspace(0, len(segment) - 1, _CHECKED_ROWS).astype(np.int64))
-        difference = segment.reconstruct(rows) - source.vectors_of(segment.ids[rows])
+        difference = segment.reconstruct(rows) - table.vectors_of(segment.ids[rows])
         if not np.linalg.norm(difference, axis=2).max() <= segment.rounding + NOISE:
             return False
     return True

@@ -9,7 +9,7 @@ from corners import quarters
 
 from engine.errors import PhotoError
 from indexer import decode as module
-from indexer.decode import Decoded, Known, Task, attempt, decode
+from indexer.decode import Decoded, DecodeJob, Known, attempt, decode
 
 
 def test_a_known_photo_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,15 +17,15 @@ def test_a_known_photo_is_not_decoded(tmp_path: Path, monkeypatch: pytest.Monkey
     quarters().rotate(90).save(tmp_path / "b.png")
     digest = decode(tmp_path / "a.png", 16).digest
     monkeypatch.setattr(module, "squash", lambda picture, size: pytest.fail("decoded"))
-    assert attempt([Task(tmp_path / "a.png", frozenset({digest, "another"}))], 16) == [Known(digest)]
+    assert attempt([DecodeJob(tmp_path / "a.png", frozenset({digest, "another"}))], 16) == [Known(digest)]
     with pytest.raises(pytest.fail.Exception):
-        attempt([Task(tmp_path / "b.png", frozenset({digest}))], 16)
+        attempt([DecodeJob(tmp_path / "b.png", frozenset({digest}))], 16)
 
 
 def test_several_tasks_keep_their_order_and_their_failures(tmp_path: Path) -> None:
     quarters().save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
-    first, second, third = attempt([Task(tmp_path / name) for name in ("a.png", "b.png", "a.png")], 16)
+    first, second, third = attempt([DecodeJob(tmp_path / name) for name in ("a.png", "b.png", "a.png")], 16)
     assert isinstance(first, Decoded)
     assert isinstance(second, PhotoError)
     assert isinstance(third, Decoded)

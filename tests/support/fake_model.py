@@ -116,11 +116,6 @@ class FakeSearcher:
         )
         return Results(hits, failures=tuple(failures))
 
-    def add_texts(self, texts: Sequence[str]) -> int:
-        before = self.store.texts.count()
-        self.store.texts.add(texts, np.stack([colour_vector(text) for text in texts]))
-        return self.store.texts.count() - before
-
     def _photos(self) -> tuple[np.ndarray, np.ndarray]:
         ids = self.store.live_ids()
         return ids, self.store.vectors(ids)[:, 0].astype(np.float32)

@@ -28,7 +28,7 @@ def public_names(class_: type) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-@pytest.mark.parametrize("method", ["search", "similar", "match", "rerank", "add_texts"])
+@pytest.mark.parametrize("method", ["search", "similar", "match", "rerank"])
 def test_the_searcher_is_asked_in_the_same_way(method: str) -> None:
     """Names, order, defaults and types are equal."""
     real, fake = (

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from engine.types import RERANKED
 from ui.session import CAPTIONER
 
 Command = Callable[..., Any]
@@ -61,7 +62,7 @@ def rerank_options(command: Command) -> Command:
     @click.option(
         "--rerank",
         type=click.IntRange(min=1),
-        default=128,
+        default=RERANKED,
         show_default=True,
         metavar="N",
         help="How many of the nearest are read together with the text and put in order.",

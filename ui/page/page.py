@@ -12,7 +12,7 @@ import streamlit as st
 
 from engine.errors import PhotoError, QseekError
 from engine.index.manifest import FILE_NAME
-from engine.types import Hit, Photo, Results
+from engine.types import RERANKED, Hit, Photo, Results
 from engine.wording import count_text
 from ui import session
 from ui.page.page_cache import Stamp, search, search_similar
@@ -25,16 +25,15 @@ if TYPE_CHECKING:
     from engine.index.store import Store
 
 EXAMPLES = ("a dog running through the snow", "people sitting at a table", "a red car in a street")
-RERANKED = 128
 PAGE_SIZES = (12, 24, 48, 96)
-SCORES_EXPLAINED = """
+SCORES_EXPLAINED = f"""
 **match**: how probable it is, to the part of the model that reads photo and sentence together, that the
 sentence describes the photo. Comparable between queries: hide what is below a value that you trust.
 
 **cosine**: how near photo and sentence lie to each other, between -1 and 1. It finds the candidates. Good
 values differ from query to query, so only its order means something.
 
-With *Rerank* on, the 128 nearest are put in order by both; without, by the cosine alone.
+With *Rerank* on, the {RERANKED} nearest are put in order by both; without, by the cosine alone.
 """
 
 

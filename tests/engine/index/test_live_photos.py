@@ -10,13 +10,13 @@ from engine.index.store import Store
 
 def test_missing_is_not_forgotten_and_comes_back(store: Store) -> None:
     filled(store, 3)
-    store.put_files([a_file(1, "copy of 1.jpg")])
+    store.add([], [a_file(1, "copy of 1.jpg")])
     version = store.version
     store.mark_missing([ROOT / "0.jpg", ROOT / "1.jpg", ROOT / "unknown.jpg"])
     assert store.live_ids().tolist() == [1, 2]  # 1 still has its copy
     assert store.photos([1])[0].paths == (ROOT / "copy of 1.jpg",)
     assert store.num_files == 2 and len(store.files()) == 4
-    store.put_files([a_file(0)])
+    store.add([], [a_file(0)])
     assert store.live_ids().tolist() == [0, 1, 2] and not store.files()[ROOT / "0.jpg"].missing
     assert store.version == version  # the photos did not change: FAISS files stay
 

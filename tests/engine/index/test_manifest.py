@@ -104,7 +104,7 @@ def test_a_failed_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Mo
     def no_replace(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engine.index.manifest.os.replace", no_replace)
+    monkeypatch.setattr("engine.atomic.os.replace", no_replace)
     with pytest.raises(IndexStateError, match="cannot be written: No space left on device"):
         dataclasses.replace(MINI, model="other").save(tmp_path)
     assert Manifest.load(tmp_path) == MINI

@@ -15,7 +15,7 @@ from engine.index.store import Store
 def test_a_path_is_replaced_not_doubled(store: Store) -> None:
     filled(store, 2)
     changed = FileRecord(ROOT, ROOT / "0.jpg", 5, 6, f"{1:032x}")
-    store.put_files([a_file(0), changed])  # of twice the same path, the last
+    store.add([], [a_file(0), changed])  # of twice the same path, the last
     assert store.files() == {ROOT / "0.jpg": changed, ROOT / "1.jpg": a_file(1)}
     assert store.photos([0])[0].paths == ()
     assert store.photos([1])[0].paths == (ROOT / "0.jpg", ROOT / "1.jpg")
@@ -28,7 +28,7 @@ def test_a_path_is_a_file_or_a_failure(store: Store) -> None:
     assert set(store.files()) == {ROOT / "1.jpg"} and store.live_ids().tolist() == [1]
     store.add([], [], [a_failure("x.jpg", "now another reason")])
     assert store.failures()[ROOT / "x.jpg"].reason == "now another reason"
-    store.put_files([a_file(0)])
+    store.add([], [a_file(0)])
     assert set(store.failures()) == {ROOT / "x.jpg"} and store.live_ids().tolist() == [0, 1]
     store.remove_failures([ROOT / "x.jpg", ROOT / "never seen.jpg"])
     assert store.failures() == {}
@@ -80,11 +80,11 @@ def test_a_strange_root_and_reason(store: Store) -> None:
 def test_roots_that_overlap_hold_a_path_once(store: Store) -> None:
     inner = ROOT / "2024"
     store.add([a_photo(1), a_photo(2)], [a_file(1, "a.jpg", inner), a_file(2, "b.jpg")], [])
-    store.put_files([a_file(3, "c.jpg", Path("/photos2"))])
+    store.add([], [a_file(3, "c.jpg", Path("/photos2"))])
     assert set(store.files(ROOT)) == {inner / "a.jpg", ROOT / "b.jpg"}
     assert set(store.files(inner)) == {inner / "a.jpg"}
-    store.put_files([a_file(1, "2024/a.jpg")])  # the outer root is walked now
+    store.add([], [a_file(1, "2024/a.jpg")])  # the outer root is walked now
     assert store.files()[inner / "a.jpg"].root == ROOT and len(store.files()) == 3
     assert set(store.files(inner)) == {inner / "a.jpg"}
-    store.put_files([a_file(1, "a.jpg", inner)])
+    store.add([], [a_file(1, "a.jpg", inner)])
     assert store.files()[inner / "a.jpg"].root == inner and store.num_files == 3

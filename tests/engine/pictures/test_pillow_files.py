@@ -10,7 +10,7 @@ from corners import BLUE, GREEN, RED, STORED_AS, YELLOW, assert_near, corners, q
 from PIL import Image
 
 from engine.pictures.opening import is_curable, open_picture
-from indexer.decode import Task, attempt, decode
+from indexer.decode import DecodeJob, attempt, decode
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif", "avif"])
@@ -122,7 +122,7 @@ def test_heic_without_its_extra_names_the_install_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
-    (outcome,) = attempt([Task(tmp_path / name)], 16)
+    (outcome,) = attempt([DecodeJob(tmp_path / name)], 16)
     assert str(outcome) == "HEIC pictures need an extra: pip install 'qseek[heic]'"
     assert is_curable(str(outcome))
 

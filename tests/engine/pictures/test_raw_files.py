@@ -12,7 +12,7 @@ from PIL import Image
 
 from engine.errors import PhotoError
 from engine.pictures.opening import is_curable, open_picture
-from indexer.decode import Task, attempt, decode
+from indexer.decode import DecodeJob, attempt, decode
 
 
 def test_raw_without_its_extra_names_the_install_line(
@@ -20,7 +20,7 @@ def test_raw_without_its_extra_names_the_install_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "rawpy", None)
     (tmp_path / "a.NEF").write_bytes(b"II*\0" + bytes(200))
-    (outcome,) = attempt([Task(tmp_path / "a.NEF")], 16)
+    (outcome,) = attempt([DecodeJob(tmp_path / "a.NEF")], 16)
     assert str(outcome) == "RAW pictures need an extra: pip install 'qseek[raw]'"
     assert is_curable(str(outcome))
 

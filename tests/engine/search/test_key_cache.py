@@ -2,7 +2,7 @@
 
 import torch
 
-from engine.search.key_cache import HeldKeys
+from engine.search.key_cache import KeyCache
 
 ONE = 2 * 2 * 3 * 4 * 5 * 4  # two layers of keys and values, (H, N, d) = (3, 4, 5) float32
 
@@ -13,7 +13,7 @@ def keys(*numbers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def test_rows_come_back_in_the_order_asked() -> None:
-    held = HeldKeys(10 * ONE)
+    held = KeyCache(10 * ONE)
     held.put(["a", "b", "c"], keys(1, 2, 3))
     assert held.num_bytes == 3 * ONE and "b" in held and "d" not in held
     for got, want in zip(held.take(["c", "a", "c"]), keys(3, 1, 3), strict=True):
@@ -21,7 +21,7 @@ def test_rows_come_back_in_the_order_asked() -> None:
 
 
 def test_the_least_recently_used_go_first() -> None:
-    held = HeldKeys(3 * ONE)
+    held = KeyCache(3 * ONE)
     held.put(["a", "b", "c"], keys(1, 2, 3))
     held.take(["a"])
     held.put(["d"], keys(4))
@@ -30,7 +30,7 @@ def test_the_least_recently_used_go_first() -> None:
 
 
 def test_a_photo_is_held_once_and_an_unknown_one_not_at_all() -> None:
-    held = HeldKeys(10 * ONE)
+    held = KeyCache(10 * ONE)
     held.put(["a", "", "a"], keys(1, 2, 3))
     held.put(["a"], keys(4))
     assert held.num_bytes == ONE and "" not in held
@@ -38,16 +38,16 @@ def test_a_photo_is_held_once_and_an_unknown_one_not_at_all() -> None:
 
 
 def test_what_is_held_is_a_copy() -> None:
-    held, given = HeldKeys(10 * ONE), [(k.clone(), v.clone()) for k, v in keys(1, 2)]
+    held, given = KeyCache(10 * ONE), [(k.clone(), v.clone()) for k, v in keys(1, 2)]
     held.put(["a", "b"], given)
     given[0][0].zero_()
     assert held.take(["a"])[0][0].flatten()[0] == 1
 
 
 def test_no_memory_holds_nothing() -> None:
-    held = HeldKeys(0)
+    held = KeyCache(0)
     held.put(["a"], keys(1))
     assert "a" not in held and held.num_bytes == 0
-    small = HeldKeys(ONE - 1)
+    small = KeyCache(ONE - 1)
     small.put(["a"], keys(1))
     assert "a" not in small and small.num_bytes == 0

@@ -22,12 +22,13 @@ from brute_force_scores import (
 )
 from tiny import tiny_model, write_pictures
 
+from engine import progress
 from engine.errors import QueryError
 from engine.index.manifest import Manifest
 from engine.index.store import Store
 from engine.models.photo_encoder import PhotoEncoder
 from engine.models.retrieval_model import BEHIND, RetrievalModel
-from engine.search import searcher as searcher_module
+from engine.search import reranking
 from engine.search.searcher import Searcher
 from engine.types import Results
 from indexer.build import build_index
@@ -56,7 +57,7 @@ def test_candidates_come_in_batches(searcher: Searcher, monkeypatch: pytest.Monk
     want = searcher.search(QUERY, top=24)
     paths = [hit.photo.path for hit in want.hits]
     ranked = searcher.rerank(QUERY, paths)
-    monkeypatch.setattr(searcher_module, "PHOTOS_AT_ONCE", 5)
+    monkeypatch.setattr(reranking, "PHOTOS_AT_ONCE", 5)
     for got, other in ((searcher.search(QUERY, top=24), want), (searcher.rerank(QUERY, paths), ranked)):
         assert ids_of(got) == ids_of(other)
         assert [hit.score for hit in got.hits] == pytest.approx([hit.score for hit in other.hits], abs=1e-4)
@@ -121,7 +122,8 @@ def test_slow_encoding_is_told(searcher: Searcher, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(searcher, "tell", lines.append)
     searcher.search(QUERY)
     assert lines == []
-    monkeypatch.setattr(searcher_module, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(reranking, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "TELL_SECONDS", 0.0)
     searcher.search(QUERY)
     assert len(lines) == 1 and lines[0].startswith("16 of 24 candidates encoded, ")
 

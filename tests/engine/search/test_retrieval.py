@@ -1,6 +1,7 @@
 """The first step of a search beside brute force over stored vectors: by text and by photo."""
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from brute_force_scores import NAMES, QUERY, TEXTS, assert_well_formed, ids_of, 
 from tiny import write_pictures
 
 from engine.errors import QueryError
+from engine.index.caption_table import NewCaption
 from engine.index.store import Store
 from engine.models.photo_encoder import PhotoEncoder
 from engine.models.retrieval_model import RetrievalModel
 from engine.search.searcher import Searcher
 from indexer.build import build_index
+from indexer.index_run import add_texts
 
 # Text to photos
 
@@ -107,3 +110,47 @@ def test_like_what_cannot_be_read(searcher: Searcher, tmp_path: Path, content: b
     for ask in (lambda: searcher.similar(path), lambda: searcher.match(path, ["a dog"])):
         with pytest.raises(QueryError, match=r"photo\.jpg cannot be read: (it is|the file is empty)"):
             ask()
+
+
+# Threads
+
+
+def faiss_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("faiss")}
+
+
+def test_no_thread_is_left_by_a_searcher_that_was_closed(
+    shelf: Path, model: RetrievalModel, tmp_path: Path
+) -> None:
+    before = faiss_threads()
+    store = Store.open(Path(shutil.copytree(shelf / "none", tmp_path / "index")))
+    vector_E = model.encode_texts(["a dog"])[0][0].astype(np.float16)
+    store.captions.put([NewCaption(0, "a dog", "painter", "d1", vector_E)])
+    add_texts(store, model, TEXTS)
+    searcher = Searcher(store, model)
+    path = shelf / "photos" / NAMES[0]
+    for _ in range(2):  # a question after closing opens the indexes again
+        want = searcher.search(QUERY).hits, searcher.match(path, None).hits
+        assert faiss_threads() - before
+        searcher.close()
+        searcher.close()
+        assert not faiss_threads() - before
+        assert (searcher.search(QUERY).hits, searcher.match(path, None).hits) == want
+    searcher.close()
+    assert not faiss_threads() - before
+
+
+def test_an_index_that_is_replaced_leaves_no_thread(
+    copied: Callable[[str], tuple[Searcher, list[Path]]], model: RetrievalModel
+) -> None:
+    before = faiss_threads()
+    searcher, paths = copied("none")
+    searcher.search(QUERY)
+    num_threads = len(faiss_threads() - before)
+    for number in range(3):
+        write_pictures(paths[0].parents[1], [f"new {number}.png"], seed=77 + number)
+        other = Store.open(searcher.store.folder)  # type: ignore[union-attr]
+        build_index([paths[0].parents[1]], other, PhotoEncoder(model, "none"), workers=0)
+        assert len(searcher.search(QUERY, top=50).hits) == 25 + number
+    assert 0 < len(faiss_threads() - before) <= num_threads
+    searcher.close()

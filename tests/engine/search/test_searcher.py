@@ -29,6 +29,7 @@ from engine.models.photo_encoder import PhotoEncoder
 from engine.models.retrieval_model import BEHIND, RetrievalModel
 from engine.search.searcher import Searcher
 from indexer.build import build_index
+from indexer.index_run import add_texts
 
 
 def test_an_empty_index(tmp_path: Path, model: RetrievalModel, shelf: Path) -> None:
@@ -79,7 +80,7 @@ def test_an_empty_text(searcher: Searcher, shelf: Path, text: str) -> None:
         lambda: searcher.search(text),
         lambda: searcher.rerank(text, [path]),
         lambda: searcher.match(path, ["a dog", text]),
-        lambda: searcher.add_texts(["a dog", text]),
+        lambda: add_texts(searcher.store, searcher.model, ["a dog", text]),
     ]
     for ask in asked:
         with pytest.raises(QueryError, match="is empty; describe what the photo shows"):
@@ -109,8 +110,8 @@ def asked(
         yield searcher, TEXTS
     else:
         own = Searcher(Store.create(tmp_path / "index", Manifest.for_model(model, "none")), model)
-        assert own.add_texts(TEXTS[:4]) == 4
-        assert own.add_texts([TEXTS[0], *TEXTS[4:], TEXTS[4] + " "]) == 2
+        assert add_texts(own.store, model, TEXTS[:4]) == 4
+        assert add_texts(own.store, model, [TEXTS[0], *TEXTS[4:], TEXTS[4] + " "]) == 2
         yield own, None
 
 
@@ -145,10 +146,10 @@ def test_new_texts_are_found_by_an_open_searcher(tmp_path: Path, model: Retrieva
         shelf / "photos" / NAMES[2],
         Store.create(tmp_path / "index", Manifest.for_model(model, "none")),
     )
-    first, second = Searcher(store, model), Searcher(Store.open(store.folder), model)
-    first.add_texts(TEXTS[:2])
+    second = Searcher(Store.open(store.folder), model)
+    add_texts(store, model, TEXTS[:2])
     assert {hit.text for hit in second.match(path, None).hits} == set(TEXTS[:2])
-    first.add_texts(TEXTS)
+    add_texts(store, model, TEXTS)
     assert {hit.text for hit in second.match(path, None).hits} == set(TEXTS)
 
 
@@ -172,7 +173,7 @@ def test_no_texts_to_choose_from(searcher: Searcher, shelf: Path) -> None:
 
 
 def test_adding_no_texts(searcher: Searcher) -> None:
-    assert searcher.add_texts([]) == 0
+    assert add_texts(searcher.store, searcher.model, []) == 0
 
 
 # Which index, which model
@@ -184,7 +185,6 @@ def test_without_an_index(model: RetrievalModel, shelf: Path) -> None:
         lambda: bare.search(QUERY),
         lambda: bare.similar(path),
         lambda: bare.match(path, None),
-        lambda: bare.add_texts(["a dog"]),
     ):
         with pytest.raises(IndexStateError, match="There is no index: make one with `qseek index FOLDER`"):
             ask()

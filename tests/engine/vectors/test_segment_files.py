@@ -98,10 +98,10 @@ def test_a_kill_before_the_pointer_leaves_the_old_files(
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(segment_files.os, "replace", killed)
+        patch.setattr("engine.atomic.os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             open_photo_index(store, device="cpu")
-    saved = segment_files.load(root, S, E, "fp16")
+    saved = segment_files.load_segments(root, S, E, "fp16")
     assert saved is not None and [len(segment) for segment in saved.segments] == [40]
     taken(rows_read)
     assert_finds(open_photo_index(store, device="cpu"), store)

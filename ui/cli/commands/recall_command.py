@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.errors import DataError
+from engine.types import RERANKED
 from engine.wording import count_text
 from ui.cli.options import (
     allow_missing_option,
@@ -62,7 +63,11 @@ class Bytes(click.ParamType[int]):
 @split_option
 @model_option
 @click.option(
-    "--rerank", default=128, show_default=True, type=click.IntRange(min=0), help="Candidates that ITM reads."
+    "--rerank",
+    default=RERANKED,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Candidates that ITM reads.",
 )
 @click.option("--no-rerank", is_flag=True, help="ITC alone.")
 @limit_option("pictures")
