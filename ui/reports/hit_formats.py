@@ -16,10 +16,7 @@ from ui.reports.text_forms import json_line, path_fields, percent, printable, te
 def hits_table(hits: Sequence[Hit], captions: bool = False) -> str:
     """Rank, match probability, cosine, path; more places of the same photo are counted behind it. captions: a line
     with its caption below each that has one."""
-    rows = [
-        (str(hit.rank), percent(hit.itm), f"{hit.itc:.3f}", printable(str(hit.photo.path)) + _copies(hit))
-        for hit in hits
-    ]
+    rows = [(*_score_cells(hit), printable(str(hit.photo.path)) + _copies(hit)) for hit in hits]
     table = text_table(("#", "match", "cosine", "photo"), rows)
     if not captions:
         return table
@@ -35,8 +32,12 @@ def _copies(hit: Hit) -> str:
 
 
 def text_hits_table(hits: Sequence[TextHit]) -> str:
-    rows = [(str(hit.rank), percent(hit.itm), f"{hit.itc:.3f}", printable(hit.text)) for hit in hits]
+    rows = [(*_score_cells(hit), printable(hit.text)) for hit in hits]
     return text_table(("#", "match", "cosine", "text"), rows)
+
+
+def _score_cells(hit: Hit | TextHit) -> tuple[str, str, str]:
+    return str(hit.rank), percent(hit.itm), f"{hit.itc:.3f}"
 
 
 def _scores(hit: Hit | TextHit) -> dict[str, float | None]:

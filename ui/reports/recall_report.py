@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.wording import count_text
+from ui.reports.text_forms import markdown_table, seconds_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,9 +57,12 @@ class Facts:
 def markdown(facts: Facts, result: Evaluation) -> str:
     report = result.report
     names = list(report.before)
-    rows = [("ITC alone", report.before)]
+    rows = [["ITC alone", *(f"{report.before[name]:.1f}" for name in names)]]
     if report.after:
-        rows.append((f"reranked, k = {report.k}", report.after))
+        rows.append([f"reranked, k = {report.k}", *(f"{report.after[name]:.1f}" for name in names)])
+    for title, numbers in _published(facts, report.num_photos).items():
+        cells = dict(zip(COLUMNS, numbers, strict=True))
+        rows.append([f"{title}, published", *(str(cells.get(name, "")) for name in names)])
     left_out = facts.num_absent + report.num_missing
     lines = [
         f"{facts.dataset}{f' (the first {facts.limit} pictures)' if facts.limit else ''}, {facts.model} "
@@ -66,17 +70,9 @@ def markdown(facts: Facts, result: Evaluation) -> str:
         f"{report.num_captions:,} captions, percent"
         + (f". **{count_text(left_out, 'photo')} left out: not comparable**" if left_out else ""),
         "",
-        f"| | {' | '.join(names)} |",
-        f"|---|{'---|' * len(names)}",
-        *(f"| {title} | {' | '.join(f'{found[n]:.1f}' for n in names)} |" for title, found in rows),
+        *markdown_table(names, rows),
     ]
-    known = _published(facts, report.num_photos)
-    for title, numbers in known.items():
-        cells = dict(zip(COLUMNS, numbers, strict=True))
-        lines.append(
-            f"| {title}, published | {' | '.join(f'{cells[n]}' if n in cells else '' for n in names)} |"
-        )
-    seconds = ", ".join(f"{phase} {value:.1f} s" for phase, value in report.seconds.items())
+    seconds = seconds_text(report.seconds)
     pairs = report.num_pairs - report.num_kept
     if pairs:
         seconds += f"; {report.num_pairs:,} pairs, {pairs / report.seconds['rerank']:,.0f} pairs/s"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from engine.wording import count_text
-from ui.reports.text_forms import json_line
+from ui.reports.text_forms import json_line, markdown_table, seconds_text
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,10 @@ def markdown(facts: Facts, rows: Sequence[Row], what: str, more: str = "") -> st
     head += f": {count_text(rows[0].count, what)}{more}, percent"
     if facts.num_missing:
         head += f". **{count_text(facts.num_missing, what)} left out: not comparable**"
-    lines = [head, "", f"| | {' | '.join(names)} | {what}s |", f"|---|{'---|' * (len(names) + 1)}"]
-    for row in rows:
-        cells = " | ".join(f"{row.scores[name]:.1f}" for name in names)
-        lines.append(f"| {row.name} | {cells} | {row.count:,} |")
+    cells = [[row.name, *(f"{row.scores[name]:.1f}" for name in names), f"{row.count:,}"] for row in rows]
+    lines = [head, "", *markdown_table([*names, f"{what}s"], cells)]
     lines += [f"\n{note}" for note in facts.notes]
-    seconds = ", ".join(f"{phase} {value:.1f} s" for phase, value in facts.seconds.items())
+    seconds = seconds_text(facts.seconds)
     if facts.num_kept:
         seconds += f"; {facts.num_kept:,} were kept from an earlier run"
     return "\n".join([*lines, "", seconds]) + "\n"

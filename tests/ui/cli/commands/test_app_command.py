@@ -5,7 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click import Command, Context
+from click.exceptions import Exit
 from command_line import ROOT, qseek
+
+from ui.cli.commands.app_command import serve
 
 pytestmark = pytest.mark.usefixtures("colours")
 
@@ -28,3 +32,11 @@ def test_app_listens_on_this_computer_alone(monkeypatch, tmp_path):
     assert environment["QSEEK_MODEL"] == "colours"
     qseek("app", "--open")
     assert "--server.headless=false" in started[1][1]
+
+
+def test_where_a_process_cannot_be_replaced_the_command_waits_and_ends_as_the_page_does(monkeypatch):
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("Windows has no such call that waits"))
+    code = "import os, sys; sys.exit(int(os.environ['ENDS_WITH']))"
+    with Context(Command("app")), pytest.raises(Exit) as ended:
+        serve([sys.executable, "-c", code], {**os.environ, "ENDS_WITH": "7"}, in_place=False)
+    assert ended.value.exit_code == 7

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from tiny import tiny_checkpoint, write_pictures
 
+from ui.cli.commands.recall_command import peak_memory
 from ui.cli.main import main
 from ui.reports import recall_report
 
@@ -166,3 +169,16 @@ def test_the_page_of_errors(recall, tmp_path: Path) -> None:
     missed = round(len(WORDS) * 2 * (1 - json.loads(result.stdout)["after"]["IR@1"] / 100))
     assert page.count("<tr>") == min(3, missed) > 0
     assert page.count('class="right"') >= page.count("<tr>") and "data:image/jpeg;base64," in page
+
+
+def test_progress_is_shown_as_indexing_shows_it(recall) -> None:
+    said = recall("--rerank", 3).stderr
+    assert "8 of 8 photos, " in said and re.search(r"(\d+) of \1 pairs, .* pairs/s", said)
+
+
+def test_memory_that_cannot_be_known_is_left_out(recall, monkeypatch) -> None:
+    assert (peak_memory() or 0) > 2**20
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert peak_memory() is None
+    assert "at the peak" not in recall("--rerank", 3).stdout
+    assert json.loads(recall("--rerank", 3, "--json").stdout)["peak_bytes"] is None
