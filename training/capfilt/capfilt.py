@@ -9,66 +9,30 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from engine.datasets.captioned_pictures import CaptionedPicture
-from engine.datasets.json_files import write_json
+from engine.datasets.json_files import read_json, write_json
 from engine.datasets.photo_numbers import PhotoSets
 from engine.datasets.tar_shards import write_captioned
 from engine.errors import DataError, PhotoError
 from engine.pictures.formats import RAW_SUFFIXES
 from engine.pictures.opening import open_picture, read_bytes
+from engine.progress import Pace
 from engine.types import Failure
 from training.capfilt.capfilt_config import CapfiltConfig, check
-from training.capfilt.caption_candidates import Candidates, Caption, kept, load_parts
+from training.capfilt.caption_candidates import Candidates, kept, load_parts
 from training.capfilt.photo_labels import Labeller, label_captions
-from training.distributed.world import World
-from training.loop.run_checkpoint import flat_settings
-
-
-@dataclass
-class Tally:
-    """What became of a shard's photos. drawn: distinct captions. Sums of scores: of all that were scored, by origin."""
-
-    photos: int = 0
-    written: int = 0
-    drawn: int = 0
-    originals: int = 0
-    kept_drawn: int = 0
-    kept_originals: int = 0
-    drawn_sum: float = 0.0
-    originals_sum: float = 0.0
-    kept_sum: float = 0.0
-    best: float | None = None
-    unreadable: list[list[str]] = field(default_factory=list)
-
-    def add(self, captions: Sequence[Caption], kept: Sequence[Caption]) -> None:
-        self.written += bool(kept)
-        for one in captions:
-            self.best = one.score if self.best is None else max(self.best, one.score)
-            if one.synthetic:
-                self.drawn, self.drawn_sum = self.drawn + 1, self.drawn_sum + one.score
-            else:
-                self.originals, self.originals_sum = self.originals + 1, self.originals_sum + one.score
-        self.kept_drawn += sum(one.synthetic for one in kept)
-        self.kept_originals += sum(not one.synthetic for one in kept)
-        self.kept_sum += sum(one.score for one in kept)
-
-    def join(self, other: Tally) -> None:
-        scores = [best for best in (self.best, other.best) if best is not None]
-        for name, value in asdict(other).items():
-            if name != "best":
-                setattr(self, name, getattr(self, name) + value)
-        self.best = max(scores, default=None)
+from training.capfilt.shard_tally import Tally, check_written, tally_text
+from training.distributed.world import World, device_of_process
+from training.loop.run_checkpoint import check_same_settings, flat_settings
 
 
 def check_originals(photos: PhotoSets, config: CapfiltConfig) -> None:
@@ -111,13 +75,32 @@ def run_capfilt(
 
     data: holds the sets, or runs does, which also holds captioner and matcher when they are runs. teacher: the folder
     of what labels photos, for `label_least`. Under torchrun each process writes every so-many-th shard. Raises
-    CheckpointError and DataError for what is missing or does not fit.
+    CheckpointError and DataError for what is missing or does not fit, TrainingError for a folder whose shards were made
+    with other settings.
     """
     check(config)
     here = World(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    photos, worker = _open_inputs(config, data, runs, teacher)
+    output.mkdir(parents=True, exist_ok=True)
+    _check_settings(output / "settings.json", _settings_of(worker, photos), writes=here.rank == 0)
+    shards = [output / f"{output.name}-{n:03}.tar" for n in range(-(-len(photos) // config.shard_photos))]
+    mine = range(here.rank, len(shards), here.size)
+    _write_shards(worker, photos, shards, mine, say)
+    whole = Tally()
+    for number in mine:
+        whole.join(_report_of(shards[number]))
+    check_written(whole, config)
+    say(f"wrote {output}: {tally_text(whole)}")
+    return [Failure(Path(key), reason) for key, reason in whole.unreadable]
+
+
+def _open_inputs(
+    config: CapfiltConfig, data: Path, runs: Path, teacher: Path | None
+) -> tuple[PhotoSets, Candidates]:
+    """Open the photos and what captions, ranks and labels them."""
     photos = PhotoSets(config.pictures, data, runs)
     check_originals(photos, config)
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    device = str(device_of_process())
     captioner, matcher = load_parts(config, runs, device)
     labeller = None
     if config.label_least is not None:
@@ -126,41 +109,55 @@ def run_capfilt(
                 f"label_least is {config.label_least}: give the teacher's folder with --teacher, or set it to none."
             )
         labeller = Labeller(teacher, config.label_least, device)
-    output.mkdir(parents=True, exist_ok=True)
+    return photos, Candidates(captioner, matcher, config, labeller)
+
+
+def _settings_of(worker: Candidates, photos: PhotoSets) -> dict[str, Any]:
+    """Return all that decides what the shards hold, as JSON keeps it."""
     made_by = {
-        "captioner digest": None if captioner is None else captioner.digest,
-        "matcher digest": matcher.digest,
-        "teacher digest": None if labeller is None else labeller.digest,
+        "captioner digest": None if worker.captioner is None else worker.captioner.digest,
+        "matcher digest": worker.matcher.digest,
+        "teacher digest": None if worker.labeller is None else worker.labeller.digest,
         "photos": photos.facts(),
     }
-    settings = flat_settings(asdict(config)) | made_by
-    _check_settings(output / "settings.json", settings, writes=here.rank == 0)
-    worker = Candidates(captioner, matcher, config, labeller)
-    shards = [output / f"{output.name}-{n:03}.tar" for n in range(-(-len(photos) // config.shard_photos))]
-    mine = range(here.rank, len(shards), here.size)
+    settings: dict[str, Any] = json.loads(json.dumps(flat_settings(asdict(worker.config)) | made_by))
+    return settings
+
+
+def _check_settings(path: Path, settings: dict[str, Any], writes: bool) -> None:
+    """Raise TrainingError when the folder's shards were made with other settings; else see that they are kept."""
+    if path.is_file():
+        check_same_settings(read_json(path), settings, str(path.parent))
+    elif writes:
+        write_json(path, settings)
+
+
+def _write_shards(
+    worker: Candidates, photos: PhotoSets, shards: Sequence[Path], mine: range, say: Callable[[str], None]
+) -> None:
+    """Write those of a process's shards that are not there yet, each with its report, and say how far it is."""
+    config = worker.config
     waiting = [number for number in mine if not _is_done(shards[number])]
     say(
         f"{len(photos):,} photos, {config.per_photo} captions drawn of each by {config.captioner}, ranked by "
         f"{config.matcher}: {len(mine) - len(waiting)} of {len(mine)} shards are there"
     )
-    started = time.monotonic()
-    for done, number in enumerate(waiting, 1):
-        tally = _write_shard(worker, photos, number, shards[number])
-        left = (time.monotonic() - started) / done * (len(waiting) - done)
-        say(f"{shards[number].name}: {_told(tally)}  {left / 60:.1f} min left")
-    whole = Tally()
-    for number in mine:
-        whole.join(_report_of(shards[number]))
-    _check_written(whole, config)
-    say(f"wrote {output}: {_told(whole)}")
-    return [Failure(Path(key), reason) for key, reason in whole.unreadable]
+    pace = Pace(sum(len(_photos_of(photos, number, config)) for number in waiting), None)
+    for number in waiting:
+        tally = _write_shard(worker, photos, number, shards[number], pace)
+        left = pace.now().seconds_left or 0.0
+        say(f"{shards[number].name}: {tally_text(tally)}  {left / 60:.1f} min left")
 
 
-def _write_shard(worker: Candidates, photos: PhotoSets, number: int, path: Path) -> Tally:
-    config, tally = worker.config, Tally()
-    first = number * config.shard_photos
-    numbers = range(first, min(first + config.shard_photos, len(photos)))
-    rows = _captioned(worker, photos, numbers, tally)
+def _photos_of(photos: PhotoSets, shard: int, config: CapfiltConfig) -> range:
+    """Return the numbers of the photos that belong into a shard."""
+    first = shard * config.shard_photos
+    return range(first, min(first + config.shard_photos, len(photos)))
+
+
+def _write_shard(worker: Candidates, photos: PhotoSets, number: int, path: Path, pace: Pace) -> Tally:
+    tally = Tally()
+    rows = _captioned(worker, photos, _photos_of(photos, number, worker.config), tally, pace)
     one = next(rows, None)
     if one is not None:  # a tar without any photo could not be read
         write_captioned(path, (row for some in ([one], rows) for row in some))
@@ -169,7 +166,7 @@ def _write_shard(worker: Candidates, photos: PhotoSets, number: int, path: Path)
 
 
 def _captioned(
-    worker: Candidates, photos: PhotoSets, numbers: range, tally: Tally
+    worker: Candidates, photos: PhotoSets, numbers: range, tally: Tally, pace: Pace
 ) -> Iterator[tuple[CaptionedPicture, dict[str, Any]]]:
     """Photos that keep a caption, with what their JSON says. A few are in memory at a time."""
     config = worker.config
@@ -180,23 +177,31 @@ def _captioned(
             tally.photos += len(some)
             tally.unreadable += [[str(one.path), one.reason] for one in opened if isinstance(one, Failure)]
             good = [one for one in opened if not isinstance(one, Failure)]
-            if not good:
-                continue
-            seed = int(np.random.SeedSequence([config.seed, start]).generate_state(1)[0])
-            samples, pictures = zip(*good, strict=True)
-            for sample, captions in zip(samples, worker.captions(samples, pictures, seed), strict=True):
-                chosen = kept(captions, config)
-                tally.add(captions, chosen)
-                if chosen:
-                    yield (
-                        sample,
-                        {
-                            "captions": [one.text for one in chosen],
-                            "synthetic": [one.synthetic for one in chosen],
-                            "scores": [round(one.score, 4) for one in chosen],
-                            "key": sample.key,
-                        },
-                    )
+            yield from _kept_of(worker, good, start, tally)
+            pace.step(len(some), len(some) - len(good))
+
+
+def _kept_of(
+    worker: Candidates, opened: Sequence[tuple[CaptionedPicture, Image.Image]], start: int, tally: Tally
+) -> Iterator[tuple[CaptionedPicture, dict[str, Any]]]:
+    """Caption the photos of one pass, whose first has the number `start`; its captions are drawn by that."""
+    if not opened:
+        return
+    seed = int(np.random.SeedSequence([worker.config.seed, start]).generate_state(1)[0])
+    samples, pictures = zip(*opened, strict=True)
+    for sample, captions in zip(samples, worker.captions(samples, pictures, seed), strict=True):
+        chosen = kept(captions, worker.config)
+        tally.add(captions, chosen)
+        if chosen:
+            yield (
+                sample,
+                {
+                    "captions": [one.text for one in chosen],
+                    "synthetic": [one.synthetic for one in chosen],
+                    "scores": [round(one.score, 4) for one in chosen],
+                    "key": sample.key,
+                },
+            )
 
 
 def _opened(
@@ -214,62 +219,10 @@ def _opened(
         return Failure(Path(key), str(error))
 
 
-def _check_settings(path: Path, settings: dict[str, Any], writes: bool) -> None:
-    """Raises DataError when the folder's shards were made otherwise. JSON keeps what is compared."""
-    settings = json.loads(json.dumps(settings))
-    if path.is_file():
-        old = json.loads(path.read_text())
-        names = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
-        if names:
-            other = "; ".join(
-                f"{name} was {old.get(name)}, is {settings.get(name)}" for name in sorted(names)
-            )
-            raise DataError(
-                f"{path.parent} was made with other settings ({other}); use them, or another folder for the run."
-            )
-    elif writes:
-        write_json(path, settings)
-
-
 def _is_done(shard: Path) -> bool:
     report = shard.with_suffix(".json")
     return report.is_file() and (shard.is_file() or not _report_of(shard).written)
 
 
 def _report_of(shard: Path) -> Tally:
-    return Tally(**json.loads(shard.with_suffix(".json").read_text()))
-
-
-def _check_written(tally: Tally, config: CapfiltConfig) -> None:
-    """Raises DataError when no photo has a caption: nothing could be trained on."""
-    if tally.written or not tally.photos:
-        return
-    if len(tally.unreadable) == tally.photos:
-        key, reason = tally.unreadable[0]
-        raise DataError(f"None of the {tally.photos:,} photos could be read (first: {key}: {reason}).")
-    if tally.best is None:
-        raise DataError(
-            f"None of the {tally.photos:,} photos got a caption: nothing but empty ones were drawn."
-        )
-    raise DataError(
-        f"No caption scores at least {config.least} (the best: {tally.best:.3f}); lower `least`, and use another "
-        "folder for the run."
-    )
-
-
-def _told(tally: Tally) -> str:
-    def mean(total: float, count: int) -> str:
-        return f"{total / count:.2f}" if count else "-"
-
-    kept_count = tally.kept_drawn + tally.kept_originals
-    scored = f"mean score drawn {mean(tally.drawn_sum, tally.drawn)}"
-    if tally.originals:
-        scored += f", own {mean(tally.originals_sum, tally.originals)}"
-    line = (
-        f"{tally.written:,} of {tally.photos:,} photos with {kept_count:,} captions, {tally.kept_drawn:,} of them "
-        f"drawn; {scored}, kept {mean(tally.kept_sum, kept_count)}"
-    )
-    left_out = tally.photos - tally.written - len(tally.unreadable)
-    if tally.unreadable:
-        line += f"; {len(tally.unreadable):,} unreadable"
-    return line + (f"; {left_out:,} without a caption that is good enough" if left_out else "")
+    return Tally(**read_json(shard.with_suffix(".json")))

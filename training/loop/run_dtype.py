@@ -58,7 +58,7 @@ def fast_autocast(device: torch.device) -> torch.autocast:
 
 def advice_on_dtype(then: str, device: torch.device) -> str:
     """Return what to do with a checkpoint that was made in another dtype than the run would go on in."""
-    advice = f"go on with its dtype (--set optim.dtype={then})"
+    advice = f"go on with them (--set optim.dtype={then})"
     if DTYPES.get(then) == torch.bfloat16 and fast_dtype(device) != torch.bfloat16:
         advice += ", which is about 30 times as slow on this machine, since it has no bfloat16 in hardware"
     return advice

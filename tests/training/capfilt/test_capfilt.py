@@ -21,6 +21,7 @@ from engine.datasets.photo_numbers import PhotoSets
 from engine.datasets.tar_shards import find_shards, read_shards, write_captioned
 from engine.errors import DataError
 from engine.search.searcher import Searcher
+from training.capfilt.capfilt import run_capfilt
 from training.capfilt.caption_candidates import Candidates, Caption
 from training.loop.optimizer import OptimConfig
 from training.stages.stage1 import Stage1Config, run_stage1
@@ -135,7 +136,7 @@ def test_the_command(place: Path) -> None:
     assert len(list((place / "runs" / "mini-capfilt").glob("mini-capfilt-*.tar"))) == 2
     assert "2 of 2 shards are there" in command(place, "shard_photos=4").stderr
     changed = command(place, "shard_photos=4", "keep=1")
-    assert changed.exit_code == 1 and "keep was 2, is 1" in changed.stderr
+    assert changed.exit_code == 1 and "keep: 2 then, 1 now" in changed.stderr
     assert "mini-capfilt-labelled" in CliRunner().invoke(main, ["train", "capfilt"]).output
 
 
@@ -210,3 +211,11 @@ def test_tiny_is_a_model_that_writes(tmp_path: Path) -> None:
     assert len({text for texts in drawn[0] for text in texts}) > 6
     with pytest.raises(DataError):
         PhotoSets([], tmp_path)
+
+
+def test_a_shard_tells_how_long_the_others_take(place: Path) -> None:
+    lines: list[str] = []
+    run_capfilt(CONFIG, place / "data", place / "runs", place / "runs" / "out", say=lines.append)
+    shards = [line for line in lines if ".tar" in line]
+    assert len(shards) == 3 and all(line.endswith(" min left") for line in shards)
+    assert shards[-1].endswith("  0.0 min left")

@@ -70,7 +70,7 @@ def test_a_run_in_bfloat16_on_a_machine_without_it(tmp_path: Path, monkeypatch: 
     has_bfloat16(monkeypatch, True)
     train(Sums(), AUTO, tmp_path)
     has_bfloat16(monkeypatch, False)
-    words = r"\(dtype: 'bfloat16' then, 'float32' now\); go on with its dtype \(--set optim.dtype=bfloat16\), which is "
+    words = r"\(dtype: 'bfloat16' then, 'float32' now\); go on with them \(--set optim.dtype=bfloat16\), which is "
     with pytest.raises(
         TrainingError, match=words + r"about 30 times as slow .*, or use another folder for the run"
     ):
