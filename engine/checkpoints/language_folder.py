@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from engine.blip2.config import LanguageConfig
 from engine.checkpoints.checkpoint_sources import LanguageSource
 from engine.checkpoints.filling import check_fits, put_tensors, without_storage
-from engine.checkpoints.layout import CONFIG, INDEX, TOKENIZER, WEIGHTS, read_json, read_tokenizer
+from engine.checkpoints.layout import (
+    CONFIG,
+    INDEX,
+    TOKENIZER,
+    read_json,
+    read_tokenizer,
+    whole_folder,
+    write_weights,
+)
 from engine.checkpoints.tensors import StoredTensor
 from engine.checkpoints.transformers_folders import transformers_tensors
 from engine.errors import CheckpointError
@@ -133,16 +140,16 @@ def make_language(config: Any, tensors: Mapping[str, StoredTensor], where: Path,
 
 def save_language(folder: Path, model: Any, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> None:
     """Write a language model as the transformers folder that `read_language` reads; in dtype, or as it is."""
-    folder.mkdir(parents=True, exist_ok=True)
     state, tied = model.state_dict(), model.all_tied_weights_keys
     tensors = {
-        name: (value if dtype is None else value.to(dtype)).cpu().contiguous()
+        name: (value if dtype is None else value.to(dtype)).cpu()
         for name, value in state.items()
         if name not in tied or value.data_ptr() != state[tied[name]].data_ptr()
     }
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    model.config.save_pretrained(folder)
-    tokenizer.save(str(folder / TOKENIZER))
+    with whole_folder(folder) as half:
+        write_weights(half, tensors)
+        tokenizer.save(str(half / TOKENIZER))
+        model.config.save_pretrained(half)
 
 
 def empty_language(config: Any, where: Path) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
+from engine.atomic import HALF_WRITTEN, REPLACED
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints import published
 from engine.checkpoints.building import build_empty
@@ -71,7 +72,8 @@ def _model_folders() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place in (models_folder(), BUNDLED):
         if place.is_dir():
-            found |= {folder.name: folder for folder in place.iterdir() if (folder / CONFIG).is_file()}
+            folders = [folder for folder in place.iterdir() if folder.suffix not in (HALF_WRITTEN, REPLACED)]
+            found |= {folder.name: folder for folder in folders if (folder / CONFIG).is_file()}
     return dict(sorted(found.items()))
 
 
