@@ -16,8 +16,7 @@ from tokenizers import Tokenizer
 
 from engine.blip2.captioner import Captioner
 from engine.blip2.retriever import Retriever
-from engine.checkpoints.captioner_reading import encoder_tensors
-from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource
+from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, encoder_tensors
 from engine.checkpoints.filling import digest_of_tensors
 from engine.checkpoints.language_folder import save_language
 from engine.checkpoints.layout import (

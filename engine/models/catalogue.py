@@ -29,8 +29,12 @@ DEFAULT = "mini"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model on this machine. num_bytes: of its weights' files. image_size: pixels of the square it reads. writes:
-    whether it is a generative one, with a language model, which cannot search."""
+    """One model on this machine.
+
+    num_parameters, num_bytes: of the weights in its own folder, a shared image encoder not counted. image_size: pixels
+    of the square it reads. writes: whether it is a generative one, with a language model, which cannot search. encoder:
+    name of the model beside it whose image encoder it shares, "" for one that has its own.
+    """
 
     name: str
     folder: Path
@@ -39,6 +43,7 @@ class ModelInfo:
     num_bytes: int
     image_size: int
     writes: bool = False
+    encoder: str = ""
 
 
 def models_folder() -> Path:
@@ -78,10 +83,17 @@ def _model_folders() -> dict[str, Path]:
 
 
 def _describe(name: str, folder: Path, source: RetrieverSource | CaptionerSource) -> ModelInfo:
-    num_bytes = sum(path.stat().st_size for path in source.files if path.suffix in WEIGHT_SUFFIXES)
-    digest, size = digest_of(source.files), source.config.vision.image_size
+    weights = [
+        path for path in source.files if path.suffix in WEIGHT_SUFFIXES and path.is_relative_to(folder)
+    ]
+    num_bytes = sum(path.stat().st_size for path in weights)
+    num_parameters, encoder = source.num_parameters, ""
     writes = isinstance(source, CaptionerSource)
-    return ModelInfo(name, folder, digest, source.num_parameters, num_bytes, size, writes)
+    if isinstance(source, CaptionerSource):
+        num_parameters -= source.num_shared_parameters
+        encoder = source.config.encoder
+    digest, size = digest_of(source.files), source.config.vision.image_size
+    return ModelInfo(name, folder, digest, num_parameters, num_bytes, size, writes, encoder)
 
 
 def check_model(name: str, folder: Path) -> ModelInfo:

@@ -40,7 +40,7 @@ def models(context: click.Context, as_json: bool) -> None:
         write("".join(text_forms.json_line(_known_fields(one)) for one in absent))
         return
     width = max(len(name) for name in [one.name for one in found] + [one.name for one in absent])
-    rows = [_row(one, width, one.digest[:12], text_forms.printable(str(one.folder))) for one in found]
+    rows = [_row(one, width, one.digest[:12], _place(one)) for one in found]
     rows += [_row(one, width, "not here", f"qseek models pull {one.name}   ({one.note})") for one in absent]
     write(
         text_forms.text_table(
@@ -61,6 +61,12 @@ def _row(model: ModelInfo | KnownModel, width: int, digest: str, place: str) -> 
         digest,
         place,
     )
+
+
+def _place(model: ModelInfo) -> str:
+    """Return the folder of a model, and whose image encoder it needs beside its own weights."""
+    shares = f"   (with the image encoder of {text_forms.printable(model.encoder)})" if model.encoder else ""
+    return text_forms.printable(str(model.folder)) + shares
 
 
 def _fields(model: ModelInfo) -> dict[str, Any]:
