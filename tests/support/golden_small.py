@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from caption_logits import caption_logits
 from reference import normal, small_config, weight
 
 from engine.blip2.itg_decoding import describe
@@ -35,7 +36,7 @@ def compute() -> dict[str, np.ndarray]:
         "photos": model.encode_photos(keys)[..., ::8],
         "texts": model.encode_texts(IDS, mask)[..., ::4],
         "match": model.match(keys, IDS, mask),
-        "caption_logits": model.caption_logits(past, IDS, mask)[..., ::997][mask],
+        "caption_logits": caption_logits(model, past, IDS, mask)[..., ::997][mask],
         "greedy": describe(model, keys, dec_id=30522, sep_id=102, max_length=8),
         "beams": describe(model, keys, dec_id=30522, sep_id=102, num_beams=3, max_length=8),
         "losses": torch.stack([losses.itc, losses.itm, losses.itg]),

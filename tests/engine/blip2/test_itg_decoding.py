@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from caption_logits import caption_logits
 
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
 from engine.blip2.itg_decoding import describe, draw_nucleus, sample
@@ -33,7 +34,7 @@ def log_prob(
     """Of ids[1:], each given those before, in one pass without a cache."""
     _, past = net.qformer.read_photos([(k[row : row + 1], v[row : row + 1]) for k, v in keys])
     one = torch.tensor([ids])
-    logits = net.caption_logits(past, one, torch.ones_like(one, dtype=torch.bool))
+    logits = caption_logits(net, past, one, torch.ones_like(one, dtype=torch.bool))
     return float(logits.log_softmax(-1)[0, :-1].gather(1, one[0, 1:, None]).sum())
 
 

@@ -6,6 +6,7 @@ import golden_small
 import numpy as np
 import pytest
 import torch
+from caption_logits import caption_logits
 from reference import from_lavis, load_golden, normal, small_config, small_state, weight
 
 from engine.blip2.config import VisionConfig
@@ -130,7 +131,7 @@ def test_itg(scale: str) -> None:
         close(past[layer][0], want[f"past_{layer}_key"])
         close(past[layer][1], want[f"past_{layer}_value"])
     ids, mask = want["decoder_input_ids"], want["attention_mask"].bool()
-    logits = model.caption_logits(past, ids, mask)
+    logits = caption_logits(model, past, ids, mask)
     close(logits[..., ::61][mask], want["logits_every61"][mask])
     assert torch.equal(logits.argmax(-1)[mask], want["argmax"][mask])
     log_probs = logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
