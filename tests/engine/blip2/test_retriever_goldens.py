@@ -10,7 +10,7 @@ from caption_logits import caption_logits
 from reference import from_lavis, load_golden, normal, small_config, small_state, weight
 
 from engine.blip2.config import VisionConfig
-from engine.blip2.itg_decoding import describe
+from engine.blip2.itg_decoding import search_captions
 from engine.blip2.retriever import Retriever, itc_scores
 from engine.blip2.vision import VisionEncoder
 from engine.checkpoints.position_grids import resize_positions
@@ -145,7 +145,7 @@ def test_itg_generation(scale: str) -> None:
     model = small_model(scale)
     keys = model.photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))[:2]))
     for name, how in info["generation"].items():
-        got = describe(
+        got = search_captions(
             model, keys, dec_id=how["bos"], sep_id=how["eos"], pad_id=how["pad"],
             num_beams=how["num_beams"], min_length=how["min_length"], max_length=how["max_length"],
         )  # fmt: skip
