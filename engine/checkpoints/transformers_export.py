@@ -22,6 +22,7 @@ from engine.checkpoints.key_names import (
     Table,
     their_name,
 )
+from engine.checkpoints.language_folder import untied_state
 from engine.checkpoints.layout import TOKENIZER, whole_folder, write_files, write_folder
 from engine.errors import CheckpointError
 
@@ -97,11 +98,7 @@ def save_transformers_captioner(
         if not name.startswith("language.")
     }
     state = to_transformers(ours, table)
-    spoken = language.state_dict()
-    tied: dict[str, str] = language.all_tied_weights_keys
-    for name, tensor in spoken.items():
-        if name not in tied or tensor.data_ptr() != spoken[tied[name]].data_ptr():
-            state[f"language_model.{name}"] = tensor.detach().cpu()
+    state |= {f"language_model.{name}": tensor for name, tensor in untied_state(language).items()}
     with whole_folder(folder) as half:
         write_files(half, state, words, values)
         GenerationConfig(

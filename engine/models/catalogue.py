@@ -66,7 +66,7 @@ def list_models() -> list[ModelInfo]:
     for name, folder in (_model_folders() | downloaded).items():
         try:
             source = read_captioner(folder) if has_language(folder) else read_folder(folder)
-            found.append(_describe(name, folder, source))
+            found.append(_model_info(name, folder, source))
         except CheckpointError as error:
             _log.warning("the model %s is left out: %s", name, error)
     return found
@@ -82,7 +82,7 @@ def _model_folders() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _describe(name: str, folder: Path, source: RetrieverSource | CaptionerSource) -> ModelInfo:
+def _model_info(name: str, folder: Path, source: RetrieverSource | CaptionerSource) -> ModelInfo:
     weights = [
         path for path in source.files if path.suffix in WEIGHT_SUFFIXES and path.is_relative_to(folder)
     ]
@@ -103,11 +103,11 @@ def check_model(name: str, folder: Path) -> ModelInfo:
     No weight is read into memory. Raises CheckpointError as `load_model` does.
     """
     if has_language(folder):
-        return _describe(name, folder, read_captioner(folder))
+        return _model_info(name, folder, read_captioner(folder))
     source = read_folder(folder)
     build_empty(source, folder)
     TextTokenizer(source.tokenizer, source.config.max_tokens)
-    return _describe(name, folder, source)
+    return _model_info(name, folder, source)
 
 
 def find_model(name: str) -> Path:
