@@ -9,7 +9,7 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
-from engine.atomic import HALF_WRITTEN, REPLACED
+from engine.atomic import HALF_WRITTEN
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints import published
 from engine.checkpoints.building import build_empty
@@ -77,7 +77,7 @@ def _model_folders() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place in (models_folder(), BUNDLED):
         if place.is_dir():
-            folders = [folder for folder in place.iterdir() if folder.suffix not in (HALF_WRITTEN, REPLACED)]
+            folders = [folder for folder in place.iterdir() if folder.suffix != HALF_WRITTEN]
             found |= {folder.name: folder for folder in folders if (folder / CONFIG).is_file()}
     return dict(sorted(found.items()))
 
