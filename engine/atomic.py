@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import threading
@@ -12,6 +13,8 @@ from typing import BinaryIO
 
 HALF_WRITTEN = ".new"
 """Suffix of a file or folder that is not complete yet. A killed process leaves it; the next writer replaces it."""
+REPLACED = ".old"
+"""Suffix of a folder whose place another one takes."""
 
 
 @contextmanager
@@ -54,14 +57,76 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         half.mkdir()
         yield half
-        for written in half.rglob("*"):
-            if written.is_file():
-                sync_file(written)
+        _sync_all(half)
         os.replace(half, path)
     except BaseException:
         shutil.rmtree(half, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which takes the place of the folder at `path` when the block ends.
+
+    Files of the old folder that the new one lacks are copied into it. A reader, also after a power cut, finds all files
+    of the old folder or all of the new. On systems without an exchange of names (all but Linux) there is a moment
+    between the two in which nothing lies at `path`; the old folder then has the suffix `REPLACED`, and the next call
+    puts it back. When the block raises, the old folder stays. Raises OSError when the disk refuses.
+    """
+    half, old = (path.with_name(path.name + suffix) for suffix in (HALF_WRITTEN, REPLACED))
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+    for left in (half, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        half.mkdir()
+        yield half
+        _complete(half, path)
+        _sync_all(half)
+        if not _exchange(half, path):
+            os.replace(path, old)
+            try:
+                os.replace(half, path)
+            except BaseException:
+                os.replace(old, path)
+                raise
+        sync_folder(path.parent)
+    finally:
+        for left in (half, old) if path.exists() else ():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _complete(half: Path, folder: Path) -> None:
+    """Copy into a new folder what only the old one has, and the old one's permissions."""
+    for entry in folder.iterdir():
+        copy = half / entry.name
+        if not copy.exists() and entry.is_dir():
+            shutil.copytree(entry, copy, copy_function=shutil.copyfile)
+        elif not copy.exists():
+            shutil.copyfile(entry, copy)
+    shutil.copymode(folder, half)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Give two folders each other's name in one step; return whether the system did so (Linux, most file systems)."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):  # another system (TypeError: Windows) or an old C library
+        return False
+    here, exchange = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
+    done: int = renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange)
+    return done == 0
+
+
+def _sync_all(folder: Path) -> None:
+    """Wait until everything below a folder is on the disk."""
+    for written in folder.rglob("*"):
+        if written.is_file():
+            sync_file(written)
+        elif written.is_dir():
+            sync_folder(written)
+    sync_folder(folder)
 
 
 def sync_file(path: Path) -> None:

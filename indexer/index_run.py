@@ -208,8 +208,7 @@ class IndexRun:
         return RunReport(photos and replace(photos, disk_bytes=store.disk_bytes()), captions)
 
     def _add_photos(self, store: Store, model: RetrievalModel) -> BuildReport:
-        encoder = PhotoEncoder(model, store.manifest.features)
-        with self.listener.progress() as update:
+        with PhotoEncoder(model, store.manifest.features) as encoder, self.listener.progress() as update:
 
             def on_progress(progress: Progress) -> None:
                 if progress.done == 0:

@@ -9,21 +9,24 @@ Shapes: B photos, K beams, S samples, R = B * K or B * S rows, T tokens, Q queri
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from engine.blip2.layers import KeysValues
 from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever
 from engine.errors import CheckpointError
 
 NUCLEUS = 256
-"""Of the vocabulary: so many of the likeliest words nearly always hold the share that is drawn from; to put all in
-order takes several times as long as the pass that scored them."""
+"""Number of likeliest words that are sorted first: they nearly always contain the whole nucleus, and to sort the whole
+vocabulary takes several times as long as the pass that scored it."""
 
 
 @torch.inference_mode()
-def describe(
+def search_captions(
     net: Retriever,
     photo_keys: PhotoKeys,
     *,
@@ -34,89 +37,135 @@ def describe(
     min_length: int = 1,
     max_length: int = 30,
 ) -> Tensor:
-    """Photos -> token ids (B, T) int64: [DEC] first, then the caption, [SEP] where it ended, padded.
+    """Write the best caption of each photo by beam search -> ids (B, T) int64: [DEC], the caption, [SEP], padding.
 
     photo_keys: see `QFormer.photo_keys`. min_length, max_length: of the ids with [DEC] and [SEP] counted, as LAVIS
-    counts them; [SEP] cannot come at a place before min_length. Among ended captions the one with the largest mean
-    log-probability of its tokens is returned ([DEC] counted in their number, as in transformers 4).
-    Raises ValueError for lengths or beams out of range, CheckpointError for a model without an ITG head.
+    counts them; [SEP] cannot come at a place before min_length, and is missing from a caption that did not end. Among
+    ended captions the one with the largest mean log-probability of its tokens is returned ([DEC] counted in their
+    number, as in transformers 4). Raises ValueError for lengths or beams out of range, CheckpointError for a model
+    without an ITG head.
     """
     _check(net, min_length, max_length, num_beams >= 1, f"num_beams {num_beams}", "at least one beam")
-    _, past = net.qformer.read_photos(photo_keys)
-    batch = len(past[0][0])
-    past = [(k.repeat_interleave(num_beams, 0), v.repeat_interleave(num_beams, 0)) for k, v in past]
-    device = past[0][0].device
-    ids_BKT = torch.full((batch, num_beams, 1), dec_id, device=device)
-    scores_BK = torch.full((batch, num_beams), float("-inf"), device=device)
-    scores_BK[:, 0] = 0.0  # the beams are equal at first: only one of them counts
-    ended = [_Ended(num_beams) for _ in range(batch)]
-    while ids_BKT.shape[2] < max_length and not all(e.full for e in ended):
-        length = ids_BKT.shape[2]
-        hidden, past = net.qformer.write_next(past, ids_BKT[:, :, -1].flatten(), length - 1)
-        logits = net.caption_head(hidden, net.qformer.words)[:, 0].float()
-        log_probs = logits.log_softmax(-1).view(batch, num_beams, -1)
-        if length < min_length:
-            log_probs[:, :, sep_id] = float("-inf")
-        best, places = (scores_BK[:, :, None] + log_probs).flatten(1).topk(2 * num_beams)
-        beams, words = places // log_probs.shape[2], places % log_probs.shape[2]
-        going = []
-        for row, own in enumerate(ended):
-            ends = words[row] == sep_id
-            if not own.full:
-                for place in ends.nonzero()[:, 0].tolist():
-                    if place < num_beams:  # one that is not among the best is not kept
-                        own.add(float(best[row, place]), length, ids_BKT[row, beams[row, place]])
-                own.close_if_none_better(float(best[row].max()), length + 1)
-            going.append((~ends).nonzero()[:num_beams, 0])
-        chosen = torch.stack(going)
-        scores_BK, beams, words = best.gather(1, chosen), beams.gather(1, chosen), words.gather(1, chosen)
-        ids_BKT = torch.cat(
-            [ids_BKT.gather(1, beams[:, :, None].expand_as(ids_BKT)), words[:, :, None]], dim=2
-        )
-        rows = (beams + torch.arange(batch, device=device)[:, None] * num_beams).flatten()
-        past = [(k[rows], v[rows]) for k, v in past]
-    return _finish(ids_BKT, scores_BK, ended, sep_id, pad_id)
+    search = BeamSearch.started(net, photo_keys, num_beams, dec_id)
+    while search.length < max_length and not search.is_over:
+        log_probs_BKW = search.score_words(net)
+        if search.length < min_length:
+            log_probs_BKW[:, :, sep_id] = float("-inf")
+        search.advance(log_probs_BKW, sep_id)
+    return search.best_captions(sep_id, pad_id)
 
 
-class _Ended:
-    """The best captions of one photo that have ended, by mean log-probability."""
+class FinishedCaptions:
+    """The best captions of one photo that have ended, by mean log-probability: at most `num_beams` of them."""
 
     def __init__(self, num_beams: int):
         self.num_beams = num_beams
-        self.full = False
-        self.found: list[tuple[float, Tensor]] = []
+        self.is_final = False
+        self.captions: list[tuple[float, Tensor]] = []
 
     def add(self, total: float, length: int, ids_T: Tensor) -> None:
-        self.found.append((total / length, ids_T.clone()))
-        self.found.sort(key=lambda scored: -scored[0])
-        del self.found[self.num_beams :]
+        """Add a caption. total: sum of the log-probabilities. length: number of the tokens that it is shared among."""
+        self.captions.append((total / length, ids_T.clone()))
+        self.captions.sort(key=lambda scored: -scored[0])
+        del self.captions[self.num_beams :]
 
     def close_if_none_better(self, best_total: float, length: int) -> None:
-        """Beams that go on only lose probability: once the kept ones are better than the best of them, it is over.
+        """End the search of a photo once no beam can give a better caption than those that it has.
 
-        A lone beam (greedy search) is over when it ends.
+        Beams that go on only lose probability, so the best of them decides. A lone beam (greedy search) is over when it
+        ends.
         """
-        if len(self.found) == self.num_beams:
-            self.full = self.num_beams == 1 or self.found[-1][0] >= best_total / length
+        if len(self.captions) == self.num_beams:
+            self.is_final = self.num_beams == 1 or self.captions[-1][0] >= best_total / length
 
 
-def _finish(ids_BKT: Tensor, scores_BK: Tensor, ended: Sequence[_Ended], sep_id: int, pad_id: int) -> Tensor:
-    length = ids_BKT.shape[2]
-    answers = []
-    for row, own in enumerate(ended):
-        if not own.full:  # out of room: what is still going on counts as it stands
-            for beam in range(own.num_beams):
-                own.add(float(scores_BK[row, beam]), length, ids_BKT[row, beam])
-        ids = own.found[0][1]
-        answers.append(torch.cat([ids, ids.new_full((1,), sep_id)]) if len(ids) < length else ids)
-    result = ids_BKT.new_full((len(answers), max(map(len, answers))), pad_id)
-    for row, ids in enumerate(answers):
-        result[row, : len(ids)] = ids
-    return result
+@dataclass
+class BeamSearch:
+    """A beam search in progress: K unfinished captions of each of B photos, the likeliest first.
+
+    ids: what is written so far. scores: its log-probability. past: keys and values of what was read, R = B * K rows.
+    finished: for each photo, the captions that have ended.
+    """
+
+    ids_BKT: Tensor
+    scores_BK: Tensor
+    past: list[KeysValues]
+    finished: list[FinishedCaptions]
+
+    @classmethod
+    def started(cls, net: Retriever, photo_keys: PhotoKeys, num_beams: int, dec_id: int) -> BeamSearch:
+        """Read the photos, and write [DEC] into every beam."""
+        past = _read_photos(net, photo_keys, num_beams)
+        batch, device = len(past[0][0]) // num_beams, past[0][0].device
+        scores_BK = torch.full((batch, num_beams), float("-inf"), device=device)
+        scores_BK[:, 0] = 0.0  # the beams are equal at first: only one of them counts
+        ids_BKT = torch.full((batch, num_beams, 1), dec_id, device=device)
+        return cls(ids_BKT, scores_BK, past, [FinishedCaptions(num_beams) for _ in range(batch)])
+
+    @property
+    def length(self) -> int:
+        return self.ids_BKT.shape[2]
+
+    @property
+    def is_over(self) -> bool:
+        return all(captions.is_final for captions in self.finished)
+
+    def score_words(self, net: Retriever) -> Tensor:
+        """Read the last word of every beam; return the log-probabilities (B, K, W) of the words that may follow."""
+        logits_RW, self.past = _next_logits(net, self.past, self.ids_BKT[:, :, -1].flatten(), self.length - 1)
+        return logits_RW.log_softmax(-1).view(*self.scores_BK.shape, -1)
+
+    def advance(self, log_probs_BKW: Tensor, sep_id: int) -> None:
+        """Choose the likeliest words over all beams of a photo, keep the captions that end, and extend the others."""
+        num_beams, num_words = log_probs_BKW.shape[1:]
+        # at most num_beams of the candidates end, so num_beams of them go on
+        scores, places = (self.scores_BK[:, :, None] + log_probs_BKW).flatten(1).topk(2 * num_beams)
+        beams, words = places // num_words, places % num_words
+        is_end = words == sep_id
+        self._keep_ended(scores, beams, is_end)
+        going_on = torch.stack([(~ends).nonzero()[:num_beams, 0] for ends in is_end])
+        self._extend(scores.gather(1, going_on), beams.gather(1, going_on), words.gather(1, going_on))
+
+    def _keep_ended(self, scores: Tensor, beams: Tensor, is_end: Tensor) -> None:
+        """Keep the captions that end here. scores, beams, is_end: of the 2 K candidates of each photo (B, 2 K)."""
+        num_beams = self.scores_BK.shape[1]
+        for row, captions in enumerate(self.finished):
+            if captions.is_final:
+                continue
+            for place in is_end[row].nonzero()[:, 0].tolist():
+                if place < num_beams:  # a caption that is not among the best is not kept
+                    ids_T = self.ids_BKT[row, beams[row, place]]
+                    captions.add(float(scores[row, place]), self.length, ids_T)
+            captions.close_if_none_better(float(scores[row].max()), self.length + 1)
+
+    def _extend(self, scores_BK: Tensor, beams_BK: Tensor, words_BK: Tensor) -> None:
+        """Go on from these beams with these words."""
+        batch, num_beams = beams_BK.shape
+        ids_BKT = self.ids_BKT.gather(1, beams_BK[:, :, None].expand_as(self.ids_BKT))
+        self.ids_BKT = torch.cat([ids_BKT, words_BK[:, :, None]], dim=2)
+        self.scores_BK = scores_BK
+        first_rows = torch.arange(batch, device=beams_BK.device)[:, None] * num_beams
+        rows_R = (beams_BK + first_rows).flatten()
+        self.past = [(k[rows_R], v[rows_R]) for k, v in self.past]
+
+    def best_captions(self, sep_id: int, pad_id: int) -> Tensor:
+        """Return the best caption of each photo, padded (B, T).
+
+        Where the search stopped for lack of room, captions without an end count as they stand.
+        """
+        best = []
+        for row, captions in enumerate(self.finished):
+            if not captions.is_final:
+                for beam in range(captions.num_beams):
+                    captions.add(float(self.scores_BK[row, beam]), self.length, self.ids_BKT[row, beam])
+            ids_T = captions.captions[0][1]
+            has_ended = len(ids_T) < self.length
+            best.append(torch.cat([ids_T, ids_T.new_full((1,), sep_id)]) if has_ended else ids_T)
+        return pad_sequence(best, batch_first=True, padding_value=pad_id)
 
 
 @torch.inference_mode()
-def sample(
+def sample_captions(
     net: Retriever,
     photo_keys: PhotoKeys,
     generator: torch.Generator,
@@ -130,26 +179,25 @@ def sample(
     min_length: int = 1,
     max_length: int = 30,
 ) -> Tensor:
-    """Photos -> token ids (B, S, T) int64 of S texts each, drawn by nucleus sampling (arXiv:1904.09751).
+    """Draw `num_samples` = S captions of each photo by nucleus sampling (arXiv:1904.09751) -> ids (B, S, T) int64.
 
     A token is drawn from the likeliest that make up `top_p` of the probability, at `temperature`. generator: on the
-    CPU; so many numbers are taken from it as `max_length` could need, so that no text changes another's. The rest is as
-    for `describe`. Raises ValueError and CheckpointError as it does.
+    CPU; as many numbers are taken from it as `max_length` could need, so that no text changes another's. The ids, what
+    else is given and what is raised are as for `search_captions`.
     """
-    fine = num_samples >= 1 and 0 < top_p <= 1 and temperature > 0
+    is_in_range = num_samples >= 1 and 0 < top_p <= 1 and temperature > 0
     given = f"num_samples {num_samples}, top_p {top_p}, temperature {temperature}"
-    _check(net, min_length, max_length, fine, given, "at least one sample, 0 < top_p <= 1, temperature > 0")
-    _, past = net.qformer.read_photos(photo_keys)
-    past = [(k.repeat_interleave(num_samples, 0), v.repeat_interleave(num_samples, 0)) for k, v in past]
+    takes = "at least one sample, 0 < top_p <= 1, temperature > 0"
+    _check(net, min_length, max_length, is_in_range, given, takes)
+    past = _read_photos(net, photo_keys, num_samples)
     num_rows, device = len(past[0][0]), past[0][0].device
     draws_RT = torch.rand(num_rows, max_length, generator=generator).to(device)
     ids_RT = torch.full((num_rows, max_length), pad_id, device=device)
     ids_RT[:, 0] = dec_id
-    going = torch.arange(num_rows, device=device)
+    going = torch.arange(num_rows, device=device)  # the rows that have not ended
     length = 1
     while length < max_length and len(going):
-        hidden, past = net.qformer.write_next(past, ids_RT[going, length - 1], length - 1)
-        logits = net.caption_head(hidden, net.qformer.words)[:, 0].float()
+        logits, past = _next_logits(net, past, ids_RT[going, length - 1], length - 1)
         if length < min_length:
             logits[:, sep_id] = float("-inf")
         words = draw_nucleus(logits / temperature, top_p, draws_RT[going, length])
@@ -161,38 +209,57 @@ def sample(
     return ids_RT[:, :length].view(-1, num_samples, length)
 
 
+def _read_photos(net: Retriever, photo_keys: PhotoKeys, copies: int) -> list[KeysValues]:
+    """Return the keys and values that the queries leave of each photo, `copies` times after each other."""
+    _, past = net.qformer.read_photos(photo_keys)
+    return [(k.repeat_interleave(copies, 0), v.repeat_interleave(copies, 0)) for k, v in past]
+
+
+def _next_logits(
+    net: Retriever, past: Sequence[KeysValues], words_R: Tensor, place: int
+) -> tuple[Tensor, list[KeysValues]]:
+    """Read one more word of each text; return the logits (R, W) float32 of the next one, and the past with the word."""
+    hidden, past = net.qformer.write_next(past, words_R, place)
+    return net.caption_head(hidden, net.qformer.words)[:, 0].float(), past
+
+
 def draw_nucleus(logits_RW: Tensor, top_p: float, draws_R: Tensor) -> Tensor:
-    """One word of each row, from the likeliest that make up `top_p` of the probability -> (R,) int64.
+    """Draw one word of each row from the likeliest that make up `top_p` of the probability -> (R,) int64.
 
     draws: uniform in [0, 1); 0 gives the likeliest word.
     """
     probabilities = logits_RW.softmax(-1)
-    some, words = probabilities.topk(min(NUCLEUS, logits_RW.shape[1]))
-    drawn = _draw_ordered(some, words, top_p, draws_R)
-    wide = some.sum(-1) < top_p
-    if some.shape[1] < logits_RW.shape[1] and bool(wide.any()):
-        ordered = probabilities[wide].sort(descending=True)
-        drawn[wide] = _draw_ordered(ordered.values, ordered.indices, top_p, draws_R[wide])
+    largest, words = probabilities.topk(min(NUCLEUS, logits_RW.shape[1]))
+    drawn = _draw_ordered(largest, words, top_p, draws_R)
+    is_wider = largest.sum(-1) < top_p
+    if largest.shape[1] < logits_RW.shape[1] and bool(is_wider.any()):
+        ordered = probabilities[is_wider].sort(descending=True)
+        drawn[is_wider] = _draw_ordered(ordered.values, ordered.indices, top_p, draws_R[is_wider])
     return drawn
 
 
-def _draw_ordered(some: Tensor, words: Tensor, top_p: float, draws_R: Tensor) -> Tensor:
-    """some: probabilities of these words, the largest first; a first part of them, or all."""
-    some = some.masked_fill(some.cumsum(-1) - some >= top_p, 0.0)
-    sums = some.cumsum(-1)
+def _draw_ordered(probabilities: Tensor, words: Tensor, top_p: float, draws_R: Tensor) -> Tensor:
+    """Draw one of the words of each row. probabilities: theirs, the largest first; the first ones of a row, or all."""
+    nucleus = probabilities.masked_fill(probabilities.cumsum(-1) - probabilities >= top_p, 0.0)
+    sums = nucleus.cumsum(-1)
     places = torch.searchsorted(sums, draws_R[:, None] * sums[:, -1:], right=True)
-    last = (some > 0).sum(-1, keepdim=True) - 1  # where a draw is rounded up to the whole
+    last = (nucleus > 0).sum(-1, keepdim=True) - 1  # where a draw is rounded up to the whole
     return words.gather(1, places.minimum(last))[:, 0]
 
 
-def _check(net: Retriever, min_length: int, max_length: int, fine: bool, given: str, takes: str) -> None:
-    """fine: whether what was `given` beside the lengths is what it `takes`."""
+def _check(
+    net: Retriever, min_length: int, max_length: int, is_in_range: bool, given: str, takes: str
+) -> None:
+    """Raise CheckpointError for a network without an ITG head, ValueError for what is out of range.
+
+    is_in_range: whether what was `given` beside the lengths is what the function `takes`.
+    """
     if not net.config.has_captions:
         raise CheckpointError(
             "This checkpoint has no captioning (ITG) head; transformers' folders leave it out."
         )
     most = net.config.qformer.max_positions
-    if not fine or not 1 <= min_length <= max_length <= most or max_length < 2:
+    if not is_in_range or not 1 <= min_length <= max_length <= most or max_length < 2:
         raise ValueError(
             f"{given}, min_length {min_length}, max_length {max_length}: it takes {takes}, "
             f"and 1 <= min_length <= max_length, which is 2 to {most}"

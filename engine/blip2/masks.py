@@ -1,6 +1,10 @@
-"""The three self-attention masks of BLIP-2, figure 2. True = may attend, everywhere in qseek.
+"""The self-attention masks of BLIP-2, figure 2, one for each of its three losses. True = may attend, as everywhere.
 
-The sequence is Q queries, then T text tokens. Rows ask, columns answer. Shapes: B pairs, Q queries, T tokens.
+The figure reads queries and text in one sequence: Q queries, then T text tokens. ITC and ITG are computed in two passes
+here, of the queries and of the text, so that one photo's pass serves many texts; their masks are those of the text's
+pass alone, and tests/engine/blip2/test_masks.py holds the passes against the figure's.
+
+Rows ask, columns answer. Shapes: B pairs, Q queries, T tokens.
 A mask broadcasts over heads: (B, 1, rows, columns).
 """
 
@@ -30,27 +34,3 @@ def causal_text_mask(text_mask_BT: Tensor, num_queries: int) -> Tensor:
     text = past[None] & text_mask_BT[:, None, :]
     queries = text.new_ones(batch, tokens, num_queries)
     return torch.cat([queries, text], dim=2)[:, None]
-
-
-def unimodal_mask(text_mask_BT: Tensor, num_queries: int) -> Tensor:
-    """ITC in one joint sequence: queries and text do not see each other. Returns (B, 1, Q+T, Q+T).
-
-    The model runs the two sides as separate passes instead (same result, less work); this mask states what
-    they amount to, and the tests hold the two against each other.
-    """
-    batch, tokens = text_mask_BT.shape
-    total = num_queries + tokens
-    mask = text_mask_BT.new_zeros(batch, total, total)
-    mask[:, :num_queries, :num_queries] = True
-    mask[:, num_queries:, num_queries:] = text_mask_BT[:, None, :]
-    return mask[:, None]
-
-
-def multimodal_causal_mask(text_mask_BT: Tensor, num_queries: int) -> Tensor:
-    """ITG in one joint sequence: queries see queries, text sees queries and its past. Returns (B, 1, Q+T, Q+T)."""
-    batch, tokens = text_mask_BT.shape
-    total = num_queries + tokens
-    mask = text_mask_BT.new_zeros(batch, 1, total, total)
-    mask[:, :, :num_queries, :num_queries] = True
-    mask[:, :, num_queries:] = causal_text_mask(text_mask_BT, num_queries)
-    return mask

@@ -3,8 +3,6 @@
 Shapes: B photos or pairs, P patches, V vision width, Q queries, T tokens, D Q-Former width, E embedding.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -81,11 +79,6 @@ class Retriever(nn.Module):
         """The same of texts begun before, and of photos' keys or patches: see `QFormer.read_started`."""
         hidden = self.qformer.read_started(photos, start, queries_only=True)
         return self.match_head(hidden).float().mean(dim=1)
-
-    def caption_logits(self, past: Sequence[KeysValues], ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """ITG: next-token logits (B, T, vocabulary). ids start with [DEC]; past: from `QFormer.read_photos`."""
-        hidden = self.qformer.write_texts(past, ids_BT, mask_BT)
-        return self.caption_head(hidden, self.qformer.words)
 
 
 def itc_scores(photos_BQE: Tensor, texts_ME: Tensor) -> Tensor:

@@ -6,12 +6,11 @@ both in one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.blip2.config import CaptionerConfig
-from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource
+from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, encoder_tensors
 from engine.checkpoints.filling import digest_of_tensors
 from engine.checkpoints.key_names import TRANSFORMERS_CAPTIONER, renamed, split_language
 from engine.checkpoints.language_folder import describe_language, language_tokenizer, read_language
@@ -107,11 +106,6 @@ def _shared_encoder(folder: Path, config: CaptionerConfig) -> tuple[dict[str, St
     if digest_of_tensors(tensors) != config.encoder_digest:
         raise CheckpointError(f"{said}, and that is another one than it was trained with; get both anew.")
     return tensors, place / WEIGHTS
-
-
-def encoder_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Those of the image encoder."""
-    return {name: tensor for name, tensor in tensors.items() if name.startswith("vision.")}
 
 
 def _transformers(folder: Path, values: dict[str, Any]) -> CaptionerSource:

@@ -58,5 +58,18 @@ class CaptionerSource:
 
     @property
     def num_parameters(self) -> int:
+        """Return the number of all parameters that are loaded, those of a shared image encoder too."""
         tensors = [*self.tensors.values(), *self.language.tensors.values()]
         return sum(math.prod(tensor.shape) for tensor in tensors)
+
+    @property
+    def num_shared_parameters(self) -> int:
+        """Return the number of parameters of a shared image encoder, which lies in the folder of another model."""
+        if not self.config.encoder:
+            return 0
+        return sum(math.prod(tensor.shape) for tensor in encoder_tensors(self.tensors).values())
+
+
+def encoder_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Select the tensors of the image encoder."""
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("vision.")}

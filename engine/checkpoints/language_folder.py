@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from engine.blip2.config import LanguageConfig
 from engine.checkpoints.checkpoint_sources import LanguageSource
 from engine.checkpoints.filling import check_fits, put_tensors, without_storage
-from engine.checkpoints.layout import CONFIG, INDEX, TOKENIZER, WEIGHTS, read_json, read_tokenizer
+from engine.checkpoints.layout import (
+    CONFIG,
+    INDEX,
+    TOKENIZER,
+    read_json,
+    read_tokenizer,
+    whole_folder,
+    write_weights,
+)
 from engine.checkpoints.tensors import StoredTensor
 from engine.checkpoints.transformers_folders import transformers_tensors
 from engine.errors import CheckpointError
@@ -71,40 +78,43 @@ def describe_language(
     an OPT ends with a newline (BLIP-2). A model without a padding token is padded with its end: padding is masked.
     Raises CheckpointError for one without an end, or a tokenizer of another vocabulary.
     """
-    around = tokenizer.encode("").ids
-    is_encoder_decoder = bool(source_config.is_encoder_decoder)
-    start = around[0] if around and not is_encoder_decoder else _token(source_config, "bos")
-    end = _token(source_config, "eos")
-    if is_encoder_decoder and around:
-        end = around[-1]
-    newline = tokenizer.encode("\n", add_special_tokens=False).ids
-    if source_config.model_type == "opt" and newline:
-        end = newline[0]
+    start, end, pad = _special_tokens(source_config, tokenizer)
     vocab_size = source_config.vocab_size
     if end is None:
         raise CheckpointError(
             f"{where}: the language model has no end-of-text token; set eos_token_id in its {CONFIG}."
         )
-    pad = _token(source_config, "pad")
     if pad is None or not 0 <= pad < vocab_size:
         pad = end
-    too_large = tokenizer.get_vocab_size(with_added_tokens=False) > vocab_size
-    if too_large or max(start or 0, end) >= vocab_size:
+    is_too_large = tokenizer.get_vocab_size(with_added_tokens=False) > vocab_size
+    if is_too_large or max(start or 0, end) >= vocab_size:
         raise CheckpointError(
             f"{where}: the tokenizer has {tokenizer.get_vocab_size():,} tokens, starts with {start} and ends with "
             f"{end}, but the language model knows {vocab_size:,}: it is another model's."
         )
-    width = getattr(source_config, "word_embed_proj_dim", None) or source_config.hidden_size
-    positions: int = getattr(source_config, "max_position_embeddings", None) or T5_POSITIONS
     return LanguageConfig(
-        encoder_decoder=is_encoder_decoder,
-        width=width,
-        max_positions=positions,
-        start_id=None if is_encoder_decoder else start,
+        encoder_decoder=bool(source_config.is_encoder_decoder),
+        width=getattr(source_config, "word_embed_proj_dim", None) or source_config.hidden_size,
+        max_positions=getattr(source_config, "max_position_embeddings", None) or T5_POSITIONS,
+        start_id=None if source_config.is_encoder_decoder else start,
         end_id=end,
         pad_id=pad,
         reads_prompt=reads_prompt,
     )
+
+
+def _special_tokens(source_config: Any, tokenizer: Tokenizer) -> tuple[int | None, int | None, int | None]:
+    """Return the numbers of the tokens that begin a text, end it and pad it; see `describe_language`."""
+    around = tokenizer.encode("").ids
+    start, end, pad = (_token(source_config, name) for name in ("bos", "eos", "pad"))
+    if around and source_config.is_encoder_decoder:
+        end = around[-1]
+    elif around:
+        start = around[0]
+    newline = tokenizer.encode("\n", add_special_tokens=False).ids
+    if source_config.model_type == "opt" and newline:
+        end = newline[0]
+    return start, end, pad
 
 
 def _token(config: Any, name: str) -> int | None:
@@ -133,16 +143,23 @@ def make_language(config: Any, tensors: Mapping[str, StoredTensor], where: Path,
 
 def save_language(folder: Path, model: Any, tokenizer: Tokenizer, dtype: torch.dtype | None = None) -> None:
     """Write a language model as the transformers folder that `read_language` reads; in dtype, or as it is."""
-    folder.mkdir(parents=True, exist_ok=True)
+    tensors = untied_state(model)
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    with whole_folder(folder) as half:
+        write_weights(half, tensors)
+        tokenizer.save(str(half / TOKENIZER))
+        model.config.save_pretrained(half)
+
+
+def untied_state(model: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a language model on the CPU, those left out that it ties to others."""
     state, tied = model.state_dict(), model.all_tied_weights_keys
-    tensors = {
-        name: (value if dtype is None else value.to(dtype)).cpu().contiguous()
-        for name, value in state.items()
-        if name not in tied or value.data_ptr() != state[tied[name]].data_ptr()
+    return {
+        name: tensor.detach().cpu()
+        for name, tensor in state.items()
+        if name not in tied or tensor.data_ptr() != state[tied[name]].data_ptr()
     }
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    model.config.save_pretrained(folder)
-    tokenizer.save(str(folder / TOKENIZER))
 
 
 def empty_language(config: Any, where: Path) -> Any:

@@ -23,6 +23,9 @@ from engine.checkpoints.tensors import StoredTensor, read_pickled
 from engine.checkpoints.transformers_folders import mlp_ratio
 from engine.errors import CheckpointError
 
+PROMPT_WORDS = "Qformer.bert.embeddings.word_embeddings.weight"
+"""LAVIS' name of the word embeddings of a Q-Former, which one that reads no text lacks."""
+
 
 def read_lavis(
     path: Path, vocabulary: Tokenizer, encoder: Path | None = None, image_size: int | None = None
@@ -137,19 +140,10 @@ def read_lavis_captioner(
     Raises CheckpointError: not such a file, no encoder, another language model than it was trained with.
     """
     theirs, words = split_language(read_pickled(path))
-    projections = {f"{name}_proj.weight" for name in ("opt", "t5", "llm")} & theirs.keys()
-    if "query_tokens" not in theirs or not projections:
-        raise CheckpointError(
-            f"{path} is no generative (stage 2) BLIP-2: it has no query_tokens, or no projection to a language model."
-        )
+    _check_lavis_captioner(theirs, path, has_vocabulary=vocabulary is not None)
     theirs, files = with_encoder(theirs, path, encoder)
     ours = renamed(theirs, LAVIS_CAPTIONER)
     vision, former = lavis_configs(ours, path)
-    reads_prompt = "qformer.words.weight" in ours
-    if reads_prompt and vocabulary is None:
-        raise CheckpointError(
-            f"{path} has a Q-Former that reads the prompt; give bert-base-uncased's vocabulary with --vocabulary."
-        )
     if image_size is not None:
         vision = at_image_size(ours, vision, image_size)
     language = read_language(language_folder)
@@ -157,8 +151,9 @@ def read_lavis_captioner(
         language.config.dense_act_fn = "gelu"  # LAVIS overwrites Flan-T5's approximation
     if words:
         language = replace(language, tensors=words)
+    reads_prompt = "qformer.words.weight" in ours
     about = describe_language(language.config, language.tokenizer, language_folder, reads_prompt=reads_prompt)
-    if "llm_proj.weight" in projections:
+    if "llm_proj.weight" in theirs:
         about = replace(about, start_id=about.end_id)  # LAVIS has Vicuna's texts begin with </s>, too
     width = ours["projection.weight"].shape[0]
     if width != about.width:
@@ -169,3 +164,16 @@ def read_lavis_captioner(
     tokenizer = with_dec(vocabulary) if reads_prompt and vocabulary is not None else None
     config = CaptionerConfig(vision, former, about)
     return CaptionerSource(config, ours, language, tokenizer, (*files, *language.files))
+
+
+def _check_lavis_captioner(theirs: Mapping[str, StoredTensor], path: Path, *, has_vocabulary: bool) -> None:
+    """Raise CheckpointError for a file that is no captioner's, or whose Q-Former lacks a vocabulary for the prompt."""
+    projections = {f"{name}_proj.weight" for name in ("opt", "t5", "llm")}
+    if "query_tokens" not in theirs or not projections & theirs.keys():
+        raise CheckpointError(
+            f"{path} is no generative (stage 2) BLIP-2: it has no query_tokens, or no projection to a language model."
+        )
+    if PROMPT_WORDS in theirs and not has_vocabulary:
+        raise CheckpointError(
+            f"{path} has a Q-Former that reads the prompt; give bert-base-uncased's vocabulary with --vocabulary."
+        )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 
+from engine.atomic import new_folder, replace_folder, sync_folder
 from engine.errors import CheckpointError
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -61,14 +64,52 @@ def read_json(path: Path) -> Any:
 def write_folder(
     folder: Path, state: Mapping[str, torch.Tensor], tokenizer: Tokenizer | None, config: Mapping[str, Any]
 ) -> None:
-    """Replace a folder's files one by one, each whole, the config last. tokenizer: None where no text is read."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(
-        tensors, folder / (WEIGHTS + ".new"), metadata={"format": "pt"}
-    )  # transformers asks for the format
-    os.replace(folder / (WEIGHTS + ".new"), folder / WEIGHTS)
+    """Write a checkpoint folder whole, see `whole_folder`. tokenizer: None where no text is read."""
+    with whole_folder(folder) as half:
+        write_files(half, state, tokenizer, config)
+
+
+def write_files(
+    folder: Path, state: Mapping[str, torch.Tensor], tokenizer: Tokenizer | None, config: Mapping[str, Any]
+) -> None:
+    """Write the files of a checkpoint into a folder that `whole_folder` gave. tokenizer: None where no text is read."""
+    write_weights(folder, state)
     if tokenizer is not None:
         tokenizer.save(str(folder / TOKENIZER))
-    (folder / (CONFIG + ".new")).write_text(json.dumps(config, indent=1) + "\n")
-    os.replace(folder / (CONFIG + ".new"), folder / CONFIG)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+
+
+def write_weights(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Write the safetensors file of a folder that `whole_folder` gave."""
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    # transformers asks for the format
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill with the files of a checkpoint, which are those of `folder` when the block ends.
+
+    A reader, also after a power cut, finds the old checkpoint or the new one and never files of both. A folder is
+    therefore made beside `folder` and takes its name. An empty `folder` stays where it is, since it may be a volume or
+    a shell's current folder: files are made in a folder inside it and moved up, the config last, without which there is
+    no checkpoint. Raises OSError when the disk refuses.
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        with new_folder(folder) as half:
+            yield half
+    elif any(folder.iterdir()):
+        with replace_folder(folder) as half:
+            yield half
+    else:
+        inner = folder / "checkpoint"
+        try:
+            with new_folder(inner) as half:
+                yield half
+            for path in sorted(inner.iterdir(), key=lambda path: path.name == CONFIG):
+                os.replace(path, folder / path.name)
+                sync_folder(folder)
+        finally:
+            shutil.rmtree(inner, ignore_errors=True)

@@ -12,16 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from engine.blip2.captioner import Captioner
 from engine.blip2.retriever import Retriever
-from engine.checkpoints.captioner_reading import encoder_tensors
-from engine.checkpoints.checkpoint_sources import CaptionerSource
+from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, encoder_tensors
 from engine.checkpoints.filling import digest_of_tensors
 from engine.checkpoints.language_folder import save_language
-from engine.checkpoints.layout import LANGUAGE, TOKENIZER, WEIGHT_SUFFIXES, WEIGHTS, write_folder
+from engine.checkpoints.layout import (
+    LANGUAGE,
+    TOKENIZER,
+    WEIGHT_SUFFIXES,
+    WEIGHTS,
+    whole_folder,
+    write_files,
+    write_folder,
+    write_weights,
+)
 from engine.checkpoints.tensors import read_safetensors
 from engine.errors import CheckpointError
 
@@ -54,11 +61,6 @@ def save_captioner(
     copied byte for byte; without them it is written from memory. encoder: the model folder beside `folder` whose image
     encoder is this one's, too, and is then not written again; raises CheckpointError when its weights in dtype differ.
     """
-    if language_files:
-        _copy(language_files, folder / LANGUAGE)
-        language_tokenizer.save(str(folder / LANGUAGE / TOKENIZER))
-    else:
-        save_language(folder / LANGUAGE, net.language, language_tokenizer)
     own = cast_floats(own_state(net), dtype)
     config = replace(net.config, encoder="", encoder_digest="")
     if encoder:
@@ -73,7 +75,13 @@ def save_captioner(
             )
         own = {name: tensor for name, tensor in own.items() if name not in shared}
         config = replace(config, encoder=encoder, encoder_digest=digest_of_tensors(shared))
-    write_folder(folder, own, tokenizer, config.to_dict())
+    with whole_folder(folder) as half:
+        if language_files:
+            _copy(language_files, half / LANGUAGE)
+            language_tokenizer.save(str(half / LANGUAGE / TOKENIZER))
+        else:
+            save_language(half / LANGUAGE, net.language, language_tokenizer)
+        write_files(half, own, tokenizer, config.to_dict())
 
 
 def save_trained(
@@ -83,17 +91,22 @@ def save_trained(
 
     The language model is copied bit for bit, out of a file that it shares with the rest too.
     """
-    language = source.language
-    if any(path.suffix in WEIGHT_SUFFIXES for path in language.files):
-        _copy(language.files, folder / LANGUAGE)
-    else:
-        language.config.save_pretrained(folder / LANGUAGE)
-        tensors = {name: tensor.read().contiguous() for name, tensor in language.tensors.items()}
-        save_file(tensors, folder / LANGUAGE / WEIGHTS, metadata={"format": "pt"})
-    language.tokenizer.save(str(folder / LANGUAGE / TOKENIZER))
     others = {name: tensor.read() for name, tensor in source.tensors.items() if name not in state}
     config = replace(source.config, encoder="", encoder_digest="")  # it holds its own now
-    write_folder(folder, cast_floats({**others, **state}, dtype), source.tokenizer, config.to_dict())
+    with whole_folder(folder) as half:
+        _write_language(half / LANGUAGE, source.language)
+        write_files(half, cast_floats({**others, **state}, dtype), source.tokenizer, config.to_dict())
+
+
+def _write_language(folder: Path, language: LanguageSource) -> None:
+    """Write the transformers folder of a language model: its files where it has its own, else its tensors."""
+    folder.mkdir()
+    if any(path.suffix in WEIGHT_SUFFIXES for path in language.files):
+        _copy(language.files, folder)
+    else:
+        language.config.save_pretrained(folder)
+        write_weights(folder, {name: tensor.read() for name, tensor in language.tensors.items()})
+    language.tokenizer.save(str(folder / TOKENIZER))
 
 
 def own_state(net: Captioner) -> dict[str, torch.Tensor]:

@@ -22,7 +22,8 @@ from engine.checkpoints.key_names import (
     Table,
     their_name,
 )
-from engine.checkpoints.layout import TOKENIZER, write_folder
+from engine.checkpoints.language_folder import untied_state
+from engine.checkpoints.layout import TOKENIZER, whole_folder, write_files, write_folder
 from engine.errors import CheckpointError
 
 
@@ -97,19 +98,16 @@ def save_transformers_captioner(
         if not name.startswith("language.")
     }
     state = to_transformers(ours, table)
-    spoken = language.state_dict()
-    tied: dict[str, str] = language.all_tied_weights_keys
-    for name, tensor in spoken.items():
-        if name not in tied or tensor.data_ptr() != spoken[tied[name]].data_ptr():
-            state[f"language_model.{name}"] = tensor.detach().cpu()
-    write_folder(folder, state, words, values)
-    GenerationConfig(
-        bos_token_id=about.start_id, eos_token_id=about.end_id, pad_token_id=about.pad_id,
-        decoder_start_token_id=getattr(language.config, "decoder_start_token_id", None),
-    ).save_pretrained(folder)  # fmt: skip
-    if tokenizer is not None:
-        (folder / "qformer_tokenizer").mkdir(exist_ok=True)
-        tokenizer.save(str(folder / "qformer_tokenizer" / TOKENIZER))
+    state |= {f"language_model.{name}": tensor for name, tensor in untied_state(language).items()}
+    with whole_folder(folder) as half:
+        write_files(half, state, words, values)
+        GenerationConfig(
+            bos_token_id=about.start_id, eos_token_id=about.end_id, pad_token_id=about.pad_id,
+            decoder_start_token_id=getattr(language.config, "decoder_start_token_id", None),
+        ).save_pretrained(half)  # fmt: skip
+        if tokenizer is not None:
+            (half / "qformer_tokenizer").mkdir()
+            tokenizer.save(str(half / "qformer_tokenizer" / TOKENIZER))
 
 
 def _add_row(language: Any, size: int) -> None:

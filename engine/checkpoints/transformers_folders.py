@@ -78,20 +78,7 @@ def encoder_configs(theirs: Any, where: Path) -> tuple[VisionConfig, QFormerConf
     """Image encoder and Q-Former of a transformers Blip2Config or InstructBlipConfig. Raises CheckpointError for those
     we cannot build."""
     vision, former = theirs.vision_config, theirs.qformer_config
-    if vision.hidden_act != "gelu" or former.hidden_act != "gelu" or not vision.qkv_bias:
-        raise CheckpointError(
-            f"{where / CONFIG}: hidden_act is {vision.hidden_act!r} and {former.hidden_act!r}, qkv_bias "
-            f"{vision.qkv_bias}; BLIP-2's are 'gelu' and True."
-        )
-    if vision.layer_norm_eps != TRANSFORMERS_NORM_EPS:
-        raise CheckpointError(
-            f"{where / CONFIG}: layer_norm_eps is {vision.layer_norm_eps}; EVA ViT's is 1e-6."
-        )
-    if former.encoder_hidden_size != vision.hidden_size:
-        raise CheckpointError(
-            f"{where / CONFIG}: the Q-Former reads {former.encoder_hidden_size} channels, the image encoder gives "
-            f"{vision.hidden_size}."
-        )
+    _check_supported(vision, former, where)
     args = {
         "img_size": vision.image_size,
         "patch_size": vision.patch_size,
@@ -119,6 +106,24 @@ def encoder_configs(theirs: Any, where: Path) -> tuple[VisionConfig, QFormerConf
         norm_eps=former.layer_norm_eps,
         dropout=former.hidden_dropout_prob,
     )
+
+
+def _check_supported(vision: Any, former: Any, where: Path) -> None:
+    """Raise CheckpointError for an image encoder or a Q-Former that is not as BLIP-2's."""
+    if vision.hidden_act != "gelu" or former.hidden_act != "gelu" or not vision.qkv_bias:
+        raise CheckpointError(
+            f"{where / CONFIG}: hidden_act is {vision.hidden_act!r} and {former.hidden_act!r}, qkv_bias "
+            f"{vision.qkv_bias}; BLIP-2's are 'gelu' and True."
+        )
+    if vision.layer_norm_eps != TRANSFORMERS_NORM_EPS:
+        raise CheckpointError(
+            f"{where / CONFIG}: layer_norm_eps is {vision.layer_norm_eps}; EVA ViT's is 1e-6."
+        )
+    if former.encoder_hidden_size != vision.hidden_size:
+        raise CheckpointError(
+            f"{where / CONFIG}: the Q-Former reads {former.encoder_hidden_size} channels, the image encoder gives "
+            f"{vision.hidden_size}."
+        )
 
 
 def mlp_ratio(inner: int, width: int) -> float:

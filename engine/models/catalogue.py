@@ -9,6 +9,7 @@ from pathlib import Path
 
 from platformdirs import user_data_path
 
+from engine.atomic import HALF_WRITTEN
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints import published
 from engine.checkpoints.building import build_empty
@@ -28,8 +29,12 @@ DEFAULT = "mini"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model on this machine. num_bytes: of its weights' files. image_size: pixels of the square it reads. writes:
-    whether it is a generative one, with a language model, which cannot search."""
+    """One model on this machine.
+
+    num_parameters, num_bytes: of the weights in its own folder, a shared image encoder not counted. image_size: pixels
+    of the square it reads. writes: whether it is a generative one, with a language model, which cannot search. encoder:
+    name of the model beside it whose image encoder it shares, "" for one that has its own.
+    """
 
     name: str
     folder: Path
@@ -38,6 +43,7 @@ class ModelInfo:
     num_bytes: int
     image_size: int
     writes: bool = False
+    encoder: str = ""
 
 
 def models_folder() -> Path:
@@ -60,7 +66,7 @@ def list_models() -> list[ModelInfo]:
     for name, folder in (_model_folders() | downloaded).items():
         try:
             source = read_captioner(folder) if has_language(folder) else read_folder(folder)
-            found.append(_describe(name, folder, source))
+            found.append(_model_info(name, folder, source))
         except CheckpointError as error:
             _log.warning("the model %s is left out: %s", name, error)
     return found
@@ -71,15 +77,23 @@ def _model_folders() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place in (models_folder(), BUNDLED):
         if place.is_dir():
-            found |= {folder.name: folder for folder in place.iterdir() if (folder / CONFIG).is_file()}
+            folders = [folder for folder in place.iterdir() if folder.suffix != HALF_WRITTEN]
+            found |= {folder.name: folder for folder in folders if (folder / CONFIG).is_file()}
     return dict(sorted(found.items()))
 
 
-def _describe(name: str, folder: Path, source: RetrieverSource | CaptionerSource) -> ModelInfo:
-    num_bytes = sum(path.stat().st_size for path in source.files if path.suffix in WEIGHT_SUFFIXES)
-    digest, size = digest_of(source.files), source.config.vision.image_size
+def _model_info(name: str, folder: Path, source: RetrieverSource | CaptionerSource) -> ModelInfo:
+    weights = [
+        path for path in source.files if path.suffix in WEIGHT_SUFFIXES and path.is_relative_to(folder)
+    ]
+    num_bytes = sum(path.stat().st_size for path in weights)
+    num_parameters, encoder = source.num_parameters, ""
     writes = isinstance(source, CaptionerSource)
-    return ModelInfo(name, folder, digest, source.num_parameters, num_bytes, size, writes)
+    if isinstance(source, CaptionerSource):
+        num_parameters -= source.num_shared_parameters
+        encoder = source.config.encoder
+    digest, size = digest_of(source.files), source.config.vision.image_size
+    return ModelInfo(name, folder, digest, num_parameters, num_bytes, size, writes, encoder)
 
 
 def check_model(name: str, folder: Path) -> ModelInfo:
@@ -89,11 +103,11 @@ def check_model(name: str, folder: Path) -> ModelInfo:
     No weight is read into memory. Raises CheckpointError as `load_model` does.
     """
     if has_language(folder):
-        return _describe(name, folder, read_captioner(folder))
+        return _model_info(name, folder, read_captioner(folder))
     source = read_folder(folder)
     build_empty(source, folder)
     TextTokenizer(source.tokenizer, source.config.max_tokens)
-    return _describe(name, folder, source)
+    return _model_info(name, folder, source)
 
 
 def find_model(name: str) -> Path:

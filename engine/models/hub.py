@@ -1,7 +1,7 @@
 """The Hugging Face cache: what of a published model lies in it, downloading, verification, digests.
 
 Everything goes through huggingface_hub, so `HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `HF_ENDPOINT` mean what they
-mean elsewhere. Nothing is ever downloaded but by `pull`.
+mean elsewhere. Nothing is ever downloaded but by `pull` and `bert_vocabulary`.
 """
 
 from __future__ import annotations
@@ -60,6 +60,22 @@ def pull(name: str, *, say: Callable[[str], None] = lambda line: None) -> Path:
     say("Verifying.")
     verify(folder)
     return folder
+
+
+def bert_vocabulary() -> Path:
+    """Return the vocab.txt of bert-base-uncased, from the Hugging Face cache, else downloaded (0.2 MB).
+
+    LAVIS' files hold no vocabulary: they mean this one. Raises CheckpointError when it cannot be downloaded.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download("google-bert/bert-base-uncased", "vocab.txt"))
+    except Exception as error:  # its errors are of a dozen kinds
+        raise CheckpointError(
+            "LAVIS files hold no vocabulary: bert-base-uncased's is needed, and it could not be downloaded. Give its "
+            "vocab.txt with --vocabulary."
+        ) from error
 
 
 def published_sha256(path: Path) -> str | None:

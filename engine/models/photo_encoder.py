@@ -17,7 +17,10 @@ STREAMS, STREAM_AT_ONCE = 2, 8
 
 
 class PhotoEncoder:
-    """What indexing asks of a model: uint8 pictures -> what the store keeps of them."""
+    """Turn uint8 pictures into what the store keeps of them.
+
+    It holds threads on a CPU with several cores: use it in a `with` statement, or close it.
+    """
 
     def __init__(self, model: RetrievalModel, features: str):
         """features: how patches are kept for reranking, "store" (float16), "int8" or "none"."""
@@ -38,6 +41,17 @@ class PhotoEncoder:
         vectors = np.concatenate([vectors for vectors, _ in parts])
         rows = [row for _, part in parts for row in part or ()]
         return vectors, None if self.features == "none" else rows
+
+    def close(self) -> None:
+        """End the threads; the encoder encodes nothing from then on."""
+        if self.streams is not None:
+            self.streams.shutdown()
+
+    def __enter__(self) -> PhotoEncoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _encode(self, pixels_BHWC: np.ndarray) -> tuple[np.ndarray, list[bytes] | None]:
         patches = self.model.encode_patches(pixels_BHWC)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.blip2.config import Blip2Config
-from engine.blip2.itg_decoding import describe, sample
+from engine.blip2.itg_decoding import sample_captions, search_captions
 from engine.blip2.qformer import PhotoKeys, TextStart
 from engine.blip2.retriever import Retriever
 from engine.blip2.wordpiece import TextTokenizer
@@ -114,9 +114,9 @@ class RetrievalModel(LoadedModel[Retriever]):
         self, photo_keys: PhotoKeys, num_samples: int, generator: torch.Generator, *, top_p: float = 0.9,
         temperature: float = 1.0, min_length: int = 1, max_length: int = 30,
     ) -> list[list[str]]:  # fmt: skip
-        """So many captions of each photo, drawn from the ITG head: see `sample`, also for what is raised."""
+        """So many captions of each photo, drawn from the ITG head: see `sample_captions`, also for what is raised."""
         words = self.tokenizer
-        ids_BST = sample(
+        ids_BST = sample_captions(
             self.net, photo_keys, generator, dec_id=words.dec_id, sep_id=words.sep_id, pad_id=words.pad_id,
             num_samples=num_samples, top_p=top_p, temperature=temperature, min_length=min_length,
             max_length=max_length,
@@ -158,14 +158,14 @@ class RetrievalModel(LoadedModel[Retriever]):
     def best_captions(
         self, photos: PhotoKeys, *, num_beams: int = 5, min_length: int = 8, max_length: int = 30
     ) -> list[str]:
-        """A caption of each photo by the ITG head's beam search: see `describe`, also for what is raised.
+        """A caption of each photo by the ITG head's beam search: see `search_captions`, also for what is raised.
 
         photos: what `photo_keys` made of them.
         """
         words, texts = self.tokenizer, []
         at_once = max(1, BEAMS_AT_ONCE // max(1, num_beams))
         for first in range(0, len(photos[0][0]), at_once):
-            ids_BT = describe(
+            ids_BT = search_captions(
                 self.net, [(k[first : first + at_once], v[first : first + at_once]) for k, v in photos],
                 dec_id=words.dec_id, sep_id=words.sep_id, pad_id=words.pad_id, num_beams=num_beams,
                 min_length=min_length, max_length=max_length,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.atomic import HALF_WRITTEN, new_folder, replace_file, write_file
+from engine import atomic
+from engine.atomic import HALF_WRITTEN, REPLACED, new_folder, replace_file, replace_folder, write_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,3 +108,105 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL and path.read_text() == "old"
     write_file(path, "new")
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["facts.json"]
+
+
+def make_folder(path: Path, content: str) -> None:
+    (path / "inner").mkdir(parents=True)
+    (path / "weights").write_text(content)
+    (path / "inner" / "words").write_text(content)
+
+
+def read_folder(path: Path) -> dict[str, str]:
+    return {file.relative_to(path).as_posix(): file.read_text() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_is_replaced_whole_and_keeps_what_the_new_one_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
+    make_folder(tmp_path / "model", "old")
+    (tmp_path / "model" / "README.md").write_text("mine")
+    (tmp_path / "model" / "README.md").chmod(0o444)
+    old = read_folder(tmp_path / "model")
+    with replace_folder(tmp_path / "model") as folder:
+        assert list(folder.iterdir()) == []
+        make_folder(folder, "new")
+        assert read_folder(tmp_path / "model") == old
+    assert read_folder(tmp_path / "model") == {"weights": "new", "inner/words": "new", "README.md": "mine"}
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no other system exchanges two names")
+def test_a_reader_finds_a_whole_folder_at_any_time(tmp_path: Path) -> None:
+    """Names are exchanged in one step: the folder is never missing, and what was opened before is read to its end."""
+    make_folder(tmp_path / "model", "0")
+    seen, stop = set(), threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add((tmp_path / "model" / "weights").exists())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(1, 30):
+        with replace_folder(tmp_path / "model") as folder:
+            make_folder(folder, str(number))
+    stop.set()
+    reader.join()
+    assert seen == {True}
+
+
+@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
+def test_an_error_leaves_the_old_folder(tmp_path: Path, error: BaseException) -> None:
+    make_folder(tmp_path / "model", "old")
+    with pytest.raises(type(error)), replace_folder(tmp_path / "model") as folder:
+        (folder / "weights").write_text("half")
+        raise error
+    assert read_folder(tmp_path / "model") == {"weights": "old", "inner/words": "old"}
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path / "model", "old")
+    replace = os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if source.name.endswith(HALF_WRITTEN):
+            raise OSError(13, "Permission denied")
+        replace(source, target)
+
+    monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
+    monkeypatch.setattr("engine.atomic.os.replace", refuse)
+    with pytest.raises(OSError, match="Permission denied"), replace_folder(tmp_path / "model") as folder:
+        make_folder(folder, "new")
+    assert read_folder(tmp_path / "model") == {"weights": "old", "inner/words": "old"}
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_folder_that_a_kill_left_without_its_name_gets_it_back(tmp_path: Path) -> None:
+    make_folder(tmp_path / f"model{REPLACED}", "old")
+    make_folder(tmp_path / f"model{HALF_WRITTEN}", "half")
+    with pytest.raises(ValueError), replace_folder(tmp_path / "model"):
+        assert read_folder(tmp_path / "model") == {"weights": "old", "inner/words": "old"}
+        raise ValueError
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("make", [new_folder, replace_folder])
+def test_all_bytes_are_on_the_disk_before_the_name_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: type[new_folder]
+) -> None:
+    events: list[str] = []
+    if make is replace_folder:
+        make_folder(tmp_path / "model", "old")
+    sync_file, sync_folder = atomic.sync_file, atomic.sync_folder
+    monkeypatch.setattr(atomic, "sync_file", lambda path: (events.append(path.name), sync_file(path)))
+    monkeypatch.setattr(atomic, "sync_folder", lambda path: (events.append(path.name), sync_folder(path)))
+    with make(tmp_path / "model") as folder:
+        make_folder(folder, "new")
+    last = events.index(f"model{HALF_WRITTEN}")  # the folder itself, after what is in it
+    assert sorted(events[:last]) == ["inner", "weights", "words"] and events[last + 1 :] == [tmp_path.name]

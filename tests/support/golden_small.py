@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from caption_logits import caption_logits
 from reference import normal, small_config, weight
 
-from engine.blip2.itg_decoding import describe
+from engine.blip2.itg_decoding import search_captions
 from engine.blip2.retriever import Retriever
 from training.losses.stage1_losses import stage1_losses
 
@@ -35,9 +36,9 @@ def compute() -> dict[str, np.ndarray]:
         "photos": model.encode_photos(keys)[..., ::8],
         "texts": model.encode_texts(IDS, mask)[..., ::4],
         "match": model.match(keys, IDS, mask),
-        "caption_logits": model.caption_logits(past, IDS, mask)[..., ::997][mask],
-        "greedy": describe(model, keys, dec_id=30522, sep_id=102, max_length=8),
-        "beams": describe(model, keys, dec_id=30522, sep_id=102, num_beams=3, max_length=8),
+        "caption_logits": caption_logits(model, past, IDS, mask)[..., ::997][mask],
+        "greedy": search_captions(model, keys, dec_id=30522, sep_id=102, max_length=8),
+        "beams": search_captions(model, keys, dec_id=30522, sep_id=102, num_beams=3, max_length=8),
         "losses": torch.stack([losses.itc, losses.itm, losses.itg]),
     }
     return {name: value.numpy() for name, value in arrays.items()}

@@ -1,7 +1,8 @@
-"""The shapes of the networks that LAVIS' checkpoint files hold, with a few layers each."""
+"""Networks of the shapes that LAVIS' checkpoint files hold, with a few layers each, and those files."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tiny import tiny_tokenizer
@@ -11,9 +12,12 @@ from tiny_language import (
     random_language,
     spread,
 )
+from torch import Tensor
 
 from engine.blip2.captioner import Captioner
-from engine.blip2.config import CaptionerConfig, QFormerConfig, VisionConfig
+from engine.blip2.config import Blip2Config, CaptionerConfig, QFormerConfig, VisionConfig
+from engine.blip2.retriever import Retriever
+from engine.checkpoints.key_names import LAVIS, LAVIS_CAPTIONER, their_name
 from engine.checkpoints.language_folder import describe_language
 
 VOCABULARY = tiny_tokenizer().get_vocab_size()
@@ -21,6 +25,13 @@ QFORMER = QFormerConfig(4, 64, 4, 128, 8, vocab_size=VOCABULARY, max_positions=3
 EVA = VisionConfig(
     "eva_giant_patch14_clip_224", 56, 88, {"img_size": 56, "embed_dim": 88, "depth": 3, "num_heads": 4}
 )
+CLIP = VisionConfig(
+    "vit_large_patch14_clip_quickgelu_224",
+    56,
+    64,
+    {"img_size": 56, "embed_dim": 64, "depth": 2, "num_heads": 4},
+)
+LAVIS_NAMES = {"opt": "opt", "t5": "t5", "llama": "llm"}
 
 
 def is_clip(pattern: str) -> bool:
@@ -36,3 +47,69 @@ def eva_captioner(kind: str) -> Captioner:
     net = spread(Captioner(CaptionerConfig(EVA, former, about), torch.nn.Identity()))
     net.language = random_language(kind)
     return net
+
+
+def random_net(vision: VisionConfig) -> Retriever:
+    torch.manual_seed(5)
+    net = Retriever(Blip2Config(vision, QFORMER, embed_dim=24, max_tokens=32)).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.copy_(
+            torch.randn_like(parameter) * (0.1 if parameter.ndim < 2 else parameter[0].numel() ** -0.5)
+        )
+    net.temperature.fill_(0.07)
+    return net
+
+
+def lavis_state(net: Retriever, clip: bool) -> dict[str, Tensor]:
+    """Our tensors under LAVIS' names, with what its files hold twice, by the table read backwards."""
+    state = {"Qformer.bert.embeddings.position_ids": torch.arange(32)[None]}
+    rows = tuple(row for row in LAVIS if not row[0].startswith("visual") or is_clip(row[0]) == clip)
+    for name, tensor in net.state_dict().items():
+        key = their_name(name, rows)
+        assert key is not None, name
+        state[key] = tensor
+    state["query_tokens"] = state["query_tokens"][None]
+    if clip:
+        state["visual_encoder.class_embedding"] = state["visual_encoder.class_embedding"][0, 0]
+        state["visual_encoder.positional_embedding"] = state["visual_encoder.positional_embedding"][0]
+    state["Qformer.cls.predictions.bias"] = state["Qformer.cls.predictions.decoder.bias"]
+    state["Qformer.cls.predictions.decoder.weight"] = state["Qformer.bert.embeddings.word_embeddings.weight"]
+    return state
+
+
+def write_lavis_retriever(folder: Path, net: Retriever, clip: bool = False) -> tuple[Path, Path]:
+    """LAVIS' two files: all but the encoder, beside the runner's other things; the encoder, with what is not used."""
+    state = lavis_state(net, clip)
+    encoder = {
+        k.removeprefix("visual_encoder."): v for k, v in state.items() if k.startswith("visual_encoder.")
+    }
+    encoder |= (
+        {"ln_post.weight": torch.ones(3)}
+        if clip
+        else {"head.weight": torch.ones(2, 3), "norm.bias": torch.ones(3)}
+    )
+    beyond = "transformer.resblocks.23.ln_1.bias" if clip else "blocks.39.norm1.bias"
+    torch.save(encoder | {beyond: torch.ones(2)}, folder / "encoder.pth")
+    rest = {k: v for k, v in state.items() if not k.startswith("visual_encoder.")}
+    torch.save({"model": rest, "epoch": 3, "config": {"lr": 1e-4}, "scaler": None}, folder / "blip2.pth")
+    return folder / "blip2.pth", folder / "encoder.pth"
+
+
+def write_lavis_captioner(net: Captioner, kind: str, folder: Path) -> tuple[Path, Path]:
+    """All but the frozen parts, as LAVIS' runner saves it; the encoder."""
+    mine = LAVIS_NAMES[kind]
+    rows = tuple(row for row in LAVIS_CAPTIONER if not is_clip(row[0]))
+    rows = tuple(row for row in rows if row[1] != "projection.*" or row[0].startswith(mine))
+    state: dict[str, Any] = {}
+    for name, tensor in net.state_dict().items():
+        if not name.startswith("language."):
+            key = their_name(name, rows)
+            assert key is not None, name
+            state[key] = tensor
+    state["query_tokens"] = state["query_tokens"][None]
+    state["Qformer.bert.embeddings.position_ids"] = torch.arange(32)[None]
+    rest = {k: v for k, v in state.items() if not k.startswith("visual_encoder.")}
+    torch.save({"model": rest, "epoch": 3}, folder / "stage2.pth")
+    encoder = {k.removeprefix("visual_encoder."): v for k, v in state.items() if k not in rest}
+    torch.save(encoder, folder / "encoder.pth")
+    return folder / "stage2.pth", folder / "encoder.pth"

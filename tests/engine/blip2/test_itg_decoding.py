@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 import torch
+from caption_logits import caption_logits
 
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
-from engine.blip2.itg_decoding import describe, draw_nucleus, sample
+from engine.blip2.itg_decoding import draw_nucleus, sample_captions, search_captions
 from engine.blip2.retriever import Retriever
 
 DEC, SEP, PAD = 6, 5, 0
@@ -33,13 +34,13 @@ def log_prob(
     """Of ids[1:], each given those before, in one pass without a cache."""
     _, past = net.qformer.read_photos([(k[row : row + 1], v[row : row + 1]) for k, v in keys])
     one = torch.tensor([ids])
-    logits = net.caption_logits(past, one, torch.ones_like(one, dtype=torch.bool))
+    logits = caption_logits(net, past, one, torch.ones_like(one, dtype=torch.bool))
     return float(logits.log_softmax(-1)[0, :-1].gather(1, one[0, 1:, None]).sum())
 
 
 def test_greedy_takes_the_likeliest_token() -> None:
     net, keys = small()
-    got = describe(net, keys, dec_id=DEC, sep_id=SEP, max_length=6, min_length=3)
+    got = search_captions(net, keys, dec_id=DEC, sep_id=SEP, max_length=6, min_length=3)
     for row in range(3):
         ids = [DEC]
         while len(ids) < 6 and ids[-1] != SEP:
@@ -52,7 +53,7 @@ def test_greedy_takes_the_likeliest_token() -> None:
 def test_as_many_beams_as_texts_find_the_best_of_all() -> None:
     """With every text of two words among the beams, the answer is the best of them all."""
     net, keys = small()
-    got = describe(net, keys, dec_id=DEC, sep_id=SEP, num_beams=49, max_length=3)
+    got = search_captions(net, keys, dec_id=DEC, sep_id=SEP, num_beams=49, max_length=3)
     for row in range(3):
         texts = [[DEC, a, b] for a, b in itertools.product(range(7), range(7)) if a != SEP]
         scored = {
@@ -67,10 +68,12 @@ def test_as_many_beams_as_texts_find_the_best_of_all() -> None:
 def test_a_batch_gives_what_each_photo_gives_alone() -> None:
     net, keys = small()
     for beams in (1, 3):
-        together = describe(net, keys, dec_id=DEC, sep_id=SEP, num_beams=beams, max_length=7)
+        together = search_captions(net, keys, dec_id=DEC, sep_id=SEP, num_beams=beams, max_length=7)
         for row in range(3):
             one = [(k[row : row + 1], v[row : row + 1]) for k, v in keys]
-            alone = describe(net, one, dec_id=DEC, sep_id=SEP, num_beams=beams, max_length=7)[0].tolist()
+            alone = search_captions(net, one, dec_id=DEC, sep_id=SEP, num_beams=beams, max_length=7)[
+                0
+            ].tolist()
             assert together[row].tolist() == (alone + [PAD] * 7)[: together.shape[1]]
 
 
@@ -80,7 +83,7 @@ def test_a_batch_gives_what_each_photo_gives_alone() -> None:
 def test_lengths_and_beams_out_of_range(wrong: dict[str, int]) -> None:
     net, keys = small()
     with pytest.raises(ValueError, match="takes at least one beam"):
-        describe(net, keys, dec_id=DEC, sep_id=SEP, **{"max_length": 8} | wrong)
+        search_captions(net, keys, dec_id=DEC, sep_id=SEP, **{"max_length": 8} | wrong)
 
 
 Keys = list[tuple[torch.Tensor, torch.Tensor]]
@@ -88,14 +91,16 @@ Keys = list[tuple[torch.Tensor, torch.Tensor]]
 
 def drawn(net: Retriever, keys: Keys, seed: int = 0, **how: float) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return sample(net, keys, generator, dec_id=DEC, sep_id=SEP, **{"num_samples": 4, "max_length": 7} | how)  # type: ignore[arg-type]
+    return sample_captions(
+        net, keys, generator, dec_id=DEC, sep_id=SEP, **{"num_samples": 4, "max_length": 7} | how
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("certain", [{"top_p": 1e-9}, {"top_p": 1.0, "temperature": 1e-6}])
 def test_without_chance_all_samples_are_greedys(certain: dict[str, float]) -> None:
     net, keys = small()
     for min_length in (1, 5):
-        greedy = describe(net, keys, dec_id=DEC, sep_id=SEP, max_length=7, min_length=min_length)
+        greedy = search_captions(net, keys, dec_id=DEC, sep_id=SEP, max_length=7, min_length=min_length)
         got = drawn(net, keys, min_length=min_length, **certain)
         assert got.shape == (3, 4, greedy.shape[1])
         assert (got == greedy[:, None]).all() and len(greedy.unique(dim=0)) > 1

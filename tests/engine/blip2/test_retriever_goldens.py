@@ -6,10 +6,11 @@ import golden_small
 import numpy as np
 import pytest
 import torch
+from caption_logits import caption_logits
 from reference import from_lavis, load_golden, normal, small_config, small_state, weight
 
 from engine.blip2.config import VisionConfig
-from engine.blip2.itg_decoding import describe
+from engine.blip2.itg_decoding import search_captions
 from engine.blip2.retriever import Retriever, itc_scores
 from engine.blip2.vision import VisionEncoder
 from engine.checkpoints.position_grids import resize_positions
@@ -130,7 +131,7 @@ def test_itg(scale: str) -> None:
         close(past[layer][0], want[f"past_{layer}_key"])
         close(past[layer][1], want[f"past_{layer}_value"])
     ids, mask = want["decoder_input_ids"], want["attention_mask"].bool()
-    logits = model.caption_logits(past, ids, mask)
+    logits = caption_logits(model, past, ids, mask)
     close(logits[..., ::61][mask], want["logits_every61"][mask])
     assert torch.equal(logits.argmax(-1)[mask], want["argmax"][mask])
     log_probs = logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
@@ -144,7 +145,7 @@ def test_itg_generation(scale: str) -> None:
     model = small_model(scale)
     keys = model.photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))[:2]))
     for name, how in info["generation"].items():
-        got = describe(
+        got = search_captions(
             model, keys, dec_id=how["bos"], sep_id=how["eos"], pad_id=how["pad"],
             num_beams=how["num_beams"], min_length=how["min_length"], max_length=how["max_length"],
         )  # fmt: skip

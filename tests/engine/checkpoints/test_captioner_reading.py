@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lavis_networks import eva_captioner, is_clip
+from lavis_networks import eva_captioner, write_lavis_captioner
 from prompts_and_pictures import PROMPTS, SHORT, pictures
 from random_blip2 import random_captioner, save_captioner_folder
 from reference import normal
@@ -30,7 +30,6 @@ from engine.blip2.retriever import Retriever
 from engine.checkpoints.building import make_captioner
 from engine.checkpoints.captioner_reading import has_language, read_captioner
 from engine.checkpoints.checkpoint_sources import CaptionerSource
-from engine.checkpoints.key_names import LAVIS_CAPTIONER, their_name
 from engine.checkpoints.language_folder import make_language, read_language
 from engine.checkpoints.lavis_files import read_lavis_captioner
 from engine.checkpoints.saving import save_captioner, save_checkpoint
@@ -39,7 +38,6 @@ from engine.models.catalogue import list_models
 from engine.models.loading import load_captioner, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-LAVIS_NAMES = {"opt": "opt", "t5": "t5", "llama": "llm"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,28 +70,8 @@ def test_bfloat16(tmp_path: Path) -> None:
     assert len(model.generate(pictures(2), ["a"], SHORT)) == 2
 
 
-def lavis_files(net: Captioner, kind: str, folder: Path) -> tuple[Path, Path]:
-    """All but the frozen parts, as LAVIS' runner saves it; the encoder."""
-    mine = LAVIS_NAMES[kind]
-    rows = tuple(row for row in LAVIS_CAPTIONER if not is_clip(row[0]))
-    rows = tuple(row for row in rows if row[1] != "projection.*" or row[0].startswith(mine))
-    state: dict[str, Any] = {}
-    for name, tensor in net.state_dict().items():
-        if not name.startswith("language."):
-            key = their_name(name, rows)
-            assert key is not None, name
-            state[key] = tensor
-    state["query_tokens"] = state["query_tokens"][None]
-    state["Qformer.bert.embeddings.position_ids"] = torch.arange(32)[None]
-    rest = {k: v for k, v in state.items() if not k.startswith("visual_encoder.")}
-    torch.save({"model": rest, "epoch": 3}, folder / "stage2.pth")
-    encoder = {k.removeprefix("visual_encoder."): v for k, v in state.items() if k not in rest}
-    torch.save(encoder, folder / "encoder.pth")
-    return folder / "stage2.pth", folder / "encoder.pth"
-
-
 def read_files(kind: str, folder: Path, net: Captioner | None = None, **changes: Any) -> CaptionerSource:
-    path, encoder = lavis_files(net or eva_captioner(kind), kind, folder)
+    path, encoder = write_lavis_captioner(net or eva_captioner(kind), kind, folder)
     language = save_language(kind, folder / "language")
     given = {"vocabulary": tiny_tokenizer() if kind == "llama" else None, "encoder": encoder}
     return read_lavis_captioner(path, language, **given | changes)
@@ -118,7 +96,7 @@ def test_lavis_flan_t5_has_the_exact_gelu(tmp_path: Path) -> None:
     values = json.loads((tmp_path / "language" / "config.json").read_text())
     (tmp_path / "language" / "config.json").write_text(json.dumps(values | {"dense_act_fn": "gelu_new"}))
     assert read_language(tmp_path / "language").config.dense_act_fn == "gelu_new"
-    path, encoder = lavis_files(eva_captioner("t5"), "t5", tmp_path)
+    path, encoder = write_lavis_captioner(eva_captioner("t5"), "t5", tmp_path)
     source = read_lavis_captioner(path, tmp_path / "language", encoder=encoder)
     assert source.language.config.dense_act_fn == "gelu"
 
@@ -131,7 +109,7 @@ def test_lavis_files_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no generative"):
         torch.save({"query_tokens": torch.ones(1, 8, 64)}, tmp_path / "odd.pth")
         read_lavis_captioner(tmp_path / "odd.pth", tmp_path / "language")
-    path, encoder = lavis_files(eva_captioner("opt"), "opt", tmp_path)
+    path, encoder = write_lavis_captioner(eva_captioner("opt"), "opt", tmp_path)
     state = torch.load(path)["model"]
     state["opt_proj.weight"] = torch.ones(48, 64)
     torch.save(state, path)

@@ -5,18 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from lavis_networks import EVA, QFORMER, is_clip
+from lavis_networks import CLIP, EVA, lavis_state, random_net, write_lavis_retriever
 from random_blip2 import ATOL, TEXTS, asked, random_retriever, save_retriever_folder
 from reference import normal
 from tiny import tiny_checkpoint, tiny_tokenizer
-from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval
 
-from engine.blip2.config import Blip2Config, VisionConfig
 from engine.blip2.retriever import Retriever, itc_scores
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.building import load_net, make_net
-from engine.checkpoints.key_names import LAVIS, their_name
 from engine.checkpoints.lavis_files import read_lavis
 from engine.checkpoints.position_grids import resize_positions
 from engine.checkpoints.retrieval_reading import read_folder
@@ -24,64 +21,11 @@ from engine.checkpoints.transformers_export import save_transformers
 from engine.errors import CheckpointError
 from engine.models.loading import load_model
 
-CLIP = VisionConfig(
-    "vit_large_patch14_clip_quickgelu_224",
-    56,
-    64,
-    {"img_size": 56, "embed_dim": 64, "depth": 2, "num_heads": 4},
-)
-
-
-def random_net(vision: VisionConfig) -> Retriever:
-    torch.manual_seed(5)
-    net = Retriever(Blip2Config(vision, QFORMER, embed_dim=24, max_tokens=32)).eval().requires_grad_(False)
-    for parameter in net.parameters():
-        parameter.copy_(
-            torch.randn_like(parameter) * (0.1 if parameter.ndim < 2 else parameter[0].numel() ** -0.5)
-        )
-    net.temperature.fill_(0.07)
-    return net
-
-
-def lavis_state(net: Retriever, clip: bool) -> dict[str, Tensor]:
-    """Our tensors under LAVIS' names, with what its files hold twice, by the table read backwards."""
-    state = {"Qformer.bert.embeddings.position_ids": torch.arange(32)[None]}
-    rows = tuple(row for row in LAVIS if not row[0].startswith("visual") or is_clip(row[0]) == clip)
-    for name, tensor in net.state_dict().items():
-        key = their_name(name, rows)
-        assert key is not None, name
-        state[key] = tensor
-    state["query_tokens"] = state["query_tokens"][None]
-    if clip:
-        state["visual_encoder.class_embedding"] = state["visual_encoder.class_embedding"][0, 0]
-        state["visual_encoder.positional_embedding"] = state["visual_encoder.positional_embedding"][0]
-    state["Qformer.cls.predictions.bias"] = state["Qformer.cls.predictions.decoder.bias"]
-    state["Qformer.cls.predictions.decoder.weight"] = state["Qformer.bert.embeddings.word_embeddings.weight"]
-    return state
-
-
-def written(folder: Path, net: Retriever, clip: bool = False) -> tuple[Path, Path]:
-    """LAVIS' two files: all but the encoder, beside the runner's other things; the encoder, with what is not used."""
-    state = lavis_state(net, clip)
-    encoder = {
-        k.removeprefix("visual_encoder."): v for k, v in state.items() if k.startswith("visual_encoder.")
-    }
-    encoder |= (
-        {"ln_post.weight": torch.ones(3)}
-        if clip
-        else {"head.weight": torch.ones(2, 3), "norm.bias": torch.ones(3)}
-    )
-    beyond = "transformer.resblocks.23.ln_1.bias" if clip else "blocks.39.norm1.bias"
-    torch.save(encoder | {beyond: torch.ones(2)}, folder / "encoder.pth")
-    rest = {k: v for k, v in state.items() if not k.startswith("visual_encoder.")}
-    torch.save({"model": rest, "epoch": 3, "config": {"lr": 1e-4}, "scaler": None}, folder / "blip2.pth")
-    return folder / "blip2.pth", folder / "encoder.pth"
-
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_lavis_files_come_back_whole(tmp_path: Path, clip: bool) -> None:
     net = random_net(CLIP if clip else EVA)
-    path, encoder = written(tmp_path, net, clip)
+    path, encoder = write_lavis_retriever(tmp_path, net, clip)
     source = read_lavis(path, tiny_tokenizer(), encoder)
     got = make_net(source, path, torch.float32)
     assert got.config.qformer.cross_attention_every == 2 and got.config.vision.image_size == 56
@@ -99,7 +43,7 @@ def test_lavis_files_come_back_whole(tmp_path: Path, clip: bool) -> None:
 @pytest.mark.parametrize("clip", [False, True])
 def test_lavis_at_other_pixels(tmp_path: Path, clip: bool) -> None:
     net = random_net(CLIP if clip else EVA)
-    path, encoder = written(tmp_path, net, clip)
+    path, encoder = write_lavis_retriever(tmp_path, net, clip)
     got = make_net(read_lavis(path, tiny_tokenizer(), encoder, image_size=84), path, torch.float32)
     positions = net.state_dict()["vision.backbone.pos_embed"]
     want = resize_positions(positions, 6, align_corners=clip)

@@ -9,7 +9,7 @@ from tiny import SIDE, tiny_checkpoint, tiny_config, tiny_net, tiny_tokenizer
 from tiny_language import save_tiny
 
 from engine.blip2.generation import CAPTION, GenerationOptions
-from engine.blip2.itg_decoding import describe
+from engine.blip2.itg_decoding import search_captions
 from engine.checkpoints.saving import save_checkpoint
 from engine.errors import CheckpointError, QueryError
 from engine.models import caption_writers, catalogue
@@ -42,7 +42,7 @@ def test_the_head_writes_what_describe_gives(monkeypatch: pytest.MonkeyPatch) ->
     model = load_model("tiny")
     keys = model.photo_keys(model.encode_patches(PICTURES))
     special = {"dec_id": model.tokenizer.dec_id, "sep_id": model.tokenizer.sep_id}
-    ids = describe(model.net, keys, **special, num_beams=5, min_length=9, max_length=16)
+    ids = search_captions(model.net, keys, **special, num_beams=5, min_length=9, max_length=16)
     want = [model.tokenizer.decode(row) for row in ids.tolist()]
     assert writer.caption(PICTURES, how=CAPTION) == want and len(set(want)) > 1, "30 tokens are cut to 15"
     drawn = [

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from damaged_folders import CONFIGS, FILES, change_config, digest, load
+from safetensors.torch import load_file
 from tiny import SIDE, tiny_checkpoint
 
 from engine.errors import CheckpointError
 from engine.models import catalogue
-from engine.models.catalogue import find_model, list_models
+from engine.models.catalogue import check_model, find_model, list_models
 from engine.models.loading import load_model
 
 pytestmark = pytest.mark.usefixtures("own_models")
@@ -64,6 +65,9 @@ def test_the_list_holds_what_can_be_loaded(
 ) -> None:
     (own_models / "notes").mkdir()
     (own_models / "readme.txt").write_text("mine")
+    shutil.copytree(
+        folder, own_models / "zebra.new"
+    )  # left by a process that was killed while it wrote a model
     for number, (name, damage) in enumerate({**FILES, **CONFIGS}.items()):
         if name in ("config gone", "tokenizer garbage", "tokenizer without [DEC]", *list(CONFIGS)[4:]):
             continue  # no model at all, or found out only when it is loaded
@@ -81,6 +85,18 @@ def test_the_list_holds_what_can_be_loaded(
     assert info.num_parameters == sum(tensor.numel() for tensor in model.net.state_dict().values())
     assert info.num_bytes == (folder / "model.safetensors").stat().st_size
     assert (info.image_size, info.digest) == (SIDE, model.digest)
+
+
+def test_a_shared_encoder_is_not_counted() -> None:
+    """The bundled captioner needs mini's encoder beside its own weights; the list says so and counts its own."""
+    bundled = Path(catalogue.__file__).parent / "bundled"
+    info = check_model("mini-captioner", bundled / "mini-captioner")
+    files = sorted((bundled / "mini-captioner").rglob("*.safetensors"))
+    assert len(files) == 2 and info.num_bytes == sum(file.stat().st_size for file in files)
+    tensors = [tensor for file in files for tensor in load_file(file).values()]
+    assert info.num_parameters == sum(tensor.numel() for tensor in tensors)
+    assert (round(info.num_parameters / 1e6, 1), round(info.num_bytes / 1e6, 1)) == (8.3, 16.5)
+    assert info.encoder == "mini" and check_model("mini", bundled / "mini").encoder == ""
 
 
 def test_no_models_anywhere(own_models: Path) -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from caption_logits import caption_logits
 from reference import load_golden, normal, small_config, small_state
 
 from engine.blip2.retriever import Retriever
@@ -117,9 +118,9 @@ def test_captioning_ignores_padding_and_shifts() -> None:
         for row, length in enumerate(mask.sum(1).tolist()):
             _, past = model.qformer.read_photos(model.photo_keys(patches[row : row + 1]))
             read = torch.cat([torch.tensor([30522]), ids[row, 1:length]])[None]
-            log_probs = model.caption_logits(past, read, torch.ones_like(read, dtype=torch.bool)).log_softmax(
-                -1
-            )[0]
+            log_probs = caption_logits(
+                model, past, read, torch.ones_like(read, dtype=torch.bool)
+            ).log_softmax(-1)[0]
             for place in range(length - 1):
                 own = log_probs[place, ids[row, place + 1]]
                 want.append(-(1 - smoothing) * own - smoothing * log_probs[place].mean())

@@ -13,11 +13,9 @@ from ui.cli.terminal import say, write
 from ui.reports import text_forms
 
 if TYPE_CHECKING:
-    import torch
-
-    from engine.checkpoints.checkpoint_sources import RetrieverSource
     from engine.checkpoints.published import KnownModel
     from engine.models.catalogue import ModelInfo
+    from engine.models.conversion import Layout
 
 DTYPES = ("float32", "float16", "bfloat16")
 SEARCH, CAPTIONS = "search", "captions"
@@ -40,7 +38,7 @@ def models(context: click.Context, as_json: bool) -> None:
         write("".join(text_forms.json_line(_known_fields(one)) for one in absent))
         return
     width = max(len(name) for name in [one.name for one in found] + [one.name for one in absent])
-    rows = [_row(one, width, one.digest[:12], text_forms.printable(str(one.folder))) for one in found]
+    rows = [_row(one, width, one.digest[:12], _place(one)) for one in found]
     rows += [_row(one, width, "not here", f"qseek models pull {one.name}   ({one.note})") for one in absent]
     write(
         text_forms.text_table(
@@ -61,6 +59,12 @@ def _row(model: ModelInfo | KnownModel, width: int, digest: str, place: str) -> 
         digest,
         place,
     )
+
+
+def _place(model: ModelInfo) -> str:
+    """Return the folder of a model, and whose image encoder it needs beside its own weights."""
+    shares = f"   (with the image encoder of {text_forms.printable(model.encoder)})" if model.encoder else ""
+    return text_forms.printable(str(model.folder)) + shares
 
 
 def _fields(model: ModelInfo) -> dict[str, Any]:
@@ -129,7 +133,7 @@ def convert(
     pixels: int | None,
     language: Path | None,
     dtype: str,
-    layout: str,
+    layout: Layout,
     share_encoder: str | None,
 ) -> None:
     """Write a checkpoint of other code as a qseek folder, or a qseek folder for transformers.
@@ -138,53 +142,30 @@ def convert(
     """
     import torch
 
-    from engine.checkpoints.building import make_net
-    from engine.checkpoints.captioner_reading import has_language
-    from engine.checkpoints.lavis_files import read_lavis
-    from engine.checkpoints.layout import read_tokenizer
-    from engine.checkpoints.retrieval_reading import read_folder
-    from engine.checkpoints.saving import save_checkpoint
-    from engine.checkpoints.transformers_export import save_transformers
+    from engine.models.conversion import LavisParts, convert_captioner, convert_retriever, is_captioner
 
     _check_empty(folder)
-    read: RetrieverSource
     if source.is_dir() and (encoder or vocabulary or pixels or language):
         raise click.UsageError(
             "--encoder, --vocabulary, --pixels and --language are for LAVIS files; SOURCE is a folder."
         )
-    if language or (source.is_dir() and has_language(source)):
-        if share_encoder and layout != "qseek":
-            raise click.UsageError(
-                "--share-encoder is for qseek's folders; transformers' hold their encoder."
-            )
-        _convert_captioner(
-            source,
-            folder,
-            encoder,
-            vocabulary,
-            pixels,
-            language,
-            getattr(torch, dtype),
-            layout,
-            share_encoder,
-        )
-        if layout == "transformers":
-            say(
-                f"Wrote {folder}: transformers' from_pretrained loads it, and so does qseek caption --model {folder}"
-            )
-            return
-        say(f"Wrote {folder}. Use it: qseek caption PHOTO --model {folder}")
+    parts = LavisParts(encoder, vocabulary, pixels, language)
+    weights: torch.dtype = getattr(torch, dtype)
+    if not is_captioner(source, parts):
+        if share_encoder:
+            raise click.UsageError(f"--share-encoder is for captioners; {source} searches.")
+        size = convert_retriever(source, folder, layout, weights, parts).config.vision.image_size
+        say(f"Wrote {folder}: {size} px, {dtype}. Use it with --model {folder}.")
         return
-    if share_encoder:
-        raise click.UsageError(f"--share-encoder is for captioners; {source} searches.")
-    if source.is_dir():
-        read = read_folder(source)
+    if share_encoder and layout != "qseek":
+        raise click.UsageError("--share-encoder is for qseek's folders; transformers' hold their encoder.")
+    convert_captioner(source, folder, layout, weights, parts, share_encoder or "")
+    if layout == "transformers":
+        say(
+            f"Wrote {folder}: transformers' from_pretrained loads it, and so does qseek caption --model {folder}"
+        )
     else:
-        read = read_lavis(source, read_tokenizer(vocabulary or _cached_vocabulary()), encoder, pixels)
-    net = make_net(read, source, getattr(torch, dtype))
-    write_folder = save_checkpoint if layout == "qseek" else save_transformers
-    write_folder(folder, net, read.tokenizer, dtype=getattr(torch, dtype))
-    say(f"Wrote {folder}: {read.config.vision.image_size} px, {dtype}. Use it with --model {folder}.")
+        say(f"Wrote {folder}. Use it: qseek caption PHOTO --model {folder}")
 
 
 @models.command()
@@ -210,40 +191,3 @@ def average(sources: tuple[str, ...], folder: Path, dtype: str) -> None:
 def _check_empty(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; give a new folder.")
-
-
-def _convert_captioner(
-    source: Path, folder: Path, encoder: Path | None, vocabulary: Path | None, pixels: int | None,
-    language: Path | None, dtype: torch.dtype, layout: str, share_encoder: str | None,
-) -> None:  # fmt: skip
-    from engine.checkpoints.building import make_captioner
-    from engine.checkpoints.captioner_reading import read_captioner
-    from engine.checkpoints.lavis_files import read_lavis_captioner
-    from engine.checkpoints.layout import read_tokenizer
-    from engine.checkpoints.saving import save_captioner
-    from engine.checkpoints.transformers_export import save_transformers_captioner
-
-    if language is None:
-        read = read_captioner(source)
-    else:
-        words = None if vocabulary is None else read_tokenizer(vocabulary)
-        read = read_lavis_captioner(source, language, vocabulary=words, encoder=encoder, image_size=pixels)
-    net = make_captioner(read, source, dtype)
-    if layout == "transformers":
-        save_transformers_captioner(folder, net, read.language.tokenizer, read.tokenizer, dtype=dtype)
-    else:
-        words = read.language.tokenizer
-        save_captioner(folder, net, words, read.tokenizer, dtype=dtype, encoder=share_encoder or "")
-
-
-def _cached_vocabulary() -> Path:
-    """bert-base-uncased's, from the Hugging Face cache, else downloaded (0.2 MB)."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download("google-bert/bert-base-uncased", "vocab.txt"))
-    except Exception as error:  # its errors are of a dozen kinds
-        raise CheckpointError(
-            "LAVIS files hold no vocabulary: bert-base-uncased's is needed, and it could not be downloaded. Give its "
-            "vocab.txt with --vocabulary."
-        ) from error

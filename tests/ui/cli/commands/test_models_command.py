@@ -1,5 +1,6 @@
 """`qseek models` lists what is there and converts folders both ways."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,15 +21,17 @@ def test_models_lists_what_is_there(monkeypatch):
         image_size=160,
         writes=False,
     )
-    monkeypatch.setattr(catalogue, "list_models", lambda: [one])
+    sharing = replace(one, name="writer", folder=Path("/m/writer"), writes=True, encoder="mini")
+    monkeypatch.setattr(catalogue, "list_models", lambda: [one, sharing])
     table = [row.split() for row in qseek("models").stdout.splitlines()]
     assert table[1] == ["mini", "search", "19.4", "M", "38.8", "MB", "160", "px", "abababababab", "/m/mini"]
-    assert [row[:2] for row in table[2:5]] == [
+    assert " ".join(table[2]).endswith("/m/writer (with the image encoder of mini)")
+    assert [row[:2] for row in table[3:6]] == [
         ["blip2-itm-vit-g", "search"],
         ["blip2-itm-vit-g-coco", "search"],
         ["blip2-opt-2.7b", "captions"],
     ]
-    assert all("not here" in " ".join(row) for row in table[2:])
+    assert all("not here" in " ".join(row) for row in table[3:])
     assert lines(qseek("models", "--json"))[0]["digest"] == "ab" * 16
 
 
