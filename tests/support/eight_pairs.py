@@ -18,9 +18,10 @@ from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
 from engine.blip2.retriever import Retriever
 from engine.blip2.wordpiece import TextTokenizer
 from engine.datasets.captioned_pictures import CaptionedPicture
-from training.batches.encoded_views import encode_views
+from engine.datasets.captioned_sets import SourceConfig
+from training.batches.encoded_views import EncodedViews, encode_views
 from training.loop.optimizer import OptimConfig
-from training.stages.stage1 import Stage1Config
+from training.stages.stage1_config import Stage1Config
 from training.stages.text_half import train_tokenizer
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
@@ -38,7 +39,8 @@ def config(**changes: object) -> Stage1Config:
     )  # fmt: skip
     model = Blip2Config(VISION, qformer, embed_dim=16, max_tokens=12)
     optim = OptimConfig(steps=300, batch=8, lr=5e-3, warmup=10, weight_decay=0.0, log_every=50)
-    return replace(Stage1Config(model, ("s-*.tar",), optim), **changes)
+    made = Stage1Config(model, (SourceConfig("s-*.tar"),), optim, views=1, smallest_crop=0.6, start="first")
+    return replace(made, **changes)
 
 
 def eight_pairs(
@@ -50,6 +52,10 @@ def eight_pairs(
     pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
     samples = [CaptionedPicture(c, b"", texts) for c, texts in zip(COLOURS, CAPTIONS, strict=True)]
     return net, TextTokenizer(words, 12), encode_views(net, pictures, chosen), samples
+
+
+def source_of(patches: torch.Tensor, samples: list[CaptionedPicture], chosen: Stage1Config) -> EncodedViews:
+    return EncodedViews(patches, samples, chosen.optim)
 
 
 def write_colour_shard(path: Path) -> None:

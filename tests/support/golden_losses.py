@@ -19,8 +19,8 @@ from tiny_language import save_language
 
 from engine.datasets.captioned_sets import SourceConfig
 from training.loop.optimizer import OptimConfig
-from training.stages.pretrain import PretrainConfig, run_pretrain
-from training.stages.stage1 import Stage1Config, run_stage1
+from training.stages.stage1 import run_stage1
+from training.stages.stage1_config import Stage1Config
 from training.stages.stage2 import Stage2Config, run_stage2
 from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
 
@@ -44,15 +44,15 @@ def write_inputs(folder: Path) -> None:
 def stage1_from_patches(folder: Path, output: Path) -> None:
     """Stage 1 on patches that were made once, ITC alone before all losses."""
     config = Stage1Config(
-        MODEL, ("s-*.tar",), OPTIM, views=2, itc_optim=OPTIM, patch_share=0.5, query_share=0.5,
-        match_distillation=0.5, start="model",
+        MODEL, (SourceConfig("s-*.tar"),), OPTIM, views=2, smallest_crop=0.6, itc_optim=OPTIM, patch_share=0.5,
+        query_share=0.5, match_distillation=0.5, start="model",
     )  # fmt: skip
     run_stage1(config, folder, folder, output)
 
 
 def stage1_from_pictures(folder: Path, output: Path) -> None:
     """Stage 1 on pictures that are read in every step, with the encoder trained."""
-    config = PretrainConfig(
+    config = Stage1Config(
         MODEL,
         (SourceConfig("s-*.tar"),),
         OPTIM,
@@ -61,7 +61,7 @@ def stage1_from_pictures(folder: Path, output: Path) -> None:
         picture_ids=True,
         workers=2,
     )
-    run_pretrain(config, folder, folder, output)
+    run_stage1(config, folder, folder, output)
 
 
 def stage2_from_patches(folder: Path, output: Path) -> None:

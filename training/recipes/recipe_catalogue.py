@@ -20,15 +20,14 @@ from training.recipes.mini_recipes import (
     mini_tuned,
     mini_vqa,
 )
-from training.stages.pretrain import PretrainConfig
-from training.stages.stage1 import Stage1Config
+from training.stages.stage1_config import Stage1Config
 from training.stages.stage2 import Stage2Config
 from training.stages.stage2_stream import Stage2StreamConfig
 
 DISTILL = {"mini-encoder": mini_encoder, "mini-encoder-whole": mini_encoder_whole}
 TEXT = {"mini-text": mini_text}
 LANGUAGE = {"mini-language": mini_language}
-STAGE1: dict[str, Callable[[], Stage1Config | PretrainConfig]] = {
+STAGE1: dict[str, Callable[[], Stage1Config]] = {
     "mini": mini_stage1,
     "mini-tuned": mini_tuned,
     "mini-itc": mini_itc,

@@ -21,9 +21,9 @@ from training.stages.dry_run import (
     describe_stage1,
 )
 from training.stages.finetuning import CaptionConfig, run_finetune
-from training.stages.pretrain import PretrainConfig, check, run_pretrain
 from training.stages.small_language_model import TrainLanguageConfig, run_language
-from training.stages.stage1 import Stage1Config, run_stage1
+from training.stages.stage1 import run_stage1
+from training.stages.stage1_config import Stage1Config
 from training.stages.stage2 import Stage2Config, run_stage2
 from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
 from training.stages.text_half import TextConfig, run_text
@@ -82,15 +82,6 @@ class Trainer:
     outline: Outline
 
 
-def _outline_pretrain(config: PretrainConfig, processes: int) -> Iterator[str]:
-    """Raises TrainingError for settings that contradict each other."""
-    check(config)
-    return describe_plan(
-        config.model, config.optim, train_encoder=config.train_encoder, recompute=config.recompute_encoder,
-        chunk=config.chunk, processes=processes,
-    )  # fmt: skip
-
-
 TRAINERS: dict[type, Trainer] = {
     DistillConfig: Trainer(
         lambda c, at: run_distill(c, at.data, at.teacher_folder, at.output, only=at.phase, say=at.say),
@@ -107,10 +98,6 @@ TRAINERS: dict[type, Trainer] = {
     Stage1Config: Trainer(
         lambda c, at: run_stage1(c, at.data, at.runs, at.output, say=at.say),
         lambda c, at: describe_stage1(c, at.processes),
-    ),
-    PretrainConfig: Trainer(
-        lambda c, at: run_pretrain(c, at.data, at.runs, at.output, say=at.say),
-        lambda c, at: _outline_pretrain(c, at.processes),
     ),
     Stage2Config: Trainer(
         lambda c, at: run_stage2(c, at.data, at.runs, at.language_folder, at.output, say=at.say),

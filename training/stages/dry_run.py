@@ -24,7 +24,7 @@ from training.stages.distillation import DistillConfig
 from training.stages.finetuning import CaptionConfig, start_finetune
 from training.stages.generative import Architecture, GenerativeConfig, at_pixels, check
 from training.stages.small_language_model import TrainLanguageConfig, make_opt
-from training.stages.stage1 import Stage1Config
+from training.stages.stage1_config import Stage1Config, check_stage1
 from training.stages.stage2 import Stage2Config
 from training.stages.stage2_stream import Stage2StreamConfig, start_stage2
 
@@ -117,8 +117,12 @@ def schedule_text(optim: OptimConfig) -> str:
 
 
 def describe_stage1(config: Stage1Config, processes: int = 1) -> Iterator[str]:
-    """The lines of `--dry-run` for a small set: the run with all losses, and those before it."""
-    yield from describe_plan(config.model, config.optim, processes=processes)
+    """The lines of `--dry-run`: the run with all losses, and those before it. Raises as `check_stage1` does."""
+    check_stage1(config)
+    yield from describe_plan(
+        config.model, config.optim, train_encoder=config.train_encoder, recompute=config.recompute_encoder,
+        chunk=config.chunk, processes=processes,
+    )  # fmt: skip
     for name, optim in (
         (f"ITC and the encoder's parts from {config.encoder_from} on", config.encoder_optim),
         ("ITC alone", config.itc_optim),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from engine.blip2.captioner import Captioner
 from engine.blip2.config import QFormerConfig, VisionConfig
 from engine.blip2.language_tokens import IGNORED, LanguageBatch, LanguageTokenizer
-from engine.blip2.pixels import to_pixels
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.building import make_captioner
 from engine.checkpoints.checkpoint_sources import CaptionerSource
@@ -29,7 +28,8 @@ from engine.datasets.captioned_pictures import plain_caption
 from engine.datasets.captioned_sets import SetConfig, open_source
 from engine.errors import DataError, TrainingError
 from engine.models.devices import DTYPES
-from training.batches.picture_stream import NO_CAPTION, TOO_LONG, Opener, Pairs, Stream
+from training.batches.batch_source import Batch as Pairs
+from training.batches.picture_stream import NO_CAPTION, TOO_LONG, Opener, Stream
 from training.distributed.gathering import mean_weight
 from training.distributed.world import joined, world
 from training.distributed.wrapping import average_gradients, full_tensors
@@ -39,7 +39,14 @@ from training.loop.train_loop import train
 from training.losses.cached_embeddings import encode
 from training.losses.stage1_losses import normed
 from training.stages.stage2 import cut_in_two
-from training.stages.stage_setup import FREE, Say, check_streamed, kept_settings, made_ready, open_stream
+from training.stages.stage_setup import (
+    Say,
+    check_common,
+    images_of,
+    kept_settings,
+    open_stream,
+    prepare_network,
+)
 from training.stages.starts import same_encoder
 
 
@@ -81,9 +88,18 @@ class GenerativeConfig:
     workers: int = 8
 
     @property
+    def views(self) -> int:
+        """Pictures are read in every step."""
+        return 0
+
+    @property
     def asks(self) -> bool:
         """Whether its sources hold questions."""
         return False
+
+
+FREE = {"optim", "sources", "recompute_encoder", "compile", "workers", "chunk", "model"}
+"""What a resumed run may change, or what is compared elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +131,11 @@ class GenerativeTask:
         self.tokenizer, self.prompt_tokenizer = tokenizer, prompt_tokenizer
         self.stream, self.config = stream, config
         self.net = self.model = net
-        self.through: nn.Module = made_ready(net, config)
+        self.through: nn.Module = prepare_network(net, config)
         if prompt_tokenizer is not None:  # nobody reads what the last layer makes of the prompt
             net.qformer.layers[-1].text_mlp.requires_grad_(False)
-        self.settings: Mapping[str, Any] = kept_settings(config, stream, FREE | {"model"})
+        names = [field.name for field in fields(config) if field.name not in FREE]
+        self.settings: Mapping[str, Any] = kept_settings(config, names, stream)
 
     def losses(self, step: int) -> dict[str, Tensor]:
         return self.losses_of(step, self.config.optim.batch // world().size)
@@ -151,7 +168,7 @@ class GenerativeTask:
         draws = torch.rand(self.config.optim.batch, 3, generator=shared_draws(self.config.optim.seed, step))
         rows = zip(
             pairs.questions[:count],
-            pairs.captions[:count],
+            list(pairs.captions)[:count],
             world().share(draws)[:count].tolist(),
             strict=True,
         )
@@ -161,7 +178,7 @@ class GenerativeTask:
             ids, mask, _ = self.prompt_tokenizer(prompts)
             read = ids.to(device), mask.to(device)
         return Batch(
-            to_pixels(pairs.pictures[:count], vision.mean, vision.std, device),
+            images_of(pairs, count, vision, device),
             self.tokenizer.pairs(prompts, texts, self.config.max_tokens).to(device),
             read,
         )
@@ -187,7 +204,7 @@ def _loss(net: Captioner, batch: Batch) -> Tensor:
 
 def check(config: GenerativeConfig) -> None:
     """Raises TrainingError for settings that contradict each other."""
-    check_streamed(config)
+    check_common(config)
     if config.optim.dtype not in DTYPES:
         raise TrainingError(f"optim.dtype is {config.optim.dtype!r}; it must be one of {', '.join(DTYPES)}.")
     if not config.prompts:
