@@ -12,11 +12,14 @@ import torch
 from PIL import Image
 from tiny_language import SPECIAL, language_config, spread, untie
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
+from engine.blip2.captioner import Captioner
+from engine.blip2.config import Blip2Config, CaptionerConfig, LanguageConfig, QFormerConfig, VisionConfig
 from engine.blip2.retriever import Retriever
 from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.filling import without_storage
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.datasets.captioned_sets import SourceConfig
 from training.batches.encoded_views import EncodedViews, encode_views
@@ -97,3 +100,19 @@ def stage1_net() -> tuple[Retriever, Tokenizer]:
     )  # fmt: skip
     torch.manual_seed(0)
     return Retriever(Blip2Config(VISION, qformer, embed_dim=16, max_tokens=12)), words
+
+
+def before_language_model(net: Retriever, language: Any, about: LanguageConfig) -> Captioner:
+    """Put the modules of a stage-1 network before a language model, with a new projection, as stage 2 starts.
+
+    The network loses its text branch unless the Q-Former reads the prompt.
+    """
+    config = CaptionerConfig(net.config.vision, net.config.qformer, about, net.config.vision_norm_eps)
+    with without_storage():
+        captioner = Captioner(config, nn.Identity())
+    captioner.vision, captioner.vision_norm, captioner.qformer = net.vision, net.vision_norm, net.qformer
+    if not about.reads_prompt:
+        captioner.qformer.drop_text()
+    captioner.projection = nn.Linear(config.qformer.width, about.width)
+    captioner.language = language
+    return captioner

@@ -14,7 +14,7 @@ from training.stages.distillation import DistillConfig, Phase
 from training.stages.finetuning import CaptionConfig, VqaConfig
 from training.stages.small_language_model import TrainLanguageConfig
 from training.stages.stage1_config import Stage1Config
-from training.stages.stage2 import Stage2Config
+from training.stages.stage2_config import Stage2Config
 from training.stages.text_half import TextConfig
 
 FLICKR8K = (SourceConfig("flickr8k-train-*.tar"),)
@@ -140,7 +140,7 @@ def mini_captioner() -> Stage2Config:
         steps=2500, batch=64, lr=6e-4, min_lr=3e-5, warmup=100, clip=1.0, seed=8, dtype="auto"
     )
     return Stage2Config(
-        ("flickr8k-train-*.tar",), optim, start="mini", views=4, question=None, repetition_penalty=1.4
+        FLICKR8K, optim, start="mini", views=4, smallest_crop=0.6, question=None, repetition_penalty=1.4
     )
 
 

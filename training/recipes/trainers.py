@@ -15,17 +15,17 @@ from training.capfilt.capfilt_config import CapfiltConfig, outline_capfilt
 from training.stages.distillation import DistillConfig, run_distill
 from training.stages.dry_run import (
     describe_distillation,
-    describe_generative,
     describe_language_model,
     describe_plan,
     describe_stage1,
+    describe_writing,
 )
 from training.stages.finetuning import CaptionConfig, run_finetune
 from training.stages.small_language_model import TrainLanguageConfig, run_language
 from training.stages.stage1 import run_stage1
 from training.stages.stage1_config import Stage1Config
-from training.stages.stage2 import Stage2Config, run_stage2
-from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
+from training.stages.stage2 import run_stage2
+from training.stages.stage2_config import Stage2Config
 from training.stages.text_half import TextConfig, run_text
 
 
@@ -101,15 +101,11 @@ TRAINERS: dict[type, Trainer] = {
     ),
     Stage2Config: Trainer(
         lambda c, at: run_stage2(c, at.data, at.runs, at.language_folder, at.output, say=at.say),
-        lambda c, at: describe_generative(c, at.data, at.runs, at.language, at.processes),
-    ),
-    Stage2StreamConfig: Trainer(
-        lambda c, at: run_stage2_stream(c, at.data, at.runs, at.language_folder, at.output, say=at.say),
-        lambda c, at: describe_generative(c, at.data, at.runs, at.language, at.processes),
+        lambda c, at: describe_writing(c, at.data, at.runs, at.language, at.processes),
     ),
     CaptionConfig: Trainer(
         lambda c, at: run_finetune(c, at.data, at.runs, at.output, say=at.say),
-        lambda c, at: describe_generative(c, at.data, at.runs, at.language, at.processes),
+        lambda c, at: describe_writing(c, at.data, at.runs, at.language, at.processes),
     ),
     CapfiltConfig: Trainer(
         lambda c, at: run_capfilt(c, at.data, at.runs, at.output, teacher=at.teacher, say=at.say),
