@@ -12,15 +12,19 @@ import torch
 from PIL import Image
 from tiny_language import SPECIAL, language_config, spread, untie
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
+from engine.blip2.captioner import Captioner
+from engine.blip2.config import Blip2Config, CaptionerConfig, LanguageConfig, QFormerConfig, VisionConfig
 from engine.blip2.retriever import Retriever
 from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.filling import without_storage
 from engine.datasets.captioned_pictures import CaptionedPicture
-from training.batches.encoded_views import encode_views
+from engine.datasets.captioned_sets import SourceConfig
+from training.batches.encoded_views import EncodedViews, encode_views
 from training.loop.optimizer import OptimConfig
-from training.stages.stage1 import Stage1Config
+from training.stages.stage1_config import Stage1Config
 from training.stages.text_half import train_tokenizer
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
@@ -38,7 +42,8 @@ def config(**changes: object) -> Stage1Config:
     )  # fmt: skip
     model = Blip2Config(VISION, qformer, embed_dim=16, max_tokens=12)
     optim = OptimConfig(steps=300, batch=8, lr=5e-3, warmup=10, weight_decay=0.0, log_every=50)
-    return replace(Stage1Config(model, ("s-*.tar",), optim), **changes)
+    made = Stage1Config(model, (SourceConfig("s-*.tar"),), optim, views=1, smallest_crop=0.6, start="first")
+    return replace(made, **changes)
 
 
 def eight_pairs(
@@ -50,6 +55,10 @@ def eight_pairs(
     pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
     samples = [CaptionedPicture(c, b"", texts) for c, texts in zip(COLOURS, CAPTIONS, strict=True)]
     return net, TextTokenizer(words, 12), encode_views(net, pictures, chosen), samples
+
+
+def source_of(patches: torch.Tensor, samples: list[CaptionedPicture], chosen: Stage1Config) -> EncodedViews:
+    return EncodedViews(patches, samples, chosen.optim)
 
 
 def write_colour_shard(path: Path) -> None:
@@ -91,3 +100,19 @@ def stage1_net() -> tuple[Retriever, Tokenizer]:
     )  # fmt: skip
     torch.manual_seed(0)
     return Retriever(Blip2Config(VISION, qformer, embed_dim=16, max_tokens=12)), words
+
+
+def before_language_model(net: Retriever, language: Any, about: LanguageConfig) -> Captioner:
+    """Put the modules of a stage-1 network before a language model, with a new projection, as stage 2 starts.
+
+    The network loses its text branch unless the Q-Former reads the prompt.
+    """
+    config = CaptionerConfig(net.config.vision, net.config.qformer, about, net.config.vision_norm_eps)
+    with without_storage():
+        captioner = Captioner(config, nn.Identity())
+    captioner.vision, captioner.vision_norm, captioner.qformer = net.vision, net.vision_norm, net.qformer
+    if not about.reads_prompt:
+        captioner.qformer.drop_text()
+    captioner.projection = nn.Linear(config.qformer.width, about.width)
+    captioner.language = language
+    return captioner

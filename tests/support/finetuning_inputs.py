@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from eight_pairs import COLOURS, language_model, stage1_net, word_tokenizer
+from eight_pairs import COLOURS, before_language_model, language_model, stage1_net, word_tokenizer
 from shard_writing import picture
 
 from engine.blip2.captioner import Captioner
@@ -20,7 +20,6 @@ from engine.pictures.opening import open_picture
 from engine.pictures.squares import squash
 from training.loop.optimizer import OptimConfig
 from training.stages.finetuning import CaptionConfig, VqaConfig
-from training.stages.stage2 import from_stage1
 
 GREEDY = GenerationOptions(max_new_tokens=8)
 OPTIM = OptimConfig(
@@ -32,7 +31,7 @@ def stage2_model(folder: Path, kind: str = "opt") -> Captioner:
     """A captioner of stage 2, its Q-Former without a text branch."""
     retriever, _ = stage1_net()
     language = language_model(kind)
-    net = from_stage1(
+    net = before_language_model(
         retriever, language, describe_language(language.config, word_tokenizer(kind), Path("x"))
     )
     save_captioner(folder, net, word_tokenizer(kind))

@@ -19,10 +19,10 @@ from tiny_language import save_language
 
 from engine.datasets.captioned_sets import SourceConfig
 from training.loop.optimizer import OptimConfig
-from training.stages.pretrain import PretrainConfig, run_pretrain
-from training.stages.stage1 import Stage1Config, run_stage1
-from training.stages.stage2 import Stage2Config, run_stage2
-from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
+from training.stages.stage1 import run_stage1
+from training.stages.stage1_config import Stage1Config
+from training.stages.stage2 import run_stage2
+from training.stages.stage2_config import Stage2Config
 
 FILE = Path(__file__).parents[1] / "golden" / "losses.json"
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
@@ -44,15 +44,15 @@ def write_inputs(folder: Path) -> None:
 def stage1_from_patches(folder: Path, output: Path) -> None:
     """Stage 1 on patches that were made once, ITC alone before all losses."""
     config = Stage1Config(
-        MODEL, ("s-*.tar",), OPTIM, views=2, itc_optim=OPTIM, patch_share=0.5, query_share=0.5,
-        match_distillation=0.5, start="model",
+        MODEL, (SourceConfig("s-*.tar"),), OPTIM, views=2, smallest_crop=0.6, itc_optim=OPTIM, patch_share=0.5,
+        query_share=0.5, match_distillation=0.5, start="model",
     )  # fmt: skip
     run_stage1(config, folder, folder, output)
 
 
 def stage1_from_pictures(folder: Path, output: Path) -> None:
     """Stage 1 on pictures that are read in every step, with the encoder trained."""
-    config = PretrainConfig(
+    config = Stage1Config(
         MODEL,
         (SourceConfig("s-*.tar"),),
         OPTIM,
@@ -61,21 +61,28 @@ def stage1_from_pictures(folder: Path, output: Path) -> None:
         picture_ids=True,
         workers=2,
     )
-    run_pretrain(config, folder, folder, output)
+    run_stage1(config, folder, folder, output)
 
 
 def stage2_from_patches(folder: Path, output: Path) -> None:
     """Stage 2 on patches that were made once."""
-    config = Stage2Config(("s-*.tar",), OPTIM, start="model", prompts=("a photo of", "the"), views=2)
+    config = Stage2Config(
+        (SourceConfig("s-*.tar"),),
+        OPTIM,
+        "model",
+        prompts=("a photo of", "the"),
+        views=2,
+        smallest_crop=0.6,
+    )
     run_stage2(config, folder, folder, folder / "language", output)
 
 
 def stage2_from_pictures(folder: Path, output: Path) -> None:
     """Stage 2 on pictures that are read in every step."""
-    config = Stage2StreamConfig(
+    config = Stage2Config(
         (SourceConfig("s-*.tar"),), OPTIM, "model", prompts=("a photo of", "the"), workers=2
     )
-    run_stage2_stream(config, folder, folder, folder / "language", output)
+    run_stage2(config, folder, folder, folder / "language", output)
 
 
 RUNS: dict[str, Callable[[Path, Path], None]] = {

@@ -1,12 +1,14 @@
 """What a frozen encoder, or its first parts, make of every picture and of crops of it: read once, before training.
 
+`EncodedViews` gives it out again as the batches of a run.
+
 Shapes: N pictures, W views of each, P patches, V vision width, B pictures at a time, H W places of a feature map.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,8 +20,14 @@ from engine.blip2.captioner import Captioner
 from engine.blip2.pixels import to_pixels
 from engine.blip2.retriever import Retriever
 from engine.blip2.vision import VisionEncoder, folded, network_parts
+from engine.datasets.captioned_pictures import CaptionedPicture, data_digest
+from engine.errors import DataError
 from engine.models.devices import fast_dtype
+from training.batches.batch_source import Batch
+from training.batches.sample_order import batch_of
+from training.distributed.world import world
 from training.loop.optimizer import OptimConfig
+from training.loop.random_draws import shared_draws
 
 LEAST_WINDOW = 0.8
 """Of a feature map's side, that `random_window` leaves."""
@@ -34,6 +42,54 @@ class Views(Protocol):
     def smallest_crop(self) -> float: ...
     @property
     def optim(self) -> OptimConfig: ...
+
+
+class EncodedViews:
+    """Patches (or feature maps) that were made once, as batches by step; every picture comes once an epoch.
+
+    A step draws one of the views and one of the captions of each picture.
+    """
+
+    def __init__(
+        self, views: Tensor, samples: Sequence[CaptionedPicture], optim: OptimConfig, *, alone: bool = False
+    ):
+        """Raises DataError for pictures without captions, and for fewer of them than a batch.
+
+        views: (N, W, ...), in the order of the samples. alone: draws come from torch's own generator, which the loop
+        seeds for every step, so that one process alone can train on the batches; else they are the same for any number
+        of processes, and each gets its share.
+        """
+        uncaptioned = [sample.key for sample in samples if not sample.captions]
+        if uncaptioned:
+            raise DataError(f"{len(uncaptioned)} pictures have no caption (first: {uncaptioned[0]}).")
+        if len(samples) < optim.batch:
+            raise DataError(f"{len(samples)} pictures are fewer than a batch of {optim.batch}.")
+        self.views, self.samples, self.optim, self.alone = views, samples, optim, alone
+
+    def __getitem__(self, step: int) -> Batch:
+        draws = None if self.alone else shared_draws(self.optim.seed, step)
+        chosen = batch_of(step, len(self.samples), self.optim)
+        views = torch.randint(self.views.shape[1], (len(chosen),), generator=draws)
+        shares = None if draws is None else world().share(torch.rand(len(chosen), generator=draws)).tolist()
+        numbers, views = world().share(chosen), world().share(views)
+        return Batch(
+            self.views[numbers, views],
+            self._captions(numbers.tolist(), shares),
+            numbers.numpy(),
+            [""] * len(numbers),
+            draws,
+        )
+
+    def settings(self) -> dict[str, str]:
+        """Return a digest of all pictures and captions, as what a resumed run must find again."""
+        return {"data": data_digest(self.samples)}
+
+    def _captions(self, numbers: list[int], shares: list[float] | None) -> Iterable[str]:
+        """Return a caption of each picture. shares: uniform numbers that decide which; drawn when read without them."""
+        texts = [self.samples[number].captions for number in numbers]
+        if shares is None:
+            return (group[int(torch.randint(len(group), ()))] for group in texts)
+        return [group[int(share * len(group))] for group, share in zip(texts, shares, strict=True)]
 
 
 def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: Views) -> Tensor:

@@ -10,7 +10,6 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,12 @@ import numpy as np
 from engine.datasets.captioned_sets import SetConfig, Source, open_source
 from engine.errors import DataError, PhotoError
 from engine.pictures.opening import open_picture
+from training.batches.batch_source import Batch
 from training.batches.crops import Augment
 from training.batches.mixture import Mixture
 from training.batches.sample_order import Order
 from training.distributed.world import World
+from training.loop.random_draws import shared_draws
 
 MOST_REPLACED = 100
 """Samples in a row that may be unreadable before the source is given up."""
@@ -32,17 +33,6 @@ TOO_LONG = "it is too long"
 UNREADABLE = "it cannot be read"
 SHIFT = 40
 """Picture ids: the number of the source, shifted by so many bits, and the picture's number in it."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """A batch of this process. pictures: uint8 (B, H, W, 3). picture_ids: (B,) int64, equal for the same photo.
-    questions: what the captions answer, empty where nothing is asked."""
-
-    pictures: np.ndarray
-    captions: list[str]
-    picture_ids: np.ndarray
-    questions: list[str]
 
 
 Opener = Callable[[Any, Path, int], Source]
@@ -95,7 +85,7 @@ class Stream:
         lines += [f"{count} samples replaced: {reason}" for reason, count in self.failures.most_common()]
         return lines + [f"  {reason}" for reason in self.failed]
 
-    def __getitem__(self, step: int) -> Pairs:
+    def __getitem__(self, step: int) -> Batch:
         """The batch of a step; those after it are begun. Raises DataError when a source has become unreadable."""
         for number in [n for n in self._coming if not step <= n <= step + self._ahead]:
             for future in self._coming.pop(number):
@@ -105,7 +95,10 @@ class Stream:
                 self._coming[number] = self._begin(number)
         rows = [future.result() for future in self._coming.pop(step)]
         pictures, captions, ids, questions = zip(*rows, strict=True)
-        return Pairs(np.stack(pictures), list(captions), np.array(ids, dtype=np.int64), list(questions))
+        draws = shared_draws(self.seed, step)
+        return Batch(
+            np.stack(pictures), list(captions), np.array(ids, dtype=np.int64), list(questions), draws
+        )
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -37,21 +37,30 @@ from training.losses.stage1_losses import (
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a step reads. pixels (B, 3, H, W); draws (2, N): see `stage1_losses.stage1_losses`; seed: of dropout."""
+    """What a step of stage 1 reads.
 
-    pixels: Tensor
+    images: what `encode` takes. draws (2, N), queries: see `stage1_losses.stage1_losses`. seed: of dropout.
+    """
+
+    images: Tensor
     ids: Tensor
     mask: Tensor
     picture_ids: Tensor | None
     draws: Tensor
     seed: int
+    queries: Tensor | None = None
 
 
-def encode(net: Retriever | Captioner, pixels_B3HW: Tensor) -> Tensor:
-    """Patches (B, P, V) before `vision_norm`; without gradient where the encoder is frozen."""
+def encode(net: Retriever | Captioner, images: Tensor) -> Tensor:
+    """Return patches (B, P, V) before `vision_norm`; without gradient where the encoder is frozen.
+
+    images: pixels (B, 3, H, W), or patches (B, P, V) that were made before, which stay as they are.
+    """
+    if images.ndim == 3:
+        return images
     first = next(net.vision.parameters())
     with torch.set_grad_enabled(first.requires_grad and torch.is_grad_enabled()):
-        return net.vision(pixels_B3HW.to(first.dtype))
+        return net.vision(images.to(first.dtype))
 
 
 def backward_in_chunks(
@@ -90,7 +99,7 @@ def backward_in_chunks(
 def _encoded(through: nn.Module, batch: Inputs, rows: list[Tensor]) -> tuple[Tensor, Callable[[], None]]:
     """All patches as a leaf of their own, and what carries the gradient they collect on into the encoder."""
     with torch.no_grad():
-        features = torch.cat([through(encode, batch.pixels[some]) for some in rows])
+        features = torch.cat([through(encode, batch.images[some]) for some in rows])
     trained = any(p.requires_grad for name, p in through.named_parameters() if ".vision." in f".{name}")
     features.requires_grad_(trained)
 
@@ -98,7 +107,7 @@ def _encoded(through: nn.Module, batch: Inputs, rows: list[Tensor]) -> tuple[Ten
         if features.grad is None:
             return
         for some in rows:
-            through(encode, batch.pixels[some]).backward(features.grad[some])
+            through(encode, batch.images[some]).backward(features.grad[some])
 
     return features, pull
 

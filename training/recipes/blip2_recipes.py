@@ -11,7 +11,7 @@ from collections.abc import Callable
 from engine.blip2.config import Blip2Config, vit_g, vit_l
 from engine.datasets.captioned_sets import SourceConfig
 from training.loop.optimizer import OptimConfig
-from training.stages.pretrain import PretrainConfig
+from training.stages.stage1_config import Stage1Config
 
 # Shares: the number of pairs of each set (BLIP, arXiv:2201.12086, appendix), so that all are read equally often.
 PRETRAINING_SETS = (
@@ -25,15 +25,15 @@ PRETRAINING_SETS = (
 COCO_TRAIN = (SourceConfig("coco_karpathy_train.json", images="coco"),)
 
 
-def _stage1(model: Blip2Config, batch: int, encoder: str) -> PretrainConfig:
+def _stage1(model: Blip2Config, batch: int, encoder: str) -> Stage1Config:
     optim = OptimConfig(
         steps=250_000, batch=batch, lr=1e-4, min_lr=1e-5, warmup=2000, betas=(0.9, 0.98), weight_decay=0.05,
         dtype="auto",
     )  # fmt: skip
-    return PretrainConfig(model, PRETRAINING_SETS, optim, encoder=encoder, bert="bert-base-uncased")
+    return Stage1Config(model, PRETRAINING_SETS, optim, encoder=encoder, bert="bert-base-uncased")
 
 
-def blip2_vit_g() -> PretrainConfig:
+def blip2_vit_g() -> Stage1Config:
     """BLIP-2's stage 1 with EVA-CLIP ViT-g: global batch 1680, 250,000 steps on 129M pairs at 224 px.
 
     lr 1e-4 to 1e-5, warm-up 2,000, betas 0.9 and 0.98, weight decay 0.05, crops of half the area or more, flips. Needs
@@ -43,7 +43,7 @@ def blip2_vit_g() -> PretrainConfig:
     return _stage1(vit_g(), 1680, "eva_g.safetensors")
 
 
-def blip2_vit_l() -> PretrainConfig:
+def blip2_vit_l() -> Stage1Config:
     """BLIP-2's stage 1 with CLIP ViT-L: global batch 2320, 250,000 steps on 129M pairs at 224 px.
 
     Otherwise as `blip2-vit-g`; needs `clip_l.safetensors` (timm's vit_large_patch14_clip_quickgelu_224) and
@@ -58,17 +58,17 @@ COCO_PAIRS = 566_747
 
 def _coco(
     model: Blip2Config, start: str, lr: float, decay: float, betas: tuple[float, float]
-) -> PretrainConfig:
+) -> Stage1Config:
     optim = OptimConfig(
         steps=5 * (COCO_PAIRS // 224), batch=224, lr=lr, min_lr=0.0, warmup=1000, betas=betas, weight_decay=0.05,
         dtype="auto", layer_decay=decay,
     )  # fmt: skip
-    return PretrainConfig(
+    return Stage1Config(
         model, COCO_TRAIN, optim, start=start, picture_ids=True, train_encoder=True, recompute_encoder=True
     )
 
 
-def coco_vit_g() -> PretrainConfig:
+def coco_vit_g() -> Stage1Config:
     """Retrieval fine-tuning of ViT-g on COCO: global batch 224, 5 epochs (12,650 steps) at 364 px.
 
     lr 1e-5 to 0, warm-up 1,000, layer decay 0.95, betas 0.9 and 0.999, the encoder unfrozen, soft targets by picture;
@@ -78,7 +78,7 @@ def coco_vit_g() -> PretrainConfig:
     return _coco(vit_g(364), "blip2-vit-g", 1e-5, 0.95, (0.9, 0.999))
 
 
-def coco_vit_l() -> PretrainConfig:
+def coco_vit_l() -> Stage1Config:
     """Retrieval fine-tuning of ViT-L on COCO: global batch 224, 5 epochs (12,650 steps) at 364 px.
 
     lr 5e-6 to 0, warm-up 1,000, no layer decay, betas 0.9 and 0.98, the encoder unfrozen. Starts from the run
@@ -87,5 +87,5 @@ def coco_vit_l() -> PretrainConfig:
     return _coco(vit_l(364), "blip2-vit-l", 5e-6, 1.0, (0.9, 0.98))
 
 
-STAGE1: dict[str, Callable[[], PretrainConfig]] = {"blip2-vit-g": blip2_vit_g, "blip2-vit-l": blip2_vit_l}
-RETRIEVAL: dict[str, Callable[[], PretrainConfig]] = {"coco-vit-g": coco_vit_g, "coco-vit-l": coco_vit_l}
+STAGE1: dict[str, Callable[[], Stage1Config]] = {"blip2-vit-g": blip2_vit_g, "blip2-vit-l": blip2_vit_l}
+RETRIEVAL: dict[str, Callable[[], Stage1Config]] = {"coco-vit-g": coco_vit_g, "coco-vit-l": coco_vit_l}

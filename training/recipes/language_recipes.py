@@ -15,8 +15,7 @@ from engine.datasets.question_sets import QuestionConfig
 from training.loop.optimizer import OptimConfig
 from training.recipes.blip2_recipes import COCO_PAIRS, COCO_TRAIN, PRETRAINING_SETS
 from training.stages.finetuning import CaptionConfig, VqaConfig
-from training.stages.generative import Architecture
-from training.stages.stage2_stream import Stage2StreamConfig
+from training.stages.stage2_config import Architecture, Stage2Config
 
 OPT = {"model_type": "opt", "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 50272}
 OPT_2_7B = OPT | {"hidden_size": 2560, "ffn_dim": 10240, "word_embed_proj_dim": 2560}
@@ -31,17 +30,17 @@ def _architecture(language: dict[str, Any]) -> Architecture:
     return Architecture(vit_g().vision, vit_g().qformer, language)
 
 
-def _stage2(language: dict[str, Any], batch: int, prefix_share: float = 0.0) -> Stage2StreamConfig:
+def _stage2(language: dict[str, Any], batch: int, prefix_share: float = 0.0) -> Stage2Config:
     optim = OptimConfig(
         steps=80_000, batch=batch, lr=1e-4, min_lr=5e-5, warmup=2000, betas=(0.9, 0.98), weight_decay=0.05,
         dtype="auto",
     )  # fmt: skip
-    return Stage2StreamConfig(
+    return Stage2Config(
         PRETRAINING_SETS, optim, "blip2-vit-g", _architecture(language), prompts=("",), prefix_share=prefix_share
     )  # fmt: skip
 
 
-def blip2_opt_2_7b() -> Stage2StreamConfig:
+def blip2_opt_2_7b() -> Stage2Config:
     """BLIP-2's stage 2 with ViT-g and OPT 2.7B: global batch 1920, 80,000 steps on 129M pairs at 224 px.
 
     lr 1e-4 to 5e-5, warm-up 2,000, betas 0.9 and 0.98, weight decay 0.05; encoder and language model (--language)
@@ -51,7 +50,7 @@ def blip2_opt_2_7b() -> Stage2StreamConfig:
     return _stage2(OPT_2_7B, 1920)
 
 
-def blip2_opt_6_7b() -> Stage2StreamConfig:
+def blip2_opt_6_7b() -> Stage2Config:
     """BLIP-2's stage 2 with ViT-g and OPT 6.7B: global batch 1920, 80,000 steps, as `blip2-opt-2.7b`.
 
     Expected: zero-shot VQAv2 54.3 (val), 52.6 (test-dev).
@@ -59,7 +58,7 @@ def blip2_opt_6_7b() -> Stage2StreamConfig:
     return _stage2(OPT_6_7B, 1920)
 
 
-def blip2_flan_t5_xl() -> Stage2StreamConfig:
+def blip2_flan_t5_xl() -> Stage2Config:
     """BLIP-2's stage 2 with ViT-g and Flan-T5 XL: global batch 1520, 80,000 steps, captions cut in two at random.
 
     The beginning goes to the encoder with the queries, the rest is learned (prefix language modelling); otherwise as
@@ -159,7 +158,7 @@ def vqav2_flan_t5_xl() -> VqaConfig:
     return _vqa(FLAN_T5_XL, "blip2-flan-t5-xl", 0.95, "Question: {} Short answer:")
 
 
-STAGE2: dict[str, Callable[[], Stage2StreamConfig]] = {
+STAGE2: dict[str, Callable[[], Stage2Config]] = {
     "blip2-opt-2.7b": blip2_opt_2_7b,
     "blip2-opt-6.7b": blip2_opt_6_7b,
     "blip2-flan-t5-xl": blip2_flan_t5_xl,

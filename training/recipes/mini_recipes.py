@@ -12,12 +12,12 @@ from training.capfilt.capfilt_config import CapfiltConfig
 from training.loop.optimizer import OptimConfig
 from training.stages.distillation import DistillConfig, Phase
 from training.stages.finetuning import CaptionConfig, VqaConfig
-from training.stages.pretrain import PretrainConfig
 from training.stages.small_language_model import TrainLanguageConfig
-from training.stages.stage1 import Stage1Config
-from training.stages.stage2 import Stage2Config
+from training.stages.stage1_config import Stage1Config
+from training.stages.stage2_config import Stage2Config
 from training.stages.text_half import TextConfig
 
+FLICKR8K = (SourceConfig("flickr8k-train-*.tar"),)
 UNLABELLED = ("coco-unlabelled-*.tar", "imagenet-sample-*.tar", "imagenette-*.tar")
 
 
@@ -77,9 +77,12 @@ def mini_stage1() -> Stage1Config:
     optim = OptimConfig(steps=3200, batch=96, lr=5e-4, warmup=40, clip=1.0, seed=6, dtype="auto")
     return Stage1Config(
         mini(),
-        ("flickr8k-train-*.tar",),
+        FLICKR8K,
         optim,
         views=3,
+        encoder="mini-encoder",
+        text="mini-text",
+        smallest_crop=0.6,
         itc_optim=itc,
         patch_share=0.6,
         query_share=0.5,
@@ -122,14 +125,13 @@ def mini_again() -> Stage1Config:
     return replace(mini_tuned(), start="mini-soup", encoder_optim=None, earlier_share=0.75)
 
 
-def mini_retrieval() -> PretrainConfig:
+def mini_retrieval() -> Stage1Config:
     """The bundled mini, trained on: give captions of your own with --set 'sources=[{"path": "mine.json"}]'.
 
     Global batch 64, 1,000 steps, the encoder frozen, captions of one photo never each other's negatives.
     """
     optim = OptimConfig(steps=1000, batch=64, lr=1e-4, warmup=50, clip=1.0, seed=9, dtype="auto")
-    sources = (SourceConfig("flickr8k-train-*.tar"),)
-    return PretrainConfig(mini(), sources, optim, start="mini", picture_ids=True, workers=2)
+    return Stage1Config(mini(), FLICKR8K, optim, start="mini", picture_ids=True, workers=2)
 
 
 def mini_captioner() -> Stage2Config:
@@ -138,7 +140,7 @@ def mini_captioner() -> Stage2Config:
         steps=2500, batch=64, lr=6e-4, min_lr=3e-5, warmup=100, clip=1.0, seed=8, dtype="auto"
     )
     return Stage2Config(
-        ("flickr8k-train-*.tar",), optim, start="mini", views=4, question=None, repetition_penalty=1.4
+        FLICKR8K, optim, start="mini", views=4, smallest_crop=0.6, question=None, repetition_penalty=1.4
     )
 
 
@@ -171,7 +173,7 @@ def mini_captions() -> CaptionConfig:
     --set start=FOLDER for another.
     """
     optim = OptimConfig(steps=500, batch=16, lr=1e-4, warmup=25, clip=1.0, seed=10, dtype="auto")
-    return CaptionConfig((SourceConfig("flickr8k-train-*.tar"),), optim, "mini-captioner", workers=2)
+    return CaptionConfig(FLICKR8K, optim, "mini-captioner", workers=2)
 
 
 def mini_vqa() -> VqaConfig:

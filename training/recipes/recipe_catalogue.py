@@ -20,15 +20,13 @@ from training.recipes.mini_recipes import (
     mini_tuned,
     mini_vqa,
 )
-from training.stages.pretrain import PretrainConfig
-from training.stages.stage1 import Stage1Config
-from training.stages.stage2 import Stage2Config
-from training.stages.stage2_stream import Stage2StreamConfig
+from training.stages.stage1_config import Stage1Config
+from training.stages.stage2_config import Stage2Config
 
 DISTILL = {"mini-encoder": mini_encoder, "mini-encoder-whole": mini_encoder_whole}
 TEXT = {"mini-text": mini_text}
 LANGUAGE = {"mini-language": mini_language}
-STAGE1: dict[str, Callable[[], Stage1Config | PretrainConfig]] = {
+STAGE1: dict[str, Callable[[], Stage1Config]] = {
     "mini": mini_stage1,
     "mini-tuned": mini_tuned,
     "mini-itc": mini_itc,
@@ -36,7 +34,7 @@ STAGE1: dict[str, Callable[[], Stage1Config | PretrainConfig]] = {
     **blip2_recipes.STAGE1,
 }
 RETRIEVAL = {"mini": mini_retrieval, **blip2_recipes.RETRIEVAL}
-STAGE2: dict[str, Callable[[], Stage2Config | Stage2StreamConfig]] = {
+STAGE2: dict[str, Callable[[], Stage2Config]] = {
     "mini-captioner": mini_captioner,
     **language_recipes.STAGE2,
 }

@@ -24,7 +24,8 @@ READING = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 def with_settings(config: Config, changes: Sequence[str]) -> Config:
     """A copy of a config (a dataclass of dataclasses) with `path=value` changes.
 
-    path: field names joined by dots, numbers for places in a row ("sources.0.weight"); "train" also means "optim".
+    path: field names joined by dots, numbers for places in a row ("sources.0.weight"); "train" also means "optim", and
+    "pictures" the paths of "sources".
     value: a number, true or false, none, a text; rows as "0.9,0.98"; rows of settings and dicts as JSON. Raises
     TrainingError for a name that is not there (with the nearest one) and for a value of another kind.
     """
@@ -34,8 +35,19 @@ def with_settings(config: Config, changes: Sequence[str]) -> Config:
             raise TrainingError(
                 f"--set {change!r} has no '='; write it as name=value, such as optim.batch=64."
             )
-        config = _changed(config, type(config), path.strip().split("."), text.strip(), path.strip())
+        path, text = path.strip(), text.strip()
+        names = path.split(".")
+        if names[0] == "pictures" and hasattr(config, "sources"):
+            names, text = _sources_by_path(names[1:], text, path)
+        config = _changed(config, type(config), names, text, path)
     return config
+
+
+def _sources_by_path(place: Sequence[str], text: str, whole: str) -> tuple[list[str], str]:
+    """Return `pictures=a.tar,b.json`, which gives sets by their paths alone, as a change of `sources`."""
+    if place:
+        return ["sources", *place, "path"], text
+    return ["sources"], json.dumps([{"path": path} for path in _parsed(text, tuple[str, ...], whole)])
 
 
 def _changed(value: Any, kind: Any, path: Sequence[str], text: str, whole: str) -> Any:

@@ -15,17 +15,17 @@ from training.capfilt.capfilt_config import CapfiltConfig, outline_capfilt
 from training.stages.distillation import DistillConfig, run_distill
 from training.stages.dry_run import (
     describe_distillation,
-    describe_generative,
     describe_language_model,
     describe_plan,
     describe_stage1,
+    describe_writing,
 )
 from training.stages.finetuning import CaptionConfig, run_finetune
-from training.stages.pretrain import PretrainConfig, check, run_pretrain
 from training.stages.small_language_model import TrainLanguageConfig, run_language
-from training.stages.stage1 import Stage1Config, run_stage1
-from training.stages.stage2 import Stage2Config, run_stage2
-from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
+from training.stages.stage1 import run_stage1
+from training.stages.stage1_config import Stage1Config
+from training.stages.stage2 import run_stage2
+from training.stages.stage2_config import Stage2Config
 from training.stages.text_half import TextConfig, run_text
 
 
@@ -82,15 +82,6 @@ class Trainer:
     outline: Outline
 
 
-def _outline_pretrain(config: PretrainConfig, processes: int) -> Iterator[str]:
-    """Raises TrainingError for settings that contradict each other."""
-    check(config)
-    return describe_plan(
-        config.model, config.optim, train_encoder=config.train_encoder, recompute=config.recompute_encoder,
-        chunk=config.chunk, processes=processes,
-    )  # fmt: skip
-
-
 TRAINERS: dict[type, Trainer] = {
     DistillConfig: Trainer(
         lambda c, at: run_distill(c, at.data, at.teacher_folder, at.output, only=at.phase, say=at.say),
@@ -108,21 +99,13 @@ TRAINERS: dict[type, Trainer] = {
         lambda c, at: run_stage1(c, at.data, at.runs, at.output, say=at.say),
         lambda c, at: describe_stage1(c, at.processes),
     ),
-    PretrainConfig: Trainer(
-        lambda c, at: run_pretrain(c, at.data, at.runs, at.output, say=at.say),
-        lambda c, at: _outline_pretrain(c, at.processes),
-    ),
     Stage2Config: Trainer(
         lambda c, at: run_stage2(c, at.data, at.runs, at.language_folder, at.output, say=at.say),
-        lambda c, at: describe_generative(c, at.data, at.runs, at.language, at.processes),
-    ),
-    Stage2StreamConfig: Trainer(
-        lambda c, at: run_stage2_stream(c, at.data, at.runs, at.language_folder, at.output, say=at.say),
-        lambda c, at: describe_generative(c, at.data, at.runs, at.language, at.processes),
+        lambda c, at: describe_writing(c, at.data, at.runs, at.language, at.processes),
     ),
     CaptionConfig: Trainer(
         lambda c, at: run_finetune(c, at.data, at.runs, at.output, say=at.say),
-        lambda c, at: describe_generative(c, at.data, at.runs, at.language, at.processes),
+        lambda c, at: describe_writing(c, at.data, at.runs, at.language, at.processes),
     ),
     CapfiltConfig: Trainer(
         lambda c, at: run_capfilt(c, at.data, at.runs, at.output, teacher=at.teacher, say=at.say),

@@ -22,11 +22,16 @@ from engine.errors import DataError
 from training.loop.optimizer import OptimConfig
 from training.stages.distillation import DistillConfig
 from training.stages.finetuning import CaptionConfig, start_finetune
-from training.stages.generative import Architecture, GenerativeConfig, at_pixels, check
 from training.stages.small_language_model import TrainLanguageConfig, make_opt
-from training.stages.stage1 import Stage1Config
-from training.stages.stage2 import Stage2Config
-from training.stages.stage2_stream import Stage2StreamConfig, start_stage2
+from training.stages.stage1_config import Stage1Config, check_stage1
+from training.stages.stage2 import start_stage2
+from training.stages.stage2_config import (
+    Architecture,
+    Stage2Config,
+    WritingConfig,
+    at_pixels,
+    check_writing,
+)
 
 GIB = 2**30
 
@@ -117,8 +122,12 @@ def schedule_text(optim: OptimConfig) -> str:
 
 
 def describe_stage1(config: Stage1Config, processes: int = 1) -> Iterator[str]:
-    """The lines of `--dry-run` for a small set: the run with all losses, and those before it."""
-    yield from describe_plan(config.model, config.optim, processes=processes)
+    """The lines of `--dry-run`: the run with all losses, and those before it. Raises as `check_stage1` does."""
+    check_stage1(config)
+    yield from describe_plan(
+        config.model, config.optim, train_encoder=config.train_encoder, recompute=config.recompute_encoder,
+        chunk=config.chunk, processes=processes,
+    )  # fmt: skip
     for name, optim in (
         (f"ITC and the encoder's parts from {config.encoder_from} on", config.encoder_optim),
         ("ITC alone", config.itc_optim),
@@ -200,7 +209,7 @@ def meta_captioner(config: CaptionerConfig, language: Any, *, train_encoder: boo
     return net
 
 
-def of_architecture(config: GenerativeConfig, model: Architecture) -> tuple[CaptionerConfig, Any]:
+def of_architecture(config: WritingConfig, model: Architecture) -> tuple[CaptionerConfig, Any]:
     """Our config and transformers' of what a recipe names, without any file."""
     from transformers import AutoConfig  # late: seconds
 
@@ -235,8 +244,8 @@ def written_bytes(
     return double * (own + layers + words)
 
 
-def describe_generative(
-    config: GenerativeConfig | Stage2Config,
+def describe_writing(
+    config: WritingConfig,
     data: Path,
     runs: Path,
     language_folder: Path | None,
@@ -244,12 +253,7 @@ def describe_generative(
 ) -> Iterator[str]:
     """The lines of `--dry-run` of stage 2, captions and questions: of the recipe's architecture, else of the start's,
     which must be there then. Raises what opening it does."""
-    if isinstance(config, Stage2Config):
-        config = Stage2StreamConfig(
-            (), config.optim, config.start, prompts=config.prompts, max_tokens=config.max_tokens,
-            reads_prompt=config.reads_prompt,
-        )  # fmt: skip
-    check(config)
+    check_writing(config)
     model, language = _models(config, data, runs, language_folder)
     net = meta_captioner(model, language, train_encoder=config.train_encoder)
     if model.language.reads_prompt:
@@ -266,14 +270,14 @@ def describe_generative(
 
 
 def _models(
-    config: GenerativeConfig, data: Path, runs: Path, language_folder: Path | None
+    config: WritingConfig, data: Path, runs: Path, language_folder: Path | None
 ) -> tuple[CaptionerConfig, Any]:
     if config.model is not None:
         return of_architecture(config, config.model)
     if isinstance(config, CaptionConfig):
         source, _ = start_finetune(config, data, runs)
     else:
-        assert isinstance(config, Stage2StreamConfig)
+        assert isinstance(config, Stage2Config)
         if language_folder is None:
             raise DataError(
                 "What stage 2 would do depends on the language model: give its folder with --language."

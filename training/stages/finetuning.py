@@ -7,6 +7,7 @@ model; the self-attention, which both share, is stage 2's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,15 +17,15 @@ from engine.checkpoints.retrieval_reading import read_folder
 from engine.datasets.captioned_sets import SourceConfig, open_source
 from engine.datasets.question_sets import QuestionConfig, open_questions
 from engine.errors import DataError, TrainingError
-from training.stages.generative import GenerativeConfig, train_generative
-from training.stages.stage2_stream import text_branch
+from training.stages.stage2 import train_writing
+from training.stages.stage2_config import WritingConfig
 from training.stages.stage_setup import Say
-from training.stages.starts import at_size, find_start
+from training.stages.starts import at_size, find_start, text_branch
 
 
 @dataclass(frozen=True)
-class CaptionConfig(GenerativeConfig):
-    """As `GenerativeConfig`; start: a stage-2 run or model.
+class CaptionConfig(WritingConfig):
+    """As `WritingConfig`; start: a stage-2 run or model.
 
     text_start: a retrieval model (folder, run or name) that gives the Q-Former's text branch where reads_prompt is set
     and the start has none.
@@ -32,6 +33,11 @@ class CaptionConfig(GenerativeConfig):
 
     sources: tuple[SourceConfig, ...]
     text_start: str = ""
+
+    @property
+    def kept(self) -> Sequence[str]:
+        """As of `WritingConfig`, and where the text branch comes from."""
+        return (*super().kept, "text_start")
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,8 @@ def with_text_branch(source: CaptionerSource, texts: RetrieverSource, where: Pat
 def run_finetune(
     config: CaptionConfig, data: Path, runs: Path, output: Path, *, say: Say = lambda line: None
 ) -> None:
-    """Fine-tuning by `config`; see `train_generative`."""
+    """Fine-tuning by `config`; see `train_writing`."""
     opener = open_questions if config.asks else open_source
-    train_generative(config, lambda: start_finetune(config, data, runs), data, output, opener=opener, say=say)
+    train_writing(
+        config, lambda: start_finetune(config, data, runs), data, runs, output, opener=opener, say=say
+    )

@@ -1,15 +1,17 @@
 """Stage 2: what the queries read of a photo becomes a soft prompt of a frozen language model (BLIP-2, section 3.3).
 
-The language-modelling loss of the caption trains queries, Q-Former, `vision_norm` and projection; image encoder and
-language model stay as they are, bit for bit.
+The language-modelling loss trains queries, Q-Former, `vision_norm` and projection, and where it is asked for the image
+encoder; the language model stays as it is, bit for bit. Fine-tuning (`finetuning.py`) trains in the same way.
 
-Shapes: B pictures, N of the set, W views of each, P patches, V vision width.
+Shapes: B pairs of this process, N of all, T tokens, P patches, V vision width, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,114 +19,132 @@ import torch
 from torch import Tensor, nn
 
 from engine.blip2.captioner import Captioner
-from engine.blip2.config import CaptionerConfig, LanguageConfig
-from engine.blip2.language_tokens import LanguageTokenizer
-from engine.blip2.retriever import Retriever
+from engine.blip2.language_tokens import IGNORED, LanguageBatch, LanguageTokenizer
 from engine.blip2.wordpiece import TextTokenizer
-from engine.checkpoints.building import load_net
-from engine.checkpoints.filling import without_storage
-from engine.checkpoints.language_folder import describe_language, make_language, read_language
-from engine.checkpoints.saving import save_captioner
+from engine.checkpoints.building import make_captioner
+from engine.checkpoints.checkpoint_sources import CaptionerSource
+from engine.checkpoints.language_folder import describe_language, read_language
+from engine.checkpoints.retrieval_reading import read_folder
+from engine.checkpoints.saving import own_state, save_trained
 from engine.datasets.captioned_pictures import CaptionedPicture, plain_caption
-from engine.datasets.captioned_sets import read_small_sets
-from engine.datasets.picture_reading import load_pictures
-from engine.errors import DataError
+from engine.datasets.captioned_sets import open_source
+from engine.errors import DataError, TrainingError
 from engine.models.devices import DTYPES
-from training.batches.encoded_views import encode_views
-from training.batches.sample_order import batch_of
-from training.loop.optimizer import OptimConfig
+from training.batches.batch_source import Batch, BatchSource
+from training.batches.encoded_views import EncodedViews, encode_views
+from training.batches.pair_draws import PairDraws, RowDraws, TorchDraws
+from training.batches.picture_stream import NO_CAPTION, TOO_LONG, Opener, Usable
+from training.distributed.gathering import mean_weight
+from training.distributed.world import joined, world
+from training.distributed.wrapping import average_gradients, full_tensors
+from training.loop.run_dtype import with_resolved_dtypes
 from training.loop.train_loop import train
+from training.losses.cached_embeddings import encode
 from training.losses.stage1_losses import normed
-from training.stages.starts import find_start
+from training.stages.stage2_config import Stage2Config, WritingConfig, check_start, check_writing
+from training.stages.stage_setup import (
+    Say,
+    images_of,
+    kept_settings,
+    open_stream,
+    prepare_network,
+    read_whole_sets,
+)
+from training.stages.starts import at_size, before_language, find_start
 
 
 @dataclass(frozen=True)
-class Stage2Config:
-    """What stage 2 learns from, and how.
+class WritingInputs:
+    """What a step reads. images: what `encode` takes. prompts: ids and mask (B, T) for a Q-Former that reads them."""
 
-    pictures: captioned sets, see `captioned_sets.read_small_sets`. start: the stage-1 run that it builds on, or a
-    retrieval model by name. prompts: one of them is drawn for each caption; "" = the caption alone. prefix_share: of
-    the captions that are cut in two, the beginning for the encoder, the rest for the decoder (prefix language
-    modelling, for an encoder-decoder). reads_prompt: whether the Q-Former reads the prompt, too (InstructBLIP).
-    max_tokens: see `LanguageTokenizer.pairs`. views, smallest_crop: as in `Stage1Config`. question, repetition_penalty:
-    see `LanguageConfig`.
-    """
+    images: Tensor
+    texts: LanguageBatch
+    prompts: tuple[Tensor, Tensor] | None
 
-    pictures: tuple[str, ...]
-    optim: OptimConfig
-    start: str = "mini"
-    prompts: tuple[str, ...] = ("a photo of",)
-    prefix_share: float = 0.0
-    reads_prompt: bool = False
-    max_tokens: int = 32
-    views: int = 1
-    smallest_crop: float = 0.6
-    question: str | None = ""
-    repetition_penalty: float = 1.0
+    @property
+    def num_learned(self) -> Tensor:
+        """Tokens that are learned."""
+        return (self.texts.labels != IGNORED).sum()
 
-
-def from_stage1(net: Retriever, language: Any, about: LanguageConfig) -> Captioner:
-    """A stage-1 model's encoder, queries and Q-Former before a frozen language model, with a new projection.
-
-    The modules are net's own, which loses its text branch unless the Q-Former reads the prompt.
-    """
-    config = CaptionerConfig(net.config.vision, net.config.qformer, about, net.config.vision_norm_eps)
-    with without_storage():
-        made = Captioner(config, nn.Identity())
-    made.vision, made.vision_norm, made.qformer = net.vision, net.vision_norm, net.qformer
-    if not about.reads_prompt:
-        made.qformer.drop_text()
-    made.projection = nn.Linear(config.qformer.width, about.width)
-    made.language = language
-    return made
+    def part(self, rows: slice) -> WritingInputs:
+        texts = LanguageBatch(self.texts.ids[rows], self.texts.mask[rows], self.texts.labels[rows])
+        prompts = None if self.prompts is None else (self.prompts[0][rows], self.prompts[1][rows])
+        return WritingInputs(self.images[rows], texts, prompts)
 
 
 class Stage2Task:
-    """Stage 2 on patches that the frozen encoder made once, a batch of one caption of each of B pictures."""
+    """The language-modelling loss on the batches of a source: the mean over the tokens of the joined batch."""
 
     def __init__(
         self, net: Captioner, tokenizer: LanguageTokenizer, prompt_tokenizer: TextTokenizer | None,
-        patches_NWPV: Tensor, samples: Sequence[CaptionedPicture], config: Stage2Config,
+        source: BatchSource, config: WritingConfig,
     ):  # fmt: skip
-        self.net, self.tokenizer, self.prompt_tokenizer = net, tokenizer, prompt_tokenizer
-        self.patches, self.config = patches_NWPV, config
-        self.samples = [replace(s, captions=_plain(s.captions)) for s in samples]
-        _check(net.config.language, self.samples, config)
-        net.requires_grad_(True)
-        net.vision.requires_grad_(False)
-        net.language.requires_grad_(False)
-        self.model = net.train()
+        self.tokenizer, self.prompt_tokenizer = tokenizer, prompt_tokenizer
+        self.source, self.config = source, config
+        self.net = self.model = net
+        self.through: nn.Module = prepare_network(net, config)
+        if prompt_tokenizer is not None and not config.views:
+            # Nobody reads what the last layer makes of the prompt, and DDP wants a gradient of all that is trained.
+            # Checkpoints of runs on patches hold these weights as trained ones, without a gradient.
+            net.qformer.layers[-1].text_mlp.requires_grad_(False)
+        self.settings = kept_settings(config, config.kept, source) if config.kept else {}
 
     def losses(self, step: int) -> dict[str, Tensor]:
+        return self.losses_of(step, self.config.optim.batch // world().size)
+
+    def losses_of(self, step: int, count: int) -> dict[str, Tensor]:
+        """Return the loss of the first `count` pairs of this process."""
+        inputs = self._inputs(self.source[step], count)
+        weight = mean_weight(inputs.num_learned)
+        chunk = self.config.chunk
+        if 0 < chunk < count:
+            return {"loss": self._in_chunks(inputs, chunk, weight)}
+        return {"loss": self.through(_loss, inputs) * weight}
+
+    def _in_chunks(self, inputs: WritingInputs, chunk: int, weight: Tensor | float) -> Tensor:
+        """The backward passes too: the loss is a sum over pairs, so gradients of parts add up."""
+        quiet: Callable[[], AbstractContextManager[Any]] = getattr(self.through, "no_sync", nullcontext)
+        losses = []
+        with quiet():
+            for first in range(0, len(inputs.images), chunk):
+                part = inputs.part(slice(first, first + chunk))
+                loss = self.through(_loss, part) * (part.num_learned / inputs.num_learned * weight)
+                loss.backward()
+                losses.append(loss.detach())
+        average_gradients(self.through)
+        return torch.stack(losses).sum()
+
+    def _inputs(self, batch: Batch, count: int) -> WritingInputs:
         device = self.net.projection.weight.device
-        chosen = self._pictures_of(step)
-        views = torch.randint(self.patches.shape[1], (len(chosen),))
-        prompts, texts = zip(*(self._pair(number) for number in chosen.tolist()), strict=True)
-        batch = self.tokenizer.pairs(prompts, texts, self.config.max_tokens).to(device)
-        patches = normed(self.net, self.patches[chosen, views].to(device))
-        if self.prompt_tokenizer is None:
-            soft = self.net.read_photos(patches)
-        else:
+        rows = zip(batch.questions[:count], batch.captions, self._draws(batch), strict=False)
+        prompts, texts = zip(*(self._pair(*row) for row in rows), strict=True)
+        read = None
+        if self.prompt_tokenizer is not None:
             ids, mask, _ = self.prompt_tokenizer(prompts)
-            soft = self.net.read_with_prompts(patches, ids.to(device), mask.to(device))
-        return {"loss": self.net.loss(soft, batch)}
+            read = ids.to(device), mask.to(device)
+        return WritingInputs(
+            images_of(batch, count, self.net.config.vision, device),
+            self.tokenizer.pairs(prompts, texts, self.config.max_tokens).to(device),
+            read,
+        )
 
-    def _pair(self, number: int) -> tuple[str, str]:
-        """A prompt and one of the picture's captions, which may be cut in two at a random word."""
-        captions = self.samples[number].captions
-        text = captions[_any(len(captions))]
-        prompt = self.config.prompts[_any(len(self.config.prompts))]
+    def _draws(self, batch: Batch) -> Iterable[PairDraws]:
+        """Draws for each pair; where they are shared, all N pairs have theirs, for any number of processes."""
+        if batch.draws is None:
+            return repeat(TorchDraws())
+        rows = torch.rand(self.config.optim.batch, 3, generator=batch.draws)
+        return [RowDraws(row) for row in world().share(rows).tolist()]
+
+    def _pair(self, question: str, text: str, draws: PairDraws) -> tuple[str, str]:
+        """A prompt and the text that follows it, which may be cut in two at a random word."""
+        prompts = self.config.prompts
+        prompt = prompts[draws.below(len(prompts))].replace("{}", question)
+        if not self.config.asks:
+            text = plain_caption(text)
         words = text.split()
-        if len(words) > 1 and float(torch.rand(())) < self.config.prefix_share:
-            return cut_in_two(prompt, words, 1 + _any(len(words) - 1))
+        if len(words) > 1 and draws.share() < self.config.prefix_share:
+            return cut_in_two(prompt, words, 1 + draws.below(len(words) - 1))
         return prompt, text
-
-    def _pictures_of(self, step: int) -> Tensor:
-        return batch_of(step, len(self.samples), self.config.optim)
-
-
-def _plain(captions: Sequence[str]) -> tuple[str, ...]:
-    return tuple(plain for text in captions if (plain := plain_caption(text)))
 
 
 def cut_in_two(prompt: str, words: Sequence[str], place: int) -> tuple[str, str]:
@@ -132,63 +152,122 @@ def cut_in_two(prompt: str, words: Sequence[str], place: int) -> tuple[str, str]
     return " ".join([prompt, *words[:place]]).strip(), " ".join(words[place:])
 
 
-def _any(count: int) -> int:
-    return int(torch.randint(count, ()))
-
-
-def _check(language: LanguageConfig, samples: Sequence[CaptionedPicture], config: Stage2Config) -> None:
-    """Raises DataError for pictures and settings that stage 2 cannot learn from."""
-    uncaptioned = [s.key for s in samples if not s.captions]
-    if uncaptioned:
-        raise DataError(f"{len(uncaptioned)} pictures have no caption (first: {uncaptioned[0]}).")
-    if len(samples) < config.optim.batch:
-        raise DataError(f"{len(samples)} pictures are fewer than a batch of {config.optim.batch}.")
-    if not config.prompts:
-        raise DataError('The recipe has no prompts; ("",) is none before any caption.')
-    if language.reads_prompt and not all(prompt.strip() for prompt in config.prompts):
-        raise DataError("The Q-Former reads the prompt, and one of the recipe's prompts is empty.")
-    if config.prefix_share and not language.encoder_decoder:
-        raise DataError(
-            f"prefix_share is {config.prefix_share}, but the language model is a decoder, which learns whole captions; "
-            "leave it at 0."
-        )
+def _loss(net: Captioner, inputs: WritingInputs) -> Tensor:
+    patches = normed(net, encode(net, inputs.images))
+    if inputs.prompts is None:
+        return net.loss(net.read_photos(patches), inputs.texts)
+    return net.loss(net.read_with_prompts(patches, *inputs.prompts), inputs.texts)
 
 
 def run_stage2(
-    config: Stage2Config,
-    data: Path,
-    runs: Path,
-    language_folder: Path,
-    output: Path,
-    *,
-    say: Callable[[str], None] = lambda line: None,
-) -> None:
-    """Stage 2 from a stage-1 model and a language model; writes the checkpoint folder `output/model`.
+    config: Stage2Config, data: Path, runs: Path, language_folder: Path, output: Path, *,
+    say: Say = lambda line: None,
+) -> None:  # fmt: skip
+    """Train by `config` from a stage-1 model and a language model; see `train_writing`.
 
-    data: holds the shards, or runs does (see training/capfilt). runs: where the run `config.start` is looked for.
-    language_folder: a transformers folder with a tokenizer. Raises CheckpointError and DataError for what is
-    missing or does not fit.
+    language_folder: a transformers folder with a tokenizer.
     """
+    train_writing(
+        config, lambda: start_stage2(config, data, runs, language_folder), data, runs, output, say=say
+    )
+
+
+def start_stage2(
+    config: Stage2Config, data: Path, runs: Path, language_folder: Path
+) -> tuple[CaptionerSource, Path]:
+    """Return what stage 2 starts from, and where its stage-1 model lies. Raises DataError and CheckpointError."""
+    where = find_start(config.start, data, runs)
+    source = read_folder(where)
+    if config.image_size:
+        source = at_size(source, where, config.image_size)
     torch.manual_seed(config.optim.seed)
-    source = read_language(language_folder)
+    language = read_language(language_folder)
     about = describe_language(
-        source.config, source.tokenizer, language_folder, reads_prompt=config.reads_prompt
+        language.config, language.tokenizer, language_folder, reads_prompt=config.reads_prompt
     )
     about = replace(about, question=config.question, repetition_penalty=config.repetition_penalty)
-    retriever, words = load_net(find_start(config.start, data, runs))
-    language = make_language(source.config, source.tensors, language_folder, DTYPES[config.optim.dtype])
-    net = from_stage1(retriever, language, about).to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = LanguageTokenizer(source.tokenizer, about, net.config.qformer.num_queries)
-    prompts = (
-        TextTokenizer(words.tokenizer, net.config.qformer.max_positions) if config.reads_prompt else None
-    )
-    samples = read_small_sets(config.pictures, data, runs)
-    pictures, samples, failures = load_pictures(samples, net.config.vision.image_size)
-    say(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
-    patches = encode_views(net, pictures, config)
-    train(Stage2Task(net, tokenizer, prompts, patches, samples, config), config.optim, output, say=say)
-    save_captioner(
-        output / "model", net, source.tokenizer, None if prompts is None else prompts.tokenizer,
-        dtype=torch.float16, language_files=source.files,
-    )  # fmt: skip
-    say(f"wrote {output / 'model'}")
+    return before_language(source, language, about), where
+
+
+def train_writing(
+    config: WritingConfig, opened: Callable[[], tuple[CaptionerSource, Path]], data: Path, runs: Path, output: Path,
+    *, opener: Opener = open_source, say: Say = lambda line: None,
+) -> None:  # fmt: skip
+    """Train what `opened` gives, alone or as one of torchrun's processes; write the checkpoint folder `output/model`.
+
+    opened: the start and where it lies, already at the recipe's pixels. data: holds the sets; with patches made once,
+    runs may hold them too. Raises DataError, CheckpointError and TrainingError saying what is missing or does not fit.
+    """
+    check_writing(config)
+    config = with_resolved_dtypes(config)
+    torch.manual_seed(config.optim.seed)
+    with joined() as (here, device):
+        if config.views and here.size > 1:
+            raise TrainingError(
+                f"views is {config.views} and {here.size} processes share the batch: a model that writes trains on "
+                "patches in one process. Start it without torchrun, or set views to 0."
+            )
+        tell = say if here.rank == 0 else (lambda line: None)
+        source, where = opened()
+        check_start(config, source, where)
+        former = source.config.qformer
+        tokenizer = LanguageTokenizer(source.language.tokenizer, source.config.language, former.num_queries)
+        prompts = None if source.tokenizer is None else TextTokenizer(source.tokenizer, former.max_positions)
+        net = make_captioner(source, where, torch.float32, DTYPES[config.optim.dtype]).to(device)
+        usable = Learnable(config, tokenizer, prompts)
+        with _batches(config, net, data, runs, usable, opener, tell) as batches:
+            task = Stage2Task(net, tokenizer, prompts, batches, config)
+            train(task, config.optim, output if config.views else output / "all", say=tell)
+        own = own_state(net)
+        if not config.train_encoder:
+            own = {name: value for name, value in own.items() if not name.startswith("vision.")}
+        state = full_tensors(own)
+        if here.rank == 0:
+            save_trained(output / "model", source, state, dtype=torch.float16)
+            tell(f"wrote {output / 'model'}")
+
+
+@contextmanager
+def _batches(
+    config: WritingConfig, net: Captioner, data: Path, runs: Path, usable: Usable, opener: Opener, tell: Say
+) -> Iterator[BatchSource]:
+    """Open the sets as the config asks: pictures that are read in every step, or patches that are made now."""
+    size = net.config.vision.image_size
+    if config.views:
+        pictures, samples = read_whole_sets(config, data, runs, size, tell)
+        yield EncodedViews(
+            encode_views(net, pictures, config), plain_samples(samples), config.optim, alone=True
+        )
+        return
+    with open_stream(config, data, size, world(), tell, opener=opener, usable=usable) as stream:
+        yield stream
+
+
+def plain_samples(samples: Sequence[CaptionedPicture]) -> list[CaptionedPicture]:
+    """Return the samples with plain captions, without those captions of which nothing is left."""
+    return [
+        replace(sample, captions=tuple(plain for text in sample.captions if (plain := plain_caption(text))))
+        for sample in samples
+    ]
+
+
+@dataclass(frozen=True)
+class Learnable:
+    """Raises DataError for a question and a text that cannot be learned; a stream then takes the next sample."""
+
+    config: WritingConfig
+    tokenizer: LanguageTokenizer
+    prompt_tokenizer: TextTokenizer | None
+
+    def __call__(self, question: str, text: str) -> None:
+        config = self.config
+        if not config.asks and not plain_caption(text):
+            raise DataError(f"its caption is {text!r}: {NO_CAPTION}")
+        if not question:
+            return
+        asked = [prompt.replace("{}", question) for prompt in config.prompts]
+        if not all(self.tokenizer.fits(prompt, text, config.max_tokens) for prompt in asked):
+            raise DataError(f"with its answer it has more than {config.max_tokens} tokens: {TOO_LONG}")
+        if self.prompt_tokenizer is not None and any(self.prompt_tokenizer(asked)[2]):
+            most = self.prompt_tokenizer.max_tokens
+            raise DataError(f"it has more than the {most} tokens that the Q-Former reads: {TOO_LONG}")

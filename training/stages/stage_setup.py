@@ -1,20 +1,27 @@
-"""What training on a stream takes, whatever is learned: the network made ready, the opened stream, contradictions."""
+"""What stage 1, stage 2 and fine-tuning share: prepare the network, open the sets, refuse contradictory settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from engine.blip2.captioner import Captioner
+from engine.blip2.config import VisionConfig
+from engine.blip2.pixels import to_pixels
 from engine.blip2.retriever import Retriever
 from engine.checkpoints.saving import cast_floats
-from engine.datasets.captioned_sets import SetConfig, open_source
+from engine.datasets.captioned_pictures import CaptionedPicture
+from engine.datasets.captioned_sets import SetConfig, open_source, read_small_sets
+from engine.datasets.picture_reading import load_pictures
 from engine.errors import TrainingError
+from training.batches.batch_source import Batch, BatchSource
 from training.batches.crops import random_crop
 from training.batches.picture_stream import Opener, Stream, Usable
 from training.distributed.world import World
@@ -25,13 +32,15 @@ from training.loop.run_checkpoint import flat_settings
 Say = Callable[[str], None]
 
 
-class Streamed(Protocol):
-    """What such a config has, whatever else; see `PretrainConfig`."""
+class Trained(Protocol):
+    """What a config of stage 1 or 2, or of fine-tuning, has in any case; see `Stage1Config`."""
 
     @property
     def sources(self) -> Sequence[SetConfig]: ...
     @property
     def optim(self) -> OptimConfig: ...
+    @property
+    def views(self) -> int: ...
     @property
     def train_encoder(self) -> bool: ...
     @property
@@ -44,24 +53,44 @@ class Streamed(Protocol):
     def workers(self) -> int: ...
 
 
-FREE = {"optim", "sources", "recompute_encoder", "compile", "workers", "chunk"}
-"""Of such configs: what a resumed run may change, or what is compared elsewhere."""
-
-
-def check_streamed(config: Streamed) -> None:
+def check_common(config: Trained) -> None:
     """Raises TrainingError for settings that contradict each other."""
+    if config.views < 0:
+        raise TrainingError(f"views is {config.views}; use 0 to read pictures in every step, or 1 and more.")
     if config.optim.layer_decay != 1.0 and not config.train_encoder:
         raise TrainingError(
             "optim.layer_decay acts on the encoder, which is frozen: set train_encoder, or it to 1."
         )
     if not 0 < config.smallest_crop <= 1:
         raise TrainingError(
-            f"smallest_crop is {config.smallest_crop}; it is a share of the area, above 0 to 1."
+            f"smallest_crop is {config.smallest_crop}; it is a share of the picture, above 0 to 1."
         )
+    for source in config.sources if config.views else ():
+        if source != type(source)(source.path):
+            raise TrainingError(
+                f"The set {source.path} has a weight, images or a split, and views is {config.views}: sets whose "
+                "pictures are encoded once are read whole. Give its path alone, or set views to 0."
+            )
 
 
-def made_ready(net: Retriever | Captioner, config: Streamed) -> Through:
-    """Training mode, encoder and language model as they are to be; -> the door to the network."""
+def refuse_settings(config: Trained, names: Sequence[str], reason: str) -> None:
+    """Raise TrainingError for the first of these settings that is not at its default: it does not go with `views`."""
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(config)}  # type: ignore[arg-type]
+    for name in names:
+        if getattr(config, name) != defaults[name]:
+            other = 0 if config.views else "1 or more"
+            raise TrainingError(
+                f"{name} is set and views is {config.views}: {reason} Set views to {other}, or leave {name} at "
+                f"{defaults[name]}."
+            )
+
+
+def prepare_network(net: Retriever | Captioner, config: Trained) -> Through:
+    """Put the network into training mode, freeze what stays as it is, and return the door to it.
+
+    An encoder that reads pictures in every step without learning is cast as `optim.dtype` says; one whose patches were
+    made before is left as it is.
+    """
     net.requires_grad_(True)
     net.vision.requires_grad_(config.train_encoder)
     if isinstance(net, Captioner):
@@ -70,7 +99,7 @@ def made_ready(net: Retriever | Captioner, config: Streamed) -> Through:
     net.vision.train(config.train_encoder)
     if config.train_encoder and config.recompute_encoder:
         net.vision.backbone.set_grad_checkpointing(True)
-    elif not config.train_encoder and config.optim.dtype == "bfloat16":
+    elif not config.train_encoder and not config.views and config.optim.dtype == "bfloat16":
         net.vision.to(torch.bfloat16)
     if config.compile:
         compile_parts(net)
@@ -87,15 +116,35 @@ def compile_parts(net: Retriever | Captioner, backend: str = "inductor") -> None
                 part.compile(backend=backend, dynamic=True)
 
 
-def kept_settings(config: Any, stream: Stream, free: set[str] = FREE) -> Mapping[str, Any]:
-    """What a resumed run must share: the config but for `free`, and which samples lie where."""
-    kept = {name: value for name, value in asdict(config).items() if name not in free}
-    return flat_settings(kept) | stream.settings()
+def kept_settings(config: Any, names: Sequence[str], source: BatchSource) -> Mapping[str, Any]:
+    """Return what a resumed run must share: the settings of these names, and which samples the source holds."""
+    values = asdict(config)
+    return flat_settings({name: values[name] for name in names}) | dict(source.settings())
+
+
+def images_of(batch: Batch, count: int, vision: VisionConfig, device: torch.device) -> Tensor:
+    """Return the first `count` images of a batch on a device: pictures as normalised pixels, others as they are."""
+    if isinstance(batch.images, Tensor):
+        return batch.images[:count].to(device)
+    return to_pixels(batch.images[:count], vision.mean, vision.std, device)
+
+
+def read_whole_sets(
+    config: Trained, data: Path, runs: Path, image_size: int, tell: Say
+) -> tuple[np.ndarray, list[CaptionedPicture]]:
+    """Read every picture of a config's sets -> uint8 (N, H, W, 3) of image_size, and the samples they belong to.
+
+    Sets are looked for below data, then below runs. Raises DataError for one that cannot be read.
+    """
+    samples = read_small_sets([source.path for source in config.sources], data, runs)
+    pictures, samples, failures = load_pictures(samples, image_size)
+    tell(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
+    return pictures, samples
 
 
 @contextmanager
 def open_stream(
-    config: Streamed, data: Path, image_size: int, here: World, tell: Say, *, opener: Opener = open_source,
+    config: Trained, data: Path, image_size: int, here: World, tell: Say, *, opener: Opener = open_source,
     usable: Usable | None = None,
 ) -> Iterator[Stream]:  # fmt: skip
     """The stream of a config's sources, told of when it opens and what it left out when it closes.
@@ -123,10 +172,10 @@ def open_stream(
 
 
 def frozen_encoder(
-    net: Retriever | Captioner, config: Streamed, dtype: torch.dtype
+    net: Retriever | Captioner, config: Trained, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """A frozen encoder's weights as they are before `made_ready`, in the dtype of the checkpoint: training reads it in
-    bfloat16. Nothing where it is trained."""
+    """Return a frozen encoder's weights in the dtype of the checkpoint, as they are before `prepare_network`, since
+    training reads them in bfloat16. Return nothing where the encoder is trained."""
     if config.train_encoder:
         return {}
     return {f"vision.{name}": t.clone() for name, t in cast_floats(net.vision.state_dict(), dtype).items()}

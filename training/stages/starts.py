@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from engine.blip2.config import EVA, VisionConfig
+from torch import nn
+
+from engine.blip2.config import EVA, CaptionerConfig, LanguageConfig, VisionConfig
 from engine.blip2.retriever import Retriever
-from engine.checkpoints.checkpoint_sources import CaptionerSource, RetrieverSource
+from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, RetrieverSource
 from engine.checkpoints.filling import misfits
 from engine.checkpoints.position_grids import POSITIONS, at_image_size, grid_side
-from engine.checkpoints.tensors import read_safetensors
+from engine.checkpoints.tensors import StoredTensor, read_safetensors, stored
 from engine.checkpoints.transformers_export import EVA_GIANT
 from engine.errors import CheckpointError, DataError
 from engine.models.catalogue import find_model
@@ -84,3 +86,30 @@ def load_encoder(net: Retriever, path: Path) -> None:
 def _beyond(name: str, depth: int) -> bool:
     parts: Sequence[str] = name.split(".")
     return parts[0] == "blocks" and parts[1].isdigit() and int(parts[1]) >= depth
+
+
+def text_branch(name: str) -> bool:
+    """Whether a tensor of a retrieval model's Q-Former serves its texts alone."""
+    return name.startswith(("qformer.words.", "qformer.positions.")) or ".text_mlp." in name
+
+
+def before_language(
+    source: RetrieverSource, language: LanguageSource, about: LanguageConfig
+) -> CaptionerSource:
+    """A stage-1 model's encoder, queries and Q-Former before a language model, with a new projection, drawn now.
+
+    Without its heads, and without its text branch unless the Q-Former reads the prompt.
+    """
+    config = CaptionerConfig(
+        source.config.vision, source.config.qformer, about, source.config.vision_norm_eps
+    )
+    tensors: dict[str, StoredTensor] = {
+        name: tensor
+        for name, tensor in source.tensors.items()
+        if name.startswith(("vision.", "vision_norm.", "qformer."))
+        and (about.reads_prompt or not text_branch(name))
+    }
+    projection = nn.Linear(config.qformer.width, about.width)
+    tensors |= {f"projection.{name}": stored(value) for name, value in projection.state_dict().items()}
+    words = source.tokenizer if about.reads_prompt else None
+    return CaptionerSource(config, tensors, language, words, language.files)

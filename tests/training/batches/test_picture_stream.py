@@ -50,7 +50,7 @@ def stream(data: Path, *sources: SourceConfig, batch: int = 4, seed: int = 0, he
 
 
 def assert_equal(a: Any, b: Any) -> None:
-    assert np.array_equal(a.pictures, b.pictures) and a.captions == b.captions
+    assert np.array_equal(a.images, b.images) and a.captions == b.captions
     assert np.array_equal(a.picture_ids, b.picture_ids)
 
 

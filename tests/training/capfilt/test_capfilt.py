@@ -16,7 +16,7 @@ from tiny import tiny_checkpoint, tiny_config, tiny_model, write_pictures
 from tiny_language import save_tiny
 
 from engine.datasets.captioned_pictures import CaptionedPicture
-from engine.datasets.captioned_sets import read_small_sets
+from engine.datasets.captioned_sets import SourceConfig, read_small_sets
 from engine.datasets.photo_numbers import PhotoSets
 from engine.datasets.tar_shards import find_shards, read_shards, write_captioned
 from engine.errors import DataError
@@ -24,7 +24,8 @@ from engine.search.searcher import Searcher
 from training.capfilt.capfilt import run_capfilt
 from training.capfilt.caption_candidates import Candidates, Caption
 from training.loop.optimizer import OptimConfig
-from training.stages.stage1 import Stage1Config, run_stage1
+from training.stages.stage1 import run_stage1
+from training.stages.stage1_config import Stage1Config
 from ui.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +47,11 @@ def test_shards_are_what_the_other_trainings_read(place: Path) -> None:
     again = read_small_sets(["own-*.tar", "out/out-*.tar"], place / "data", place / "runs")
     assert [one.captions for one in again[3:]] == [one.captions for one in got]
     stage1 = Stage1Config(
-        tiny_config(), ("out/out-*.tar",), OptimConfig(steps=1, batch=4, lr=1e-4), start="tiny"
+        tiny_config(),
+        (SourceConfig("out/out-*.tar"),),
+        OptimConfig(steps=1, batch=4, lr=1e-4),
+        views=1,
+        start="tiny",
     )
     run_stage1(stage1, place / "data", place / "runs", place / "runs" / "next")
     assert (place / "runs" / "next" / "model" / "config.json").is_file()

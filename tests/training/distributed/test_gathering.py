@@ -13,13 +13,15 @@ from two_processes import in_two_processes
 from engine.blip2.wordpiece import TextTokenizer
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.errors import TrainingError
+from training.batches.encoded_views import EncodedViews
 from training.distributed.gathering import fetch_rows, gather, gather_texts
 from training.distributed.world import World, joined, world
 from training.distributed.wrapping import Through, full_tensors, replicated
 from training.loop.optimizer import OptimConfig
 from training.loop.train_loop import train
 from training.losses.stage1_losses import stage1_losses
-from training.stages.stage1 import ItcTask, Stage1Config, Stage1Task
+from training.stages.stage1 import ItcTask, Stage1Task
+from training.stages.stage1_config import Stage1Config
 
 PAIRS = 6
 FORCED = (torch.tensor([3, 5, 1, 0, 3, 2]), torch.tensor([4, 2, 5, 1, 0, 3]))
@@ -79,7 +81,7 @@ def run(folder: Path, parallel: str, task: type[Stage1Task] = Stage1Task, **chan
         steps=4, batch=8, lr=1e-3, log_every=1, clip=1.0, parallel=parallel, weight_decay=0.0, **changes
     )
     model = tiny_config(dropout=0.0)
-    chosen = Stage1Config(model, (), optim, match_distillation=1.0, query_share=0.5, patch_share=0.5)
+    chosen = Stage1Config(model, (), optim, views=2, match_distillation=1.0, query_share=0.5, patch_share=0.5)
     tokenizer = TextTokenizer(tiny_tokenizer(), model.max_tokens)
     patches = torch.randn(8, 2, 17, 32, generator=torch.Generator().manual_seed(0))
     captions = [
@@ -89,7 +91,7 @@ def run(folder: Path, parallel: str, task: type[Stage1Task] = Stage1Task, **chan
         for c in ("snow", "house")
     ]
     samples = [CaptionedPicture(texts[0], b"", texts) for texts in captions]
-    made = task(tiny_net(model), tokenizer, patches, samples, chosen)
+    made = task(tiny_net(model), tokenizer, EncodedViews(patches, samples, optim), chosen)
     rows = train(made, optim, folder)
     return {"rows": rows, "weights": full_tensors(made.net.state_dict())}
 

@@ -30,7 +30,7 @@ def shared(batch: Inputs) -> Inputs:
     here = world()
     photos = None if batch.picture_ids is None else here.share(batch.picture_ids)
     return Inputs(
-        here.share(batch.pixels),
+        here.share(batch.images),
         here.share(batch.ids),
         here.share(batch.mask),
         photos,
@@ -52,7 +52,7 @@ def gradients(net: Retriever) -> dict[str, torch.Tensor]:
 def whole(batch: Inputs, train_encoder: bool) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     net = network(train_encoder)
     got = stage1_losses(
-        net, normed(net, encode(net, batch.pixels)), batch.ids, batch.mask, dec_id=4, image_ids=batch.picture_ids,
+        net, normed(net, encode(net, batch.images)), batch.ids, batch.mask, dec_id=4, image_ids=batch.picture_ids,
         draws_2N=batch.draws,
     )  # fmt: skip
     got.total.backward()
@@ -93,7 +93,7 @@ def test_parts_alone_would_not_do() -> None:
     batch = inputs(False)
     net = network(False)
     for rows in (slice(0, 3), slice(3, 6)):
-        patches = normed(net, encode(net, batch.pixels[rows]))
+        patches = normed(net, encode(net, batch.images[rows]))
         losses = stage1_losses(
             net, patches, batch.ids[rows], batch.mask[rows], dec_id=4, draws_2N=batch.draws[:, :3]
         )

@@ -169,3 +169,21 @@ def test_settings_of_questions() -> None:
     assert changed.sources == (QuestionConfig("q.json", annotations="a.json"),)
     with pytest.raises(TrainingError, match="QuestionConfig has no 'anotations'; did you mean 'annotations'"):
         with_settings(VQA["mini-vqa"](), ['sources=[{"path": "q.json", "anotations": "a.json"}]'])
+
+
+@pytest.mark.parametrize(
+    ("change", "paths"),
+    [
+        ("pictures=a.tar, out/b-*.tar", ("a.tar", "out/b-*.tar")),
+        ('pictures=["a.tar", "b.json"]', ("a.tar", "b.json")),
+        ("pictures.0=c.tar", ("c.tar",)),
+    ],
+)
+def test_sets_may_be_given_by_their_paths_alone(change: str, paths: tuple[str, ...]) -> None:
+    assert with_settings(STAGE1["mini"](), [change]).sources == tuple(map(SourceConfig, paths))
+    with pytest.raises(TrainingError, match="Recipe has no 'picture'"):
+        with_settings(RECIPE, ["picture=a.tar"])
+
+
+def test_a_start_may_be_taken_away() -> None:
+    assert with_settings(STAGE1["mini-tuned"](), ["start=none"]).start is None

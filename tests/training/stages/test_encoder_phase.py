@@ -14,11 +14,14 @@ from engine.blip2.pixels import to_pixels
 from engine.blip2.retriever import Retriever
 from engine.checkpoints.building import load_net
 from engine.checkpoints.saving import save_checkpoint
-from training.batches.encoded_views import encode_maps, encode_views
+from training.batches.encoded_views import EncodedViews, encode_maps, encode_views
 from training.loop.train_loop import train
+from training.losses.cached_embeddings import Inputs
 from training.losses.stage1_losses import itc_alone, normed
 from training.stages import stage1
-from training.stages.stage1 import EncoderTask, Stage1Config, run_stage1
+from training.stages.encoder_phase import EncoderEnd, _in_float32
+from training.stages.stage1 import EncoderTask, run_stage1
+from training.stages.stage1_config import Stage1Config
 from training.stages.text_half import train_tokenizer
 
 
@@ -57,17 +60,18 @@ def test_itc_trains_the_encoders_last_parts_alone(tmp_path: Path) -> None:
     pictures = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), dtype=np.uint8)
     maps = encode_maps(net, pictures, chosen, chosen.encoder_from)
     optim = replace(chosen.optim, steps=12, lr=2e-3, log_every=4)
-    task = EncoderTask(net, tokenizer, maps, samples, chosen, optim)
+    source = EncodedViews(maps, samples, optim)
+    task = EncoderTask(net, tokenizer, source, chosen, optim)
     ids, mask, _ = tokenizer([texts[0] for texts in CAPTIONS])
     net.vision.eval()
     pixels = to_pixels(pictures, chosen.model.vision.mean, chosen.model.vision.std, torch.device("cpu"))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         want = itc_alone(net, normed(net, net.vision(pixels)), ids, mask)
         queries = torch.arange(net.config.qformer.num_queries)
-        got = task._of_maps(net, maps[:, 0], ids, mask, queries)["loss"]
+        got = task._losses(net, Inputs(maps[:, 0], ids, mask, None, torch.rand(2, 8), 0, queries))["loss"]
     torch.testing.assert_close(got, want, atol=2e-2, rtol=0)
     before = {name: value.clone() for name, value in net.vision.state_dict().items()}
-    task = EncoderTask(net, tokenizer, maps, samples, chosen, optim)
+    task = EncoderTask(net, tokenizer, source, chosen, optim)
     rows = train(task, optim, tmp_path)
     assert rows[-1]["loss"] < rows[0]["loss"]
     last = [f"backbone.{name}" for name in ("blocks.6", "conv_head", "bn2")]
@@ -106,18 +110,15 @@ def test_a_run_with_the_encoder_writes_what_it_learned(
 
 def test_strided_depthwise_convolutions_are_computed_in_float32() -> None:
     """Those that are slow in bfloat16 on a CPU: under autocast as without it, and only within."""
-    chosen = convolutional()
-    _, tokenizer, _, samples = eight_pairs(replace(chosen, model=config().model))
-    net = Retriever(chosen.model)
-    task = EncoderTask(net, tokenizer, torch.empty(0), samples, replace(chosen, encoder_from=2), chosen.optim)
-    assert len(task.strided) > 1 and all(conv.groups > 1 < conv.stride[0] for conv in task.strided)
-    conv = task.strided[0]
+    strided = EncoderEnd(Retriever(convolutional().model).vision, 2).strided
+    assert len(strided) > 1 and all(conv.groups > 1 < conv.stride[0] for conv in strided)
+    conv = strided[0]
     maps = torch.randn(2, conv.in_channels, 8, 8).bfloat16()
     want = conv(maps.float())
     (want_gradient,) = torch.autograd.grad(want.square().sum(), conv.weight)
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(maps).dtype == torch.bfloat16
-        with stage1._in_float32(task.strided):
+        with _in_float32(strided):
             got = conv(maps)
         assert conv(maps).dtype == torch.bfloat16 and "forward" not in vars(conv)
     (gradient,) = torch.autograd.grad(got.square().sum(), conv.weight)

@@ -17,7 +17,7 @@ from engine.errors import CheckpointError, DataError, QseekError, TrainingError
 from engine.models.loading import load_captioner
 from training.recipes.recipe_catalogue import VQA
 from training.stages.finetuning import CaptionConfig, run_finetune
-from training.stages.generative import GenerativeTask
+from training.stages.stage2 import Stage2Task
 from ui.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -78,15 +78,15 @@ def test_a_run_stops_and_goes_on(
 ) -> None:
     chosen = questions(optim=replace(OPTIM, dtype=dtype, steps=6), train_encoder=True)
     want = run(chosen, data, tmp_path / "whole")
-    losses = GenerativeTask.losses
+    losses = Stage2Task.losses
 
-    def stops(self: GenerativeTask, step: int) -> Any:
+    def stops(self: Stage2Task, step: int) -> Any:
         if step == 3:
             raise KeyboardInterrupt
         return losses(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(GenerativeTask, "losses", stops)
+        patch.setattr(Stage2Task, "losses", stops)
         with pytest.raises(KeyboardInterrupt):
             run(chosen, data, tmp_path / "halves")
     assert run(chosen, data, tmp_path / "halves") == want and len(set(want)) == 6
@@ -169,3 +169,13 @@ def test_a_damaged_picture_is_replaced_and_named(data: Path, tmp_path: Path) -> 
     run_finetune(chosen, data, tmp_path, tmp_path / "out", say=said.append)
     assert any("samples replaced: it cannot be read" in line for line in said)
     assert any("question 1 (bad.png)" in line for line in said)
+
+
+def test_captions_on_patches_made_once(data: Path, tmp_path: Path) -> None:
+    """The same fine-tuning where the frozen encoder reads every picture once; it goes on with the same settings."""
+    chosen = captions(views=2, optim=OPTIM)
+    run_finetune(chosen, data, tmp_path, tmp_path / "out")
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == OPTIM.steps
+    assert load_captioner(str(tmp_path / "out" / "model")).image_size == 32
+    with pytest.raises(TrainingError, match="views: 2 then, 1 now"):
+        run_finetune(replace(chosen, views=1), data, tmp_path, tmp_path / "out")

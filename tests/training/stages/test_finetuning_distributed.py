@@ -22,7 +22,7 @@ from engine.models.loading import load_captioner
 from training.distributed.world import joined, world
 from training.distributed.wrapping import replicated
 from training.stages.finetuning import VqaConfig, run_finetune, start_finetune
-from training.stages.generative import GenerativeTask
+from training.stages.stage2 import Stage2Task
 from training.stages.stage_setup import open_stream
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -50,7 +50,7 @@ def gradients(data: Path) -> dict[str, Any]:
     assert source.tokenizer is not None
     prompts = TextTokenizer(source.tokenizer, source.config.qformer.max_positions)
     with open_stream(config, data, 32, here, lambda line: None, opener=open_questions) as stream:
-        task = GenerativeTask(net, words, prompts, stream, config)
+        task = Stage2Task(net, words, prompts, stream, config)
         if here.size > 1:
             task.through = replicated(task.through)
         loss = task.losses(0)["loss"]

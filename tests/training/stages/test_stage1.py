@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eight_pairs import CAPTIONS, config, eight_pairs, write_colour_shard
+from eight_pairs import CAPTIONS, config, eight_pairs, source_of, write_colour_shard
 from safetensors.torch import save_file
 
 from engine.blip2.layers import KeysValues
@@ -18,6 +18,8 @@ from engine.checkpoints.saving import save_checkpoint
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.errors import DataError
 from engine.models.loading import load_model
+from training.batches.batch_source import Batch
+from training.batches.encoded_views import EncodedViews
 from training.loop.train_loop import train
 from training.stages import stage1
 from training.stages.stage1 import ItcTask, Stage1Task, run_stage1
@@ -30,7 +32,9 @@ def test_eight_pairs_by_heart(tmp_path: Path, dtype: str) -> None:
     chosen = replace(chosen, optim=replace(chosen.optim, dtype=dtype))
     net, tokenizer, patches, samples = eight_pairs(chosen)
     frozen = {name: value.clone() for name, value in net.vision.state_dict().items()}
-    rows = train(Stage1Task(net, tokenizer, patches, samples, chosen), chosen.optim, tmp_path)
+    rows = train(
+        Stage1Task(net, tokenizer, source_of(patches, samples, chosen), chosen), chosen.optim, tmp_path
+    )
     assert rows[-1]["itg"] < 0.6 * rows[0]["itg"] and rows[-1]["itm"] < 0.5
     net.eval()
     with torch.no_grad():
@@ -48,12 +52,13 @@ def test_shuffled_pairs_are_not_learned(tmp_path: Path) -> None:
     chosen = config()
     net, tokenizer, patches, samples = eight_pairs(chosen)
 
-    class Shuffled(Stage1Task):
-        def _pictures_of(self, step: int) -> torch.Tensor:
-            self.patches = self.patches[torch.randperm(8)]
-            return super()._pictures_of(step)
+    class Shuffled(EncodedViews):
+        def __getitem__(self, step: int) -> Batch:
+            self.views = self.views[torch.randperm(8)]
+            return super().__getitem__(step)
 
-    rows = train(Shuffled(net, tokenizer, patches, samples, chosen), chosen.optim, tmp_path)
+    source = Shuffled(patches, samples, chosen.optim)
+    rows = train(Stage1Task(net, tokenizer, source, chosen), chosen.optim, tmp_path)
     assert rows[-1]["itc"] > 1.9  # ln 8 = 2.08 is chance
     assert rows[-1]["itm"] > 0.6  # the share of matching pairs, 1/3, gives 0.64
 
@@ -62,7 +67,7 @@ def test_contrast_alone_first(tmp_path: Path) -> None:
     chosen = config(patch_share=0.5, views=3)
     net, tokenizer, patches, samples = eight_pairs(chosen)
     assert patches.shape[1] == 3 and not torch.equal(patches[:, 0], patches[:, 1])
-    rows = train(ItcTask(net, tokenizer, patches, samples, chosen), chosen.optim, tmp_path)
+    rows = train(ItcTask(net, tokenizer, source_of(patches, samples, chosen), chosen), chosen.optim, tmp_path)
     assert set(rows[0]) == {"step", "loss", "lr", "samples_per_second", "mfu"}
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
 
@@ -70,9 +75,11 @@ def test_contrast_alone_first(tmp_path: Path) -> None:
 def test_every_picture_once_an_epoch() -> None:
     chosen = config()
     chosen = replace(chosen, optim=replace(chosen.optim, batch=4))
-    net, tokenizer, patches, samples = eight_pairs(chosen)
-    task = Stage1Task(net, tokenizer, patches, samples, chosen)
-    epochs = [torch.cat([task._pictures_of(2 * e), task._pictures_of(2 * e + 1)]).tolist() for e in range(2)]
+    _, _, patches, samples = eight_pairs(chosen)
+    source = source_of(patches, samples, chosen)
+    epochs = [
+        [*source[2 * e].picture_ids.tolist(), *source[2 * e + 1].picture_ids.tolist()] for e in range(2)
+    ]
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs) and epochs[0] != epochs[1]
 
 
@@ -96,6 +103,7 @@ def test_a_run_makes_a_model(tmp_path: Path) -> None:
         chosen,
         optim=replace(chosen.optim, steps=3),
         itc_optim=replace(chosen.optim, steps=2),
+        start="",
         encoder="e",
         text="t",
     )
@@ -139,7 +147,9 @@ def test_some_queries_and_patches_take_part(tmp_path: Path) -> None:
         return read(keys, queries)
 
     net.qformer.read_photos = count  # type: ignore[method-assign]
-    rows = train(Stage1Task(net, tokenizer, patches, samples, chosen), chosen.optim, tmp_path)
+    rows = train(
+        Stage1Task(net, tokenizer, source_of(patches, samples, chosen), chosen), chosen.optim, tmp_path
+    )
     assert set(rows[0]) >= {"itc", "itm", "itg", "distilled"} and rows[-1]["itc"] < rows[0]["itc"]
     assert all(num == round(patches.shape[2] / 2) and len(queries) == 2 for num, *queries in seen)
     assert len({tuple(queries) for _, *queries in seen}) == 6  # every pair of the four queries
@@ -147,10 +157,10 @@ def test_some_queries_and_patches_take_part(tmp_path: Path) -> None:
 
 def test_pictures_without_captions_are_refused() -> None:
     chosen = config()
-    net, tokenizer, patches, samples = eight_pairs(chosen)
+    _, _, patches, samples = eight_pairs(chosen)
     samples[3] = CaptionedPicture("bare", b"", ())
     with pytest.raises(DataError, match=r"1 pictures have no caption \(first: bare\)"):
-        Stage1Task(net, tokenizer, patches, samples, chosen)
+        source_of(patches, samples, chosen)
 
 
 def test_without_steps_there_is_no_run_with_all_losses(

@@ -1,5 +1,7 @@
 """Stage 2 trains: eight captions by heart and written again, not when they are shuffled; what is frozen stays so."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from eight_pairs import (
     COLOURS,
+    before_language_model,
     language_model,
     stage1_net,
     word_tokenizer,
@@ -24,12 +27,18 @@ from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.language_folder import describe_language
 from engine.checkpoints.saving import save_checkpoint
 from engine.datasets.captioned_pictures import CaptionedPicture
-from engine.errors import CheckpointError, DataError
+from engine.datasets.captioned_sets import SourceConfig
+from engine.errors import CheckpointError, DataError, QseekError, TrainingError
 from engine.models.loading import load_captioner
-from training.batches.encoded_views import encode_views
+from training.batches.batch_source import Batch
+from training.batches.encoded_views import EncodedViews, encode_views
+from training.batches.pair_draws import TorchDraws
+from training.distributed.world import World
 from training.loop.optimizer import OptimConfig
 from training.loop.train_loop import train
-from training.stages.stage2 import Stage2Config, Stage2Task, from_stage1, run_stage2
+from training.recipes.recipe_catalogue import VQA
+from training.stages.stage2 import Stage2Task, plain_samples, run_stage2
+from training.stages.stage2_config import Stage2Config, check_language, check_writing
 from ui.cli.main import main
 
 TEXTS = [(f"the wall is {colour}",) for colour in COLOURS]
@@ -40,7 +49,8 @@ Parts = tuple[Captioner, LanguageTokenizer, TextTokenizer | None, Tensor, list[C
 
 def config(**changes: Any) -> Stage2Config:
     optim = OptimConfig(steps=300, batch=8, lr=5e-3, warmup=10, weight_decay=0.0, clip=1.0, log_every=50)
-    return replace(Stage2Config(("s-*.tar",), optim, start="first"), **changes)
+    made = Stage2Config((SourceConfig("s-*.tar"),), optim, "first", views=1, smallest_crop=0.6)
+    return replace(made, **changes)
 
 
 def eight_pairs(kind: str, chosen: Stage2Config) -> Parts:
@@ -49,7 +59,7 @@ def eight_pairs(kind: str, chosen: Stage2Config) -> Parts:
     about = describe_language(
         language.config, word_tokenizer(kind), Path("x"), reads_prompt=chosen.reads_prompt
     )
-    net = from_stage1(retriever, language, about)
+    net = before_language_model(retriever, language, about)
     pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
     samples = [CaptionedPicture(c, b"", texts) for c, texts in zip(COLOURS, TEXTS, strict=True)]
     prompts = TextTokenizer(words, 16) if chosen.reads_prompt else None
@@ -60,6 +70,16 @@ def eight_pairs(kind: str, chosen: Stage2Config) -> Parts:
         encode_views(net, pictures, chosen),
         samples,
     )
+
+
+def task_on(
+    parts: Parts,
+    chosen: Stage2Config,
+    kind: type[EncodedViews] = EncodedViews,
+    task: type[Stage2Task] = Stage2Task,
+) -> Stage2Task:
+    *network, patches, samples = parts
+    return task(*network, kind(patches, plain_samples(samples), chosen.optim, alone=True), chosen)
 
 
 def written(parts: Parts, prompt: str) -> list[str]:
@@ -82,7 +102,7 @@ def test_eight_captions_by_heart(tmp_path: Path, kind: str) -> None:
     net = parts[0]
     frozen = {n: v.clone() for n, v in net.state_dict().items() if n.startswith(("vision.", "language."))}
     before = {n: v.clone() for n, v in net.state_dict().items() if n not in frozen}
-    rows = train(Stage2Task(*parts, chosen), chosen.optim, tmp_path)
+    rows = train(task_on(parts, chosen), chosen.optim, tmp_path)
     assert rows[-1]["loss"] < 0.4 * rows[0]["loss"]
     assert written(parts, "a photo of") == [text for (text,) in TEXTS]
     after = net.state_dict()
@@ -97,12 +117,12 @@ def test_shuffled_captions_are_not_learned(tmp_path: Path) -> None:
     chosen = config()
     parts = eight_pairs("opt", chosen)
 
-    class Shuffled(Stage2Task):
-        def _pictures_of(self, step: int) -> Tensor:
-            self.patches = self.patches[torch.randperm(8)]
-            return super()._pictures_of(step)
+    class Shuffled(EncodedViews):
+        def __getitem__(self, step: int) -> Batch:
+            self.views = self.views[torch.randperm(8)]
+            return super().__getitem__(step)
 
-    rows = train(Shuffled(*parts, chosen), chosen.optim, tmp_path)
+    rows = train(task_on(parts, chosen, Shuffled), chosen.optim, tmp_path)
     # Five tokens, four of them the same in all captions, one of eight: ln 8 / 5 = 0.42 is what chance leaves.
     assert rows[-1]["loss"] > 0.4
     assert sum(got == text for got, (text,) in zip(written(parts, "a photo of"), TEXTS, strict=True)) <= 4
@@ -122,14 +142,12 @@ def test_resumes_to_the_same_losses(tmp_path: Path, dtype: str) -> None:
     chosen = config(prompts=("", "a photo of"), prefix_share=0.5)
     chosen = replace(chosen, optim=replace(chosen.optim, steps=14, log_every=1, batch=4, dtype=dtype))
     want = [
-        row["loss"]
-        for row in train(Stage2Task(*eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "a")
+        row["loss"] for row in train(task_on(eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "a")
     ]
     with pytest.raises(KeyboardInterrupt):
-        train(StopsAt(*eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "b")
+        train(task_on(eight_pairs("t5", chosen), chosen, task=StopsAt), chosen.optim, tmp_path / "b")
     got = [
-        row["loss"]
-        for row in train(Stage2Task(*eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "b")
+        row["loss"] for row in train(task_on(eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "b")
     ]
     assert got == want[7:] and len(set(want)) == 14
 
@@ -137,9 +155,9 @@ def test_resumes_to_the_same_losses(tmp_path: Path, dtype: str) -> None:
 def test_captions_are_cut_in_two() -> None:
     """Prefix language modelling: the beginning goes to the encoder, the rest is learned; every place comes."""
     chosen = config(prompts=("a photo of", ""), prefix_share=0.5)
-    task = Stage2Task(*eight_pairs("t5", chosen), chosen)
+    task = task_on(eight_pairs("t5", chosen), chosen)
     torch.manual_seed(0)
-    pairs = {task._pair(0) for _ in range(400)}
+    pairs = {task._pair("", TEXTS[0][0], TorchDraws()) for _ in range(400)}
     words = TEXTS[0][0].split()
     cuts = [("", TEXTS[0][0])] + [(" ".join(words[:n]), " ".join(words[n:])) for n in range(1, 4)]
     assert pairs == {
@@ -190,8 +208,28 @@ def test_what_cannot_be_learned(case: str) -> None:
     *parts, samples = eight_pairs(kind, chosen)
     if first is not None:
         samples[0] = CaptionedPicture(first[0], b"", first[1])
-    with pytest.raises(DataError, match=message):
-        Stage2Task(*parts, samples, chosen)
+    error: type[QseekError] = TrainingError if first is None and case != "few" else DataError
+    with pytest.raises(error, match=message):
+        check_writing(chosen)
+        check_language(chosen, parts[0].config.language)
+        task_on((*parts, samples), chosen)
+
+
+def test_questions_and_a_trained_encoder_need_pictures_in_every_step() -> None:
+    with pytest.raises(TrainingError, match="train_encoder is set and views is 1"):
+        check_writing(config(train_encoder=True))
+    with pytest.raises(TrainingError, match="views is 2, but the sources hold questions"):
+        check_writing(replace(VQA["mini-vqa"](), views=2))
+
+
+def test_patches_train_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def joined() -> Iterator[tuple[World, torch.device]]:
+        yield World(0, 2), torch.device("cpu")
+
+    monkeypatch.setattr("training.stages.stage2.joined", joined)
+    with pytest.raises(TrainingError, match="views is 1 and 2 processes share the batch"):
+        run_stage2(config(), tmp_path, tmp_path, tmp_path, tmp_path / "out")
 
 
 def test_the_command_asks_for_a_language_model(tmp_path: Path) -> None:

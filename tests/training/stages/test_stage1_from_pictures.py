@@ -18,7 +18,8 @@ from engine.errors import DataError, TrainingError
 from training.loop.optimizer import OptimConfig
 from training.recipes.recipe_catalogue import RETRIEVAL, STAGE1
 from training.stages.dry_run import describe_plan, parameter_table, state_bytes
-from training.stages.pretrain import PretrainConfig, PretrainTask, run_pretrain, start_model
+from training.stages.stage1 import Stage1Task, run_stage1, start_stage1
+from training.stages.stage1_config import Stage1Config
 from training.stages.stage_setup import compile_parts
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
@@ -45,30 +46,30 @@ def data(folder: Path) -> Path:
     return folder
 
 
-def config(**changes: Any) -> PretrainConfig:
+def config(**changes: Any) -> Stage1Config:
     optim = OptimConfig(steps=4, batch=8, lr=1e-3, log_every=1, weight_decay=0.0)
     sources = SourceConfig("s-{0..0}.tar"), SourceConfig("list.json")
-    made = PretrainConfig(tiny_config(dropout=0.0), sources, optim, start="model", workers=2)
+    made = Stage1Config(tiny_config(dropout=0.0), sources, optim, start="model", workers=2)
     return replace(made, **changes)
 
 
-def run(chosen: PretrainConfig, tmp_path: Path, name: str) -> list[float]:
-    run_pretrain(chosen, data(tmp_path / "data"), tmp_path, tmp_path / name)
+def run(chosen: Stage1Config, tmp_path: Path, name: str) -> list[float]:
+    run_stage1(chosen, data(tmp_path / "data"), tmp_path, tmp_path / name)
     lines = (tmp_path / name / "all" / "log.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
 
 def test_a_run_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     want = run(config(), tmp_path, "whole")
-    losses = PretrainTask.losses
+    losses = Stage1Task.losses
 
-    def stops(self: PretrainTask, step: int) -> Any:
+    def stops(self: Stage1Task, step: int) -> Any:
         if step == 2:
             raise KeyboardInterrupt
         return losses(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PretrainTask, "losses", stops)
+        patch.setattr(Stage1Task, "losses", stops)
         with pytest.raises(KeyboardInterrupt):
             run(config(), tmp_path, "halves")
     assert run(config(), tmp_path, "halves") == want
@@ -120,7 +121,7 @@ def test_compiled_parts_give_the_same() -> None:
 def test_starts_from_bert_and_an_encoder(tmp_path: Path) -> None:
     chosen = config(start="", bert="bert", encoder="encoder.safetensors")
     folder = data(tmp_path / "data")
-    net, tokenizer = start_model(chosen, folder, tmp_path)
+    net, tokenizer = start_stage1(chosen, folder, tmp_path)
     assert (
         net.config.qformer.width == 24 and tokenizer.token_to_id("[DEC]") == net.config.qformer.vocab_size - 1
     )
@@ -128,21 +129,21 @@ def test_starts_from_bert_and_an_encoder(tmp_path: Path) -> None:
     assert all(torch.equal(value, want[name]) for name, value in net.vision.state_dict().items())
     save_file({"cls_token": torch.zeros(1, 1, 32), "odd": torch.zeros(1)}, folder / "encoder.safetensors")
     with pytest.raises(DataError, match=r"not the image encoder vit_tiny.*missing blocks\.0\."):
-        start_model(chosen, folder, tmp_path)
+        start_stage1(chosen, folder, tmp_path)
 
 
 def test_larger_pictures_interpolate_the_positions(tmp_path: Path) -> None:
     model = config().model
     args = model.vision.timm_args | {"img_size": 48}
     larger = replace(model, vision=replace(model.vision, image_size=48, timm_args=args))
-    net, _ = start_model(config(model=larger), data(tmp_path / "data"), tmp_path)
+    net, _ = start_stage1(config(model=larger), data(tmp_path / "data"), tmp_path)
     assert net.vision.backbone.pos_embed.shape == (1, 1 + 36, 32) and net.vision.num_patches() == 37
     odd = replace(model, vision=replace(model.vision, image_size=50))
     with pytest.raises(DataError, match="50 pixels are not a multiple of the encoder's patches of 8"):
-        start_model(config(model=odd), tmp_path / "data", tmp_path)
+        start_stage1(config(model=odd), tmp_path / "data", tmp_path)
     other = replace(model, embed_dim=8)
     with pytest.raises(DataError, match=r"another architecture .*embed_dim: 16, not 8"):
-        start_model(config(model=other), tmp_path / "data", tmp_path)
+        start_stage1(config(model=other), tmp_path / "data", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_larger_pictures_interpolate_the_positions(tmp_path: Path) -> None:
 )
 def test_contradictions_are_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(TrainingError, match=words):
-        run_pretrain(config(**changes), tmp_path, tmp_path, tmp_path / "out")
+        run_stage1(config(**changes), tmp_path, tmp_path, tmp_path / "out")
 
 
 def test_the_papers_numbers() -> None:

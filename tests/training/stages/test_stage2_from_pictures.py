@@ -10,7 +10,8 @@ from finetuning_inputs import GREEDY, LEARNS, pictures
 from engine.datasets.captioned_sets import SourceConfig
 from engine.errors import TrainingError
 from engine.models.loading import load_captioner
-from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
+from training.stages.stage2 import run_stage2
+from training.stages.stage2_config import Stage2Config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,11 +21,11 @@ def test_stage_2_on_a_stream(data: Path, tmp_path: Path, kind: str) -> None:
     """From a stage-1 model and a language model; Flan-T5 with captions cut in two."""
     language_model(kind).save_pretrained(tmp_path / "language")
     word_tokenizer(kind).save(str(tmp_path / "language" / "tokenizer.json"))
-    chosen = Stage2StreamConfig(
+    chosen = Stage2Config(
         (SourceConfig("captions.json"),), replace(LEARNS, steps=150), "first", prompts=("",),
         prefix_share=1.0 if kind == "t5" else 0.0, workers=2,
     )  # fmt: skip
-    run_stage2_stream(chosen, data, tmp_path, tmp_path / "language", tmp_path / "out")
+    run_stage2(chosen, data, tmp_path, tmp_path / "language", tmp_path / "out")
     model = load_captioner(str(tmp_path / "out" / "model"), device="cpu", dtype="float32")
     assert not hasattr(model.net.qformer, "words")
     if kind == "opt":
@@ -40,6 +41,4 @@ def test_stage_2_on_a_stream(data: Path, tmp_path: Path, kind: str) -> None:
     with pytest.raises(TrainingError, match="the language model is a decoder"):
         language_model("opt").save_pretrained(tmp_path / "opt")
         word_tokenizer("opt").save(str(tmp_path / "opt" / "tokenizer.json"))
-        run_stage2_stream(
-            replace(chosen, prefix_share=0.5), data, tmp_path, tmp_path / "opt", tmp_path / "no"
-        )
+        run_stage2(replace(chosen, prefix_share=0.5), data, tmp_path, tmp_path / "opt", tmp_path / "no")

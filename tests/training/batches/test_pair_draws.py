@@ -1,0 +1,23 @@
+"""What is drawn for a pair comes in the order in which it is asked for."""
+
+import pytest
+import torch
+
+from training.batches.pair_draws import RowDraws, TorchDraws
+
+
+def test_a_row_is_taken_from_its_beginning() -> None:
+    draws = RowDraws([0.99, 0.25, 0.5])
+    assert (draws.below(4), draws.share(), draws.below(3)) == (3, 0.25, 1)
+    with pytest.raises(StopIteration):
+        draws.share()
+
+
+def test_torchs_draws_follow_its_seed() -> None:
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws = TorchDraws()
+        drawn.append([(draws.below(5), draws.share()) for _ in range(50)])
+    assert drawn[0] == drawn[1] and {number for number, _ in drawn[0]} == set(range(5))
+    assert all(0 <= share < 1 for _, share in drawn[0])

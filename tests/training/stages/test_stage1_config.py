@@ -1,0 +1,55 @@
+"""Settings of stage 1 that contradict each other are refused, and both are named."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tiny import tiny_config
+
+from engine.datasets.captioned_sets import SourceConfig
+from engine.errors import TrainingError
+from training.loop.optimizer import OptimConfig
+from training.recipes.recipe_catalogue import RETRIEVAL, STAGE1
+from training.stages.stage1_config import OF_PATCHES, OF_PICTURES, Stage1Config, check_stage1
+
+OPTIM = OptimConfig(steps=1, batch=4, lr=1e-3)
+CONFIG = Stage1Config(tiny_config(), (SourceConfig("s-*.tar"),), OPTIM, start="model")
+CHANGED: dict[str, Any] = {
+    "train_encoder": True, "recompute_encoder": True, "chunk": 2, "itc_optim": OPTIM, "encoder_optim": OPTIM,
+    "earlier_share": 0.5, "patch_share": 0.5, "query_share": 0.5, "match_distillation": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_each_way_takes_its_own_settings(name: str) -> None:
+    assert {*OF_PATCHES, *OF_PICTURES} == CHANGED.keys()
+    fits, does_not = (0, 2) if name in OF_PICTURES else (2, 0)
+    check_stage1(replace(CONFIG, views=fits, **{name: CHANGED[name]}))
+    with pytest.raises(TrainingError, match=f"^{name} is set and views is {does_not}: .* Set views to"):
+        check_stage1(replace(CONFIG, views=does_not, **{name: CHANGED[name]}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"views": -1}, "views is -1"),
+        ({"views": 2, "sources": (SourceConfig("a.tar", weight=2.0),)}, "a.tar has a weight.* views is 2"),
+        ({"start": "", "encoder": "e"}, "bert is not set"),
+        ({"bert": "b"}, "not both"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        check_stage1(replace(CONFIG, **changes))
+
+
+@pytest.mark.parametrize("name", [*STAGE1, *RETRIEVAL])
+def test_every_recipe_is_allowed(name: str) -> None:
+    for recipes in (STAGE1, RETRIEVAL):
+        if name in recipes:
+            check_stage1(recipes[name]())
+
+
+def test_a_start_goes_before_the_runs_of_a_recipe() -> None:
+    """`--set start=...` of a recipe that builds on two runs."""
+    check_stage1(replace(STAGE1["mini"](), start="mini"))

@@ -1,0 +1,43 @@
+"""Random numbers for one pair after another: from rows that all processes know, or from torch's own generator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+
+
+class PairDraws(Protocol):
+    """The random numbers of one pair, in the order in which they are asked for."""
+
+    def below(self, count: int) -> int:
+        """Return a whole number from 0 to count - 1."""
+        ...
+
+    def share(self) -> float:
+        """Return a number from 0 to below 1."""
+        ...
+
+
+class RowDraws:
+    """Draws taken from a row of uniform numbers, 0 to below 1."""
+
+    def __init__(self, numbers: Iterable[float]):
+        self._numbers = iter(numbers)
+
+    def below(self, count: int) -> int:
+        return int(next(self._numbers) * count)
+
+    def share(self) -> float:
+        return next(self._numbers)
+
+
+class TorchDraws:
+    """Draws of torch's own generator."""
+
+    def below(self, count: int) -> int:
+        return int(torch.randint(count, ()))
+
+    def share(self) -> float:
+        return float(torch.rand(()))

@@ -1,0 +1,57 @@
+"""The last parts of a convolutional encoder, which ITC trains on before stage 1 makes its patches.
+
+They read feature maps that the parts before them made once (`encoded_views.encode_maps`), so that a step costs a
+fraction of one through the whole encoder. This mends a distilled encoder, whose errors add up towards its end.
+Shapes: B pictures, P patches, V vision width, C channels, H W places of a feature map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from engine.blip2.vision import VisionEncoder, network_parts
+
+
+class EncoderEnd:
+    """The parts of an encoder from number `first` on, put into training mode and ready to learn."""
+
+    def __init__(self, vision: VisionEncoder, first: int):
+        self.vision, self.first = vision, first
+        last = nn.ModuleList(modules for modules, _ in network_parts(vision)[first:])
+        last.requires_grad_(True).train()
+        self.strided = [conv for conv in last.modules() if isinstance(conv, nn.Conv2d) and _is_slow(conv)]
+
+    def read(self, maps_BHWC: Tensor) -> Tensor:
+        """Return patches (B, P, V) of the feature maps that the first of these parts reads; call it under autocast."""
+        features = maps_BHWC.permute(0, 3, 1, 2)
+        with _in_float32(self.strided):
+            for _, part in network_parts(self.vision)[self.first :]:
+                features = part(features)
+        return features.flatten(2).transpose(1, 2)
+
+
+def _is_slow(conv: nn.Conv2d) -> bool:
+    """Strided and depthwise: on a CPU its backward pass takes 7 to 16 times as long in bfloat16 as in float32."""
+    return conv.groups > 1 and conv.stride != (1, 1) and conv.weight.device.type == "cpu"
+
+
+@contextmanager
+def _in_float32(convs: Sequence[nn.Conv2d]) -> Iterator[None]:
+    """These leave autocast alone."""
+
+    def exactly(conv: nn.Conv2d, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return type(conv).forward(conv, features.float())
+
+    for conv in convs:
+        conv.forward = partial(exactly, conv)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for conv in convs:
+            del conv.forward
