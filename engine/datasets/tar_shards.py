@@ -22,7 +22,7 @@ from PIL import Image
 from engine.datasets.captioned_pictures import CaptionedPicture, Sample
 from engine.datasets.json_files import CAPTION_COLUMNS, parse_captions, parse_label
 from engine.errors import DataError
-from engine.pictures.formats import PICTURE_SUFFIXES, SHARD_SUFFIX_BY_FIRST_BYTES
+from engine.pictures.formats import SHARD_PICTURE_SUFFIXES, SHARD_SUFFIX_BY_FIRST_BYTES
 from engine.pictures.opening import open_picture
 
 
@@ -66,10 +66,10 @@ def read_shards(shards: Sequence[Path]) -> Iterator[CaptionedPicture]:
     for shard in shards:
         try:
             for sample in webdataset.WebDataset(str(shard), shardshuffle=False, empty_check=False):
-                suffix = next((s for s in PICTURE_SUFFIXES if s in sample), None)
+                suffix = next((s for s in SHARD_PICTURE_SUFFIXES if s in sample), None)
                 if suffix is None:
                     raise DataError(
-                        f"{shard}: sample {sample['__key__']} has no picture ({', '.join(PICTURE_SUFFIXES)})."
+                        f"{shard}: sample {sample['__key__']} has no picture ({', '.join(SHARD_PICTURE_SUFFIXES)})."
                     )
                 facts = json.loads(sample["json"]) if "json" in sample else {}
                 captions = parse_captions(facts.get("captions", []), shard)
@@ -114,12 +114,12 @@ def _members(path: Path) -> tuple[list[str], np.ndarray]:
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
                 stem, _, suffix = name.partition(".")
-                if not member.isfile() or suffix.lower() not in (*PICTURE_SUFFIXES, "json", "txt"):
+                if not member.isfile() or suffix.lower() not in (*SHARD_PICTURE_SUFFIXES, "json", "txt"):
                     continue
                 if member.offset_data + member.size > size:
                     raise DataError(f"{path} ends in the middle of {member.name}.")
                 place = found.setdefault(f"{folder}/{stem}" if folder else stem, [0, 0, 0, 0])
-                if suffix.lower() in PICTURE_SUFFIXES:
+                if suffix.lower() in SHARD_PICTURE_SUFFIXES:
                     place[:2] = [member.offset_data, member.size]
                 elif not (suffix == "txt" and place[3]):  # a .json says more
                     place[2:] = [member.offset_data, member.size]
@@ -131,7 +131,7 @@ def _members(path: Path) -> tuple[list[str], np.ndarray]:
         raise DataError(f"{path} is not a readable tar: {error}") from error
     kept = {key: place for key, place in found.items() if place[1]}
     if not kept:
-        raise DataError(f"{path} has no picture ({', '.join(PICTURE_SUFFIXES)}).")
+        raise DataError(f"{path} has no picture ({', '.join(SHARD_PICTURE_SUFFIXES)}).")
     return list(kept), np.array(list(kept.values()), dtype=np.int64)
 
 
