@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from engine.datasets.tar_shards import write_captioned
 from engine.errors import DataError, PhotoError
 from engine.pictures.formats import RAW_SUFFIXES
 from engine.pictures.opening import open_picture, read_bytes
+from engine.pictures.picture_batches import read_batches
 from engine.types import Failure
 from training.capfilt.capfilt_config import CapfiltConfig, check
 from training.capfilt.caption_candidates import Candidates, Caption, kept, load_parts
@@ -173,30 +173,30 @@ def _captioned(
 ) -> Iterator[tuple[CaptionedPicture, dict[str, Any]]]:
     """Photos that keep a caption, with what their JSON says. A few are in memory at a time."""
     config = worker.config
-    with ThreadPoolExecutor(4) as pool:  # Pillow decodes without holding the interpreter's lock
-        for start in range(numbers.start, numbers.stop, config.photos_at_once):
-            some = range(start, min(start + config.photos_at_once, numbers.stop))
-            opened = list(pool.map(lambda number: _opened(photos, number, worker.least_side), some))
-            tally.photos += len(some)
-            tally.unreadable += [[str(one.path), one.reason] for one in opened if isinstance(one, Failure)]
-            good = [one for one in opened if not isinstance(one, Failure)]
-            if not good:
-                continue
-            seed = int(np.random.SeedSequence([config.seed, start]).generate_state(1)[0])
-            samples, pictures = zip(*good, strict=True)
-            for sample, captions in zip(samples, worker.captions(samples, pictures, seed), strict=True):
-                chosen = kept(captions, config)
-                tally.add(captions, chosen)
-                if chosen:
-                    yield (
-                        sample,
-                        {
-                            "captions": [one.text for one in chosen],
-                            "synthetic": [one.synthetic for one in chosen],
-                            "scores": [round(one.score, 4) for one in chosen],
-                            "key": sample.key,
-                        },
-                    )
+    opened_batches = read_batches(
+        numbers, lambda number: _opened(photos, number, worker.least_side), config.photos_at_once
+    )
+    for start, opened in zip(numbers[:: config.photos_at_once], opened_batches, strict=True):
+        tally.photos += len(opened)
+        tally.unreadable += [[str(one.path), one.reason] for one in opened if isinstance(one, Failure)]
+        good = [one for one in opened if not isinstance(one, Failure)]
+        if not good:
+            continue
+        seed = int(np.random.SeedSequence([config.seed, start]).generate_state(1)[0])
+        samples, pictures = zip(*good, strict=True)
+        for sample, captions in zip(samples, worker.captions(samples, pictures, seed), strict=True):
+            chosen = kept(captions, config)
+            tally.add(captions, chosen)
+            if chosen:
+                yield (
+                    sample,
+                    {
+                        "captions": [one.text for one in chosen],
+                        "synthetic": [one.synthetic for one in chosen],
+                        "scores": [round(one.score, 4) for one in chosen],
+                        "key": sample.key,
+                    },
+                )
 
 
 def _opened(
