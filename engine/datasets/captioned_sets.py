@@ -175,8 +175,8 @@ def read_caption_tasks(data: Path, split: str = "test") -> list[CaptionTask]:
         tasks = read_caption_file(data, split)
     else:
         tasks = [
-            CaptionTask(one.key, (one.key,), one.captions, picture=one.picture)
-            for one in open_set(data.name, data.parent).pictures()
+            CaptionTask(picture.key, (picture.key,), picture.captions, picture=picture.picture)
+            for picture in open_set(data.name, data.parent).pictures()
         ]
     if not tasks:
         raise DataError(f"{data} names no pictures.")

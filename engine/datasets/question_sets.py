@@ -50,7 +50,7 @@ def find_questions(paths: Sequence[Path], images: Path) -> FoundQuestions:
     """
     asked = read_questions(paths)
     left_out: Counter[str] = Counter()
-    kept = []
+    usable = []
     pictures: dict[tuple[str, ...], Path | None] = {}
     for task in asked.questions:
         if task.names not in pictures:
@@ -64,15 +64,15 @@ def find_questions(paths: Sequence[Path], images: Path) -> FoundQuestions:
         elif pictures[task.names] is None:
             left_out[NO_PICTURE] += 1
         else:
-            kept.append(replace(task, question=question, answers=answers, picture=pictures[task.names]))
-    if not kept:
+            usable.append(replace(task, question=question, answers=answers, picture=pictures[task.names]))
+    if not usable:
         first = images / asked.questions[0].names[0] if asked.questions else "none"
         why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "it is empty"
         raise DataError(
             f"No question of {asked.source} is left: {why} (the first picture: {first}); check the file, and that "
             "images names the folder of the pictures."
         )
-    return FoundQuestions(kept, dict(left_out))
+    return FoundQuestions(usable, dict(left_out))
 
 
 class QuestionShard:
