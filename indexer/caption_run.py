@@ -17,6 +17,7 @@ import numpy as np
 from engine.errors import PhotoError
 from engine.index.caption_table import NewCaption
 from engine.index.store import Store
+from engine.pictures.opening import first_readable
 from engine.progress import Pace, Progress
 from engine.types import Failure, Photo
 from indexer.decode import Decoded, DecodeJob, Outcome, attempt
@@ -102,17 +103,19 @@ class _Run:
             self._commit()
 
     def _take(self, photo: Photo, place: Path, outcome: Outcome) -> None:
-        """A place that does not hold the photo any more is followed by the others."""
-        problem = _problem(photo, outcome)
-        for other in photo.paths:
-            if problem is not None and other != place:
-                (outcome,) = attempt([DecodeJob(other)], self.writer.image_size)
-                problem = _problem(photo, outcome) and problem
-        if problem is None:
-            assert isinstance(outcome, Decoded)
-            self.waiting.append((photo, outcome.pixels))
+        """Keep the photo's pixels to be captioned; a place that does not hold it any more is followed by the others."""
+
+        def read(path: Path) -> Decoded:
+            outcome_there = (
+                outcome if path == place else attempt([DecodeJob(path)], self.writer.image_size)[0]
+            )
+            return _check(photo, outcome_there)
+
+        decoded = first_readable([place, *(path for path in photo.paths if path != place)], read)
+        if isinstance(decoded, Failure):
+            self._fail(decoded.path, decoded.reason)
         else:
-            self._fail(place, problem)
+            self.waiting.append((photo, decoded.pixels))
 
     def _caption(self) -> None:
         if not self.waiting:
@@ -141,11 +144,14 @@ class _Run:
         self.new = []
 
 
-def _problem(photo: Photo, outcome: Outcome) -> str | None:
-    """Why what was read is not the photo, None where it is."""
+def _check(photo: Photo, outcome: Outcome) -> Decoded:
+    """Return what was read where it is the photo. Raises PhotoError with the reason where it is not."""
     if isinstance(outcome, PhotoError):
-        return str(outcome)
-    return None if outcome.digest == photo.digest else CHANGED
+        raise outcome
+    if outcome.digest != photo.digest:
+        raise PhotoError(CHANGED)
+    assert isinstance(outcome, Decoded)  # nothing was said to be known
+    return outcome
 
 
 def _place(photo: Photo, roots: Sequence[Path]) -> Path | None:

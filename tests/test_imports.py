@@ -32,6 +32,7 @@ OWNERS = {
     "pydantic": ("training/recipes/",),
     "streamlit": ("ui/",),
     "rich": ("ui/",),
+    "braceexpand": ("engine/datasets/tar_shards",),
 }
 # The ground: what every room may import.
 GROUND = (

@@ -1,7 +1,7 @@
 """Read JSON files of captions: COCO, NoCaps, Karpathy's splits, ALBEF and LAVIS.
 
-The files name pictures. `read_annotations` pairs the captions with the pictures below a folder;
-`read_caption_tasks` returns the tasks of an evaluation, whose pictures are looked for later.
+The files name pictures. `read_annotations` pairs the captions with the pictures below a folder; `read_caption_file`
+returns the tasks of an evaluation, whose pictures are looked for later.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.datasets.captioned_pictures import CaptionedPicture, CaptionTask, Id, check_once, first_few
+from engine.datasets.captioned_pictures import CaptionedPicture, CaptionTask, Id, first_few
 from engine.datasets.json_files import parse_captions, parse_id, read_json
-from engine.datasets.picture_folders import read_picture_folder
 from engine.datasets.picture_lookup import COCO_NAME, find_picture, published_names
-from engine.datasets.tar_shards import find_shards, read_shards
 from engine.errors import DataError
 
 
@@ -29,11 +27,11 @@ class Annotations:
 def read_annotations(annotations: Path, images: Path, split: str = "test") -> Annotations:
     """Captions in one of the layouts that people have, see `captions_of`, with their pictures below `images`.
 
-    A name is looked for as it is, and without its folders. Raises DataError as `captions_of` does, and when none of
+    A name is looked for as `published_names` has it. Raises DataError as `captions_of` does, and when none of
     the pictures is there: the annotations are another set's.
     """
     captions = captions_of(read_json(annotations), annotations, split)
-    found = {name: find_picture(images, name) for name in captions}
+    found = {name: find_picture(images, published_names(name)) for name in captions}
     missing = [name for name, path in found.items() if path is None]
     if len(missing) == len(captions):
         raise DataError(
@@ -90,34 +88,18 @@ def _karpathy(content: dict[str, Any], source: Path, split: str) -> dict[str, tu
     return chosen
 
 
-def read_caption_tasks(data: Path, split: str = "test") -> list[CaptionTask]:
-    """A captioned set, its pictures not looked for yet (those of shards and folders are there).
+def read_caption_file(path: Path, split: str = "test") -> list[CaptionTask]:
+    """Read a JSON file of captions as the tasks of an evaluation, whose pictures are not looked for yet.
 
-    data: tar shards by a pattern; a folder with metadata (`read_picture_folder`); a JSON file as COCO and NoCaps have
-    it ({"images": [{"id", "file_name", "domain"}], "annotations": [{"image_id", "caption"}]}), as Karpathy has it, of
-    which `split` is taken, or ALBEF/LAVIS. Raises DataError for a file that is none of these, or whose captions are
-    of other photos.
+    path: as COCO and NoCaps have it ({"images": [{"id", "file_name", "domain"}], "annotations": [{"image_id",
+    "caption"}]}), as Karpathy has it, of which `split` is taken, or ALBEF/LAVIS. Raises DataError for a file that is
+    none of these, or whose captions are of other photos.
     """
-    if data.suffix == ".tar":
-        read = read_shards(find_shards([data.name], data.parent))
-        tasks = [CaptionTask(one.key, (one.key,), one.captions, picture=one.picture) for one in read]
-    elif data.is_dir():
-        tasks = [
-            CaptionTask(p.key, (p.key,), p.captions, picture=p.picture) for p in read_picture_folder(data)[0]
-        ]
-    else:
-        content = read_json(data)
-        if isinstance(content, dict) and not _is_karpathy(content):
-            tasks = _coco_tasks(content, data)
-        else:
-            captions = captions_of(content, data, split)
-            tasks = [
-                CaptionTask(_image_id(name), published_names(name), texts) for name, texts in captions.items()
-            ]
-    if not tasks:
-        raise DataError(f"{data} names no pictures.")
-    check_once([task.id for task in tasks], "photo", data)
-    return tasks
+    content = read_json(path)
+    if isinstance(content, dict) and not _is_karpathy(content):
+        return _coco_tasks(content, path)
+    captions = captions_of(content, path, split)
+    return [CaptionTask(_image_id(name), published_names(name), texts) for name, texts in captions.items()]
 
 
 def _is_karpathy(content: dict[str, Any]) -> bool:

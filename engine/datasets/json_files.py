@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.atomic import write_file
 from engine.datasets.captioned_pictures import Id
 from engine.errors import DataError
 
@@ -20,7 +20,7 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is not readable JSON: {error}") from error
 
 
-def parse_captions(value: Any, source: Path) -> tuple[str, ...]:
+def parse_captions(value: Any, source: Path | str) -> tuple[str, ...]:
     """A text or a list of texts, empty ones left out. Raises DataError for anything else, naming the source."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
@@ -44,7 +44,5 @@ def parse_id(value: object) -> Id:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """There whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    """Write an indented JSON file that is there whole or not at all."""
+    write_file(path, json.dumps(content, indent=1) + "\n")

@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.datasets.json_files import CAPTION_COLUMNS, parse_captions
+from engine.datasets.picture_lookup import find_picture
 from engine.errors import DataError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -35,15 +36,16 @@ def read_picture_folder(folder: Path) -> tuple[list[CaptionedPicture], list[str]
             )
         name = row["file_name"]
         captions[name] = captions.get(name, ()) + parse_captions(row[column] or "", path)
-    missing = [name for name in captions if not (folder / name).is_file()]
+    places = {name: find_picture(folder, (name,)) for name in captions}  # this layout knows no other names
+    missing = [name for name, place in places.items() if place is None]
     if len(missing) == len(captions):
         raise DataError(
             f"None of the {len(captions)} pictures that {path} names is there (first: {[*missing, ''][0]})."
         )
-    absent = set(missing)
-    return [
-        CaptionedPicture(n, folder / n, texts) for n, texts in captions.items() if n not in absent
-    ], missing
+    pictures = [
+        CaptionedPicture(name, place, captions[name]) for name, place in places.items() if place is not None
+    ]
+    return pictures, missing
 
 
 def _metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -13,15 +13,12 @@ from pathlib import Path
 from engine.datasets.captioned_pictures import Task
 from engine.errors import DataError
 
-
-def find_picture(images: Path, name: str) -> Path | None:
-    for path in (images / name, images / Path(name).name):
-        if path.is_file():
-            return path
-    return None
-
-
 COCO_NAME = re.compile(r"COCO_([a-z]+\d{4})_(\d{12})\.jpg")
+
+
+def find_picture(images: Path, names: Sequence[str]) -> Path | None:
+    """Return the first of the names below `images` that is a file, None where none is; see `published_names`."""
+    return next((path for name in names if (path := images / name).is_file()), None)
 
 
 def published_names(name: str) -> tuple[str, ...]:
@@ -40,7 +37,7 @@ def find_pictures(tasks: Sequence[Task], images: Path) -> tuple[list[Task], list
     """
     places: dict[tuple[str, ...], Path | None] = {}
     for names in {task.names: None for task in tasks if task.picture is None}:
-        places[names] = next((path for name in names if (path := images / name).is_file()), None)
+        places[names] = find_picture(images, names)
     missing = [names[0] for names, place in places.items() if place is None]
     found = [
         task if task.picture is not None else replace(task, picture=places[task.names])

@@ -1,14 +1,14 @@
 """Read files of questions about pictures: VQAv2, OK-VQA and GQA as they are published, and the lists of LAVIS.
 
-`read_questions` returns the tasks of an evaluation, whose pictures are looked for later. `read_question_rows` returns
-questions to learn from, with their pictures, and counts those that it leaves out.
+`read_questions` reads them all, for evaluation and for training; pictures are looked for later. `questions_to_score`
+also refuses what an evaluation cannot use. What is left out of training is decided in question_sets.py.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +18,97 @@ from engine.datasets.picture_lookup import published_names
 from engine.errors import DataError
 
 
+class QuestionLayout(Enum):
+    """Whose files the questions come from."""
+
+    VQA = "VQAv2 and OK-VQA"
+    GQA = "GQA"
+    LIST = "LAVIS' lists"
+
+
 @dataclass(frozen=True)
 class Questions:
-    """is_gqa: one answer each, compared exactly; else ten, for VQA's accuracy."""
+    """What a file asks. source: that file. questions: with the answers that are known; none of their pictures is
+    looked for yet."""
 
+    source: Path
     questions: list[QuestionTask]
-    is_gqa: bool
+    layout: QuestionLayout
+
+    @property
+    def is_gqa(self) -> bool:
+        """Whether each question has one answer, compared exactly; else ten, for VQA's accuracy."""
+        return self.layout is QuestionLayout.GQA
 
 
 def read_questions(paths: Sequence[Path]) -> Questions:
-    """VQAv2 or OK-VQA from its questions and its annotations, GQA from its one file, pictures not looked for yet.
+    """Read questions and, where they are in a file of their own, the annotations with their answers, in either order.
 
-    VQA: {"questions": [{"question_id", "image_id", "question"}], "data_subtype"} and {"annotations": [{"question_id",
-    "answers": [{"answer"}], "answer_type"}]}, the latter not needed to answer alone. GQA: {id: {"imageId", "question",
-    "answer"}}. Raises DataError for other files, and for annotations of other questions.
+    VQAv2 and OK-VQA: {"questions": [{"question_id", "image_id", "question"}], "data_subtype"} and {"annotations":
+    [{"question_id", "answers": [{"answer"}], "answer_type"}]}; without the latter no answers are known. GQA: {id:
+    {"imageId", "question", "answer"}}. LAVIS: a list of {"image", "question", "answer", "question_id"}, the last two
+    not needed. Raises DataError for other files, and for annotations of other questions.
     """
-    asked: list[tuple[Path, dict[str, Any]]] = []
-    annotated: list[tuple[Path, dict[str, Any]]] = []
+    asked, annotated = _by_content(paths)
+    source, content = asked
+    if isinstance(content, list):
+        if annotated is not None:
+            raise DataError(f"{source} is a list with answers of its own; leave annotations empty.")
+        return Questions(source, _listed_questions(content, source), QuestionLayout.LIST)
+    if "questions" not in content:
+        if annotated is not None:
+            raise DataError(
+                f"{source} has no questions as VQA has them, which {annotated[0]} would belong to."
+            )
+        return Questions(source, _gqa_questions(content, source), QuestionLayout.GQA)
+    questions = _vqa_questions(content, source)
+    if annotated is not None:
+        path, annotations = annotated
+        questions = _with_answers(questions, annotations, path)
+    return Questions(source, questions, QuestionLayout.VQA)
+
+
+def _by_content(paths: Sequence[Path]) -> tuple[tuple[Path, Any], tuple[Path, Any] | None]:
+    """Return the file of questions with what it holds, and that of annotations where there is one."""
+    asked: list[tuple[Path, Any]] = []
+    annotated: list[tuple[Path, Any]] = []
     for path in paths:
         content = read_json(path)
-        if not isinstance(content, dict) or not content:
-            raise DataError(f"{path} holds no questions: VQAv2, OK-VQA and GQA come as JSON objects.")
+        if not isinstance(content, list) and (not isinstance(content, dict) or not content):
+            raise DataError(
+                f"{path} holds no questions: VQAv2, OK-VQA and GQA come as JSON objects, LAVIS' as lists."
+            )
         (annotated if "annotations" in content else asked).append((path, content))
     if len(asked) != 1 or len(annotated) > 1:
         raise DataError(
             f"Of {', '.join(map(str, paths))}, {len(asked)} hold questions and {len(annotated)} hold annotations; it "
             "takes one of questions, and for VQAv2 and OK-VQA the annotations that belong to it."
         )
-    source, content = asked[0]
-    if "questions" not in content:
-        if annotated:
-            raise DataError(
-                f"{source} has no questions as VQA has them, which {annotated[0][0]} would belong to."
-            )
-        found = Questions(_gqa_questions(content, source), is_gqa=True)
-    else:
-        path, answers = annotated[0] if annotated else (source, None)
-        found = Questions(vqa_questions(content, source, answers, path), is_gqa=False)
-    if not found.questions:
-        raise DataError(f"{source} has no questions.")
-    check_once([question.id for question in found.questions], "question", source)
-    if empty := [question.id for question in found.questions if not question.question.strip()]:
-        raise DataError(f"{source}: {len(empty):,} questions are empty ({first_few(empty)}).")
-    return found
+    return asked[0], annotated[0] if annotated else None
 
 
-def vqa_questions(content: Any, source: Path, annotations: Any, annotated: Path) -> list[QuestionTask]:
-    """What VQA's questions file holds, with its annotations file where there is one (else None); no picture looked for.
+def questions_to_score(paths: Sequence[Path]) -> Questions:
+    """Read questions whose answers are compared with people's: VQAv2, OK-VQA or GQA; see `read_questions`.
 
-    Raises DataError for another layout, and for annotations of other questions.
+    Raises DataError also for LAVIS' lists, for a file without questions, and for questions that are empty or there
+    twice.
     """
+    read = read_questions(paths)
+    source = read.source
+    if read.layout is QuestionLayout.LIST:
+        raise DataError(f"{source} holds no questions to score: VQAv2, OK-VQA and GQA come as JSON objects.")
+    if not read.questions:
+        raise DataError(f"{source} has no questions.")
+    check_once([question.id for question in read.questions], "question", source)
+    if empty := [question.id for question in read.questions if not question.question.strip()]:
+        raise DataError(f"{source}: {len(empty):,} questions are empty ({first_few(empty)}).")
+    return read
+
+
+def _vqa_questions(content: dict[str, Any], source: Path) -> list[QuestionTask]:
     try:
         part = content.get("data_subtype", "val2014")
-        questions = [
+        return [
             QuestionTask(
                 parse_id(one["question_id"]),
                 published_names(f"COCO_{part}_{int(one['image_id']):012d}.jpg"),
@@ -83,7 +121,6 @@ def vqa_questions(content: Any, source: Path, annotations: Any, annotated: Path)
             f"{source} is not in VQA's layout: {error!r} where it should not be. It takes "
             '{"data_subtype", "questions": [{"question_id", "image_id", "question"}]}.'
         ) from error
-    return questions if annotations is None else _with_answers(questions, annotations, annotated)
 
 
 def _with_answers(questions: Sequence[QuestionTask], content: Any, source: Path) -> list[QuestionTask]:
@@ -130,106 +167,27 @@ def _gqa_questions(content: dict[str, Any], source: Path) -> list[QuestionTask]:
         ) from error
 
 
-NO_PICTURE, NO_QUESTION, NO_ANSWER = "picture is not there", "no question", "no answer"
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question about one picture. number: the file's question_id, else its place. answers: as often as given, none
-    where the file has none (VQAv2's test sets). kind: VQAv2's answer_type ("yes/no", "number", "other"), or empty."""
-
-    number: int
-    picture: Path
-    text: str
-    answers: tuple[str, ...] = ()
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class QuestionRows:
-    """What a file asks. left_out: how many questions by reason."""
-
-    rows: list[Question]
-    left_out: dict[str, int]
-
-
-def read_question_rows(path: Path, images: Path, annotations: Path | None = None) -> QuestionRows:
-    """The questions of VQAv2's files, or of a list as LAVIS has it.
-
-    annotations: VQAv2's answers; without, its questions have none. A picture is looked for below `images` by its name,
-    VQAv2's by COCO's (COCO_train2014_000000000009.jpg, or 000000000009.jpg), also below a folder called as the split.
-    Questions that are empty, that have answers in the file but none that says something, or whose picture is not there,
-    are counted. Raises DataError for a file of another form, answers without their question or the reverse, and when
-    nothing is left.
-    """
-    content = read_json(path)
-    if isinstance(content, list):
-        if annotations is not None:
-            raise DataError(f"{path} is a list with answers of its own; leave annotations empty.")
-        rows = _listed(content, path, images)
-    else:
-        rows = _official(content, path, images, annotations)
-    left_out: Counter[str] = Counter()
-    kept = []
-    pictures: dict[tuple[str, ...], Path | None] = {}
-    for places, row, answered in rows:
-        names = tuple(map(str, places))
-        if names not in pictures:
-            pictures[names] = next((place for place in places if place.is_file()), None)
-        found = pictures[names]
-        if not row.text.strip():
-            left_out[NO_QUESTION] += 1
-        elif answered and not row.answers:
-            left_out[NO_ANSWER] += 1
-        elif found is None:
-            left_out[NO_PICTURE] += 1
-        else:
-            kept.append(Question(row.number, found, row.text.strip(), row.answers, row.kind))
-    if not kept:
-        first = next(iter(pictures), ("none",))[0]
-        why = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items()) or "it is empty"
-        raise DataError(
-            f"No question of {path} is left: {why} (the first picture: {first}); check the file, and that images names "
-            "the folder of the pictures."
-        )
-    return QuestionRows(kept, dict(left_out))
-
-
-_Row = tuple[list[Path], Question, bool]
-"""Where the picture may lie, the question with no picture yet, whether the file has answers at all."""
-
-
-def _listed(content: Sequence[Any], path: Path, images: Path) -> Iterable[_Row]:
-    """LAVIS: "answer" is a text or a list with repeats; without the key (a test set) nothing is known of it."""
-    for place, row in enumerate(content):
+def _listed_questions(content: Sequence[Any], source: Path) -> list[QuestionTask]:
+    """Read LAVIS' rows: "answer" is a text or a list with repeats, and is missing in test sets."""
+    questions = []
+    for number, row in enumerate(content):
         if not isinstance(row, dict) or not all(isinstance(row.get(n), str) for n in ("image", "question")):
             raise DataError(
-                f'{path}, question {place + 1}: a row needs "image", "question" and "answer" (a text or a list); it is '
-                f"{str(row)[:80]}."
+                f'{source}, question {number + 1}: a row needs "image", "question" and "answer" (a text or a list); it '
+                f"is {str(row)[:80]}."
             )
-        number = row.get("question_id", place)
-        if not isinstance(number, int):
-            raise DataError(f"{path}, question {place + 1}: question_id is {number!r}, not a whole number.")
-        answers = _answers(row.get("answer", []), path, number)
-        name = row["image"]
-        question = Question(number, Path(), row["question"], answers)
-        yield [images / name, images / Path(name).name], question, "answer" in row
+        id_ = row.get("question_id", number)
+        if not isinstance(id_, int):
+            raise DataError(f"{source}, question {number + 1}: question_id is {id_!r}, not a whole number.")
+        answers = _listed_answers(row.get("answer", []), source, id_)
+        questions.append(QuestionTask(id_, published_names(row["image"]), row["question"], answers))
+    return questions
 
 
-def _official(content: Any, path: Path, images: Path, annotations: Path | None) -> Iterable[_Row]:
-    answered = None if annotations is None else read_json(annotations)
-    for one in vqa_questions(content, path, answered, annotations or path):
-        if not isinstance(one.id, int):
-            raise DataError(f"{path}: question_id is {one.id!r}, not a whole number.")
-        answers = tuple(text.strip() for text in one.answers if text.strip())
-        question = Question(one.id, Path(), one.question, answers, one.kinds.get("answer type", ""))
-        yield [images / name for name in one.names], question, annotations is not None
-
-
-def _answers(value: Any, path: Path, number: int) -> tuple[str, ...]:
-    """VQAv2's {"answer": text} or texts alone; empty ones are left out."""
+def _listed_answers(value: Any, source: Path, id_: int) -> tuple[str, ...]:
+    """Read one answer or a list of them, each a text or VQAv2's {"answer": text}."""
     items = value if isinstance(value, list) else [value]
-    texts: list[Any] = [one.get("answer") if isinstance(one, dict) else one for one in items]
+    texts: list[Any] = [item.get("answer") if isinstance(item, dict) else item for item in items]
     if not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{path}, question {number}: answers should be texts, not {str(value)[:80]}.")
-    return tuple(text.strip() for text in texts if text.strip())
+        raise DataError(f"{source}, question {id_}: answers should be texts, not {str(value)[:80]}.")
+    return tuple(texts)

@@ -3,10 +3,13 @@
 Indexing workers import this module: it must stay free of torch and lancedb.
 """
 
+from __future__ import annotations
+
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -23,6 +26,8 @@ MAX_BYTES = 2**31  # read into memory at once; a picture below the pixel cap doe
 NOT_PERMITTED = "not permitted to read it: check its permissions"
 VANISHED = "it is no longer there"
 
+T = TypeVar("T")
+
 
 def open_picture(
     source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, least_side: int | None = None
@@ -38,15 +43,23 @@ def open_picture(
     return open_bytes(read_bytes(Path(source)), Path(source).suffix.lower(), max_pixels, least_side)[0]
 
 
-def read_square(paths: Sequence[Path], size: int) -> np.ndarray | Failure:
-    """The first of a photo's files that can be read, squashed -> uint8 (size, size, 3); else why the last cannot, at
-    the first one's path. There is at least one."""
+def first_readable(paths: Sequence[Path], read: Callable[[Path], T]) -> T | Failure:
+    """Return what `read` makes of the first of a photo's files that it can read, else why it cannot read the first one.
+
+    paths: one or more, in the order in which they are tried. read: raises PhotoError for a file that it cannot read.
+    """
+    reasons: list[str] = []
     for path in paths:
         try:
-            return squash(open_picture(path, least_side=2 * size), size)
+            return read(path)
         except PhotoError as error:
-            problem = str(error)
-    return Failure(paths[0], problem)
+            reasons.append(str(error))
+    return Failure(paths[0], reasons[0])
+
+
+def read_square(paths: Sequence[Path], size: int) -> np.ndarray | Failure:
+    """Return the first readable file of a photo squashed to uint8 (size, size, 3); see `first_readable`."""
+    return first_readable(paths, lambda path: squash(open_picture(path, least_side=2 * size), size))
 
 
 def is_curable(reason: str) -> bool:

@@ -4,28 +4,56 @@ Transparency is laid over white, grey of 16 or 32 bits becomes 8 bits, and pictu
 before they are decoded.
 """
 
+from __future__ import annotations
+
 import io
+import threading
 
 import numpy as np
 from PIL import Image
 
 from engine.errors import PhotoError
 from engine.pictures.exif import read_orientation, turn_upright
-from engine.pictures.formats import FORMATS, HEIC_BRANDS
-
-# Pillow's own limit warns from 89 megapixels and refuses from 179: `check_size` stands in for it.
-Image.MAX_IMAGE_PIXELS = None
-Image.init()  # Image.open(formats=...) knows only loaded plugins; MPO comes through JPEG
+from engine.pictures.formats import HEIC_BRANDS, PILLOW_FORMATS
 
 HEIC_MISSING = "HEIC pictures need an extra: pip install 'qseek[heic]'"
 
 
+class _PillowSettings:
+    """Lift Pillow's pixel limit for the whole process while at least one picture is being opened here.
+
+    Pillow warns from 89 megapixels and refuses from 179, and has no limit for one call; `check_size` stands in for it.
+    Threads may open pictures at once: the limit comes back when the last of them is done.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_open = 0
+        self._limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._num_open == 0:
+                Image.init()  # Image.open(formats=...) knows only loaded plugins; MPO comes through JPEG
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._num_open += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._num_open -= 1
+            if self._num_open == 0:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+pillow_settings = _PillowSettings()
+
+
 def open_with_pillow(data: bytes, max_pixels: int, least_side: int | None) -> tuple[Image.Image, int, int]:
-    formats = list(FORMATS)
+    formats = list(PILLOW_FORMATS)
     if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS and b"avif" not in data[8:64]:
         _register_heic()
         formats.append("HEIF")
-    with Image.open(io.BytesIO(data), formats=formats) as picture:
+    with pillow_settings, Image.open(io.BytesIO(data), formats=formats) as picture:
         width, height = picture.size
         check_size(width, height, max_pixels)
         if least_side is not None:

@@ -7,8 +7,8 @@ from PIL import Image
 
 from engine.errors import PhotoError
 from engine.pictures.exif import ORIENTATION_TAG, turn_upright
-from engine.pictures.formats import FORMATS
-from engine.pictures.pillow_files import check_size, open_with_pillow
+from engine.pictures.formats import PILLOW_FORMATS
+from engine.pictures.pillow_files import check_size, open_with_pillow, pillow_settings
 
 RAW_MISSING = "RAW pictures need an extra: pip install 'qseek[raw]'"
 RAW_FLIP_TO_ORIENTATION = {3: 3, 5: 8, 6: 6}  # LibRaw's libraw_image_sizes_t.flip
@@ -42,7 +42,7 @@ def _raw_preview(raw: Any, orientation: int, max_pixels: int, least_side: int | 
     if preview.format != rawpy.ThumbFormat.JPEG:
         return turn_upright(Image.fromarray(preview.data), orientation)
     # Some cameras write the orientation into the preview as well, others into the RAW file alone.
-    with Image.open(io.BytesIO(preview.data), formats=FORMATS) as stored:
+    with pillow_settings, Image.open(io.BytesIO(preview.data), formats=PILLOW_FORMATS) as stored:
         is_turned_by_exif = ORIENTATION_TAG in stored.getexif()
     picture = open_with_pillow(preview.data, max_pixels, least_side)[0]
     return picture if is_turned_by_exif else turn_upright(picture, orientation)

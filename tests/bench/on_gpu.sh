@@ -57,7 +57,7 @@ stage_install() {
     bounded 60 "$PYTHON" - <<'PY'
 import torch
 print("torch", torch.__version__, torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU")
-for name in ("faiss", "lancedb", "webdataset", "timm", "tokenizers", "safetensors", "platformdirs"):
+for name in ("faiss", "lancedb", "braceexpand", "timm", "tokenizers", "safetensors", "platformdirs"):
     try:
         module = __import__(name)
         print(name, getattr(module, "__version__", "there"))

@@ -23,7 +23,7 @@ if [ "$name" = wheels ]; then
     python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
         "${platforms[@]}" -d .carry/wheels ${QSEEK_WHEELS:-faiss-cuda==1.14.1.post4 lancedb==0.40.0 \
         lance-namespace==0.13.0 lance-namespace-urllib3-client==0.13.0 deprecation pydantic==2.14.3 pydantic-core==2.50.4 \
-        annotated-types typing-inspection webdataset==1.0.2 braceexpand platformdirs==4.14.5}
+        annotated-types typing-inspection braceexpand platformdirs==4.14.5}
     set -- .carry/wheels
 fi
 [ $# -gt 0 ] || { echo "name what to pack" >&2; exit 2; }

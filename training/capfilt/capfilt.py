@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from engine.datasets.tar_shards import write_captioned
 from engine.errors import DataError, PhotoError
 from engine.pictures.formats import RAW_SUFFIXES
 from engine.pictures.opening import open_picture, read_bytes
+from engine.pictures.picture_batches import read_batches
 from engine.progress import Pace
 from engine.types import Failure
 from training.capfilt.capfilt_config import CapfiltConfig, check
@@ -170,15 +170,15 @@ def _captioned(
 ) -> Iterator[tuple[CaptionedPicture, dict[str, Any]]]:
     """Photos that keep a caption, with what their JSON says. A few are in memory at a time."""
     config = worker.config
-    with ThreadPoolExecutor(4) as pool:  # Pillow decodes without holding the interpreter's lock
-        for start in range(numbers.start, numbers.stop, config.photos_at_once):
-            some = range(start, min(start + config.photos_at_once, numbers.stop))
-            opened = list(pool.map(lambda number: _opened(photos, number, worker.least_side), some))
-            tally.photos += len(some)
-            tally.unreadable += [[str(one.path), one.reason] for one in opened if isinstance(one, Failure)]
-            good = [one for one in opened if not isinstance(one, Failure)]
-            yield from _kept_of(worker, good, start, tally)
-            pace.step(len(some), len(some) - len(good))
+    opened_batches = read_batches(
+        numbers, lambda number: _opened(photos, number, worker.least_side), config.photos_at_once
+    )
+    for start, opened in zip(numbers[:: config.photos_at_once], opened_batches, strict=True):
+        tally.photos += len(opened)
+        tally.unreadable += [[str(one.path), one.reason] for one in opened if isinstance(one, Failure)]
+        good = [one for one in opened if not isinstance(one, Failure)]
+        yield from _kept_of(worker, good, start, tally)
+        pace.step(len(opened), len(opened) - len(good))
 
 
 def _kept_of(

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 
 from engine.atomic import replace_file
 from engine.errors import PhotoError
-from engine.pictures.opening import open_picture
-from engine.types import Photo
+from engine.pictures.opening import VANISHED, first_readable, open_picture
+from engine.types import Failure, Photo
 
 SIDE = 400  # pixels; a tile is about 200 wide, on a screen of two pixels a point
 LARGE_SIDE = 1600
@@ -48,14 +48,13 @@ def is_there(photo: Photo) -> bool:
 
 
 def _first_readable(photo: Photo, least_side: int) -> Image.Image:
-    """The photo from the first of its places that can be read."""
-    failure = PhotoError("it is no longer there")
-    for path in photo.paths:
-        try:
-            return open_picture(path, least_side=least_side)
-        except PhotoError as error:
-            failure = error
-    raise failure
+    """Open the photo at the first of its places where it can be read. Raises PhotoError."""
+    if not photo.paths:
+        raise PhotoError(VANISHED)
+    picture = first_readable(photo.paths, lambda path: open_picture(path, least_side=least_side))
+    if isinstance(picture, Failure):
+        raise PhotoError(picture.reason)
+    return picture
 
 
 def _encoded(picture: Image.Image) -> bytes:

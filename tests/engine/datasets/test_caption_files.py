@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from engine.datasets.caption_files import read_caption_tasks
+from engine.datasets.captioned_sets import read_caption_tasks
 from engine.datasets.picture_lookup import find_pictures
-from engine.datasets.question_files import read_questions
+from engine.datasets.question_files import questions_to_score, read_questions
 from engine.errors import DataError
 
 COCO = {
@@ -99,7 +99,7 @@ def test_cocos_pictures_by_their_official_names(tmp_path: Path, place: str) -> N
 def test_vqa_in_either_order(tmp_path: Path) -> None:
     asked, answered = write(tmp_path / "q.json", QUESTIONS), write(tmp_path / "a.json", ANNOTATIONS)
     for paths in ([asked, answered], [answered, asked]):
-        found = read_questions(paths)
+        found = questions_to_score(paths)
         first, second = found.questions
         assert not found.is_gqa
         assert (first.id, first.question, first.answers) == (42000, "What is it?", ("dog",) * 10)
@@ -114,7 +114,7 @@ def test_gqa(tmp_path: Path) -> None:
         },
         "201640614": {"imageId": "n235859", "question": "Who wears it?"},
     }  # fmt: skip
-    found = read_questions([write(tmp_path / "testdev_balanced_questions.json", rows)])
+    found = questions_to_score([write(tmp_path / "testdev_balanced_questions.json", rows)])
     first, second = found.questions
     assert found.is_gqa and (first.id, first.answers, first.names[0]) == ("201307251", ("no",), "n161313.jpg")
     assert first.kinds == {"structure": "verify"} and second.answers == () and second.kinds == {}
@@ -173,10 +173,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ),
         ([{"1": {"question": "Why?"}}], "in neither layout"),
         ([{"1": {"imageId": "n1", "question": "Why?"}}, ANNOTATIONS], "has no questions as VQA has them"),
-        ([[1]], "holds no questions"),
+        ([[1]], 'question 1: a row needs "image", "question"'),
+        ([[{"image": "a.jpg", "question": "Why?", "answer": "so"}]], "holds no questions to score: .* as JSON objects"),
+        ([{}], "holds no questions: VQAv2, OK-VQA and GQA come as JSON objects"),
+        (["text"], "holds no questions"),
     ],
 )  # fmt: skip
 def test_questions_that_do_not_fit(tmp_path: Path, contents: list[Any], words: str) -> None:
     paths = [write(tmp_path / f"{number}.json", content) for number, content in enumerate(contents)]
     with pytest.raises(DataError, match=words):
-        read_questions(paths)
+        questions_to_score(paths)

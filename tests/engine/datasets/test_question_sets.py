@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from shard_writing import picture
 
-from engine.datasets.question_files import read_question_rows
-from engine.datasets.question_sets import QuestionConfig, open_questions
+from engine.datasets.question_sets import QuestionConfig, find_questions, open_questions
 from engine.errors import DataError
 from training.batches.picture_stream import Stream
 from training.distributed.world import World
@@ -57,29 +56,44 @@ def write(path: Path, content: Any) -> Path:
 
 def test_the_official_files(data: Path) -> None:
     for images in (data / "coco", data / "coco" / "train2014"):
-        read = read_question_rows(data / "q.json", images, data / "a.json")
-        (one,) = read.rows
-        assert (one.number, one.text, one.kind) == (90, "What colour is it?", "other")
-        assert one.answers == tuple(ANSWERS) and one.picture.name == "COCO_train2014_000000000009.jpg"
+        read = find_questions([data / "q.json", data / "a.json"], images)
+        (one,) = read.questions
+        assert (one.id, one.question, one.kinds) == (90, "What colour is it?", {"answer type": "other"})
+        assert (
+            one.answers == tuple(ANSWERS) and Path(str(one.picture)).name == "COCO_train2014_000000000009.jpg"
+        )
         assert read.left_out == {"no question": 1, "no answer": 1, "picture is not there": 1}
-    unanswered = read_question_rows(data / "q.json", data / "coco")  # a test set
-    assert [row.number for row in unanswered.rows] == [90, 92] and not unanswered.rows[0].answers
+    unanswered = find_questions([data / "q.json"], data / "coco")  # a test set
+    assert [row.id for row in unanswered.questions] == [90, 92] and not unanswered.questions[0].answers
 
 
 def test_names_of_2017(data: Path) -> None:
     (data / "coco" / "train2014" / "COCO_train2014_000000000009.jpg").rename(data / "000000000009.jpg")
-    assert (
-        read_question_rows(data / "q.json", data, data / "a.json").rows[0].picture
-        == data / "000000000009.jpg"
-    )
+    found = find_questions([data / "q.json", data / "a.json"], data)
+    assert found.questions[0].picture == data / "000000000009.jpg"
 
 
 def test_a_list(data: Path) -> None:
-    first = read_question_rows(data / "list.json", data)
-    assert [(row.number, row.answers) for row in first.rows] == [(0, tuple(ANSWERS))]
-    second = read_question_rows(data / "list.json", data / "coco" / "train2014")
-    assert [row.answers for row in second.rows] == [tuple(ANSWERS), ("a tile",)]
+    first = find_questions([data / "list.json"], data)
+    assert [(row.id, row.answers) for row in first.questions] == [(0, tuple(ANSWERS))]
+    second = find_questions([data / "list.json"], data / "coco" / "train2014")
+    assert [row.answers for row in second.questions] == [tuple(ANSWERS), ("a tile",)]
     assert second.left_out == {"picture is not there": 1}
+
+
+def test_gqa_is_learned_from_too(data: Path) -> None:
+    (data / "images").mkdir()
+    (data / "images" / "n1.jpg").write_bytes(picture("red"))
+    rows = {
+        "201": {"imageId": "n1", "question": "Is it red?", "answer": "yes"},
+        "202": {"imageId": "n2", "question": "Is it blue?", "answer": "no"},
+    }
+    write(data / "gqa.json", rows)
+    found = find_questions([data / "gqa.json"], data)
+    assert [(row.id, row.answers, row.picture) for row in found.questions] == [
+        ("201", ("yes",), data / "images" / "n1.jpg")
+    ]
+    assert found.left_out == {"picture is not there": 1}
 
 
 def test_answers_are_drawn_as_often_as_they_were_given(data: Path) -> None:
@@ -106,7 +120,9 @@ def test_picture_ids_are_the_pictures(data: Path) -> None:
 BAD: dict[str, tuple[Any, Any, str]] = {
     "no json": ("text", None, "is not readable JSON"),
     "captions": ([{"image": "a.jpg", "caption": "x"}], None, 'question 1: a row needs "image", "question"'),
-    "another object": ({"images": []}, None, "is not in VQA's layout: KeyError"),
+    "another object": ({"images": []}, None, "is in neither layout: TypeError"),
+    "no object": ({}, None, "holds no questions"),
+    "rows": ({"questions": 3}, None, "is not in VQA's layout: TypeError"),
     "id": ([{"image": "a", "question": "x", "question_id": "q"}], None, "question_id is 'q', not a whole number"),
     "answers": ([{"image": "a", "question": "x", "answer": [3]}], None, r"answers should be texts, not \[3\]"),
     "row": ({"questions": [{"question_id": 1, "image_id": 2}]}, None, "not in VQA's layout: KeyError"),
@@ -115,8 +131,12 @@ BAD: dict[str, tuple[Any, Any, str]] = {
         {"annotations": [{"question_id": 3, "answers": []}]}, "a.json is of other questions",
     ),
     "annotations": (
+        {"questions": [{"question_id": 1, "image_id": 2, "question": "x"}]}, {"annotations": [{"answers": []}]},
+        "a.json is not in VQA's layout: KeyError",
+    ),
+    "no annotations": (
         {"questions": [{"question_id": 1, "image_id": 2, "question": "x"}]}, {"questions": []},
-        "a.json is not in VQA's layout",
+        "2 hold questions and 0 hold annotations",
     ),
     "list with annotations": ([], {"annotations": []}, "leave annotations empty"),
     "empty": ([], None, "it is empty"),
@@ -129,9 +149,9 @@ def test_bad_files(tmp_path: Path, case: str) -> None:
     asked, answered, words = BAD[case]
     path = tmp_path / "q.json"
     path.write_text(asked if isinstance(asked, str) else json.dumps(asked))
-    annotations = None if answered is None else write(tmp_path / "a.json", answered)
+    paths = [path] if answered is None else [path, write(tmp_path / "a.json", answered)]
     with pytest.raises(DataError, match=words):
-        read_question_rows(path, tmp_path, annotations)
+        find_questions(paths, tmp_path)
 
 
 def test_questions_without_answers_teach_nothing(data: Path) -> None:

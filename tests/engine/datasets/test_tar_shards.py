@@ -1,5 +1,6 @@
 """Captioned pictures from shards and JSON: what is read, and what is refused in which words."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from shard_writing import picture, write_shard
 from engine.datasets.caption_files import read_annotations
 from engine.datasets.captioned_pictures import CaptionedPicture, data_digest, plain_caption
 from engine.datasets.picture_reading import load_pictures, read_pictures
-from engine.datasets.tar_shards import find_shards, read_shards
+from engine.datasets.tar_shards import find_shards, read_shards, write_captioned
 from engine.errors import DataError
 
 
@@ -41,6 +42,10 @@ def test_find_shards_in_order_and_by_name(tmp_path: Path) -> None:
         ({"a.txt": b"no picture"}, "has no picture"),
         ({"a.png": picture("red"), "a.json": b"{"}, "is not a readable shard"),
         ({"a.png": picture("red"), "a.json": b'{"captions": 3}'}, "captions should be a text or a list"),
+        ({"a.png": picture("red"), "a.json": b"[3]"}, r"a: its JSON should be an object, not \[3\]"),
+        ({"a.png": picture("red"), "a.txt": b"\xff"}, "is not a readable shard: a: 'utf-8' codec"),
+        ({"a.png": picture("red"), "in/b.bmp": b"BM"}, "sample in/b has no picture .jpg, jpeg, png, webp"),
+        ({"a.png": picture("red"), "a.PNG": picture("blue")}, "a.PNG is there twice"),
     ],
 )
 def test_broken_samples_are_named(tmp_path: Path, members: dict[str, bytes], words: str) -> None:
@@ -52,6 +57,35 @@ def test_a_file_that_is_no_tar(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(b"not a tar" * 200)
     with pytest.raises(DataError, match=r"s\.tar"):
         list(read_shards([tmp_path / "s.tar"]))
+
+
+def test_what_belongs_to_no_sample(tmp_path: Path) -> None:
+    members = {"__meta__/x.png": b"m", ".hidden.png": b"h", "README": b"r", "a.b/c.seg.png": b"s"}
+    shard = write_shard(tmp_path / "s.tar", {**members, "a.b/c.png": picture("red"), "a.b/c.jpg": b"first"})
+    (only,) = read_shards([shard])
+    assert (only.key, only.picture) == (
+        "a.b/c",
+        b"first",
+    )  # of several pictures, in the order of the suffixes
+
+
+def test_a_written_tar(tmp_path: Path) -> None:
+    """Its bytes depend on its content alone; they are those that WebDataset's own writer made before."""
+    rows = [
+        (CaptionedPicture("a.b/ü x.png", b"\x89PNG first"), {"captions": ["größe"], "n": 1}),
+        (CaptionedPicture("a_b/ü x.jpg", b"\xff\xd8\xff second"), {"captions": []}),
+        (CaptionedPicture("a_b_ü_x", b"RIFF third" * 100), {"captions": ["x" * 3000]}),
+        (CaptionedPicture("k" * 150 + ".png", b"\x89PNG" + bytes(20000)), {}),
+    ]
+    path = tmp_path / "s.tar"
+    write_captioned(path, rows)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == (
+        "70179d72dddedc7cf62721b52a688fc11f1ad56861aa8e42b0c4918bfb00e043"
+    )
+    assert [(one.key, one.captions) for one in read_shards([path])] == [
+        ("a_b_ü_x", ("größe",)), ("a_b_ü_x-0", ()), ("a_b_ü_x-1", ("x" * 3000,)), ("k" * 150, ()),
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["s.tar"]
 
 
 def write_annotations(folder: Path, content: object) -> Path:

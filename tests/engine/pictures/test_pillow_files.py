@@ -1,7 +1,13 @@
-"""What Pillow opens comes out as RGB of the right colours: formats, animations, transparency, greys, HEIC."""
+"""What Pillow opens comes out as RGB of the right colours: formats, animations, transparency, greys, HEIC.
+
+Pillow's own limit on pixels is lifted only while pictures are opened here, also from two threads.
+"""
 
 import hashlib
+import io
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +15,12 @@ import pytest
 from corners import BLUE, GREEN, RED, STORED_AS, YELLOW, assert_near, corners, quarters, with_orientation
 from PIL import Image
 
+from engine.errors import PhotoError
+from engine.pictures import pillow_files
 from engine.pictures.opening import is_curable, open_picture
 from indexer.decode import DecodeJob, attempt, decode
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif", "avif"])
@@ -139,3 +149,54 @@ def test_heic_of_two_orientations(tmp_path: Path) -> None:
         decoded = decode(tmp_path / "a.heic", 32)
         assert (decoded.width, decoded.height) == (96, 64)
         assert_near(corners(decoded.pixels), [RED, GREEN, BLUE, YELLOW], tolerance=12)
+
+
+def png(side: int = 8) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+def test_importing_leaves_pillow_alone() -> None:
+    code = (
+        "from PIL import Image; limit = Image.MAX_IMAGE_PIXELS\n"
+        "import engine.pictures.opening, engine.pictures.raw_files, engine.datasets.picture_reading\n"
+        "print(Image.MAX_IMAGE_PIXELS == limit, limit is None, Image._initialized)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["True", "False", "0"]
+
+
+@pytest.mark.parametrize("content", [png(), b"no picture"])
+def test_the_limit_comes_back(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow alone would refuse 64 pixels
+    if content == png():
+        assert open_picture(content).size == (8, 8)
+    else:
+        with pytest.raises(PhotoError):
+            open_picture(content)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(png()))
+
+
+def test_the_limit_comes_back_when_the_last_of_two_threads_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    is_open, may_go_on = threading.Event(), threading.Event()
+    limits: list[int | None] = []
+
+    def wait_inside(width: int, height: int, max_pixels: int) -> None:
+        if width == 16:
+            is_open.set()
+            assert may_go_on.wait(30)
+            limits.append(Image.MAX_IMAGE_PIXELS)
+
+    monkeypatch.setattr(pillow_files, "check_size", wait_inside)
+    slow = threading.Thread(target=open_picture, args=(png(16),))
+    slow.start()
+    assert is_open.wait(30)
+    assert open_picture(png()).size == (8, 8)  # comes after the slow one and is done before it
+    limits.append(Image.MAX_IMAGE_PIXELS)
+    may_go_on.set()
+    slow.join(30)
+    assert limits == [None, None] and Image.MAX_IMAGE_PIXELS == 10

@@ -61,7 +61,7 @@ def caption(
         raise click.UsageError(
             f"--min-length is {min_length}, --max-length {max_length}: it is the longer one."
         )
-    from engine.datasets.caption_files import read_caption_tasks
+    from engine.datasets.captioned_sets import read_caption_tasks
     from engine.evaluation.results_files import CAPTIONS
     from engine.evaluation.writing_run import caption_writer
 
@@ -242,10 +242,10 @@ def vqa(data: tuple[Path, ...], model: str | None, options: WritingOptions, max_
         qseek evaluate vqa testdev_balanced_questions.json --images ~/gqa/images --model FOLDER --save answers.json
     """
     _check_usage(options)
-    from engine.datasets.question_files import read_questions
+    from engine.datasets.question_files import questions_to_score
     from engine.evaluation.results_files import ANSWERS, GQA_ANSWERS
 
-    questions = read_questions(data)
+    questions = questions_to_score(data)
     questions = replace(questions, questions=questions.questions[: options.limit])
     has_answers = _check_answers(questions, options)
     layout = GQA_ANSWERS if questions.is_gqa else ANSWERS

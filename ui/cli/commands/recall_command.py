@@ -162,18 +162,18 @@ def _samples(
     dataset: str, images: Path | None, annotations: Path | None, split: str, allow_missing: bool
 ) -> tuple[list[CaptionedPicture], int]:
     """The pictures, and how many are left out since their files are not there."""
-    from engine.datasets.caption_files import read_annotations
-    from engine.datasets.tar_shards import find_shards, read_shards
+    from engine.datasets.captioned_sets import open_set
 
     if annotations is not None:
-        found = read_annotations(annotations, images or annotations.parent, split)
-        if found.missing:
-            total = len(found.missing) + len(found.pictures)
+        opened = open_set(annotations.name, annotations.parent, images=images, split=split)
+        pictures, missing = list(opened.pictures()), opened.missing
+        if missing:
+            total = len(missing) + len(pictures)
             report_missing(
-                found.missing, f"not below {images or annotations.parent}", allowed=allow_missing, total=total,
+                missing, f"not below {images or annotations.parent}", allowed=allow_missing, total=total,
                 because=SMALLER_GALLERY,
             )  # fmt: skip
-        return found.pictures, len(found.missing)
+        return pictures, len(missing)
     if images is not None:
         raise click.UsageError("--images needs --annotations: the JSON file with the captions.")
     pattern = Path(dataset).expanduser()
@@ -182,7 +182,7 @@ def _samples(
             f"{dataset!r} is no .tar shard; for other sets give --annotations FILE (ALBEF/LAVIS or Karpathy JSON) and "
             "--images FOLDER."
         )
-    return list(read_shards(find_shards([pattern.name], pattern.parent))), 0
+    return list(open_set(pattern.name, pattern.parent).pictures()), 0
 
 
 def _check_captions(samples: Sequence[CaptionedPicture]) -> None:
