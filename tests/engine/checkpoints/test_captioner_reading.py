@@ -38,7 +38,6 @@ from engine.errors import CheckpointError
 from engine.models.catalogue import list_models
 from engine.models.loading import load_captioner, load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 LAVIS_NAMES = {"opt": "opt", "t5": "t5", "llama": "llm"}
 
 

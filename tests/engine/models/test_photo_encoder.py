@@ -1,5 +1,6 @@
 """What a loaded model does beyond its network's numbers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,16 @@ from tiny import SIDE, tiny_model
 from engine.models.photo_encoder import PhotoEncoder
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Let PyTorch use two threads, from which on an encoder has streams; the other tests run with one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("features", ["store", "none"])
 @pytest.mark.parametrize("count", [1, 2, 21])
 def test_streams_encode_as_one_pass_does(tmp_path: Path, features: str, count: int) -> None:
@@ -17,8 +28,7 @@ def test_streams_encode_as_one_pass_does(tmp_path: Path, features: str, count: i
     model = tiny_model(tmp_path / "tiny")
     pictures = np.random.default_rng(count).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
     encoder = PhotoEncoder(model, features)
-    if encoder.streams is None:
-        pytest.skip("one core")
+    assert encoder.streams is not None
     threads = torch.get_num_threads()
     vectors, rows = encoder.encode(pictures)
     assert torch.get_num_threads() == threads
@@ -30,3 +40,8 @@ def test_streams_encode_as_one_pass_does(tmp_path: Path, features: str, count: i
         got = np.stack([np.frombuffer(row, np.float16) for row in rows]).astype(np.float32)
         expected = np.stack([np.frombuffer(row, np.float16) for row in want_rows]).astype(np.float32)
         np.testing.assert_allclose(got, expected, atol=5e-3)
+
+
+def test_one_thread_has_no_streams(tmp_path: Path) -> None:
+    assert torch.get_num_threads() == 1, "tests/conftest.py sets one thread"
+    assert PhotoEncoder(tiny_model(tmp_path / "tiny"), "none").streams is None

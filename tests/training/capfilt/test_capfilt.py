@@ -26,8 +26,6 @@ from training.loop.optimizer import OptimConfig
 from training.stages.stage1 import Stage1Config, run_stage1
 from ui.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_shards_are_what_the_other_trainings_read(place: Path) -> None:
     out = run(place)

@@ -21,6 +21,7 @@ from training.loop.train_loop import train
 from training.losses.stage1_losses import stage1_losses
 from training.stages.stage1 import ItcTask, Stage1Config, Stage1Task
 
+pytestmark = pytest.mark.xdist_group("processes")
 PAIRS = 6
 FORCED = (torch.tensor([3, 5, 1, 0, 3, 2]), torch.tensor([4, 2, 5, 1, 0, 3]))
 

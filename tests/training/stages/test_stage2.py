@@ -34,7 +34,6 @@ from ui.cli.main import main
 
 TEXTS = [(f"the wall is {colour}",) for colour in COLOURS]
 GREEDY = GenerationOptions(max_new_tokens=8)
-pytestmark = pytest.mark.usefixtures("one_thread")
 Parts = tuple[Captioner, LanguageTokenizer, TextTokenizer | None, Tensor, list[CaptionedPicture]]
 
 

@@ -12,8 +12,6 @@ from engine.errors import TrainingError
 from engine.models.loading import load_captioner
 from training.stages.stage2_stream import Stage2StreamConfig, run_stage2_stream
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_stage_2_on_a_stream(data: Path, tmp_path: Path, kind: str) -> None:
