@@ -22,7 +22,7 @@ def random_teacher(folder: Path, num_classes: int = 0) -> Path:
     encoder = VisionEncoder(mini().vision)
     shapes = [tuple(m.weight.shape) for m in encoder.modules() if isinstance(m, torch.nn.Conv2d)]
     if num_classes:
-        shapes.append((num_classes, encoder.config.width, 1, 1))
+        shapes.append((num_classes, encoder.config.num_channels, 1, 1))
     arrays = {}
     for number, shape in enumerate(shapes):
         weight, bias = f"conv{number}.weight", f"conv{number}.bias"

@@ -38,7 +38,7 @@ Parts = tuple[Captioner, LanguageTokenizer, TextTokenizer | None, Tensor, list[C
 
 
 def config(**changes: Any) -> Stage2Config:
-    optim = OptimConfig(steps=300, batch=8, lr=5e-3, warmup=10, weight_decay=0.0, clip=1.0, log_every=50)
+    optim = OptimConfig(steps=200, batch=8, lr=5e-3, warmup=10, weight_decay=0.0, clip=1.0, log_every=50)
     return replace(Stage2Config(("s-*.tar",), optim, start="first"), **changes)
 
 
