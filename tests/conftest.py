@@ -8,6 +8,8 @@ import os
 # thousand weights: threads would wait for each other far longer than they compute.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ[name] = "1"
+for name in ("QSEEK_INDEX", "QSEEK_MODEL", "QSEEK_MODELS"):  # a person's own settings change no test
+    os.environ.pop(name, None)
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("QSEEK_TEST_GPU", ""))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest_plugins = ["allowed_skips", "process_groups"]
