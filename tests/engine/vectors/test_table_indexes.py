@@ -79,9 +79,9 @@ def test_an_empty_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_photo_finds_texts(store: Store, kind: str) -> None:
     texts = text_vectors(300).astype(np.float16)
-    store.add_texts([f"text {n}" for n in range(250)], texts[:250])
+    store.texts.add([f"text {n}" for n in range(250)], texts[:250])
     open_text_index(store, kind, "cpu")
-    store.add_texts([f"text {n}" for n in range(250, 300)], texts[250:])
+    store.texts.add([f"text {n}" for n in range(250, 300)], texts[250:])
     for _ in range(2):
         index = open_text_index(store, kind, "cpu")
         photo = store.vectors([4])[0]
