@@ -17,8 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## index real photos, search them, say how to open the page. PHOTOS=folder uses your own.
 	@BIN=$(BIN) PHOTOS="$(PHOTOS)" sh tests/demo/demo.sh
 
-test: setup
-	$(BIN)/python -m pytest
+test: setup  ## in two processes; TESTS="tests/engine -n 0" runs some of them in one
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(TESTS)
 
 lint: setup
 	$(BIN)/ruff check .

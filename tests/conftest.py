@@ -1,18 +1,15 @@
+"""Settings of every test run: one thread, no network, no GPU unless one is named; the plugins in tests/support."""
+
+from __future__ import annotations
+
 import os
-from collections.abc import Iterator
 
-import pytest
-
+# Before anything imports torch or numpy; the processes that tests start inherit it. The models of the tests have a few
+# thousand weights: threads would wait for each other far longer than they compute.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+    os.environ[name] = "1"
+for name in ("QSEEK_INDEX", "QSEEK_MODEL", "QSEEK_MODELS"):  # a person's own settings change no test
+    os.environ.pop(name, None)
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("QSEEK_TEST_GPU", ""))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """For models of a few thousand weights: threads wait for each other far longer than they compute."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytest_plugins = ["allowed_skips", "process_groups"]

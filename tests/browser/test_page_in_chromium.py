@@ -3,19 +3,23 @@
 Needs Chromium (Debian: apt-get install chromium). QSEEK_SCREENSHOTS=folder keeps the pictures.
 """
 
+from __future__ import annotations
+
 import io
 import os
+import shutil
 import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import Chromium, chromium_path
 from fake_model import FakeModel
 from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from engine.index.manifest import Manifest
 from engine.index.store import Store
@@ -30,8 +34,15 @@ COLOURS = {
     "blue": (20, 40, 230), "white": (250, 250, 250), "black": (6, 5, 5), "pink": (250, 120, 160),
 }  # fmt: skip
 
-pytestmark = pytest.mark.skipif(
-    chromium_path() is None, reason="no Chromium on this machine: install the package `chromium` to run this"
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+Open = Callable[..., Page]
+"""Address, width, height, dark -> a page of that size that begins to load the address."""
+
+pytestmark = pytest.mark.xdist_group("processes")
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine: install the package `chromium` to run this"
 )
 
 
@@ -81,41 +92,64 @@ def _wait_until_served(url: str, server: subprocess.Popen, log: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with Chromium(chromium_path()) as browser:
+def browser() -> Iterator[Browser]:
+    """The system's Chromium. Playwright's own browsers are neither needed nor downloaded."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
         yield browser
+        browser.close()
 
 
 @pytest.fixture
-def screenshot(browser, tmp_path):
-    """Take one; as an array (height, width, 3)."""
+def open_page(browser: Browser) -> Iterator[Open]:
+    """A function that opens an address in a window of its own."""
+    contexts = []
+
+    def open_address(address: str, width: int, height: int, dark: bool = False) -> Page:
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light"
+        )
+        contexts.append(context)
+        context.set_default_timeout(60_000)
+        page = context.new_page()
+        page.goto(address)
+        return page
+
+    yield open_address
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def screenshot(tmp_path: Path) -> Callable[[Page, str], np.ndarray]:
+    """A function that takes one, writes it under a name and returns it as an array (height, width, 3)."""
     folder = Path(os.environ.get("QSEEK_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
 
-    def take(name: str) -> np.ndarray:
-        data = browser.screenshot(folder / f"{name}.png")
+    def take(page: Page, name: str) -> np.ndarray:
+        data = page.screenshot(path=folder / f"{name}.png")
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
     return take
 
 
-def wait_for_tiles(browser: Chromium, number: int) -> None:
+def wait_for_tiles(page: Page, number: int) -> None:
     loaded = f"Array.from({TILES}).every(picture => picture.complete && picture.naturalWidth)"
-    browser.wait_for(f"{IDLE} && {TILES}.length == {number} && {loaded}")
+    page.wait_for_function(f"{IDLE} && {TILES}.length == {number} && {loaded}")
 
 
-def boxes(browser: Chromium) -> list[tuple[int, int, int, int]]:
+def boxes(page: Page) -> list[tuple[int, ...]]:
     """(left, top, width, height) of each picture, rounded, in the order of the page."""
-    return [
-        tuple(box)
-        for box in browser.run(
-            f"Array.from({TILES}).map(picture => picture.getBoundingClientRect())"
-            ".map(box => [box.left, box.top, box.width, box.height].map(Math.round))"
-        )
-    ]
+    found = page.evaluate(
+        f"Array.from({TILES}).map(picture => picture.getBoundingClientRect())"
+        ".map(box => [box.left, box.top, box.width, box.height].map(Math.round))"
+    )
+    return [tuple(box) for box in found]
 
 
-def colour_in(picture: np.ndarray, box: tuple[int, int, int, int]) -> tuple[int, ...]:
+def colour_in(picture: np.ndarray, box: tuple[int, ...]) -> tuple[int, ...]:
     left, top, width, height = box
     return tuple(int(value) for value in picture[top + height // 2, left + width // 2])
 
@@ -124,15 +158,14 @@ def is_near(colour: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return max(abs(a - b) for a, b in zip(colour, other, strict=True)) < 12
 
 
-def test_a_typed_question_shows_the_photos_in_order(browser, address, screenshot):
-    browser.resize(1280, 900)
-    browser.open(address)
-    browser.wait_for("document.querySelector('.st-key-q input') != null")
-    browser.run("document.querySelector('.st-key-q input').focus()")
-    browser.type("red")
-    wait_for_tiles(browser, len(COLOURS))
-    picture = screenshot("wide")
-    found = boxes(browser)
+@needs_chromium
+def test_a_typed_question_shows_the_photos_in_order(address, open_page, screenshot):
+    page = open_page(address, 1280, 900)
+    page.locator(".st-key-q input").fill("red")
+    page.locator(".st-key-q input").press("Enter")
+    wait_for_tiles(page, len(COLOURS))
+    picture = screenshot(page, "wide")
+    found = boxes(page)
     assert is_near(colour_in(picture, found[0]), COLOURS["red"])
     assert is_near(colour_in(picture, found[1]), COLOURS["orange"])
     assert len({(width, height) for _, _, width, height in found}) == 1, (
@@ -140,67 +173,69 @@ def test_a_typed_question_shows_the_photos_in_order(browser, address, screenshot
     )
     assert found[0][2] == found[0][3] > 190
     assert len({top for _, top, _, _ in found[:5]}) == 1, "five in the first row"
-    assert browser.run("location.search") == "?q=red"
-    words = browser.run("document.body.innerText")
+    assert page.evaluate("location.search") == "?q=red"
+    words = page.inner_text("body")
     assert "89% match" in words and "cosine 0.99" in words and "red.png" in words
 
 
-def test_a_narrow_window_keeps_two_columns_and_does_not_scroll_sideways(browser, address, screenshot):
-    browser.resize(400, 800)
-    browser.open(f"{address}/?q=green")
-    wait_for_tiles(browser, len(COLOURS))
-    picture = screenshot("narrow")
-    found = boxes(browser)
+@needs_chromium
+def test_a_narrow_window_keeps_two_columns_and_does_not_scroll_sideways(address, open_page, screenshot):
+    page = open_page(f"{address}/?q=green", 400, 800)
+    wait_for_tiles(page, len(COLOURS))
+    picture = screenshot(page, "narrow")
+    found = boxes(page)
     assert found[0][1] == found[1][1] < found[2][1]
-    assert browser.run("document.documentElement.scrollWidth") <= 400
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
     assert picture.shape[1] == 400
 
 
-def test_it_follows_a_dark_desktop(browser, address, screenshot):
-    browser.resize(1000, 700, dark=True)
-    browser.open(f"{address}/?q=blue")
-    wait_for_tiles(browser, len(COLOURS))
-    assert screenshot("dark")[5, 5].max() < 60
+@needs_chromium
+def test_it_follows_a_dark_desktop(address, open_page, screenshot):
+    page = open_page(f"{address}/?q=blue", 1000, 700, dark=True)
+    wait_for_tiles(page, len(COLOURS))
+    assert screenshot(page, "dark")[5, 5].max() < 60
 
 
-def test_more_like_this_then_the_whole_photo(browser, address, screenshot):
-    browser.resize(1280, 900)
-    browser.open(f"{address}/?q=yellow")
-    wait_for_tiles(browser, len(COLOURS))
-    browser.click(".st-key-like-2 button")
-    browser.wait_for("document.body.innerText.includes('Photos like')")
-    wait_for_tiles(browser, len(COLOURS))
-    assert "like=" in browser.run("location.search")
-    browser.click(".st-key-open-1 button")
-    browser.wait_for("document.querySelector('[role=dialog] img')?.naturalWidth > 0")
-    screenshot("dialog")
-    height = browser.run("document.querySelector('[role=dialog] img').getBoundingClientRect().height")
+@needs_chromium
+def test_more_like_this_then_the_whole_photo(address, open_page, screenshot):
+    page = open_page(f"{address}/?q=yellow", 1280, 900)
+    wait_for_tiles(page, len(COLOURS))
+    page.locator(".st-key-like-2 button").click()
+    page.wait_for_function("document.body.innerText.includes('Photos like')")
+    wait_for_tiles(page, len(COLOURS))
+    assert "like=" in page.evaluate("location.search")
+    page.locator(".st-key-open-1 button").click()
+    page.wait_for_function("document.querySelector('[role=dialog] img')?.naturalWidth > 0")
+    screenshot(page, "dialog")
+    height = page.evaluate("document.querySelector('[role=dialog] img').getBoundingClientRect().height")
     assert 300 < height <= 0.62 * 900 + 1, "the whole photo fits the window"
 
 
-def test_captions_come_below_the_photos_and_a_question_is_answered(browser, address, screenshot):
-    browser.resize(1280, 900)
-    browser.open(f"{address}/?q=green")
-    wait_for_tiles(browser, len(COLOURS))
-    says = "Array.from(document.querySelectorAll('.q-says')).map(one => one.innerText)"
-    assert browser.run(says) == [], "off until they are asked for, where the index has none"
-    browser.click(".st-key-captions input")
-    browser.wait_for(f"{IDLE} && {says}.length == {len(COLOURS)}")
-    screenshot("captions")
-    assert browser.run(says)[0] == "a green thing"
-    top, bottom = browser.run(
+@needs_chromium
+def test_captions_come_below_the_photos_and_a_question_is_answered(address, open_page, screenshot):
+    page = open_page(f"{address}/?q=green", 1280, 900)
+    wait_for_tiles(page, len(COLOURS))
+    captions = page.locator(".q-says")
+    assert captions.all_inner_texts() == [], "off until they are asked for, where the index has none"
+    page.locator(".st-key-captions label").click()
+    page.wait_for_function(f"{IDLE} && document.querySelectorAll('.q-says').length == {len(COLOURS)}")
+    screenshot(page, "captions")
+    assert captions.all_inner_texts()[0] == "a green thing"
+    top, bottom = page.evaluate(
         "(([says, name]) => [name.bottom, says.top])(['.q-says', '.q-name']"
-        ".map(one => document.querySelector(one).getBoundingClientRect()))"
+        ".map(selector => document.querySelector(selector).getBoundingClientRect()))"
     )
     assert top <= bottom, "below the name, not on it"
-    browser.click(".st-key-open-1 button")
-    field = '[role=dialog] input[placeholder^="What is the dog"]'
-    browser.wait_for(f"document.querySelector('{field}') != null")
-    assert "a green thing" in browser.run("document.querySelector('[role=dialog]').innerText")
-    browser.run(f"document.querySelector('{field}').focus()")
-    browser.type("which colour")
-    browser.wait_for("document.querySelector('[role=dialog]').innerText.includes('a green thing, colour')")
-    screenshot("question")
+    page.locator(".st-key-open-1 button").click()
+    field = page.locator('[role=dialog] input[placeholder^="What is the dog"]')
+    field.wait_for()
+    assert "a green thing" in page.inner_text("[role=dialog]")
+    field.fill("which colour")
+    field.press("Enter")
+    page.wait_for_function(
+        "document.querySelector('[role=dialog]').innerText.includes('a green thing, colour')"
+    )
+    screenshot(page, "question")
 
 
 def test_only_this_computer_can_reach_it(address):

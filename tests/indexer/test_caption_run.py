@@ -24,8 +24,6 @@ from indexer.caption_run import CHANGED, CaptionReport, index_captions
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 SKETCHER = ("sketcher", "d2" * 16)
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:

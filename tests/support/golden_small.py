@@ -1,7 +1,8 @@
 """The project's own small golden set: what the model gave when it was proven equal to the original BLIP-2 code.
 
-It keeps parity under test where ../shared is absent. Weights and inputs come from the formula of `reference.py`, under
-our own tensor names. The file changes only by `make golden`, visible in the diff.
+It also holds what the recordings in tests/golden/original do not, such as losses with given negatives. Weights and
+inputs come from the formula of `reference.py`, under our own tensor names. The file changes only by `make golden`,
+visible in the diff.
 """
 
 from pathlib import Path

@@ -1,42 +1,37 @@
-"""Teachers of a distillation: with random weights, and the original one where it lies on this machine."""
+"""Teachers of a distillation with the weights of a formula, so that no test needs a download."""
 
-import importlib.util
-import sys
+from __future__ import annotations
+
+import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from reference import SHARED
+from reference import normal
 
 from engine.blip2.config import mini
 from engine.blip2.vision import VisionEncoder
 
-TEACHER = SHARED / "teacher"
 
+def random_teacher(folder: Path, num_classes: int = 0) -> Path:
+    """Write a teacher file of the right layout; return `folder`.
 
-def original_teacher() -> Any:
-    """The teacher's own code with its weights; skips the test where it is not there."""
-    if not TEACHER.is_dir():
-        pytest.skip(f"no teacher: {TEACHER} is not there (set QSEEK_SHARED)")
-    spec = importlib.util.spec_from_file_location("shared_teacher", TEACHER / "teacher.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["shared_teacher"] = module
-    spec.loader.exec_module(module)
-    return module.Teacher.load(TEACHER)
-
-
-def random_teacher(folder: Path) -> Path:
-    """A teacher file of the right layout with random weights, so that tests need no download."""
-    torch.manual_seed(3)
+    num_classes: with more than 0, a classifier of so many classes is written as the last convolution, and their names.
+    The weights are those of the recordings i_teacher and i_classifier, in tests/golden/original.
+    """
     encoder = VisionEncoder(mini().vision)
-    convs = [m for m in encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    shapes = [tuple(m.weight.shape) for m in encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    if num_classes:
+        shapes.append((num_classes, encoder.config.num_channels, 1, 1))
     arrays = {}
-    for number, conv in enumerate(convs):
-        arrays[f"conv{number}.weight"] = conv.weight.detach().numpy()
-        arrays[f"conv{number}.bias"] = 0.3 * torch.randn(conv.out_channels).numpy()
+    for number, shape in enumerate(shapes):
+        weight, bias = f"conv{number}.weight", f"conv{number}.bias"
+        scale = np.float32((2 / np.prod(shape[1:])) ** 0.5)
+        arrays[weight] = (scale * normal(zlib.crc32(weight.encode()), shape)).numpy()
+        arrays[bias] = (np.float32(0.3) * normal(zlib.crc32(bias.encode()), shape[:1])).numpy()
     folder.mkdir(exist_ok=True)
     np.savez(folder / "mobilenet_v2.npz", **arrays)
+    if num_classes:
+        names = ["background", "tench", *(f"class {number}" for number in range(2, num_classes))]
+        (folder / "imagenet_labels.txt").write_text("\n".join(names) + "\n")
     return folder

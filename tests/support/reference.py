@@ -4,22 +4,21 @@ The formula (numpy alone): a parameter named n with shape s is standard normal f
 1-D `.weight` -> 1 + 0.1 z, other 1-D -> b_scale z, else w_scale z; `temp` is 0.07. Inputs: PCG64(seed).
 """
 
+from __future__ import annotations
+
 import json
-import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
 from engine.checkpoints.key_names import LAVIS, renamed
 from engine.checkpoints.tensors import stored
 
-SHARED = Path(os.environ.get("QSEEK_SHARED", Path(__file__).parents[3] / "shared"))
-GOLDENS = SHARED / "goldens"
+GOLDENS = Path(__file__).parents[1] / "golden" / "original"
 ALIASES = {
     "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
     "Qformer.cls.predictions.bias": "Qformer.cls.predictions.decoder.bias",
@@ -45,9 +44,7 @@ def weight(name: str, shape: Any, w_scale: float, b_scale: float) -> torch.Tenso
 
 
 def load_golden(case: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """(json, arrays) of one case; the test is skipped where ../shared is absent, fails where one file is."""
-    if not GOLDENS.is_dir():
-        pytest.skip(f"no goldens: {GOLDENS} is not there (set QSEEK_SHARED)")
+    """Read the facts and the recorded arrays of one case; a file that is absent makes the test fail."""
     with np.load(GOLDENS / f"{case}.npz") as stored:
         arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
     return json.loads((GOLDENS / f"{case}.json").read_text()), arrays

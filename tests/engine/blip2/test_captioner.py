@@ -19,8 +19,6 @@ from engine.blip2.language_tokens import IGNORED, LanguageBatch, LanguageTokeniz
 from engine.models.caption_model import CaptionModel
 from engine.models.loading import load_captioner
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def opt(tmp_path_factory: pytest.TempPathFactory) -> CaptionModel:

@@ -20,8 +20,6 @@ from engine.checkpoints.key_names import LAVIS_CAPTIONER, renamed, split_languag
 from engine.checkpoints.language_folder import make_language
 from engine.checkpoints.tensors import stored
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 OPT = LanguageConfig(False, 48, 128, start_id=2, end_id=50, pad_id=1)
 T5 = LanguageConfig(True, 48, 512, start_id=None, end_id=1, pad_id=0)
 # The length normalisation of transformers 4.33 counts other tokens than that of 5 (hf_check.json names these three).

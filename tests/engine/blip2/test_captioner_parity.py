@@ -14,7 +14,6 @@ from engine.blip2.language_tokens import IGNORED
 from engine.models.caption_model import CaptionModel
 from engine.models.loading import load_captioner
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = ("a photo of", "", "Question: what is it? Answer:")
 INSTRUCTIONS = ("a red dog", "the", "on the house a cat runs")
 Pair = tuple[Any, CaptionModel]

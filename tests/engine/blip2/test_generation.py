@@ -6,8 +6,6 @@ import pytest
 
 from engine.blip2.generation import GenerationOptions
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(
     "wrong",

@@ -10,8 +10,6 @@ from engine.blip2.language_tokens import IGNORED, LanguageTokenizer
 from engine.checkpoints.language_folder import describe_language
 from engine.errors import CheckpointError, DataError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def language_tokenizer(kind: str) -> LanguageTokenizer:
     tokenizer = byte_tokenizer(kind)

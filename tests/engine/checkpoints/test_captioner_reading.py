@@ -37,8 +37,6 @@ from engine.errors import CheckpointError
 from engine.models.catalogue import list_models
 from engine.models.loading import load_captioner, load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ours_comes_back_whole(tmp_path: Path, kind: str) -> None:

@@ -22,7 +22,6 @@ from engine.checkpoints.transformers_export import IMAGE_TOKEN
 from engine.models.loading import load_captioner
 from ui.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = ("a red dog", "the", "on the house a cat runs")
 
 

@@ -11,8 +11,6 @@ from engine.blip2.generation import GenerationOptions
 from engine.errors import QueryError
 from engine.models.caption_model import CaptionModel
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_pictures_are_read_once_whatever_the_beams(
     model: CaptionModel, monkeypatch: pytest.MonkeyPatch

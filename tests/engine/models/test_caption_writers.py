@@ -16,7 +16,6 @@ from engine.models import caption_writers, catalogue
 from engine.models.caption_writers import HeadWriter, LanguageWriter, default_writer, is_called, load_writer
 from engine.models.loading import load_captioner, load_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)
 
 

@@ -12,15 +12,16 @@ from tiny import SIDE, tiny_model
 from engine.models.photo_encoder import PhotoEncoder
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Let torch use two threads, also where the tests are told to use one: with one there are no streams."""
-    before = torch.get_num_threads()
+    """Let PyTorch use two threads, from which on an encoder has streams; the other tests run with one."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("features", ["store", "none"])
 @pytest.mark.parametrize("count", [1, 2, 21])
 def test_streams_encode_as_one_pass_does(tmp_path: Path, features: str, count: int) -> None:
@@ -42,6 +43,7 @@ def test_streams_encode_as_one_pass_does(tmp_path: Path, features: str, count: i
         np.testing.assert_allclose(got, expected, atol=5e-3)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_its_threads_end_with_it(tmp_path: Path) -> None:
     pictures = np.zeros((4, SIDE, SIDE, 3), np.uint8)
     before = {*threading.enumerate()}
@@ -52,3 +54,8 @@ def test_its_threads_end_with_it(tmp_path: Path) -> None:
     assert not any(thread.is_alive() for thread in started)
     with pytest.raises(RuntimeError, match="shutdown"):
         encoder.encode(pictures)
+
+
+def test_one_thread_has_no_streams(tmp_path: Path) -> None:
+    assert torch.get_num_threads() == 1, "tests/conftest.py sets one thread"
+    assert PhotoEncoder(tiny_model(tmp_path / "tiny"), "none").streams is None

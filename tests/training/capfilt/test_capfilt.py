@@ -28,8 +28,6 @@ from training.stages.stage1 import run_stage1
 from training.stages.stage1_config import Stage1Config
 from ui.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_shards_are_what_the_other_trainings_read(place: Path) -> None:
     out = run(place)

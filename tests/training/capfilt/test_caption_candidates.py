@@ -15,8 +15,6 @@ from engine.models.retrieval_model import RetrievalModel
 from engine.search.searcher import Searcher
 from training.capfilt.caption_candidates import Candidates, Caption, kept, load_parts
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_the_ranking_is_searchs(place: Path) -> None:
     """Every drawn caption against a direct match of that photo; the two kept are the best of all."""

@@ -23,6 +23,7 @@ from training.losses.stage1_losses import stage1_losses
 from training.stages.stage1 import ItcTask, Stage1Task
 from training.stages.stage1_config import Stage1Config
 
+pytestmark = pytest.mark.xdist_group("processes")
 PAIRS = 6
 FORCED = (torch.tensor([3, 5, 1, 0, 3, 2]), torch.tensor([4, 2, 5, 1, 0, 3]))
 

@@ -12,8 +12,6 @@ from engine.errors import TrainingError
 from engine.models.loading import load_captioner
 from training.loop.optimizer import OptimConfig, learning_rate, learning_rate_scales, make_optimizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_layer_decay_of_a_captioner(data: Path) -> None:
     """Blocks get less the deeper they lie, all else the whole rate; the language model is not trained at all."""

@@ -125,6 +125,7 @@ def in_one_of_two(rank: int, folder: Path) -> list[Any]:
         return [chunked(shared(inputs(ids)), encoder, 2) for ids, encoder in ((False, False), (True, True))]
 
 
+@pytest.mark.xdist_group("processes")
 def test_chunks_in_two_processes(tmp_path: Path) -> None:
     both = in_two_processes(in_one_of_two, tmp_path)
     for number, (ids, encoder) in enumerate(((False, False), (True, True))):

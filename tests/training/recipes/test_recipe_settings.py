@@ -122,9 +122,6 @@ def test_every_recipe_takes_settings(name: str) -> None:
     assert got.optim.batch == 64 and got.model.qformer.num_queries == 16
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def test_the_papers_numbers() -> None:
     """BLIP-2, section 3.4, tables 7 and 8."""
     recipes = {

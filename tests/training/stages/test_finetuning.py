@@ -20,8 +20,6 @@ from training.stages.finetuning import CaptionConfig, run_finetune
 from training.stages.stage2 import Stage2Task
 from ui.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def run(config: CaptionConfig, data: Path, output: Path) -> list[float]:
     run_finetune(config, data, output.parent, output)

@@ -25,13 +25,13 @@ from training.stages.finetuning import VqaConfig, run_finetune, start_finetune
 from training.stages.stage2 import Stage2Task
 from training.stages.stage_setup import open_stream
 
+pytestmark = pytest.mark.xdist_group("processes")
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"train_encoder": True},
     "chunk": {"train_encoder": True, "chunk": 3},
     "fsdp": {"train_encoder": True, "parallel": "fsdp"},
     "frozen fsdp": {"parallel": "fsdp", "dtype": "bfloat16"},
 }
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def chosen(way: str, **changes: Any) -> VqaConfig:

@@ -25,7 +25,6 @@ from ui.cli.main import main
 
 COLOURS = ("red", "green", "blue", "white", "black", "brown", "pink", "grey")
 GROUPS = [[f"a {colour} dog runs", f"the dog is {colour}", f"a {colour} animal"] for colour in COLOURS]
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config(steps: int = 150, **changes: Any) -> TrainLanguageConfig:

@@ -43,12 +43,11 @@ from ui.cli.main import main
 
 TEXTS = [(f"the wall is {colour}",) for colour in COLOURS]
 GREEDY = GenerationOptions(max_new_tokens=8)
-pytestmark = pytest.mark.usefixtures("one_thread")
 Parts = tuple[Captioner, LanguageTokenizer, TextTokenizer | None, Tensor, list[CaptionedPicture]]
 
 
 def config(**changes: Any) -> Stage2Config:
-    optim = OptimConfig(steps=300, batch=8, lr=5e-3, warmup=10, weight_decay=0.0, clip=1.0, log_every=50)
+    optim = OptimConfig(steps=150, batch=8, lr=5e-3, warmup=10, weight_decay=0.0, clip=1.0, log_every=50)
     made = Stage2Config((SourceConfig("s-*.tar"),), optim, "first", views=1, smallest_crop=0.6)
     return replace(made, **changes)
 
@@ -98,6 +97,8 @@ def written(parts: Parts, prompt: str) -> list[str]:
 @pytest.mark.parametrize("kind", ["opt", "t5", "llama"])
 def test_eight_captions_by_heart(tmp_path: Path, kind: str) -> None:
     chosen = config(reads_prompt=kind == "llama")
+    if kind == "t5":  # it learns more slowly than the others
+        chosen = replace(chosen, optim=replace(chosen.optim, steps=300))
     parts = eight_pairs(kind, chosen)
     net = parts[0]
     frozen = {n: v.clone() for n, v in net.state_dict().items() if n.startswith(("vision.", "language."))}

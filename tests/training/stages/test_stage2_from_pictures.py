@@ -13,8 +13,6 @@ from engine.models.loading import load_captioner
 from training.stages.stage2 import run_stage2
 from training.stages.stage2_config import Stage2Config
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_stage_2_on_a_stream(data: Path, tmp_path: Path, kind: str) -> None:

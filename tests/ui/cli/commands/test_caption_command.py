@@ -28,8 +28,6 @@ from engine.pictures.squares import squash
 from ui.cli.main import main
 from ui.reports.text_forms import path_fields
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

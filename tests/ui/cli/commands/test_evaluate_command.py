@@ -20,7 +20,6 @@ from engine.pictures.opening import open_picture
 from engine.pictures.squares import squash
 from ui.cli.main import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = (42, 73, 91)
 NAMES = [f"COCO_val2014_{number:012d}.jpg" for number in IDS]
 SCORES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]

@@ -92,9 +92,6 @@ def test_refusals(arguments: list[str], words: str) -> None:
     assert result.exit_code == 1 and words in result.output
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def test_the_commands(data: Path, tmp_path: Path) -> None:
     """As a user runs them, with sets of their own on a small captioner."""
     common = ["--data", data, "--runs", tmp_path, "--set", f"start={data / 'opt'}"]
