@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from engine.errors import TrainingError
 from engine.progress import Pace
 from training.distributed.gathering import total
 from training.distributed.world import world
 from training.loop.device_peak import peak_operations
+from training.loop.flop_count import OperationCount
 from training.loop.optimizer import OptimConfig, learning_rate
 
 
@@ -47,9 +47,9 @@ class RunLog:
         if step != self.first:
             yield
             return
-        with FlopCounterMode(display=False) as count:
+        with OperationCount() as count:
             yield
-        self.operations = count.get_total_flops()
+        self.operations = count.operations
         self.peak = peak_operations(self.device, self.config.dtype)
         self._pace = Pace(self.config.steps - step - 1, None)  # the first step also warms everything up
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 from torch import nn
 
@@ -40,17 +39,14 @@ def test_only_the_first_step_is_counted(tmp_path: Path) -> None:
     assert operations_of(tmp_path, lambda: layer(torch.randn(4, 6)), step=1) == 0
 
 
-@pytest.mark.parametrize("learns", [True, False])
-def test_an_attention_layer(tmp_path: Path, learns: bool) -> None:
-    """Trained, in single steps, and read by PyTorch's fused attention in inference mode: the same products."""
+def test_an_attention_layer(tmp_path: Path) -> None:
     rows, sources, width, source_width, heads = 5, 7, 8, 6, 2
     layer = Attention(QFormerConfig(width=width, num_heads=heads), source_width)
-    hidden = torch.randn(3, rows, width, requires_grad=learns)
+    hidden = torch.randn(3, rows, width, requires_grad=True)
     patches = torch.randn(3, sources, source_width)
 
     def read() -> None:
-        with torch.inference_mode(not learns):
-            layer(hidden, layer.keys_values(patches), None)
+        layer(hidden, layer.keys_values(patches), None)
 
     projections = 2 * 3 * (2 * rows * width * width + 2 * sources * source_width * width)
     products = 2 * (2 * 3 * heads * rows * sources * (width // heads))  # scores, and the values they mix
