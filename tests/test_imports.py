@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -199,6 +200,47 @@ def test_all_sources_are_seen() -> None:
 
 def test_arrows_point_one_way() -> None:
     assert not turned_round(ALL)
+
+
+MOST_FILES, MOST_LINES, MOST_LINES_OF_A_FUNCTION = 15, 300, 45
+LONGER_FUNCTIONS = {"training/loop/train_loop.py train"}  # ARCHITECTURE.md says why
+
+
+def files_in_the_tree() -> tuple[set[str], set[str]]:
+    """Read the tree of ARCHITECTURE.md: the names of files that are there, and of those that come later."""
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    tree = page.split("## The tree")[1].split("\n## ")[0]
+    there: set[str] = set()
+    later: set[str] = set()
+    for line in re.findall(r"^    .*$", tree, re.MULTILINE):
+        now, _, then = line.partition("later")
+        there |= set(re.findall(r"\w+\.py\b", now))
+        later |= set(re.findall(r"\w+\.py\b", then))
+    return there, later
+
+
+def test_the_tree_of_the_architecture_page_is_the_tree() -> None:
+    there, later = files_in_the_tree()
+    files = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")} - {"__init__.py"}
+    assert there - {"qseek.py"} == files
+    assert later and not later & files
+
+
+def test_folders_files_and_functions_stay_short() -> None:
+    folders = {path.parent for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    too_many = [folder for folder in folders if len(list(folder.glob("[!_]*.py"))) > MOST_FILES]
+    assert not too_many
+    too_long, long_functions = [], set()
+    for file, tree in sources():
+        if len((ROOT / file).read_text(encoding="utf-8").splitlines()) > MOST_LINES:
+            too_long.append(file)
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if (node.end_lineno or node.lineno) - node.lineno >= MOST_LINES_OF_A_FUNCTION:
+                long_functions.add(f"{file} {node.name}")
+    assert not too_long
+    assert long_functions == LONGER_FUNCTIONS
 
 
 def outside_their_rooms(imports: list[Import]) -> list[str]:
