@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlparse
 import command_line
 import pytest
 from random_blip2 import random_retriever, save_retriever_folder
+from shard_writing import picture, write_shard
 
 from engine.checkpoints.published import hub_id
 
@@ -192,7 +193,7 @@ def test_a_wrong_id(server: Hub, tmp_path: Path) -> None:
 
 def test_a_model_that_was_never_pulled_says_how(tmp_path: Path) -> None:
     recall = ("recall", str(tmp_path / "none.tar"), "--model", "blip2-itm-vit-g")
-    tmp_path.joinpath("none.tar").write_bytes(b"\0" * 10240)
+    write_shard(tmp_path / "none.tar", {"red.png": picture("red"), "red.txt": b"a red wall"})
     done = qseek(*recall, home=tmp_path, address="http://127.0.0.1:9")
     assert done.returncode == 1 and "qseek models pull Salesforce/blip2-itm-vit-g" in done.stderr, done.stderr
 

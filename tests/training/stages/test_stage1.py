@@ -137,7 +137,7 @@ def test_a_run_goes_on_from_another_runs_model(tmp_path: Path) -> None:
 
 def test_some_queries_and_patches_take_part(tmp_path: Path) -> None:
     chosen = config(query_share=0.5, patch_share=0.5, match_distillation=1.0)
-    chosen = replace(chosen, optim=replace(chosen.optim, steps=60, log_every=20))
+    chosen = replace(chosen, optim=replace(chosen.optim, steps=300, log_every=60))
     net, tokenizer, patches, samples = eight_pairs(chosen)
     seen: list[tuple[int, ...]] = []
     read = net.qformer.read_photos
