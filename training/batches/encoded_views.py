@@ -28,6 +28,7 @@ from training.batches.sample_order import batch_of
 from training.distributed.world import world
 from training.loop.optimizer import OptimConfig
 from training.loop.random_draws import shared_draws
+from training.loop.run_dtype import fast_autocast
 
 LEAST_WINDOW = 0.8
 """Of a feature map's side, that `random_window` leaves."""
@@ -142,7 +143,7 @@ def encode_maps(net: Retriever, pictures: np.ndarray, config: Views, count: int)
 
     def read(pixels_B3HW: Tensor) -> Tensor:
         features = pixels_B3HW
-        with torch.autocast(features.device.type, torch.bfloat16):
+        with fast_autocast(features.device):
             for part in parts:
                 features = part(features)
         return features.permute(0, 2, 3, 1).to("cpu", torch.bfloat16)

@@ -24,11 +24,17 @@ class EncoderEnd:
         self.vision, self.first = vision, first
         last = nn.ModuleList(modules for modules, _ in network_parts(vision)[first:])
         last.requires_grad_(True).train()
+        self.weight = next(last.parameters())
         self.strided = [conv for conv in last.modules() if isinstance(conv, nn.Conv2d) and _is_slow(conv)]
 
     def read(self, maps_BHWC: Tensor) -> Tensor:
-        """Return patches (B, P, V) of the feature maps that the first of these parts reads; call it under autocast."""
+        """Return patches (B, P, V) of the feature maps that the first of these parts reads.
+
+        Call it under `run_dtype.fast_autocast`.
+        """
         features = maps_BHWC.permute(0, 3, 1, 2)
+        if not torch.is_autocast_enabled(features.device.type):
+            features = features.to(self.weight.dtype)  # the maps are kept in bfloat16
         with _in_float32(self.strided):
             for _, part in network_parts(self.vision)[self.first :]:
                 features = part(features)

@@ -30,7 +30,7 @@ from training.distributed.wrapping import full_tensors
 from training.loop.optimizer import OptimConfig
 from training.loop.random_draws import random_share
 from training.loop.run_checkpoint import finished
-from training.loop.run_dtype import with_resolved_dtypes
+from training.loop.run_dtype import fast_autocast, with_resolved_dtypes
 from training.loop.train_loop import train
 from training.losses.cached_embeddings import Inputs, backward_in_chunks, encode
 from training.losses.itc_itm_itg import match_distillation_loss
@@ -146,7 +146,7 @@ class EncoderTask(ItcTask):
         return random_window(maps_BHWC, draws)
 
     def _losses(self, net: Retriever, inputs: Inputs) -> dict[str, Tensor]:
-        with torch.autocast(inputs.images.device.type, torch.bfloat16):
+        with fast_autocast(inputs.images.device):
             return super()._losses(net, replace(inputs, images=self.end.read(inputs.images)))
 
 

@@ -124,3 +124,23 @@ def test_strided_depthwise_convolutions_are_computed_in_float32() -> None:
     (gradient,) = torch.autograd.grad(got.square().sum(), conv.weight)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(gradient, want_gradient)
+
+
+def test_without_bfloat16_hardware_it_computes_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The maps are kept in bfloat16 there too; parts of float32 weights read them all the same."""
+    chosen = convolutional()
+    _, tokenizer, _, samples = eight_pairs(replace(chosen, model=config().model))
+    net = Retriever(chosen.model)
+    pictures = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), dtype=np.uint8)
+    fast = encode_maps(net, pictures, chosen, chosen.encoder_from)
+    monkeypatch.setattr("training.loop.run_dtype.fast_dtype", lambda device: torch.float32)
+    maps = encode_maps(net, pictures, chosen, chosen.encoder_from)
+    cosine = torch.nn.functional.cosine_similarity(maps.float().flatten(), fast.float().flatten(), dim=0)
+    assert cosine > 0.98 and not torch.equal(maps, fast)  # as near as seventeen random layers allow
+    optim = replace(chosen.optim, steps=2, log_every=1)
+    task = EncoderTask(net, tokenizer, EncodedViews(maps, samples, optim), chosen, optim)
+    assert task.losses(0)["loss"].dtype == torch.float32
+    assert task.end.read(maps[:, 0]).dtype == torch.float32
+    assert len(train(task, optim, tmp_path)) == 2
