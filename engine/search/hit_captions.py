@@ -6,14 +6,12 @@ Shapes: B photos, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 
 from engine.models.caption_writers import CaptionWriter
-from engine.pictures.opening import read_square
+from engine.pictures.picture_batches import read_squares
 from engine.types import Caption, Failure, Hit, Photo, Results
 
 PHOTOS_AT_ONCE = 16
@@ -27,13 +25,10 @@ def write_of(
     size: pixels of the square that `write` takes, uint8 (B, H, W, 3). So many photos as are written at once are drawn
     from `photos` ahead.
     """
-    photos = iter(photos)
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
-        while some := list(islice(photos, PHOTOS_AT_ONCE)):
-            read = list(pool.map(lambda photo: read_square(photo.paths, size), some))
-            good = [one for one in read if not isinstance(one, Failure)]
-            texts = iter(write(np.stack(good)) if good else ())
-            yield from [one if isinstance(one, Failure) else next(texts) for one in read]
+    for squares in read_squares((photo.paths for photo in photos), size, PHOTOS_AT_ONCE):
+        readable = [square for square in squares if not isinstance(square, Failure)]
+        texts = iter(write(np.stack(readable)) if readable else ())
+        yield from [square if isinstance(square, Failure) else next(texts) for square in squares]
 
 
 def with_captions(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,7 @@ from engine.blip2.qformer import PhotoKeys
 from engine.errors import QueryError
 from engine.index.store import Store
 from engine.models.retrieval_model import PHOTOS_AT_ONCE, RetrievalModel
-from engine.pictures.opening import read_square
+from engine.pictures.picture_batches import read_squares
 from engine.progress import Pace, Progress
 from engine.search.key_cache import KeyCache
 from engine.types import Failure, Photo
@@ -116,18 +115,18 @@ class Reranking:
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Yield rows and their patches (B, P, V) from files; a photo that cannot be read is added to `failures`."""
         size, pace = self._model.image_size, Pace(len(rows), self._tell_after(SLOW_SECONDS))
-        with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter's lock
-            for part in in_parts(rows, self._model.vision_at_once):
-                squares = pool.map(lambda row: read_square(photos[row].paths, size), part)
-                decoded: dict[int, np.ndarray] = {}
-                for row, square in zip(part, squares, strict=True):
-                    if isinstance(square, Failure):
-                        failures.append(square)
-                    else:
-                        decoded[row] = square
-                if decoded:
-                    yield list(decoded), self._model.encode_patches(np.stack(list(decoded.values())))
-                pace.step(len(part), num_failed=len(part) - len(decoded))
+        at_once = self._model.vision_at_once
+        batches = read_squares((photos[row].paths for row in rows), size, at_once)
+        for part, squares in zip(in_parts(rows, at_once), batches, strict=True):
+            decoded: dict[int, np.ndarray] = {}
+            for row, square in zip(part, squares, strict=True):
+                if isinstance(square, Failure):
+                    failures.append(square)
+                else:
+                    decoded[row] = square
+            if decoded:
+                yield list(decoded), self._model.encode_patches(np.stack(list(decoded.values())))
+            pace.step(len(part), num_failed=len(part) - len(decoded))
 
     def _tell_after(self, seconds: float) -> Callable[[Progress], None]:
         """Return what is to hear of the progress: it tells about it once so many seconds are over."""
