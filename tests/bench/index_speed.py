@@ -20,19 +20,21 @@ from report import MIB, Memory, median, peak_memory, table, write_report
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine.models.photo_encoder import PhotoEncoder
     from engine.models.retrieval_model import RetrievalModel
 
 BATCH = 64
 TARGET = 0.8
 
 
-def bare(encoder: PhotoEncoder, pictures: np.ndarray) -> float:
+def bare(model: RetrievalModel, pictures: np.ndarray) -> float:
     """Photos/s."""
-    started = time.perf_counter()
-    for start in range(0, len(pictures), BATCH):
-        encoder.encode(pictures[start : start + BATCH])
-    return len(pictures) / (time.perf_counter() - started)
+    from engine.models.photo_encoder import PhotoEncoder
+
+    with PhotoEncoder(model, "store") as encoder:
+        started = time.perf_counter()
+        for start in range(0, len(pictures), BATCH):
+            encoder.encode(pictures[start : start + BATCH])
+        return len(pictures) / (time.perf_counter() - started)
 
 
 def indexed(
@@ -58,6 +60,7 @@ def indexed(
     started = time.perf_counter()
     again = build_index([photos], store, encoder, workers=workers)
     second = time.perf_counter() - started
+    encoder.close()
     if again.unchanged != report.added:
         raise SystemExit(f"the second run took {again.unchanged} of {report.added} photos as unchanged")
     started = time.perf_counter()
@@ -96,7 +99,6 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
 
     from engine.models.loading import load_model
     from engine.models.malloc import keep_freed_memory
-    from engine.models.photo_encoder import PhotoEncoder
     from indexer.decode import decode
 
     keep_freed_memory()  # as the command does
@@ -109,16 +111,16 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     started = time.perf_counter()
     pictures = np.stack([decode(path, model.image_size).pixels for path in paths])
     decode_rate = len(paths) / (time.perf_counter() - started)
-    bare(PhotoEncoder(model, "store"), pictures[:BATCH])
+    bare(model, pictures[:BATCH])
 
     rows = []
     ratios: dict[str, list[float]] = {"store": [], "none": []}
     for number in range(args.rounds):
-        before = bare(PhotoEncoder(model, "store"), pictures)
+        before = bare(model, pictures)
         for features in ratios:
             folder = scratch / f"index-{features}-{number}"
             rate, second, faiss, size, memory = indexed(model, photos, folder, features, args.workers)
-            after = bare(PhotoEncoder(model, "store"), pictures)
+            after = bare(model, pictures)
             ratio = rate / ((before + after) / 2)
             ratios[features].append(ratio)
             rows.append(
