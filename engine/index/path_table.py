@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from engine.index.database import Table, bytes_literal
 
 KEY = ("root", "path")
+_SEPARATOR = os.fsencode(os.sep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class PathTable(Generic[Record]):
                 parts.append(of_known)
             elif _is_below(os.fsencode(root), known):
                 inner = _below(os.fsencode(root), known)
-                parts.append(of_known.filter(pc.starts_with(of_known["path"], inner + b"/")))
+                parts.append(of_known.filter(pc.starts_with(of_known["path"], inner + _SEPARATOR)))
         return self._to_records(pa.concat_tables(parts)) if parts else {}
 
     def put(self, records: Sequence[Record]) -> None:
@@ -147,7 +148,7 @@ def absolute(root: bytes, below: bytes) -> Path:
 
 def _below(path: bytes, root: bytes) -> bytes:
     """Path relative to root. Raises ValueError when it is not below it."""
-    prefix = root.rstrip(b"/") + b"/"
+    prefix = root.rstrip(_SEPARATOR) + _SEPARATOR
     if not path.startswith(prefix):
         raise ValueError(f"{os.fsdecode(path)!r} is not below {os.fsdecode(root)!r}")
     return path[len(prefix) :]
@@ -155,7 +156,7 @@ def _below(path: bytes, root: bytes) -> bytes:
 
 def _is_below(path: bytes, root: bytes) -> bool:
     """Whether path is root or below it."""
-    return path == root or path.startswith(root.rstrip(b"/") + b"/")
+    return path == root or path.startswith(root.rstrip(_SEPARATOR) + _SEPARATOR)
 
 
 def _where(paths: Iterable[Path], roots: Sequence[bytes]) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +193,13 @@ def test_plain_captions_are_lavis() -> None:
     assert plain_caption('  A "Big"\tdog! runs (fast), mr. x #1 . ') == "a big dog runs fast , mr x 1"
     assert plain_caption(" . ") == ""
     assert plain_caption("word " * 60) == " ".join(["word"] * 50)
+
+
+def test_braces_without_their_extra_say_the_install_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(tmp_path / "s-0.tar", {"red.png": picture("red"), "red.txt": b"a red wall"})
+    monkeypatch.setitem(sys.modules, "braceexpand", None)  # as though it were not installed
+    assert find_shards(["s-*.tar"], tmp_path) == [tmp_path / "s-0.tar"]
+    with pytest.raises(DataError, match=r"pip install 'qseek\[train\]'"):
+        find_shards(["s-{0..0}.tar"], tmp_path)
