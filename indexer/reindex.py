@@ -17,6 +17,7 @@ from engine.index.caption_table import NewCaption
 from engine.index.manifest import FILE_NAME, Manifest, has_index
 from engine.index.store import CACHE_FOLDER, TABLES_FOLDER, Store
 from engine.types import Caption
+from engine.wording import count_text
 
 if TYPE_CHECKING:
     from engine.models.retrieval_model import RetrievalModel
@@ -54,9 +55,8 @@ def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
     for root in roots:
         if not root.exists() and root not in given:
             num_photos = sum(record.root == root for record in files.values())
-            photos = "1 photo" if num_photos == 1 else f"{num_photos:,} photos"
             raise QueryError(
-                f"{root} is not there, and its {photos} would be lost: mount its drive, "
+                f"{root} is not there, and its {count_text(num_photos, 'photo')} would be lost: mount its drive, "
                 "or make another index with --index"
             )
     ids = [id_ for part, _ in store.texts.iter_vectors() for id_ in part.tolist()]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from engine.wording import count_text
+
 
 def size_notes(num_photos: int, top: int) -> list[str]:
     """Return what to say where the index holds fewer photos than were asked for."""
     if not num_photos:
         return ["The index holds no photos; add some with `qseek index FOLDER`."]
-    count = "1 photo" if num_photos == 1 else f"{num_photos} photos"
-    return [f"The index holds {count}."] if num_photos < top else []
+    return [f"The index holds {count_text(num_photos, 'photo')}."] if num_photos < top else []
 
 
 def other_photo_notes(num_others: int, top: int) -> list[str]:
     """Return what to say where the index holds, beside the photo that was given, fewer photos than were asked for."""
     if not num_others:
         return ["The index holds no other photo; add some with `qseek index FOLDER`."]
-    count = "1 other photo" if num_others == 1 else f"{num_others} other photos"
-    return [f"The index holds {count}."] if num_others < top else []
+    return [f"The index holds {count_text(num_others, 'other photo')}."] if num_others < top else []
 
 
 def text_cut_notes(num_cut: int, max_tokens: int) -> list[str]:
