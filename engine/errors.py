@@ -4,6 +4,8 @@ Every message says what is wrong, the value, and what to do. `ui/` prints the me
 traceback; anything that is not a `QseekError` is a bug.
 """
 
+from __future__ import annotations
+
 
 class QseekError(Exception):
     """Base class: catch this to catch everything qseek raises on purpose."""

@@ -1,5 +1,7 @@
 """Say how far a run is: how many of its items are done, how fast it goes, and how long the others take."""
 
+from __future__ import annotations
+
 import time
 from collections import deque
 from collections.abc import Callable

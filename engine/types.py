@@ -1,5 +1,7 @@
 """Values that cross folder borders. Frozen, and free of torch, so that importing them costs nothing."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """What has to be read, what is gone and what is back: a scan beside what the store knows."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -3,6 +3,8 @@
 Worker processes import this module: it must stay free of torch and lancedb.
 """
 
+from __future__ import annotations
+
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,6 +3,8 @@
 Workers are spawned, for Lance is not fork-safe, and import `indexer.decode` alone.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import threading
@@ -55,7 +57,7 @@ def _chunks(first: list[DecodeJob], rest: Iterator[DecodeJob]) -> Iterator[list[
         yield chunk
 
 
-def _read_ahead(pools: "_Pools", chunks: Iterator[list[DecodeJob]]) -> Iterator[Outcome]:
+def _read_ahead(pools: _Pools, chunks: Iterator[list[DecodeJob]]) -> Iterator[Outcome]:
     window: deque[tuple[list[DecodeJob], Callable[[], list[Outcome]]]] = deque()
     while True:
         for chunk in islice(chunks, WINDOW - len(window)):

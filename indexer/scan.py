@@ -1,5 +1,7 @@
 """Walk a folder and name the photos in it. Decodes nothing: a known suffix is enough to be named."""
 
+from __future__ import annotations
+
 import os
 import stat
 from collections import deque

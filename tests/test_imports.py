@@ -1,5 +1,7 @@
 """The arrows of ARCHITECTURE: ui -> indexer -> engine <- training; who owns which library; what stays light."""
 
+from __future__ import annotations
+
 import ast
 import os
 import re

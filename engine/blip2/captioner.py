@@ -52,7 +52,7 @@ class Captioner(nn.Module):
         return self
 
     def encode_patches(self, pixels_B3HW: Tensor) -> Tensor:
-        """pixels -> patches (B, P, V) as the Q-Former reads them, after the trained `vision_norm` (ln_vision)."""
+        """Pixels -> patches (B, P, V) as the Q-Former reads them, after the trained `vision_norm` (ln_vision)."""
         return self.vision_norm(self.vision(pixels_B3HW))
 
     def read_photos(self, patches_BPV: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ Post-norm, exact GELU, as in BERT (BLIP-2 starts from BERT-base). Shapes: B pair
 rows, Q queries, T tokens, P patches, D width, V vision width, H heads, d width of a head.
 """
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -8,6 +8,8 @@ Rows ask, columns answer. Shapes: B pairs, Q queries, T tokens.
 A mask broadcasts over heads: (B, 1, rows, columns).
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 

@@ -3,6 +3,8 @@
 Shapes: B photos or pairs, P patches, V vision width, Q queries, T tokens, D Q-Former width, E embedding.
 """
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,7 +48,7 @@ class Retriever(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(0.07))
 
     def encode_patches(self, pixels_B3HW: Tensor) -> Tensor:
-        """pixels -> patches (B, P, V) as the Q-Former reads them, after the trained `vision_norm` (ln_vision)."""
+        """Pixels -> patches (B, P, V) as the Q-Former reads them, after the trained `vision_norm` (ln_vision)."""
         return self.vision_norm(self.vision(pixels_B3HW))
 
     def photo_keys(self, patches_BPV: Tensor) -> list[KeysValues]:

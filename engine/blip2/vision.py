@@ -3,6 +3,8 @@
 Shapes: B photos, P patches, V vision width, H W pixels or feature map.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable
 from itertools import pairwise

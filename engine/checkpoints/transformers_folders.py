@@ -127,5 +127,5 @@ def _check_supported(vision: Any, former: Any, where: Path) -> None:
 
 
 def mlp_ratio(inner: int, width: int) -> float:
-    """timm takes int(width * ratio): EVA's own ratio where it fits, else one that no rounding takes below `inner`."""
+    """Timm takes int(width * ratio): EVA's own ratio where it fits, else one that no rounding takes below `inner`."""
     return EVA_MLP_RATIO if int(width * EVA_MLP_RATIO) == inner else (inner + 0.5) / width

@@ -4,6 +4,8 @@ A table is pinned to the version it was opened at, so that row ids and rows belo
 of our own moves it on. Lance is not fork-safe: worker processes are spawned. Only this module imports lancedb.
 """
 
+from __future__ import annotations
+
 import errno
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -62,16 +64,16 @@ class Database:
         with _errors_in_words(folder):
             self._connection = lancedb.connect(str(folder))
 
-    def create(self, name: str, schema: pa.Schema) -> "Table":
+    def create(self, name: str, schema: pa.Schema) -> Table:
         """Make an empty table."""
         with _errors_in_words(self.folder):
             return Table(self._connection.create_table(name, schema=schema), self.folder)
 
-    def open_if_there(self, name: str) -> "Table | None":
+    def open_if_there(self, name: str) -> Table | None:
         """None for a table that older versions of qseek did not make."""
         return self.open(name) if (self.folder / f"{name}.lance").exists() else None
 
-    def open(self, name: str) -> "Table":
+    def open(self, name: str) -> Table:
         try:
             return Table(self._connection.open_table(name), self.folder)
         except (OSError, RuntimeError, ValueError) as error:

@@ -1,9 +1,11 @@
 """Which model, preprocessing and schema an index was made with; checked whenever it is opened."""
 
+from __future__ import annotations
+
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 from engine.atomic import write_file
 from engine.errors import IndexStateError
@@ -59,7 +61,7 @@ class Manifest:
         return {"none": 0, "store": 2 * num_patches * width, "int8": num_patches * (4 + width)}[self.features]
 
     @classmethod
-    def for_model(cls, model: IndexedModel, features: str) -> "Manifest":
+    def for_model(cls, model: IndexedModel, features: str) -> Manifest:
         """What an index made with this model says of it. features: "store", "int8" or "none"."""
         return cls(
             model=model.name,
@@ -73,7 +75,7 @@ class Manifest:
         )
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
+    def load(cls, folder: Path) -> Manifest:
         """Read it from an index folder.
 
         Raises IndexStateError: there is none, it cannot be read, or a newer qseek wrote it.
@@ -109,7 +111,7 @@ class Manifest:
         except OSError as error:
             raise IndexStateError(f"{path} cannot be written: {error.strerror}") from error
 
-    def check_same(self, other: "Manifest") -> None:
+    def check_same(self, other: Manifest) -> None:
         """Compare the index's manifest (self) with that of the model at hand (other).
 
         Raises IndexStateError, naming both sides, when vectors of the two cannot be mixed. Whether the
@@ -132,7 +134,7 @@ def has_index(folder: Path) -> bool:
 
 
 def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
-    kinds = {field.name: field.type for field in fields(Manifest)}
+    kinds = get_type_hints(Manifest)
     if set(values) != set(kinds):
         names = ", ".join(sorted(set(values) ^ set(kinds)))
         raise _damaged(path, f"missing or unknown: {names}")

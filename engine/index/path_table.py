@@ -1,5 +1,7 @@
 """Rows known by their path: the files of the photos, and the photos that could not be read."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence

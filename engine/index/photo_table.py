@@ -1,5 +1,7 @@
 """The table of photos: one row per distinct content, found by id or by digest."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """Define the Arrow schemas of the index's tables, and turn arrays of vectors into columns and back."""
 
+from __future__ import annotations
+
 import numpy as np
 import pyarrow as pa
 

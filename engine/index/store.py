@@ -5,6 +5,8 @@ writes, and after `refresh` those of others. Writing takes the writer's lock by 
 around a whole build so that nobody else comes between two batches.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,7 +49,7 @@ class Store:
         self._live_photos = LivePhotos(self._photos, self._files)
 
     @classmethod
-    def create(cls, folder: Path, manifest: Manifest, *, replace: bool = False) -> "Store":
+    def create(cls, folder: Path, manifest: Manifest, *, replace: bool = False) -> Store:
         """Make an empty index; with replace, in place of one that is there.
 
         The manifest is written last: a folder without one holds no index. Raises IndexStateError: there
@@ -71,7 +73,7 @@ class Store:
         return cls(folder, manifest, database, tables)
 
     @classmethod
-    def open(cls, folder: Path) -> "Store":
+    def open(cls, folder: Path) -> Store:
         """Open an index to read or to add to. Raises IndexStateError: none, damaged, or a newer schema."""
         folder = Path(folder)
         manifest = Manifest.load(folder)

@@ -1,5 +1,7 @@
 """Read the EXIF orientation of a picture and turn the picture upright."""
 
+from __future__ import annotations
+
 from PIL import Image
 
 ORIENTATION_TAG = 0x0112

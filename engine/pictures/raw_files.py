@@ -1,5 +1,7 @@
 """Open a camera's RAW file: the preview that the camera stored where it is large enough, else the developed picture."""
 
+from __future__ import annotations
+
 import io
 from typing import Any
 

@@ -5,6 +5,8 @@ rows that may not be found are fetched as well and dropped, and when they are to
 copy is made again without them. Scores carry the rounding of half floats: hits are re-scored.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

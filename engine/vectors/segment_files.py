@@ -6,6 +6,8 @@
 LanceDB is the truth: whatever is wrong here means that it is built again, and never an error.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import shutil

@@ -4,6 +4,8 @@ S slots, E embedding, N rows, M queries, K hits. A segment is filled in memory, 
 from a file is mapped into memory and must not grow (FAISS aborts the process when it is asked to).
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ class Segment:
         self.frozen = frozen
 
     @classmethod
-    def empty(cls, num_slots: int, width: int, kind: str) -> "Segment":
+    def empty(cls, num_slots: int, width: int, kind: str) -> Segment:
         slots = [_new_index(width, kind) for _ in range(num_slots)]
         return cls(slots, kind, np.zeros(0, np.int64), 0.0, frozen=False)
 
@@ -65,7 +67,7 @@ class Segment:
     @classmethod
     def read(
         cls, folder: Path, num_slots: int, width: int, kind: str, ids: np.ndarray, rounding: float
-    ) -> "Segment":
+    ) -> Segment:
         """Map the files of `write`. Raises RuntimeError or ValueError when they are damaged."""
         slots = []
         for slot in range(num_slots):

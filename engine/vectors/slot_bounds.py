@@ -4,6 +4,8 @@ Pure functions of arrays, without FAISS: the bounds are what makes the search of
 S slots, E embedding, M queries, K hits, F fetched from one list.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Protocol
 

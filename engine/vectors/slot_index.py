@@ -8,6 +8,8 @@ list has shown scores at most the last score of a list, and more is fetched unti
 S slots, E embedding, N rows, M queries, K hits, F fetched from one list.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,5 +1,7 @@
 """The FAISS indexes that follow the store's tables: read from their files, appended to, or built again."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

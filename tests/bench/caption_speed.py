@@ -88,7 +88,7 @@ def opt_config(size: Size, layers: int | None) -> OPTConfig:
 
 
 def make_theirs(size: Size, layers: int | None) -> Any:
-    """transformers' model with weights that let what goes in decide what comes out, each made in the run's dtype."""
+    """Transformers' model with weights that let what goes in decide what comes out, each made in the run's dtype."""
     from tiny_language import spread as spread_weights
     from transformers import (
         Blip2Config,
@@ -119,7 +119,7 @@ def make_theirs(size: Size, layers: int | None) -> Any:
 
 
 def make_sides(size: Size, layers: int | None, folder: Path) -> tuple[Any, CaptionModel]:
-    """theirs and ours, read from what theirs saved. At full size theirs then takes our language model for its own."""
+    """Theirs and ours, read from what theirs saved. At full size theirs then takes our language model for its own."""
     from tiny_language import byte_tokenizer
 
     from engine.models.loading import load_captioner

@@ -173,7 +173,7 @@ def time_reranking(
 
 
 def run_commands(folder: Path, photos: Path, scratch: Path, candidates: int) -> list[tuple[str, str, str]]:
-    """qseek index and search as a person runs them: (command, wall seconds, MiB peak)."""
+    """Qseek index and search as a person runs them: (command, wall seconds, MiB peak)."""
     rows = []
     common = ["--model", str(folder), "--index", str(scratch / "index")]
     for name, arguments in (

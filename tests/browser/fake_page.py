@@ -1,5 +1,7 @@
 """The page with the colour model in the place of BLIP-2, for `streamlit run`."""
 
+from __future__ import annotations
+
 import runpy
 import sys
 from pathlib import Path

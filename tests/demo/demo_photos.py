@@ -3,6 +3,8 @@
 python tests/demo/demo_photos.py FOLDER
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Small models that tests of several rooms of the engine share."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """Files and folders are there whole or not at all."""
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess

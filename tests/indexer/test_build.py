@@ -3,6 +3,8 @@
 The encoder gives each photo its mean colour, so that vectors can be worked out by head.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 import sys

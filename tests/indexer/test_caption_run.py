@@ -1,5 +1,7 @@
 """Captions of an index: written once, kept with their photo, searched beside brute force."""
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """What a second run of the indexer finds: new, changed, moved, copied, missing and unreadable photos."""
 
+from __future__ import annotations
+
 import os
 import shutil
 from pathlib import Path

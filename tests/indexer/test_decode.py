@@ -1,5 +1,7 @@
 """Decoding tasks: what is known is not decoded, order is kept, workers stay light."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path

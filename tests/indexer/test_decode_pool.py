@@ -1,5 +1,7 @@
 """Worker processes that decode: they give what one process gives, and what a kill or Ctrl-C costs."""
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess

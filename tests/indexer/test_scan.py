@@ -1,5 +1,7 @@
 """Scanning names each photo once, whatever lies about it. Nothing is decoded: no file here is a picture."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess

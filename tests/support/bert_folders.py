@@ -1,5 +1,7 @@
 """Folders of a random BERT as Hugging Face transformers saves it."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Scores of photos and texts worked out one pair at a time, without an index and without batches."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Vectors in slots, their nearest by brute force, and an index that behaves as FAISS' on a GPU."""
 
+from __future__ import annotations
+
 import faiss
 import numpy as np
 

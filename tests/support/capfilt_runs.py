@@ -1,5 +1,7 @@
 """Runs of CapFilt over seven small photos, and what they wrote."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """Calls of `qseek` inside the process of the test, and one-coloured photos for it."""
 
+from __future__ import annotations
+
 import json
 import os
 from pathlib import Path

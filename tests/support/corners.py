@@ -1,5 +1,7 @@
 """A picture of four colours whose corners show which way up it came, and how EXIF stores it turned."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Checkpoint folders that are damaged in one place, each with what the error has to say."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from pathlib import Path

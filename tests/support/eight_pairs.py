@@ -1,5 +1,7 @@
 """Eight one-coloured pictures with captions, and the small networks of stages 1 and 2 that learn them by heart."""
 
+from __future__ import annotations
+
 import io
 import json
 import tarfile

@@ -5,6 +5,8 @@ The cosine of a red photo with "red" is 1, with "green" 0, of an orange one (255
 The match probability is 0.9 of the cosine, not below 0.
 """
 
+from __future__ import annotations
+
 import hashlib
 import math
 from collections.abc import Callable, Sequence

@@ -1,5 +1,7 @@
 """The small captioner, the pictures and the settings that tests of fine-tuning share."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 from pathlib import Path

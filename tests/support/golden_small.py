@@ -5,6 +5,8 @@ inputs come from the formula of `reference.py`, under our own tensor names. The 
 visible in the diff.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Networks of the shapes that LAVIS' checkpoint files hold, with a few layers each, and those files."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

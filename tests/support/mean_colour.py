@@ -1,5 +1,7 @@
 """Builds of an index by an encoder that gives each photo its mean colour, so that vectors can be worked out by head."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """The page run without a browser, and what can be read on it."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from streamlit.testing.v1 import AppTest

@@ -1,5 +1,7 @@
 """Prompts and random pictures that tests of captioners share."""
 
+from __future__ import annotations
+
 import numpy as np
 from tiny import SIDE
 from tiny_language import byte_tokenizer

@@ -1,5 +1,7 @@
 """Random BLIP-2 networks of Hugging Face transformers, a few thousand weights each, and folders of them."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Pictures of one colour, and tar files of captioned pictures, that tests write."""
 
+from __future__ import annotations
+
 import io
 import tarfile
 from pathlib import Path

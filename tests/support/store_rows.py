@@ -1,5 +1,7 @@
 """Rows for a store: photos, files, failures and a manifest, each from one number."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 import textwrap

@@ -1,5 +1,7 @@
 """A task of one linear layer that the training loop can run."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 

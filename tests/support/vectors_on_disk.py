@@ -1,5 +1,7 @@
 """A store that is filled with random vectors, and whether an index finds all of them."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from brute_force_slots import assert_same, best_by_maximum, photo_vectors, text_vectors

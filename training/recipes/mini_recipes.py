@@ -3,6 +3,8 @@
 A recipe is a function that returns one complete config. Run it with `qseek train WHAT --recipe NAME`.
 """
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 from engine.blip2.config import mini
@@ -22,7 +24,7 @@ UNLABELLED = ("coco-unlabelled-*.tar", "imagenet-sample-*.tar", "imagenette-*.ta
 
 
 def mini_encoder() -> DistillConfig:
-    """mini's image encoder: a MobileNetV2 from random weights, taught block by block; about an hour on two cores.
+    """Mini's image encoder: a MobileNetV2 from random weights, taught block by block; about an hour on two cores.
 
     17,054 pictures (Flickr8k train, unlabelled COCO, an ImageNet sample, Imagenette). Parts: stem 0, blocks 1-17,
     head 18. "early" (to stride 8) and "late" share no parts and may run at the same time (`--phase`); "chain" teaches
@@ -47,7 +49,7 @@ def mini_encoder() -> DistillConfig:
 
 
 def mini_encoder_whole() -> DistillConfig:
-    """mini's image encoder, trained on as a whole, by its last features; 45 minutes on two cores."""
+    """Mini's image encoder, trained on as a whole, by its last features; 45 minutes on two cores."""
     optim = OptimConfig(
         steps=1800, batch=64, lr=2e-3, warmup=60, betas=(0.9, 0.99), weight_decay=0.0, seed=7, log_every=25
     )
@@ -60,19 +62,19 @@ def mini_encoder_whole() -> DistillConfig:
 
 
 def mini_text() -> TextConfig:
-    """mini's text half, from paraphrases: 136,310 captions of 27,262 photos (Flickr30k train, none of Flickr8k's)."""
+    """Mini's text half, from paraphrases: 136,310 captions of 27,262 photos (Flickr30k train, none of Flickr8k's)."""
     optim = OptimConfig(steps=1600, batch=192, lr=8e-4, warmup=60, clip=1.0, seed=4, dtype="auto")
     return TextConfig(mini(), ("flickr30k-train-captions.tsv.gz",), optim)
 
 
 def mini_language() -> TrainLanguageConfig:
-    """mini's language model: an OPT of 3 layers, width 256, from 136,310 captions of 27,262 photos (Flickr30k)."""
+    """Mini's language model: an OPT of 3 layers, width 256, from 136,310 captions of 27,262 photos (Flickr30k)."""
     optim = OptimConfig(steps=1500, batch=64, lr=2e-3, warmup=100, clip=1.0, seed=10, dtype="auto")
     return TrainLanguageConfig(("flickr30k-train-captions.tsv.gz",), optim)
 
 
 def mini_stage1() -> Stage1Config:
-    """mini's Q-Former: ITC, then ITC + ITM + ITG, on Flickr8k train (6,000 pictures, 5 captions each)."""
+    """Mini's Q-Former: ITC, then ITC + ITM + ITG, on Flickr8k train (6,000 pictures, 5 captions each)."""
     itc = OptimConfig(steps=500, batch=192, lr=1e-3, warmup=40, clip=1.0, seed=5, dtype="auto")
     optim = OptimConfig(steps=3200, batch=96, lr=5e-4, warmup=40, clip=1.0, seed=6, dtype="auto")
     return Stage1Config(
@@ -135,7 +137,7 @@ def mini_retrieval() -> Stage1Config:
 
 
 def mini_captioner() -> Stage2Config:
-    """mini's captioner: the bundled mini before the recipe `mini-language`'s, on Flickr8k train."""
+    """Mini's captioner: the bundled mini before the recipe `mini-language`'s, on Flickr8k train."""
     optim = OptimConfig(
         steps=2500, batch=64, lr=6e-4, min_lr=3e-5, warmup=100, clip=1.0, seed=8, dtype="auto"
     )

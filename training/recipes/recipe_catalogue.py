@@ -1,5 +1,7 @@
 """List every recipe by what it trains and by the name that `qseek train` knows it by."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 
 from training.recipes import blip2_recipes, language_recipes

@@ -5,6 +5,8 @@ that `qseek --help` answers at once. Exit codes: 0, 1 user error, 2 usage, 3 fin
 failures, 130 Ctrl-C.
 """
 
+from __future__ import annotations
+
 import errno
 import importlib
 import os

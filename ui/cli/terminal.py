@@ -1,5 +1,7 @@
 """Results go to stdout, all else to stderr."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Sequence
 from typing import NoReturn

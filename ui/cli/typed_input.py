@@ -1,5 +1,7 @@
 """What a person gives, checked: the text of a query, files of texts, lists of paths."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 from typing import BinaryIO

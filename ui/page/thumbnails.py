@@ -4,6 +4,8 @@ They lie beneath the index, named by the photo's content: a moved photo keeps it
 another.
 """
 
+from __future__ import annotations
+
 import io
 import os
 from pathlib import Path

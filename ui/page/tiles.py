@@ -1,5 +1,7 @@
 """The look of the page: its style, a tile of the grid, and the dialog with the whole photo."""
 
+from __future__ import annotations
+
 import html
 from collections.abc import Callable
 from pathlib import Path

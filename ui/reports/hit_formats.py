@@ -4,6 +4,8 @@ A path on disk is bytes, and may hold a newline, an escape sequence or bytes tha
 give exactly those bytes; the table and JSON never do: there such bytes are written as `\\xff`.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Photos and prompts -> text: what is read how often, what is learned, how texts are drawn, and what is refused."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

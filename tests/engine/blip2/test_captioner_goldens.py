@@ -1,5 +1,7 @@
 """Stage 2 beside the original BLIP-2 code: its recorded losses, logits and token ids, fp32 (goldens g)."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from functools import cache
 from pathlib import Path

@@ -1,6 +1,8 @@
 """Stage 2 beside another implementation: transformers' BLIP-2 (OPT, Flan-T5) and InstructBLIP (LLaMA) with random
 weights, saved and read by us."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Configs survive JSON."""
 
+from __future__ import annotations
+
 import json
 
 import pytest

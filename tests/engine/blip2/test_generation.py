@@ -1,5 +1,7 @@
 """Settings of generation that are out of range are refused."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest

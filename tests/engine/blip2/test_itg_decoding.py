@@ -1,6 +1,8 @@
 """Captions from the ITG head: equal to a search that computes every text anew and keeps all of them; drawn ones are as
 frequent as the model says they are."""
 
+from __future__ import annotations
+
 import itertools
 from collections import Counter
 

@@ -1,5 +1,7 @@
 """Prompts and captions are laid out as each language model reads them, and what does not fit is refused."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,7 @@
 """The ways to compute attention: PyTorch's fused one, single steps for training on a CPU, folded projections."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

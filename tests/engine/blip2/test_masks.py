@@ -1,5 +1,7 @@
 """The three masks of figure 2 written out by hand, and the model's separate passes beside one joint pass."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from tiny import tiny_net, tiny_tokenizer

@@ -1,5 +1,7 @@
 """Parity with the original BLIP-2 code on its recorded outputs, fp32, both weight scales (goldens a to d, f)."""
 
+from __future__ import annotations
+
 from functools import cache
 
 import golden_small

@@ -1,5 +1,7 @@
 """Beside another implementation: transformers' Blip2ForImageTextRetrieval with random weights, saved and read by us."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from random_blip2 import ATOL, asked, random_retriever, save_retriever_folder

@@ -1,5 +1,7 @@
 """Any timm encoder gives patches (B, P, V), row by row, with or without its class token."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 from torch import Tensor, nn

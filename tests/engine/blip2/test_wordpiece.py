@@ -1,5 +1,7 @@
 """Pixels and token ids by hand."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch

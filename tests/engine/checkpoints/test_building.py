@@ -1,5 +1,7 @@
 """Checkpoint folders: the same model comes back to the bit, and what does not fit is named."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
 

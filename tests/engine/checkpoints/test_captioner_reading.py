@@ -1,5 +1,7 @@
 """Generative checkpoints: ours come back whole, LAVIS' files come in, what does not fit is named."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from pathlib import Path

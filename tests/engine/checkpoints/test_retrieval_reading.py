@@ -1,5 +1,7 @@
 """Checkpoints of other code: LAVIS files and transformers folders come in whole, ours go back out, the rest fails."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Checkpoint folders: what is saved comes back to the bit, in half precision, too."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,7 @@
 """A captioner written for transformers: the same logits there, and back here the same model."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

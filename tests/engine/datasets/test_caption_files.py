@@ -1,5 +1,7 @@
 """The official files of evaluation sets: what is read from each, where pictures are found, what is refused."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any

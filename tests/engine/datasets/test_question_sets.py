@@ -1,5 +1,7 @@
 """Questions and answers: VQAv2's two files and LAVIS' lists; what is counted, what is refused in which words."""
 
+from __future__ import annotations
+
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Captioned pictures from shards and JSON: what is read, and what is refused in which words."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import sys

@@ -1,5 +1,7 @@
 """BLEU, ROUGE-L and CIDEr-D: published and hand-worked examples, and coco-caption's own scorers."""
 
+from __future__ import annotations
+
 import math
 import random
 

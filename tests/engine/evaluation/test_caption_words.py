@@ -1,5 +1,7 @@
 """The words of captions against those of Stanford's tokenizer: written down, and asked anew where Java is."""
 
+from __future__ import annotations
+
 import shutil
 
 import pytest

@@ -1,5 +1,7 @@
 """Recall on matrices written by hand, against brute force, and against the original's evaluation (golden h)."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from reference import load_golden

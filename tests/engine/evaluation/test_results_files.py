@@ -1,5 +1,7 @@
 """Results files in the official layouts, what does not fit them, and a run that goes on where it was stopped."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

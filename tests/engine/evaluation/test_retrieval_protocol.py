@@ -1,5 +1,7 @@
 """The whole protocol against brute force, one pair at a time; in blocks, on two devices, stopped and gone on with."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

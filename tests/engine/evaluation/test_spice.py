@@ -1,5 +1,7 @@
 """What stands around SPICE's own program, with a stand-in for Java: the program itself is not run here."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
@@ -26,7 +28,7 @@ json.dump(scores[::-1], open(arguments[arguments.index("-out") + 1], "w"))
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """pycocoevalcap with its program and the parser's models, all of them empty files."""
+    """Pycocoevalcap with its program and the parser's models, all of them empty files."""
     package = tmp_path / "site" / "pycocoevalcap"
     for name in (PROGRAM, *PARSER):
         (package / "spice" / name).parent.mkdir(parents=True, exist_ok=True)

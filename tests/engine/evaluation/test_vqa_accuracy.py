@@ -1,5 +1,7 @@
 """VQA's spelling of answers and its accuracy: each rule of the official code by an example worked out by hand."""
 
+from __future__ import annotations
+
 import pytest
 
 from engine.evaluation.vqa_accuracy import CONTRACTIONS, gqa_accuracy, mean_accuracy, normalised, vqa_accuracy

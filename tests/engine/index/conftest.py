@@ -1,5 +1,7 @@
 """What tests of the store and its tables share."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Captions are read again when another process has compacted the version away that a reader had."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np

@@ -1,5 +1,7 @@
 """The tables below the store: compaction, full disks, lost tables and literals."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from store_rows import ROOT, a_file, a_photo, filled

@@ -1,5 +1,7 @@
 """Which photos are found: missing, forgotten, at many paths."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from store_rows import ROOT, a_file, a_photo, filled

@@ -1,5 +1,7 @@
 """The manifest refuses what would mix vectors that cannot be compared, and says what to do."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Every path is kept once and exactly, whatever its name."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """The store keeps every photo once, every path exactly, and loses nothing that was committed."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,5 +1,7 @@
 """Texts are kept once, and read again when another process has compacted a reader's version away."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from store_rows import E

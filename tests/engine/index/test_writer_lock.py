@@ -1,5 +1,7 @@
 """One process at a time writes an index, of whatever version, and a dead one does not keep others out."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

@@ -1,5 +1,7 @@
 """Photos and prompts to texts through the loaded model: what is read how often, and what is refused."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

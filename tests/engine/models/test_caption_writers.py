@@ -1,5 +1,7 @@
 """What writes captions: a language model or an ITG head, beside direct calls of both."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Models are found by name and by folder, and listed."""
 
+from __future__ import annotations
+
 import logging
 import shutil
 from pathlib import Path

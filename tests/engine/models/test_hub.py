@@ -1,5 +1,7 @@
 """Downloading from a hub: a small one of our own that speaks the Hugging Face protocol, in another process' view."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os

@@ -1,5 +1,7 @@
 """A loaded model: its digest, its number type."""
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Freed memory stays with the process for the next pass: seen in its resident size, in a process of its own."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 

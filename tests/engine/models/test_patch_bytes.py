@@ -1,5 +1,7 @@
 """Patches as bytes and back."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -1,5 +1,7 @@
 """What a loaded model does beyond its network's numbers."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,5 +1,7 @@
 """EXIF orientations: all come out upright, damaged EXIF costs nothing."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np

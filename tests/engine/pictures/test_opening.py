@@ -1,5 +1,7 @@
 """Every kind of picture file comes out upright, in RGB and its own colours; every bad one with its reason."""
 
+from __future__ import annotations
+
 import io
 import os
 import struct

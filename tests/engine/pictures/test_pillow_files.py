@@ -3,6 +3,8 @@
 Pillow's own limit on pixels is lifted only while pictures are opened here, also from two threads.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 import subprocess

@@ -1,5 +1,7 @@
 """RAW photos come upright from their preview or developed."""
 
+from __future__ import annotations
+
 import io
 import struct
 import sys

@@ -1,5 +1,7 @@
 """The tiny model and an index of 24 photos for each way of keeping patches."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +45,7 @@ def searcher(shelf: Path, model: RetrievalModel) -> Searcher:
 def copied(
     shelf: Path, tmp_path: Path, model: RetrievalModel
 ) -> Callable[[str], tuple[Searcher, list[Path]]]:
-    """features -> an index of photos of its own, that a test may damage, and the photos' paths."""
+    """Features -> an index of photos of its own, that a test may damage, and the photos' paths."""
 
     def copy(features: str) -> tuple[Searcher, list[Path]]:
         photos = Path(shutil.copytree(shelf / "photos", tmp_path / "photos"))

@@ -1,5 +1,7 @@
 """What is held of photos, and what goes first when memory is full."""
 
+from __future__ import annotations
+
 import torch
 
 from engine.search.key_cache import KeyCache

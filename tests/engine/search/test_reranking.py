@@ -1,5 +1,7 @@
 """The second step of a search beside brute force over the model, one pair at a time; broken files, stored patches."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,5 +1,7 @@
 """The first step of a search beside brute force over stored vectors: by text and by photo."""
 
+from __future__ import annotations
+
 import shutil
 import threading
 from collections.abc import Callable

@@ -3,6 +3,8 @@
 The tiny model, a real index, real picture files. ITC truth is the stored vectors, ITM truth one pair at a time.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """The devices of an index, and a store of 40 photos that counts the rows read from it."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """What a GPU cannot give is found on the CPU."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from brute_force_slots import OnGpu, an_index, assert_same, best_by_maximum, photo_vectors, text_vectors

@@ -1,5 +1,7 @@
 """FAISS files that are damaged, copied, half-written or in use are built again or left alone."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil

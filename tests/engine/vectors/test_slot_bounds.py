@@ -1,5 +1,7 @@
 """Slot searches fetch more hits until the best photos are sure."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Every kind of index finds what brute force finds, ids and scores; bad FAISS files are built again."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from brute_force_slots import (

@@ -1,5 +1,7 @@
 """Indexes follow their table: new rows, another kind, segments, no rows at all."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

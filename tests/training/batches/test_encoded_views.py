@@ -1,5 +1,7 @@
 """Patches made once, as batches: shares of a joined batch, captions drawn with their pictures, what is refused."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

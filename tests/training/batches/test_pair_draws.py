@@ -1,5 +1,7 @@
 """What is drawn for a pair comes in the order in which it is asked for."""
 
+from __future__ import annotations
+
 import pytest
 import torch
 

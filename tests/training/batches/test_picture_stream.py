@@ -1,5 +1,7 @@
 """Streams: what is read is a function of (seed, step); broken shards and pictures are counted, named and replaced."""
 
+from __future__ import annotations
+
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,5 +1,7 @@
 """What tests of CapFilt share."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

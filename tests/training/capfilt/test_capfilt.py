@@ -1,5 +1,7 @@
 """CapFilt: what is drawn, how it is ranked, what is kept and written; a stopped run goes on to the same bytes."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace

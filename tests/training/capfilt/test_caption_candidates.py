@@ -1,5 +1,7 @@
 """Which captions of a photo are kept, how they are ranked and what is read once."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

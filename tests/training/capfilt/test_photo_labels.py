@@ -1,5 +1,7 @@
 """Labels as captions, a photo's own or the teacher's; the classifier against the teacher's original."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Two processes (gloo) against one with the joined batch: losses, gradients, negatives, whole runs."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

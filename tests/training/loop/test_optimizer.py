@@ -1,5 +1,7 @@
 """The learning rate by hand: its schedule, its decay by layer, and what decays."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest

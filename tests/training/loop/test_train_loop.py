@@ -1,5 +1,7 @@
 """The training loop: schedule, weight decay, exact resume, what stops it."""
 
+from __future__ import annotations
+
 import json
 import signal
 import sys

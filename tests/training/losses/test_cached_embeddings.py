@@ -1,5 +1,7 @@
 """A batch in chunks gives the whole batch's losses and gradients, the encoder's too; alone and in two processes."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The stage-1 losses: against the original's numbers and gradients (goldens e, f), and against arithmetic."""
 
+from __future__ import annotations
+
 import math
 
 import pytest

@@ -1,5 +1,7 @@
 """`--set`: what is changed, and in which words the rest is refused."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import asdict, dataclass
 from typing import Any

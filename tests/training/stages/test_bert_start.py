@@ -1,5 +1,7 @@
 """The Q-Former starts as BERT: against transformers' BertModel with random weights, in every layout of a folder."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any

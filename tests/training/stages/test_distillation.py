@@ -1,5 +1,7 @@
 """Distillation: the teacher is the teacher, blocks learn, phases chain and resume."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

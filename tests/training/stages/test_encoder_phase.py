@@ -1,5 +1,7 @@
 """The encoder in stage 1: frozen it stays as it is, and its own phase trains its last parts alone."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

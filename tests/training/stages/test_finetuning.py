@@ -1,5 +1,7 @@
 """Fine-tuning learns captions and answers by heart through the saved checkpoint; what is frozen stays; bad inputs."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Two processes (gloo) that train a model that writes, against one with the joined batch: gradients, whole runs."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Short training runs give the losses that were kept when the code was proven right."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """A small OPT learns its captions by heart, uses what stands before, and is read back as a stage-2 language model."""
 
+from __future__ import annotations
+
 import gzip
 from pathlib import Path
 from typing import Any

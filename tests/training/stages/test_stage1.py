@@ -1,5 +1,7 @@
 """Stage 1 trains: it learns eight pairs by heart, not when they are shuffled at every step; the run makes a model."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

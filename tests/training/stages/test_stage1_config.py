@@ -1,5 +1,7 @@
 """Settings of stage 1 that contradict each other are refused, and both are named."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Stage 1 from a stream: pairs by heart with the encoder trained, the same run after a stop, what it starts from."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Stage 2 trains: eight captions by heart and written again, not when they are shuffled; what is frozen stays so."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace

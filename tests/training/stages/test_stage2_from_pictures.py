@@ -1,5 +1,7 @@
 """Stage 2 on a stream of pictures, the encoder and the text branch taken from elsewhere."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """The mean of models' weights, by the command and by hand."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

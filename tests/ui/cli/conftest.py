@@ -1,5 +1,7 @@
 """The colour model behind the command line, one-coloured photos and an index of them."""
 
+from __future__ import annotations
+
 import pytest
 from command_line import BLUE, GREEN, ORANGE, RED, paint, qseek
 from fake_model import load_fake, make_fake_searcher

@@ -1,5 +1,7 @@
 """The command line over a real store, with the colour model of fake_model.py, whose answers are plain."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys

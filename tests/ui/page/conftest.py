@@ -1,5 +1,7 @@
 """The colour model behind the page, and an index of four photos."""
 
+from __future__ import annotations
+
 import pytest
 from fake_model import FakeModel, fake_writer_of, load_fake, load_fake_writer, make_fake_searcher
 from PIL import Image

@@ -1,5 +1,7 @@
 """The page, run without a browser; the colour model answers (tests/browser looks at the page itself)."""
 
+from __future__ import annotations
+
 from fake_model import FakeModel
 from page_driver import all_words, button, names, page, texts
 from PIL import Image

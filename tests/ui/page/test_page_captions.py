@@ -1,5 +1,7 @@
 """Captions on the page: shown, hidden, written after the photos, and answers to a question."""
 
+from __future__ import annotations
+
 from fake_model import FakeModel, FakeWriter
 from page_driver import all_words, button, names, page, texts
 from streamlit.testing.v1 import AppTest

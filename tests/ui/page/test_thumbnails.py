@@ -1,5 +1,7 @@
 """Thumbnails are square, upright and made once."""
 
+from __future__ import annotations
+
 import io
 
 from PIL import Image

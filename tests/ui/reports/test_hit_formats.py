@@ -1,5 +1,7 @@
 """render.py: hand-written tables, and names that no terminal or JSON parser should see raw."""
 
+from __future__ import annotations
+
 import base64
 import json
 import math

@@ -1,5 +1,7 @@
 """`qseek app` starts the page for this computer alone."""
 
+from __future__ import annotations
+
 import os
 import sys
 from pathlib import Path

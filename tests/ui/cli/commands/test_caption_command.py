@@ -1,5 +1,7 @@
 """qseek caption as people run it, with tiny language models: what it prints is what the model writes."""
 
+from __future__ import annotations
+
 import json
 import os
 from dataclasses import replace

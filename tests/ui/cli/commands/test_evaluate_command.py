@@ -1,5 +1,7 @@
 """qseek evaluate as people run it: captions and answers of tiny models, results files, sets with parts, bad input."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Captions on the command line: index --captions, search and similar --captions; the colour model answers."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 

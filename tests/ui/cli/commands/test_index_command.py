@@ -1,5 +1,7 @@
 """`qseek index` and `qseek prune` over a real store, with the colour model of fake_model.py."""
 
+from __future__ import annotations
+
 import os
 import shutil
 from pathlib import Path

@@ -1,5 +1,7 @@
 """`qseek models` lists what is there and converts folders both ways."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 

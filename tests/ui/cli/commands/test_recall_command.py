@@ -1,5 +1,7 @@
 """qseek recall as people run it: their layouts, what is missing, reports, pictures, and going on."""
 
+from __future__ import annotations
+
 import json
 import os
 import re

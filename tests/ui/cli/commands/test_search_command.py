@@ -1,5 +1,7 @@
 """`qseek search`, `similar`, `match` and `rerank` over a real store, with the colour model of fake_model.py."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """`qseek train` with --set and --dry-run: what it prints, and what it refuses."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 
