@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.datasets.captioned_pictures import CaptionedPicture, CaptionTask, Id, first_few
+from engine.datasets.captioned_pictures import CaptionedPicture, CaptionItem, Id, name_first_few
 from engine.datasets.json_files import parse_captions, parse_id, read_json
-from engine.datasets.picture_lookup import COCO_NAME, find_picture, published_names
+from engine.datasets.picture_lookup import COCO_NAME, find_picture, list_published_names
 from engine.errors import DataError
 
 
@@ -31,7 +31,7 @@ def read_annotations(annotations: Path, images: Path, split: str = "test") -> An
     the pictures is there: the annotations are another set's.
     """
     captions = captions_of(read_json(annotations), annotations, split)
-    found = {name: find_picture(images, published_names(name)) for name in captions}
+    found = {name: find_picture(images, list_published_names(name)) for name in captions}
     missing = [name for name, path in found.items() if path is None]
     if len(missing) == len(captions):
         raise DataError(
@@ -88,7 +88,7 @@ def _karpathy(content: dict[str, Any], source: Path, split: str) -> dict[str, tu
     return chosen
 
 
-def read_caption_file(path: Path, split: str = "test") -> list[CaptionTask]:
+def read_caption_file(path: Path, split: str = "test") -> list[CaptionItem]:
     """Read a JSON file of captions as the tasks of an evaluation, whose pictures are not looked for yet.
 
     path: as COCO and NoCaps have it ({"images": [{"id", "file_name", "domain"}], "annotations": [{"image_id",
@@ -99,7 +99,9 @@ def read_caption_file(path: Path, split: str = "test") -> list[CaptionTask]:
     if isinstance(content, dict) and not _is_karpathy(content):
         return _coco_tasks(content, path)
     captions = captions_of(content, path, split)
-    return [CaptionTask(_image_id(name), published_names(name), texts) for name, texts in captions.items()]
+    return [
+        CaptionItem(_image_id(name), list_published_names(name), texts) for name, texts in captions.items()
+    ]
 
 
 def _is_karpathy(content: dict[str, Any]) -> bool:
@@ -107,7 +109,7 @@ def _is_karpathy(content: dict[str, Any]) -> bool:
     return isinstance(images, list) and any(isinstance(one, dict) and "sentences" in one for one in images)
 
 
-def _coco_tasks(content: dict[str, Any], source: Path) -> list[CaptionTask]:
+def _coco_tasks(content: dict[str, Any], source: Path) -> list[CaptionItem]:
     texts: dict[Id, tuple[str, ...]] = {}
     try:
         images = {
@@ -125,11 +127,11 @@ def _coco_tasks(content: dict[str, Any], source: Path) -> list[CaptionTask]:
         ) from error
     if strangers := texts.keys() - images.keys():
         raise DataError(
-            f"{source} has captions of {len(strangers):,} photos that it does not list ({first_few(strangers)}); are "
-            "its images and its annotations of one set?"
+            f"{source} has captions of {len(strangers):,} photos that it does not list ({name_first_few(strangers)}); "
+            "are its images and its annotations of one set?"
         )
     return [
-        CaptionTask(id_, published_names(name), texts.get(id_, ()), domain)
+        CaptionItem(id_, list_published_names(name), texts.get(id_, ()), domain)
         for id_, (name, domain) in images.items()
     ]
 

@@ -30,13 +30,13 @@ class CaptionedPicture:
     label: str = ""
 
 
-def plain_caption(text: str, max_words: int = 50) -> str:
+def normalise_caption(text: str, max_words: int = 50) -> str:
     """A caption as LAVIS gives it to language models: lower case, without full stops, quotes, brackets and their like,
     single spaces, `max_words` at most (its `BlipCaptionProcessor`)."""
     return " ".join(text.lower().translate(_DROPPED).split()[:max_words])
 
 
-def data_digest(samples: Sequence[CaptionedPicture]) -> str:
+def compute_data_digest(samples: Sequence[CaptionedPicture]) -> str:
     """Hex digest of names, captions and pictures: the bytes of those in memory, size and time of files."""
     state = hashlib.blake2b(digest_size=16)
     for sample in samples:
@@ -60,7 +60,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class CaptionTask:
+class CaptionItem:
     """A picture of a set. id: what the set calls it in its results. names: where it may lie below the folder of
     pictures. references: people's captions, none of a set whose captions are kept back. domain: NoCaps'."""
 
@@ -72,7 +72,7 @@ class CaptionTask:
 
 
 @dataclass(frozen=True)
-class QuestionTask:
+class QuestionItem:
     """A question about a picture. answers: people's, none where they are kept back. kinds: of question and answer, by
     which accuracy is told apart. The rest as of `CaptionTask`."""
 
@@ -84,18 +84,18 @@ class QuestionTask:
     picture: bytes | Path | None = None
 
 
-def check_once(ids: Sequence[Id], what: str, source: Path) -> None:
+def check_unique(ids: Sequence[Id], what: str, source: Path) -> None:
     if twice := [id_ for id_, count in Counter(ids).items() if count > 1]:
-        raise DataError(f"{source} names {len(twice):,} {what}s more than once ({first_few(twice)}).")
+        raise DataError(f"{source} names {len(twice):,} {what}s more than once ({name_first_few(twice)}).")
 
 
-Task = TypeVar("Task", CaptionTask, QuestionTask)
+Item = TypeVar("Item", CaptionItem, QuestionItem)
 
 
 Id = int | str
 
 
-def first_few(ids: Iterable[Id]) -> str:
+def name_first_few(ids: Iterable[Id]) -> str:
     """For a message: "the first is 42", "the first are 42, 57, 60"."""
     shown = [str(id_) for id_, _ in zip(ids, range(3), strict=False)]
     return f"the first {'is' if len(shown) == 1 else 'are'} {', '.join(shown)}"

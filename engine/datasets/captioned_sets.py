@@ -23,7 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from engine.datasets.caption_files import read_annotations, read_caption_file
-from engine.datasets.captioned_pictures import CaptionedPicture, CaptionTask, Sample, check_once
+from engine.datasets.captioned_pictures import CaptionedPicture, CaptionItem, Sample, check_unique
 from engine.datasets.picture_folders import read_picture_folder
 from engine.datasets.tar_shards import TarShard, find_shards
 from engine.errors import DataError
@@ -59,7 +59,7 @@ class SetKind(Enum):
     FOLDER = "a folder of pictures with metadata"
 
 
-def kind_of(path: Path) -> SetKind:
+def detect_set_kind(path: Path) -> SetKind:
     """Tell how a set is kept. path: a folder, a file, or a pattern of tar shards, of which none needs to be there."""
     if path.is_dir():
         return SetKind.FOLDER
@@ -82,10 +82,10 @@ class ListedPictures:
         self._listed = listed
         self.count = len(listed)
 
-    def picture(self, row: int) -> CaptionedPicture:
+    def read_picture(self, row: int) -> CaptionedPicture:
         return self._listed[row]
 
-    def pictures(self) -> Iterator[CaptionedPicture]:
+    def iterate_pictures(self) -> Iterator[CaptionedPicture]:
         return iter(self._listed)
 
 
@@ -104,11 +104,11 @@ class CaptionedSet:
         if self.broken:
             raise DataError(self.broken[0].reason)
 
-    def pictures(self) -> Iterator[CaptionedPicture]:
+    def iterate_pictures(self) -> Iterator[CaptionedPicture]:
         """Read every picture with all of its captions. Raises DataError where a shard or a sample cannot be read."""
         self.check_whole()
         for part in self.parts:
-            yield from part.pictures()
+            yield from part.iterate_pictures()
 
 
 def open_set(
@@ -121,9 +121,9 @@ def open_set(
     Raises DataError for JSON and folders that cannot be read and for a pattern without a file; tars that cannot be read
     are named in `broken`.
     """
-    folder, below = place_of(name, folders)
+    folder, below = find_set_folder(name, folders)
     path = folder / below
-    kind = kind_of(path)
+    kind = detect_set_kind(path)
     if kind is SetKind.FOLDER:
         listed, missing = read_picture_folder(path)
         return CaptionedSet([ListedPictures(listed)], [path.name], missing)
@@ -138,7 +138,7 @@ def open_set(
     return CaptionedSet([*shards], [shard.path.name for shard in shards], broken=broken)
 
 
-def place_of(name: str, folders: Sequence[Path]) -> tuple[Path, str]:
+def find_set_folder(name: str, folders: Sequence[Path]) -> tuple[Path, str]:
     """-> the first of the folders that holds such a set, and the name below it; the first of all when none does."""
     if Path(name).is_absolute():
         anchor = Path(name).anchor
@@ -162,25 +162,25 @@ def read_small_sets(names: Sequence[str], *folders: Path) -> list[CaptionedPictu
 
     names: see `open_set`; of Karpathy's files the training split. Raises DataError for one that cannot be read.
     """
-    return [picture for name in names for picture in open_set(name, *folders).pictures()]
+    return [picture for name in names for picture in open_set(name, *folders).iterate_pictures()]
 
 
-def read_caption_tasks(data: Path, split: str = "test") -> list[CaptionTask]:
+def read_caption_items(data: Path, split: str = "test") -> list[CaptionItem]:
     """A captioned set for an evaluation, its pictures not looked for yet (those of shards and folders are there).
 
     data: tar shards by a pattern; a folder with metadata (`read_picture_folder`); or JSON (`read_caption_file`).
     Raises DataError for one that cannot be read, and for photos that it names twice.
     """
-    if kind_of(data) is SetKind.JSON:
+    if detect_set_kind(data) is SetKind.JSON:
         tasks = read_caption_file(data, split)
     else:
         tasks = [
-            CaptionTask(picture.key, (picture.key,), picture.captions, picture=picture.picture)
-            for picture in open_set(data.name, data.parent).pictures()
+            CaptionItem(picture.key, (picture.key,), picture.captions, picture=picture.picture)
+            for picture in open_set(data.name, data.parent).iterate_pictures()
         ]
     if not tasks:
         raise DataError(f"{data} names no pictures.")
-    check_once([task.id for task in tasks], "photo", data)
+    check_unique([task.id for task in tasks], "photo", data)
     return tasks
 
 
@@ -192,7 +192,7 @@ class ListShard:
         ends = np.cumsum([len(p.captions) for p in pictures], dtype=np.int64)
         self.ends, self.count = ends, int(ends[-1]) if len(ends) else 0
 
-    def read(self, row: int) -> Sample:
+    def read_sample(self, row: int) -> Sample:
         number = int(np.searchsorted(self.ends, row, side="right"))
         picture = self.pictures[number]
         caption = picture.captions[row - int(self.ends[number])]  # counts from the last one back: each once
@@ -205,18 +205,18 @@ class Shard(Protocol):
     @property
     def count(self) -> int: ...
 
-    def read(self, row: int) -> Sample: ...
+    def read_sample(self, row: int) -> Sample: ...
 
 
 @dataclass
-class Source:
+class TrainingSet:
     """An opened source. missing: how many samples were left out from the start, by reason. broken: shards left out."""
 
     config: SetConfig
     shards: list[Shard]
     names: list[str]
     broken: list[Failure] = field(default_factory=list)
-    missing: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -228,7 +228,7 @@ class Source:
         return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
 
 
-def open_source(config: SourceConfig, data: Path, threads: int = 8) -> Source:
+def open_training_set(config: SourceConfig, data: Path, threads: int = 8) -> TrainingSet:
     """Look through a source's shards and count. Broken ones are left out and named in `broken`.
 
     Raises DataError when nothing of it can be read.
@@ -239,17 +239,17 @@ def open_source(config: SourceConfig, data: Path, threads: int = 8) -> Source:
         raise DataError(
             f"None of the {len(opened.broken)} shards of {config.path} can be read: {opened.broken[0].reason}"
         )
-    source = Source(config, [], opened.names, opened.broken)
+    source = TrainingSet(config, [], opened.names, opened.broken)
     num_bare = 0
     for part in opened.parts:
         if isinstance(part, TarShard):
             source.shards.append(part)
         else:
-            captioned = [picture for picture in part.pictures() if picture.captions]
+            captioned = [picture for picture in part.iterate_pictures() if picture.captions]
             num_bare += part.count - len(captioned)
             source.shards.append(ListShard(captioned))
     if not source.count:
         raise DataError(f"{data / config.path}: none of its {num_bare} pictures has a caption.")
     left_out = {"picture is not there": len(opened.missing), "no caption": num_bare}
-    source.missing = {reason: count for reason, count in left_out.items() if count}
+    source.left_out = {reason: count for reason, count in left_out.items() if count}
     return source

@@ -43,8 +43,8 @@ class PhotoSets:
     def __getitem__(self, number: int) -> CaptionedPicture:
         """Raises DataError for one that cannot be read, IndexError beyond the last."""
         place = int(np.searchsorted(self.ends, number, side="right"))
-        return self.parts[place].picture(number - (self.ends[place - 1] if place else 0))
+        return self.parts[place].read_picture(number - (self.ends[place - 1] if place else 0))
 
-    def facts(self) -> list[str]:
+    def list_counts(self) -> list[str]:
         """What decides which photo has which number."""
         return [f"{name}: {part.count}" for name, part in zip(self.names, self.parts, strict=True)]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from engine.datasets.captioned_pictures import Task
+from engine.datasets.captioned_pictures import Item
 from engine.errors import DataError
 
 COCO_NAME = re.compile(r"COCO_([a-z]+\d{4})_(\d{12})\.jpg")
@@ -21,7 +21,7 @@ def find_picture(images: Path, names: Sequence[str]) -> Path | None:
     return next((path for name in names if (path := images / name).is_file()), None)
 
 
-def published_names(name: str) -> tuple[str, ...]:
+def list_published_names(name: str) -> tuple[str, ...]:
     """As it is, without its folders, and COCO's in the folder of its part and as 2017 spells it."""
     last = Path(name).name
     names = [name, last]
@@ -30,7 +30,7 @@ def published_names(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def find_pictures(tasks: Sequence[Task], images: Path) -> tuple[list[Task], list[str]]:
+def find_pictures(tasks: Sequence[Item], images: Path) -> tuple[list[Item], list[str]]:
     """The tasks with their pictures below `images`, and the names of the pictures that are not there, each once.
 
     Raises DataError when none is there.

@@ -12,9 +12,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from engine.datasets.captioned_pictures import QuestionTask, check_once, first_few
+from engine.datasets.captioned_pictures import QuestionItem, check_unique, name_first_few
 from engine.datasets.json_files import parse_id, read_json
-from engine.datasets.picture_lookup import published_names
+from engine.datasets.picture_lookup import list_published_names
 from engine.errors import DataError
 
 
@@ -32,7 +32,7 @@ class Questions:
     looked for yet."""
 
     source: Path
-    questions: list[QuestionTask]
+    questions: list[QuestionItem]
     layout: QuestionLayout
 
     @property
@@ -87,7 +87,7 @@ def _by_content(paths: Sequence[Path]) -> tuple[tuple[Path, Any], tuple[Path, An
     return asked[0], annotated[0] if annotated else None
 
 
-def questions_to_score(paths: Sequence[Path]) -> Questions:
+def read_questions_to_score(paths: Sequence[Path]) -> Questions:
     """Read questions whose answers are compared with people's: VQAv2, OK-VQA or GQA; see `read_questions`.
 
     Raises DataError also for LAVIS' lists, for a file without questions, and for questions that are empty or there
@@ -99,19 +99,19 @@ def questions_to_score(paths: Sequence[Path]) -> Questions:
         raise DataError(f"{source} holds no questions to score: VQAv2, OK-VQA and GQA come as JSON objects.")
     if not read.questions:
         raise DataError(f"{source} has no questions.")
-    check_once([question.id for question in read.questions], "question", source)
+    check_unique([question.id for question in read.questions], "question", source)
     if empty := [question.id for question in read.questions if not question.question.strip()]:
-        raise DataError(f"{source}: {len(empty):,} questions are empty ({first_few(empty)}).")
+        raise DataError(f"{source}: {len(empty):,} questions are empty ({name_first_few(empty)}).")
     return read
 
 
-def _vqa_questions(content: dict[str, Any], source: Path) -> list[QuestionTask]:
+def _vqa_questions(content: dict[str, Any], source: Path) -> list[QuestionItem]:
     try:
         part = content.get("data_subtype", "val2014")
         return [
-            QuestionTask(
+            QuestionItem(
                 parse_id(one["question_id"]),
-                published_names(f"COCO_{part}_{int(one['image_id']):012d}.jpg"),
+                list_published_names(f"COCO_{part}_{int(one['image_id']):012d}.jpg"),
                 str(one["question"]),
             )
             for one in content["questions"]
@@ -123,7 +123,7 @@ def _vqa_questions(content: dict[str, Any], source: Path) -> list[QuestionTask]:
         ) from error
 
 
-def _with_answers(questions: Sequence[QuestionTask], content: Any, source: Path) -> list[QuestionTask]:
+def _with_answers(questions: Sequence[QuestionItem], content: Any, source: Path) -> list[QuestionItem]:
     try:
         answers = {
             parse_id(one["question_id"]): (
@@ -141,19 +141,23 @@ def _with_answers(questions: Sequence[QuestionTask], content: Any, source: Path)
     strangers, bare = answers.keys() - set(asked), [id_ for id_ in asked if not answers.get(id_, ((), {}))[0]]
     if strangers or bare:
         parts = (
-            [f"answers {len(strangers):,} that are not asked ({first_few(strangers)})"] if strangers else []
+            [f"answers {len(strangers):,} that are not asked ({name_first_few(strangers)})"]
+            if strangers
+            else []
         )
         parts += (
-            [f"leaves {len(bare):,} of {len(asked):,} without answers ({first_few(bare)})"] if bare else []
+            [f"leaves {len(bare):,} of {len(asked):,} without answers ({name_first_few(bare)})"]
+            if bare
+            else []
         )
         raise DataError(f"{source} is of other questions: it {' and '.join(parts)}.")
     return [replace(one, answers=answers[one.id][0], kinds=answers[one.id][1]) for one in questions]
 
 
-def _gqa_questions(content: dict[str, Any], source: Path) -> list[QuestionTask]:
+def _gqa_questions(content: dict[str, Any], source: Path) -> list[QuestionItem]:
     try:
         return [
-            QuestionTask(
+            QuestionItem(
                 id_, (f"{one['imageId']}.jpg", f"images/{one['imageId']}.jpg"), str(one["question"]),
                 (one["answer"],) if "answer" in one else (),
                 {"structure": one["types"]["structural"]} if (one.get("types") or {}).get("structural") else {},
@@ -167,7 +171,7 @@ def _gqa_questions(content: dict[str, Any], source: Path) -> list[QuestionTask]:
         ) from error
 
 
-def _listed_questions(content: Sequence[Any], source: Path) -> list[QuestionTask]:
+def _listed_questions(content: Sequence[Any], source: Path) -> list[QuestionItem]:
     """Read LAVIS' rows: "answer" is a text or a list with repeats, and is missing in test sets."""
     questions = []
     for number, row in enumerate(content):
@@ -180,7 +184,7 @@ def _listed_questions(content: Sequence[Any], source: Path) -> list[QuestionTask
         if not isinstance(id_, int):
             raise DataError(f"{source}, question {number + 1}: question_id is {id_!r}, not a whole number.")
         answers = _listed_answers(row.get("answer", []), source, id_)
-        questions.append(QuestionTask(id_, published_names(row["image"]), row["question"], answers))
+        questions.append(QuestionItem(id_, list_published_names(row["image"]), row["question"], answers))
     return questions
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.datasets.captioned_pictures import CaptionedPicture, QuestionTask, Sample
-from engine.datasets.captioned_sets import SetConfig, Source
+from engine.datasets.captioned_pictures import CaptionedPicture, QuestionItem, Sample
+from engine.datasets.captioned_sets import SetConfig, TrainingSet
 from engine.datasets.picture_lookup import find_picture
 from engine.datasets.question_files import read_questions
 from engine.errors import DataError
@@ -35,14 +35,14 @@ NO_PICTURE, NO_QUESTION, NO_ANSWER = "picture is not there", "no question", "no 
 
 
 @dataclass(frozen=True)
-class FoundQuestions:
+class UsableQuestions:
     """Questions whose pictures are there. left_out: how many of the others, by reason."""
 
-    questions: list[QuestionTask]
+    questions: list[QuestionItem]
     left_out: dict[str, int]
 
 
-def find_questions(paths: Sequence[Path], images: Path) -> FoundQuestions:
+def read_usable_questions(paths: Sequence[Path], images: Path) -> UsableQuestions:
     """Read questions (`read_questions`) and find their pictures below `images`.
 
     Questions that are empty, that have answers of which none says something, or whose picture is not there, are
@@ -72,19 +72,19 @@ def find_questions(paths: Sequence[Path], images: Path) -> FoundQuestions:
             f"No question of {asked.source} is left: {why} (the first picture: {first}); check the file, and that "
             "images names the folder of the pictures."
         )
-    return FoundQuestions(usable, dict(left_out))
+    return UsableQuestions(usable, dict(left_out))
 
 
 class QuestionShard:
     """Questions in memory, each a sample; one of its answers is drawn each time."""
 
-    def __init__(self, questions: Sequence[QuestionTask]):
+    def __init__(self, questions: Sequence[QuestionItem]):
         self.questions, self.count = questions, len(questions)
         pictures = dict.fromkeys(question.picture for question in questions)
         numbers = {picture: number for number, picture in enumerate(pictures)}
         self.picture_ids = [numbers[question.picture] for question in questions]
 
-    def read(self, row: int) -> Sample:
+    def read_sample(self, row: int) -> Sample:
         question = self.questions[row]
         assert isinstance(question.picture, Path)
         key = f"question {question.id} ({question.picture.name})"
@@ -92,11 +92,11 @@ class QuestionShard:
         return Sample(pair, self.picture_ids[row], question.question)
 
 
-def open_questions(config: QuestionConfig, data: Path, threads: int = 8) -> Source:
+def open_question_set(config: QuestionConfig, data: Path, threads: int = 8) -> TrainingSet:
     """A set of questions as a source of a stream. Raises DataError as `find_questions`, and for one without answers."""
     path = data / config.path
     paths = [path, data / config.annotations] if config.annotations else [path]
-    found = find_questions(paths, data / config.images if config.images else path.parent)
+    found = read_usable_questions(paths, data / config.images if config.images else path.parent)
     answered = [question for question in found.questions if question.answers]
     if not answered:
         raise DataError(
@@ -105,4 +105,4 @@ def open_questions(config: QuestionConfig, data: Path, threads: int = 8) -> Sour
     left_out = dict(found.left_out)
     if num_bare := len(found.questions) - len(answered):
         left_out[NO_ANSWER] = left_out.get(NO_ANSWER, 0) + num_bare
-    return Source(config, [QuestionShard(answered)], [path.name], missing=left_out)
+    return TrainingSet(config, [QuestionShard(answered)], [path.name], left_out=left_out)

@@ -71,7 +71,7 @@ def _not_there(name: str, folder: Path) -> str:
 def read_shards(shards: Sequence[Path]) -> Iterator[CaptionedPicture]:
     """Read the pictures of whole shards in their order. Raises DataError as `TarShard` and its `pictures` do."""
     for path in shards:
-        yield from TarShard(path).pictures()
+        yield from TarShard(path).iterate_pictures()
 
 
 class TarShard:
@@ -99,21 +99,21 @@ class TarShard:
             (*files[key][pictures[key]], *files[key].get(suffix, (0, 0)))
             for key, suffix in zip(self.keys, texts, strict=True)
         ]
-        self.places = np.array(places, dtype=np.int64)
+        self.byte_ranges = np.array(places, dtype=np.int64)
         """(count, 4): of each sample where its picture begins, its size in bytes, and the same of its text."""
 
-    def read(self, row: int) -> Sample:
+    def read_sample(self, row: int) -> Sample:
         """Read a sample by its number, 0 to count - 1. Raises DataError for one that cannot be read."""
-        return Sample(self.picture(row), row)
+        return Sample(self.read_picture(row), row)
 
-    def picture(self, row: int) -> CaptionedPicture:
+    def read_picture(self, row: int) -> CaptionedPicture:
         """Read a picture with all of its captions; see `read`."""
         try:
             return self._read(row)
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path}: {self.keys[row]} cannot be read: {error}") from error
 
-    def pictures(self) -> Iterator[CaptionedPicture]:
+    def iterate_pictures(self) -> Iterator[CaptionedPicture]:
         """Read all pictures in their order.
 
         Raises DataError where that would not be the whole set: for a sample without picture, a file that is there
@@ -130,7 +130,7 @@ class TarShard:
     def _read(self, row: int) -> CaptionedPicture:
         """Raises OSError, ValueError (of text and JSON that cannot be decoded) and DataError (captions of no form)."""
         key = self.keys[row]
-        picture_at, picture_size, text_at, text_size = map(int, self.places[row])
+        picture_at, picture_size, text_at, text_size = map(int, self.byte_ranges[row])
         with open(self.path, "rb") as file:
             file.seek(picture_at)
             picture = file.read(picture_size)
@@ -207,7 +207,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return "it is compressed; unpack it first, for example with gunzip" if is_compressed else str(error)
 
 
-def write_captioned(path: Path, rows: Iterable[tuple[CaptionedPicture, Mapping[str, Any]]]) -> None:
+def write_captioned_shard(path: Path, rows: Iterable[tuple[CaptionedPicture, Mapping[str, Any]]]) -> None:
     """Write a tar of `key.<picture>` and `key.json`, as `TarShard` reads it; it is there whole or not at all.
 
     rows: each photo with what its JSON says. The pictures are the files' own bytes where shards have a suffix for them,

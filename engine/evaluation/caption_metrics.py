@@ -15,7 +15,7 @@ from itertools import chain
 import numpy as np
 
 from engine.errors import DataError
-from engine.evaluation.caption_words import words
+from engine.evaluation.caption_words import split_words
 
 Words = Sequence[str]
 Counts = Mapping[tuple[str, ...], int]
@@ -27,15 +27,15 @@ TINY, SMALL = 1e-15, 1e-9
 """coco-caption adds them above and below a fraction, so that nothing is divided by 0."""
 
 
-def caption_scores(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """BLEU-1 to 4, ROUGE-L and CIDEr-D in percent, of one caption and its references for each photo, as written.
 
     The set as a whole counts: CIDEr-D weighs words by how many of these photos' references have them, so that the
     score of a part of a set is another one. Raises DataError where the two do not fit (see `check_references`).
     """
     check_references(candidates, references)
-    ours = [words(text) for text in candidates]
-    theirs = [[words(text) for text in texts] for texts in references]
+    ours = [split_words(text) for text in candidates]
+    theirs = [[split_words(text) for text in texts] for texts in references]
     found = {f"BLEU-{n}": score for n, score in enumerate(bleu(ours, theirs), start=1)}
     found["ROUGE-L"] = float(rouge_l(ours, theirs).mean())
     found["CIDEr-D"] = float(cider_d(ours, theirs).mean())

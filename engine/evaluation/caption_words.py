@@ -45,7 +45,7 @@ _QUOTES = str.maketrans(
 )
 
 
-def words(caption: str) -> list[str]:
+def split_words(caption: str) -> list[str]:
     """A caption's words, in order; none for an empty one."""
     found = _WORD.findall(html.unescape(caption).translate(_QUOTES).lower())
     found = [_WRITTEN.get(word, word) for word in found if word != '"']

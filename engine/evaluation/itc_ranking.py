@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from engine.blip2.retriever import itc_scores
-from engine.evaluation.recall import best_of_photo, candidates, ranks_of
+from engine.evaluation.recall import lowest_rank_by_photo, rank_columns, select_best_columns
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,20 @@ def rank_by_itc(
     for start in range(0, len(photos), block_rows):
         scores_nM = itc_scores(photos[start : start + block_rows], captions).numpy()
         own_captions = np.flatnonzero((owner_M >= start) & (owner_M < start + block_rows))
-        own_ranks_M[own_captions] = ranks_of(scores_nM[owner_M[own_captions] - start], own_captions)
+        own_ranks_M[own_captions] = rank_columns(scores_nM[owner_M[own_captions] - start], own_captions)
         of_photos.append(_best_columns(scores_nM, num_candidates))
     of_captions: list[Candidates] = []
     for start in range(0, len(captions), block_rows):
         block = slice(start, start + block_rows)
         scores_mN = np.ascontiguousarray(itc_scores(photos, captions[block]).numpy().T)
-        ir_ranks_M[block] = ranks_of(scores_mN, owner_M[block])
+        ir_ranks_M[block] = rank_columns(scores_mN, owner_M[block])
         of_captions.append(_best_columns(scores_mN, num_candidates))
-    tr_ranks_N = best_of_photo(own_ranks_M, owner_M, len(photos))
+    tr_ranks_N = lowest_rank_by_photo(own_ranks_M, owner_M, len(photos))
     return ItcRanking(tr_ranks_N, ir_ranks_M, _joined(of_photos), _joined(of_captions))
 
 
 def _best_columns(scores_RC: np.ndarray, count: int) -> Candidates:
-    columns_RK = candidates(scores_RC, count)
+    columns_RK = select_best_columns(scores_RC, count)
     return Candidates(columns_RK, np.take_along_axis(scores_RC, columns_RK, axis=1))
 
 

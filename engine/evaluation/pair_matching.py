@@ -34,7 +34,7 @@ class PairMatcher:
     ):  # fmt: skip
         self.numbers, self.captions, self.cache = numbers, captions, cache
         self.captions_at_once = captions_at_once
-        self.logits = cache.logits(pairs)
+        self.logits = cache.open_logits(pairs)
         self.num_kept = int((~np.isnan(self.logits)).sum())
         self._caption_of_pair = pairs % len(captions)
         self._first_pair = np.searchsorted(pairs // len(captions), np.arange(len(numbers) + 1))
@@ -68,7 +68,7 @@ class PairMatcher:
         return start + missing, places[missing]
 
     def _match(self, model: RetrievalModel, row: int, pairs: np.ndarray, begun: TextStart) -> None:
-        keys = model.photo_keys(self.cache.patches(self.numbers[row]).to(model.device))
+        keys = model.photo_keys(self.cache.read_patches(self.numbers[row]).to(model.device))
         logits = model.config.match_weight * model.match(keys, begun)[:, 1]
         with self._lock:
             self.logits[pairs] = logits

@@ -48,19 +48,20 @@ class Ranks:
 class Evaluation:
     """after: as before when nothing was reranked. by_k: recall by the number of candidates reranked, up to k.
 
-    kept: numbers of the pictures that could be read, in the order of the rows; captions and owner (M,) are of those.
+    readable_numbers: numbers of the pictures that could be read, in the order of the rows; captions and owner (M,) are
+    of those.
     """
 
     report: RecallReport
     before: Ranks
     after: Ranks
     by_k: dict[int, dict[str, float]]
-    kept: list[int]
+    readable_numbers: list[int]
     captions: list[str]
     owner: np.ndarray
 
 
-def unique_pairs(best_captions_NK: np.ndarray, best_photos_MK: np.ndarray) -> np.ndarray:
+def collect_pairs(best_captions_NK: np.ndarray, best_photos_MK: np.ndarray) -> np.ndarray:
     """Pairs among the candidates of their photo or of their caption, each once, as photo * M + caption, ascending."""
     num_photos, num_texts = len(best_captions_NK), len(best_photos_MK)
     of_photos = np.arange(num_photos)[:, None] * num_texts + best_captions_NK
@@ -68,12 +69,12 @@ def unique_pairs(best_captions_NK: np.ndarray, best_photos_MK: np.ndarray) -> np
     return np.unique(np.concatenate([of_photos.ravel(), of_texts.ravel()]))
 
 
-def ranks_after_reranking(
+def update_ranks(
     before: Ranks, owner_M: np.ndarray, captions_NK: np.ndarray, by_photo_NK: np.ndarray, photos_MK: np.ndarray,
     by_text_MK: np.ndarray,
 ) -> Ranks:  # fmt: skip
     """Ranks after reranking these candidates; what is no candidate stays behind them in ITC's order."""
-    ranks_NK, ranks_MK = reranked_ranks(by_photo_NK, captions_NK), reranked_ranks(by_text_MK, photos_MK)
+    ranks_NK, ranks_MK = rank_candidates(by_photo_NK, captions_NK), rank_candidates(by_text_MK, photos_MK)
     is_own = owner_M[captions_NK] == np.arange(len(captions_NK))[:, None]
     tr = np.where(is_own, ranks_NK, np.iinfo(np.int64).max).min(axis=1)
     tr = np.where(is_own.any(axis=1), tr, before.tr)
@@ -96,12 +97,12 @@ def recall(scores_NM: np.ndarray, photo_of_caption_M: np.ndarray) -> dict[str, f
     their k best; IR@k: share of captions whose photo is among their k best. BLIP-2, section 4.4, table 5.
     """
     captions_M = np.arange(len(photo_of_caption_M))
-    ir_ranks = ranks_of(scores_NM.T, photo_of_caption_M)
-    own_ranks = ranks_of(scores_NM[photo_of_caption_M], captions_M)
-    return recall_of_ranks(best_of_photo(own_ranks, photo_of_caption_M, len(scores_NM)), ir_ranks)
+    ir_ranks = rank_columns(scores_NM.T, photo_of_caption_M)
+    own_ranks = rank_columns(scores_NM[photo_of_caption_M], captions_M)
+    return compute_recall(lowest_rank_by_photo(own_ranks, photo_of_caption_M, len(scores_NM)), ir_ranks)
 
 
-def recall_of_ranks(tr_ranks_N: np.ndarray, ir_ranks_M: np.ndarray) -> dict[str, float]:
+def compute_recall(tr_ranks_N: np.ndarray, ir_ranks_M: np.ndarray) -> dict[str, float]:
     """Recall@1, 5, 10 and means from the rank of each photo's best own caption and of each caption's photo."""
     found = {f"TR@{k}": 100 * float((tr_ranks_N < k).mean()) for k in KS}
     found |= {f"IR@{k}": 100 * float((ir_ranks_M < k).mean()) for k in KS}
@@ -111,26 +112,28 @@ def recall_of_ranks(tr_ranks_N: np.ndarray, ir_ranks_M: np.ndarray) -> dict[str,
     return found
 
 
-def ranks_of(scores_RC: np.ndarray, column_R: np.ndarray) -> np.ndarray:
+def rank_columns(scores_RC: np.ndarray, column_R: np.ndarray) -> np.ndarray:
     """The rank of one column of each row within its row: how many come before it."""
     own_R1 = np.take_along_axis(scores_RC, column_R[:, None], axis=1)
     earlier = np.arange(scores_RC.shape[1]) < column_R[:, None]
     return (scores_RC > own_R1).sum(axis=1) + ((scores_RC == own_R1) & earlier).sum(axis=1)
 
 
-def best_of_photo(own_ranks_M: np.ndarray, photo_of_caption_M: np.ndarray, num_photos: int) -> np.ndarray:
+def lowest_rank_by_photo(
+    own_ranks_M: np.ndarray, photo_of_caption_M: np.ndarray, num_photos: int
+) -> np.ndarray:
     """From the rank of each caption for its photo to the lowest of each photo (N,)."""
     best = np.full(num_photos, np.iinfo(np.int64).max)
     np.minimum.at(best, photo_of_caption_M, own_ranks_M)
     return best
 
 
-def candidates(scores_RC: np.ndarray, k: int) -> np.ndarray:
+def select_best_columns(scores_RC: np.ndarray, k: int) -> np.ndarray:
     """The columns of the k best of each row, best first (R, min(k, C)); equal ones by number."""
     return np.argsort(-scores_RC, axis=1, kind="stable")[:, :k]
 
 
-def reranked_ranks(scores_RK: np.ndarray, candidates_RK: np.ndarray) -> np.ndarray:
+def rank_candidates(scores_RK: np.ndarray, candidates_RK: np.ndarray) -> np.ndarray:
     """The rank of each candidate after reranking (R, K): by score, equal ones by number, all before the others."""
     order = np.lexsort((candidates_RK, -scores_RK), axis=1)
     ranks = np.empty_like(order)

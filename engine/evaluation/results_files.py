@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.atomic import write_file
-from engine.datasets.captioned_pictures import Id, first_few
+from engine.datasets.captioned_pictures import Id, name_first_few
 from engine.errors import DataError
 from engine.wording import count_text
 
@@ -29,7 +29,7 @@ class Layout:
 
     id: str
     text: str
-    what: str
+    noun: str
 
 
 CAPTIONS = Layout("image_id", "caption", "photo")
@@ -58,7 +58,7 @@ def read_predictions(path: Path, ids: Sequence[Id], layout: Layout) -> list[str]
     unknown = [id_ for id_ in texts if id_ not in wanted]
     missing = [id_ for id_ in wanted if id_ not in texts]
     wrong = [
-        f"{count_text(len(ids_), layout.what)} {words} ({first_few(ids_)})"
+        f"{count_text(len(ids_), layout.noun)} {words} ({name_first_few(ids_)})"
         for ids_, words in (
             (missing, f"of the set's {len(wanted):,} without a {layout.text}"),
             (unknown, "that the set does not have"),
@@ -81,7 +81,7 @@ def _rows(content: Any, source: Path, layout: Layout) -> list[tuple[str, str]]:
             ):
                 return [(str(row[one.id]), row[one.text]) for row in content]
     raise DataError(
-        f'{source} should be a list of {{"{layout.id}": ..., "{layout.text}": "..."}}, one a {layout.what}.'
+        f'{source} should be a list of {{"{layout.id}": ..., "{layout.text}": "..."}}, one a {layout.noun}.'
     )
 
 
@@ -98,13 +98,13 @@ class Predictions:
     def __init__(self, path: Path | None, run: Mapping[str, Any], layout: Layout):
         self.path, self.layout = path, layout
         self.texts: dict[Id, str] = {}
-        self.kept, self.why_replaced = 0, ""
+        self.num_kept, self.why_replaced = 0, ""
         self._synced = time.monotonic()
         if path is None:
             return
         self.part = path.with_name(path.name + ".part")
         rows, self.why_replaced = self._rows_left(run)
-        self.texts, self.kept = dict(rows), len(rows)
+        self.texts, self.num_kept = dict(rows), len(rows)
         header = json.dumps({"run": run}, sort_keys=True)
         try:  # anew, without a line that was cut
             write_file(self.part, "".join(line + "\n" for line in [header, *map(json.dumps, rows)]))
@@ -129,7 +129,7 @@ class Predictions:
             run_before = dict(json.loads(header)["run"])
         except (ValueError, TypeError, KeyError):
             return [], "is damaged" if content else ""
-        if differing := differing_settings(run_before, run):
+        if differing := compare_settings(run_before, run):
             return [], f"was made with other settings ({differing})" if any(lines) else ""
         rows = []
         for line in lines[
@@ -163,7 +163,7 @@ class Predictions:
         self.part.unlink()
 
 
-def differing_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def compare_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Return the settings that two runs do not share, with the values of both, and "" where they share all.
 
     The words are those with which a training run is refused (`training.loop.run_checkpoint.check_same_settings`).

@@ -102,19 +102,19 @@ class EvaluationCache:
         self._unmarked.clear()
         self._synced = time.monotonic()
 
-    def readable(self) -> np.ndarray:
+    def find_readable(self) -> np.ndarray:
         """(N,) bool."""
         return np.asarray(self._state == DONE)
 
-    def vectors(self) -> np.ndarray:
+    def get_vectors(self) -> np.ndarray:
         """(N, Q, E) float32."""
         return self._vectors
 
-    def patches(self, row: int) -> Tensor:
+    def read_patches(self, row: int) -> Tensor:
         """(1, P, V) of one photo, in the model's dtype."""
         return torch.from_numpy(np.array(self._patches[row : row + 1])).view(self.model.dtype)
 
-    def array(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    def load_or_compute(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """An array that is made once."""
         path = self.folder / f"{name}.npy"
         if path.exists():
@@ -124,7 +124,7 @@ class EvaluationCache:
             np.save(file, values)
         return values
 
-    def logits(self, pairs: np.ndarray) -> np.memmap:
+    def open_logits(self, pairs: np.ndarray) -> np.memmap:
         """(pairs,) float32, NaN where a pair has not been read yet."""
         path = self.folder / f"logits-{hashlib.blake2b(pairs.tobytes(), digest_size=8).hexdigest()}.bin"
         if not self._fits(path.name, np.float32, pairs.shape):
@@ -132,7 +132,7 @@ class EvaluationCache:
                 file.write(np.full(pairs.shape, np.nan, np.float32).tobytes())
         return self._open(path.name, np.float32, pairs.shape)
 
-    def disk_bytes(self) -> int:
+    def measure_disk_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
     def _fits(self, name: str, dtype: type, shape: tuple[int, ...]) -> bool:

@@ -27,9 +27,9 @@ from engine.evaluation.recall import (
     Evaluation,
     Ranks,
     RecallReport,
-    ranks_after_reranking,
-    recall_of_ranks,
-    unique_pairs,
+    collect_pairs,
+    compute_recall,
+    update_ranks,
 )
 from engine.evaluation.retrieval_cache import EvaluationCache
 from engine.models.retrieval_model import PHOTOS_AT_ONCE, RetrievalModel
@@ -52,7 +52,7 @@ def hide_progress(noun: str) -> Iterator[None]:
     yield None
 
 
-class Unreadable(DataError):
+class UnreadablePicturesError(DataError):
     """Pictures that could not be read. numbers: which, from 0."""
 
     def __init__(self, numbers: list[int], total: int):
@@ -114,7 +114,7 @@ def evaluate_retrieval(
     seconds: dict[str, float] = {}
     encoded = encode_set(models, read, captions, cache, allow_missing, seconds, show_progress)
     with _timed(seconds, "retrieve"):
-        budget = _budget(models[0], len(encoded.numbers), len(encoded.captions), memory)
+        budget = _split_memory(models[0], len(encoded.numbers), len(encoded.captions), memory)
         ranking = retrieve(encoded, k, budget)
     before = Ranks(
         ranking.tr_ranks_N, ranking.ir_ranks_M, ranking.captions.first(SHOWN).columns_RK,
@@ -125,10 +125,10 @@ def evaluate_retrieval(
     if k:
         with _timed(seconds, "rerank"):
             reranking = rerank(models, encoded, ranking, k, cache, budget, show_progress)
-        after, by_k = recall_by_k(before, encoded.owner_M, reranking, k)
+        after, by_k = compute_recall_by_k(before, encoded.owner_M, reranking, k)
         num_pairs, num_kept = reranking.num_pairs, reranking.num_kept
     report = RecallReport(
-        len(encoded.numbers), len(encoded.captions), k, num_pairs, recall_of_ranks(before.tr, before.ir),
+        len(encoded.numbers), len(encoded.captions), k, num_pairs, compute_recall(before.tr, before.ir),
         by_k.get(k, {}), seconds, num_kept, num_missing=len(captions) - len(encoded.numbers),
     )  # fmt: skip
     return Evaluation(report, before, after, by_k, encoded.numbers, encoded.captions, encoded.owner_M)
@@ -148,16 +148,16 @@ def encode_set(
         raise DataError("There are no pictures to evaluate.")
     with _timed(seconds, "photos"):
         _encode_photos(models, read, len(captions), cache, show_progress)
-        numbers: list[int] = np.flatnonzero(cache.readable()).tolist()
+        numbers: list[int] = np.flatnonzero(cache.find_readable()).tolist()
         if len(numbers) < len(captions) and not allow_missing:
-            raise Unreadable(np.flatnonzero(~cache.readable()).tolist(), len(captions))
+            raise UnreadablePicturesError(np.flatnonzero(~cache.find_readable()).tolist(), len(captions))
         if not numbers:
             raise DataError(f"None of the {len(captions)} pictures could be read.")
     with _timed(seconds, "texts"):
         texts = [text for number in numbers for text in captions[number]]
         owner_M = np.repeat(np.arange(len(numbers)), [len(captions[number]) for number in numbers])
-        captions_ME = cache.array("texts", lambda: models[0].encode_texts(texts)[0])
-        return EncodedSet(numbers, texts, owner_M, cache.vectors()[numbers], captions_ME)
+        captions_ME = cache.load_or_compute("texts", lambda: models[0].encode_texts(texts)[0])
+        return EncodedSet(numbers, texts, owner_M, cache.get_vectors()[numbers], captions_ME)
 
 
 def retrieve(encoded: EncodedSet, k: int, budget: _Budget) -> ItcRanking:
@@ -173,7 +173,7 @@ def rerank(
 ) -> Reranking:  # fmt: skip
     """Let ITM read the k best of each direction, every pair once, and add up the scores."""
     captions, photos, num_texts = ranking.captions.first(k), ranking.photos.first(k), len(encoded.captions)
-    pairs = unique_pairs(captions.columns_RK, photos.columns_RK)
+    pairs = collect_pairs(captions.columns_RK, photos.columns_RK)
     with show_progress("pair") as on_progress:
         matcher = PairMatcher(
             models[0], encoded.numbers, encoded.captions, pairs, cache, budget.texts, on_progress
@@ -193,17 +193,17 @@ def rerank(
     return Reranking(captions, by_photo_NK, photos, by_text_MK, len(pairs), matcher.num_kept)
 
 
-def recall_by_k(
+def compute_recall_by_k(
     before: Ranks, owner_M: np.ndarray, reranking: Reranking, k: int
 ) -> tuple[Ranks, dict[int, dict[str, float]]]:
     """Return the ranks after k candidates are reranked, and recall by their number: those of SWEEP below k, and k."""
     by_k = {}
     for count in sorted({*(count for count in SWEEP if count < k), k}):
-        after = ranks_after_reranking(
+        after = update_ranks(
             before, owner_M, reranking.captions.columns_RK[:, :count], reranking.by_photo_NK[:, :count],
             reranking.photos.columns_RK[:, :count], reranking.by_text_MK[:, :count],
         )  # fmt: skip
-        by_k[count] = recall_of_ranks(after.tr, after.ir)
+        by_k[count] = compute_recall(after.tr, after.ir)
     return after, by_k
 
 
@@ -215,7 +215,7 @@ def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     seconds[phase] = time.perf_counter() - started
 
 
-def _budget(model: RetrievalModel, num_photos: int, num_texts: int, memory: int) -> _Budget:
+def _split_memory(model: RetrievalModel, num_photos: int, num_texts: int, memory: int) -> _Budget:
     """A quarter of the memory each for a block of scores and for the texts begun; the rest is for passes."""
     former = model.config.qformer
     row = (

@@ -50,7 +50,7 @@ CONTRACTIONS = {**_written_without(_ONE_APOSTROPHE + _MORE_APOSTROPHES), "somebo
 
 
 @lru_cache(maxsize=2**16)  # people give the same few answers again and again
-def normalised(answer: str) -> str:
+def normalise_answer(answer: str) -> str:
     """An answer in VQA's spelling: lower case, no punctuation, no articles, digits, whole contractions."""
     words = [NUMBERS.get(word, word) for word in _without_punctuation(_one_line(answer)).lower().split()]
     kept = [word for word in words if word not in ARTICLES]
@@ -80,7 +80,7 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
     """
     given, theirs = _one_line(answer), [_one_line(one) for one in references]
     if len(set(theirs)) > 1:
-        given, theirs = normalised(given), [normalised(one) for one in theirs]
+        given, theirs = normalise_answer(given), [normalise_answer(one) for one in theirs]
     same = theirs.count(given)
     without_one, without_other = min((same - 1) / 3, 1), min(same / 3, 1)
     return (same * without_one + (len(theirs) - same) * without_other) / len(theirs)
@@ -88,7 +88,7 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
 
 def gqa_accuracy(answer: str, reference: str) -> float:
     """1 or 0: the same text, as it is or in VQA's spelling (LAVIS writes generated answers so before it compares)."""
-    return float(answer.strip() == reference or normalised(answer) == reference)
+    return float(answer.strip() == reference or normalise_answer(answer) == reference)
 
 
 def mean_accuracy(

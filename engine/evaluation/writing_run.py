@@ -13,7 +13,7 @@ from engine.wording import count_text
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine.datasets.captioned_pictures import CaptionTask, QuestionTask, Task
+    from engine.datasets.captioned_pictures import CaptionItem, Item, QuestionItem
     from engine.evaluation.results_files import Predictions
 
 Write = Callable[["np.ndarray", Sequence[Any], Sequence[int]], list[str]]
@@ -21,21 +21,28 @@ Write = Callable[["np.ndarray", Sequence[Any], Sequence[int]], list[str]]
 
 
 @dataclass(frozen=True)
-class Writer:
+class EvaluationWriter:
     """A model and how it writes. at_once: tasks that are read, written and kept together."""
 
     name: str
     digest: str
     pixels: int
     dtype: str
-    how: str
-    at_once: int
+    options: str
+    batch_size: int
     write: Write
 
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"model": self.digest, "dtype": self.dtype, "how": self.options}
 
-def caption_writer(
+
+LoadWriter = Callable[[], EvaluationWriter]
+
+
+def load_caption_writer(
     model: str | None, beams: int, min_length: int, max_length: int, prompt: str | None
-) -> Writer:
+) -> EvaluationWriter:
     """What captions (`engine.models.caption_writers`), by name or the default, and how it writes."""
     from engine.blip2.generation import CAPTION
     from engine.models.caption_model import PROMPT, TEXTS_AT_ONCE, CaptionModel
@@ -55,12 +62,12 @@ def caption_writer(
         penalty = "" if own == 1 else f", repetition penalty {own:g}"
     how = replace(CAPTION, num_beams=beams, min_new_tokens=min_length, max_new_tokens=max_length)
 
-    def write(pictures: np.ndarray, tasks: Sequence[CaptionTask], rows: Sequence[int]) -> list[str]:
+    def write(pictures: np.ndarray, tasks: Sequence[CaptionItem], rows: Sequence[int]) -> list[str]:
         texts = writer.caption(pictures, prompt, how)
         return [texts[row] for row in rows]
 
     said = f"{begins}, {count_text(beams, 'beam')}, {min_length} to {max_length} tokens{penalty}"
-    return Writer(
+    return EvaluationWriter(
         writer.name,
         writer.digest,
         writer.image_size,
@@ -71,7 +78,7 @@ def caption_writer(
     )
 
 
-def answer_writer(model: str, beams: int, max_new_tokens: int) -> Writer:
+def load_answer_writer(model: str, beams: int, max_new_tokens: int) -> EvaluationWriter:
     """A model with a language model. Raises CheckpointError for another, naming some that have one."""
     from engine.blip2.generation import ANSWER
     from engine.models.caption_model import TEXTS_AT_ONCE
@@ -81,13 +88,13 @@ def answer_writer(model: str, beams: int, max_new_tokens: int) -> Writer:
     captioner = load_captioner(model)
     how = replace(ANSWER, num_beams=beams, max_new_tokens=max_new_tokens)
 
-    def write(pictures: np.ndarray, tasks: Sequence[QuestionTask], rows: Sequence[int]) -> list[str]:
+    def write(pictures: np.ndarray, tasks: Sequence[QuestionItem], rows: Sequence[int]) -> list[str]:
         patches = captioner.encode_patches(pictures)
         return captioner.answer(patches[list(rows)], [task.question for task in tasks], how)
 
     beams_text = f"{count_text(beams, 'beam')}, length penalty {how.length_penalty:g}"
     said = f"{beams_text}, up to {count_text(max_new_tokens, 'token')}"
-    return Writer(
+    return EvaluationWriter(
         captioner.name,
         captioner.digest,
         captioner.image_size,
@@ -99,19 +106,19 @@ def answer_writer(model: str, beams: int, max_new_tokens: int) -> Writer:
 
 
 def write_all(
-    writer: Writer, tasks: Sequence[Task], predictions: Predictions,
+    writer: EvaluationWriter, tasks: Sequence[Item], predictions: Predictions,
     on_progress: Callable[[Progress], None] | None = None,
-) -> list[Task]:  # fmt: skip
+) -> list[Item]:  # fmt: skip
     """Write the texts of the tasks that have none yet, those of one picture together; return the tasks whose picture
     cannot be read.
 
     on_progress: called a few times a second with how many tasks are done and how long the others take.
     """
     todo = sorted((task for task in tasks if task.id not in predictions.texts), key=lambda task: task.names)
-    unreadable: list[Task] = []
+    unreadable: list[Item] = []
     pace = Pace(len(todo), on_progress)
-    for start in range(0, len(todo), writer.at_once):
-        batch = todo[start : start + writer.at_once]
+    for start in range(0, len(todo), writer.batch_size):
+        batch = todo[start : start + writer.batch_size]
         pictures = _pictures_of(batch, writer.pixels)
         readable = [task for task in batch if task.names in pictures]
         if readable:
@@ -122,7 +129,7 @@ def write_all(
     return unreadable
 
 
-def _pictures_of(tasks: Sequence[Task], pixels: int) -> dict[tuple[str, ...], np.ndarray]:
+def _pictures_of(tasks: Sequence[Item], pixels: int) -> dict[tuple[str, ...], np.ndarray]:
     """Read the pictures of some tasks, each once -> by their names, those that can be read, (pixels, pixels, 3)."""
     from engine.datasets.captioned_pictures import CaptionedPicture
     from engine.datasets.picture_reading import read_pictures
@@ -132,7 +139,7 @@ def _pictures_of(tasks: Sequence[Task], pixels: int) -> dict[tuple[str, ...], np
     return {names: square for names, square in zip(sources, squares, strict=True) if square is not None}
 
 
-def _texts_of(tasks: Sequence[Task], pictures: dict[tuple[str, ...], np.ndarray], write: Write) -> list[str]:
+def _texts_of(tasks: Sequence[Item], pictures: dict[tuple[str, ...], np.ndarray], write: Write) -> list[str]:
     """Write a text for each task, in order; the model reads each picture once."""
     import numpy as np
 

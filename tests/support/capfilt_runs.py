@@ -8,7 +8,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from engine.datasets.captioned_sets import SourceConfig, open_source
+from engine.datasets.captioned_sets import SourceConfig, open_training_set
 from engine.models.retrieval_model import RetrievalModel
 from training.capfilt.capfilt import run_capfilt
 from training.capfilt.capfilt_config import CapfiltConfig
@@ -30,9 +30,9 @@ def run(place: Path, name: str = "out", config: CapfiltConfig = CONFIG) -> Path:
 def facts(folder: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.tar")):
-        source = open_source(SourceConfig(str(path)), folder)
+        source = open_training_set(SourceConfig(str(path)), folder)
         for row in range(source.count):
-            text_at, size = source.shards[0].places[row][2:]  # type: ignore[union-attr]
+            text_at, size = source.shards[0].byte_ranges[row][2:]  # type: ignore[union-attr]
             found.append(json.loads(path.read_bytes()[int(text_at) : int(text_at) + int(size)]))
     return found
 

@@ -20,7 +20,7 @@ from engine.blip2.captioner import Captioner
 from engine.blip2.pixels import to_pixels
 from engine.blip2.retriever import Retriever
 from engine.blip2.vision import VisionEncoder, folded, network_parts
-from engine.datasets.captioned_pictures import CaptionedPicture, data_digest
+from engine.datasets.captioned_pictures import CaptionedPicture, compute_data_digest
 from engine.errors import DataError
 from engine.models.devices import fast_dtype
 from training.batches.batch_source import Batch
@@ -83,7 +83,7 @@ class EncodedViews:
 
     def settings(self) -> dict[str, str]:
         """Return a digest of all pictures and captions, as what a resumed run must find again."""
-        return {"data": data_digest(self.samples)}
+        return {"data": compute_data_digest(self.samples)}
 
     def _captions(self, numbers: list[int], shares: list[float] | None) -> Iterable[str]:
         """Return a caption of each picture. shares: uniform numbers that decide which; drawn when read without them."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.datasets.captioned_sets import SetConfig, Source, open_source
+from engine.datasets.captioned_sets import SetConfig, TrainingSet, open_training_set
 from engine.errors import DataError, PhotoError
 from engine.pictures.opening import open_picture
 from training.batches.batch_source import Batch
@@ -35,7 +35,7 @@ SHIFT = 40
 """Picture ids: the number of the source, shifted by so many bits, and the picture's number in it."""
 
 
-Opener = Callable[[Any, Path, int], Source]
+Opener = Callable[[Any, Path, int], TrainingSet]
 Usable = Callable[[str, str], None]
 """Question, caption: raises DataError for those that cannot be learned."""
 _Row = tuple[np.ndarray, str, int, str]
@@ -48,7 +48,7 @@ class Stream:
 
     def __init__(
         self, sources: Sequence[SetConfig], data: Path, *, batch: int, seed: int, augment: Augment,
-        here: World, workers: int = 8, ahead: int = 3, opener: Opener = open_source, usable: Usable | None = None,
+        here: World, workers: int = 8, ahead: int = 3, opener: Opener = open_training_set, usable: Usable | None = None,
     ):  # fmt: skip
         """batch: N. augment: picture, draws -> uint8 (H, W, 3). opener: config, data, threads -> opened. usable: what
         is refused is replaced. Raises DataError when a source holds nothing."""
@@ -79,7 +79,7 @@ class Stream:
         lines = []
         for source in self.sources:
             lines += [
-                f"{source.config.path}: {count} left out, {why}" for why, count in source.missing.items()
+                f"{source.config.path}: {count} left out, {why}" for why, count in source.left_out.items()
             ]
             lines += [f"shard skipped: {broken.reason}" for broken in source.broken]
         lines += [f"{count} samples replaced: {reason}" for reason, count in self.failures.most_common()]

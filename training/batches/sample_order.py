@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.datasets.captioned_pictures import Sample
-from engine.datasets.captioned_sets import Source
+from engine.datasets.captioned_sets import TrainingSet
 from training.loop.optimizer import OptimConfig
 
 
@@ -22,7 +22,7 @@ class Order:
     within few files.
     """
 
-    def __init__(self, source: Source, seed: Sequence[int], together: int = 8):
+    def __init__(self, source: TrainingSet, seed: Sequence[int], together: int = 8):
         self.source, self.seed, self.together = source, seed, together
         self._first = [0, *accumulate(shard.count for shard in source.shards)]
         self._kept: dict[tuple[int, int], tuple[list[int], np.ndarray]] = {}
@@ -42,7 +42,7 @@ class Order:
         shard, first = self.source.shards[number], self._first[number]
 
         def read() -> Sample:
-            sample = shard.read(row)
+            sample = shard.read_sample(row)
             return replace(sample, picture_id=first + sample.picture_id)
 
         return read

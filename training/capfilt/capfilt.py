@@ -20,7 +20,7 @@ from PIL import Image
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.datasets.json_files import read_json, write_json
 from engine.datasets.photo_numbers import PhotoSets
-from engine.datasets.tar_shards import write_captioned
+from engine.datasets.tar_shards import write_captioned_shard
 from engine.errors import DataError, PhotoError
 from engine.pictures.formats import RAW_SUFFIXES
 from engine.pictures.opening import open_picture, read_bytes
@@ -118,7 +118,7 @@ def _settings_of(worker: Candidates, photos: PhotoSets) -> dict[str, Any]:
         "captioner digest": None if worker.captioner is None else worker.captioner.digest,
         "matcher digest": worker.matcher.digest,
         "teacher digest": None if worker.labeller is None else worker.labeller.digest,
-        "photos": photos.facts(),
+        "photos": photos.list_counts(),
     }
     settings: dict[str, Any] = json.loads(json.dumps(flat_settings(asdict(worker.config)) | made_by))
     return settings
@@ -160,7 +160,7 @@ def _write_shard(worker: Candidates, photos: PhotoSets, number: int, path: Path,
     rows = _captioned(worker, photos, _photos_of(photos, number, worker.config), tally, pace)
     one = next(rows, None)
     if one is not None:  # a tar without any photo could not be read
-        write_captioned(path, (row for some in ([one], rows) for row in some))
+        write_captioned_shard(path, (row for some in ([one], rows) for row in some))
     write_json(path.with_suffix(".json"), asdict(tally))
     return tally
 

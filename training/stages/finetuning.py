@@ -14,8 +14,8 @@ from pathlib import Path
 from engine.checkpoints.captioner_reading import read_captioner
 from engine.checkpoints.checkpoint_sources import CaptionerSource, RetrieverSource
 from engine.checkpoints.retrieval_reading import read_folder
-from engine.datasets.captioned_sets import SourceConfig, open_source
-from engine.datasets.question_sets import QuestionConfig, open_questions
+from engine.datasets.captioned_sets import SourceConfig, open_training_set
+from engine.datasets.question_sets import QuestionConfig, open_question_set
 from engine.errors import DataError, TrainingError
 from training.stages.stage2 import train_writing
 from training.stages.stage2_config import WritingConfig
@@ -93,7 +93,7 @@ def run_finetune(
     config: CaptionConfig, data: Path, runs: Path, output: Path, *, say: Say = lambda line: None
 ) -> None:
     """Fine-tuning by `config`; see `train_writing`."""
-    opener = open_questions if config.asks else open_source
+    opener = open_question_set if config.asks else open_training_set
     train_writing(
         config, lambda: start_finetune(config, data, runs), data, runs, output, opener=opener, say=say
     )

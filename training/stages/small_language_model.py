@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from engine.atomic import write_file
 from engine.blip2.language_tokens import IGNORED
 from engine.checkpoints.language_folder import save_language
-from engine.datasets.captioned_pictures import plain_caption
+from engine.datasets.captioned_pictures import normalise_caption
 from engine.errors import DataError
 from training.distributed.world import device_of_process
 from training.loop.optimizer import OptimConfig
@@ -172,7 +172,7 @@ def run_language(
     Raises DataError for missing tables and too few captions.
     """
     groups = [
-        [plain for text in group if (plain := plain_caption(text))]
+        [plain for text in group if (plain := normalise_caption(text))]
         for group in read_caption_groups(data / name for name in config.captions)
     ]
     groups = [group for group in groups if group]

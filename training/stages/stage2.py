@@ -26,8 +26,8 @@ from engine.checkpoints.checkpoint_sources import CaptionerSource
 from engine.checkpoints.language_folder import describe_language, read_language
 from engine.checkpoints.retrieval_reading import read_folder
 from engine.checkpoints.saving import own_state, save_trained
-from engine.datasets.captioned_pictures import CaptionedPicture, plain_caption
-from engine.datasets.captioned_sets import open_source
+from engine.datasets.captioned_pictures import CaptionedPicture, normalise_caption
+from engine.datasets.captioned_sets import open_training_set
 from engine.errors import DataError, TrainingError
 from engine.models.devices import DTYPES
 from training.batches.batch_source import Batch, BatchSource
@@ -140,7 +140,7 @@ class Stage2Task:
         prompts = self.config.prompts
         prompt = prompts[draws.below(len(prompts))].replace("{}", question)
         if not self.config.asks:
-            text = plain_caption(text)
+            text = normalise_caption(text)
         words = text.split()
         if len(words) > 1 and draws.share() < self.config.prefix_share:
             return cut_in_two(prompt, words, 1 + draws.below(len(words) - 1))
@@ -191,7 +191,7 @@ def start_stage2(
 
 def train_writing(
     config: WritingConfig, opened: Callable[[], tuple[CaptionerSource, Path]], data: Path, runs: Path, output: Path,
-    *, opener: Opener = open_source, say: Say = lambda line: None,
+    *, opener: Opener = open_training_set, say: Say = lambda line: None,
 ) -> None:  # fmt: skip
     """Train what `opened` gives, alone or as one of torchrun's processes; write the checkpoint folder `output/model`.
 
@@ -246,7 +246,9 @@ def _batches(
 def plain_samples(samples: Sequence[CaptionedPicture]) -> list[CaptionedPicture]:
     """Return the samples with plain captions, without those captions of which nothing is left."""
     return [
-        replace(sample, captions=tuple(plain for text in sample.captions if (plain := plain_caption(text))))
+        replace(
+            sample, captions=tuple(plain for text in sample.captions if (plain := normalise_caption(text)))
+        )
         for sample in samples
     ]
 
@@ -261,7 +263,7 @@ class Learnable:
 
     def __call__(self, question: str, text: str) -> None:
         config = self.config
-        if not config.asks and not plain_caption(text):
+        if not config.asks and not normalise_caption(text):
             raise DataError(f"its caption is {text!r}: {NO_CAPTION}")
         if not question:
             return

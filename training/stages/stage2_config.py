@@ -31,11 +31,11 @@ class WritingConfig:
 
     start: a model folder, run or known name. model: what it must be; none = whatever it is. image_size: pixels that
     are read, the start's when 0. prompts: one of them is drawn for each text, and a question takes the place of its
-    "{}"; "" = the text alone. Captions are learned as `plain_caption` writes them, answers as they are. prefix_share:
-    of the texts that are cut in two, the beginning for the encoder, the rest for the decoder (prefix language
-    modelling, for an encoder-decoder). max_tokens: see `LanguageTokenizer.pairs`; a question that does not fit with its
-    answer is replaced. reads_prompt: whether the Q-Former reads the prompt, too (InstructBLIP). chunk: pairs of a
-    process that are computed at a time, their gradients added up, 0 = all. Others: see `Stage1Config`.
+    "{}"; "" = the text alone. Captions are learned as `normalise_caption` writes them, answers as they are.
+    prefix_share: of the texts that are cut in two, the beginning for the encoder, the rest for the decoder (prefix
+    language modelling, for an encoder-decoder). max_tokens: see `LanguageTokenizer.pairs`; a question that does not fit
+    with its answer is replaced. reads_prompt: whether the Q-Former reads the prompt, too (InstructBLIP). chunk: pairs
+    of a process that are computed at a time, their gradients added up, 0 = all. Others: see `Stage1Config`.
     """
 
     sources: tuple[SetConfig, ...]

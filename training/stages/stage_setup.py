@@ -18,7 +18,7 @@ from engine.blip2.pixels import to_pixels
 from engine.blip2.retriever import Retriever
 from engine.checkpoints.saving import cast_floats
 from engine.datasets.captioned_pictures import CaptionedPicture
-from engine.datasets.captioned_sets import SetConfig, open_source, read_small_sets
+from engine.datasets.captioned_sets import SetConfig, open_training_set, read_small_sets
 from engine.datasets.picture_reading import load_pictures
 from engine.errors import TrainingError
 from training.batches.batch_source import Batch, BatchSource
@@ -144,7 +144,7 @@ def read_whole_sets(
 
 @contextmanager
 def open_stream(
-    config: Trained, data: Path, image_size: int, here: World, tell: Say, *, opener: Opener = open_source,
+    config: Trained, data: Path, image_size: int, here: World, tell: Say, *, opener: Opener = open_training_set,
     usable: Usable | None = None,
 ) -> Iterator[Stream]:  # fmt: skip
     """The stream of a config's sources, told of when it opens and what it left out when it closes.

@@ -153,7 +153,9 @@ def errors_page(
         photos = [int(result.owner[caption]), *map(int, result.after.best_photos[caption])]
         cells = "".join(
             f'<td class="{"right" if photo == photos[0] else "wrong"}">{_image(picture)}</td>'
-            for photo, picture in zip(photos, read([result.kept[photo] for photo in photos]), strict=True)
+            for photo, picture in zip(
+                photos, read([result.readable_numbers[photo] for photo in photos]), strict=True
+            )
         )
         rank, before = result.after.ir[caption] + 1, result.before.ir[caption] + 1
         rows.append(

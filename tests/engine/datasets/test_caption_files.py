@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine.datasets.captioned_sets import read_caption_tasks
+from engine.datasets.captioned_sets import read_caption_items
 from engine.datasets.picture_lookup import find_pictures
-from engine.datasets.question_files import questions_to_score, read_questions
+from engine.datasets.question_files import read_questions, read_questions_to_score
 from engine.errors import DataError
 
 COCO = {
@@ -45,7 +45,7 @@ def write(path: Path, content: Any) -> Path:
 
 
 def test_coco(tmp_path: Path) -> None:
-    first, second = read_caption_tasks(write(tmp_path / "captions_val2014.json", COCO))
+    first, second = read_caption_items(write(tmp_path / "captions_val2014.json", COCO))
     assert (first.id, first.references) == (42, ("a red shoe", "a dog on shoes"))
     assert (second.id, second.references) == (73, ("a motorcycle",))
 
@@ -55,7 +55,7 @@ def test_nocaps_has_domains_and_a_test_part_without_captions(tmp_path: Path) -> 
         {"id": 0, "file_name": "0013ea.jpg", "domain": "near-domain"},
         {"id": 1, "file_name": "00a.jpg"},
     ]
-    first, second = read_caption_tasks(write(tmp_path / "nocaps.json", {"images": images}))
+    first, second = read_caption_items(write(tmp_path / "nocaps.json", {"images": images}))
     assert (first.domain, first.names, first.references) == ("near-domain", ("0013ea.jpg",), ())
     assert second.domain == ""
 
@@ -67,13 +67,13 @@ def test_karpathy_and_albef_name_photos_as_coco_does(tmp_path: Path) -> None:
         for part in ("test", "val")
     ]
     karpathy = write(tmp_path / "dataset_coco.json", {"images": rows})
-    (task,) = read_caption_tasks(karpathy)
+    (task,) = read_caption_items(karpathy)
     assert (task.id, task.references) == (42, ("a test",))
-    assert read_caption_tasks(karpathy, "val")[0].references == ("a val",)
+    assert read_caption_items(karpathy, "val")[0].references == ("a val",)
     albef = write(tmp_path / "coco_karpathy_test.json", [{"image": f"val2014/{name}", "caption": ["a", "b"]}])
-    assert read_caption_tasks(albef)[0].id == 42
+    assert read_caption_items(albef)[0].id == 42
     flickr = write(tmp_path / "flickr.json", [{"image": "1007129816.jpg", "caption": "a"}])
-    assert read_caption_tasks(flickr)[0].id == "1007129816.jpg"
+    assert read_caption_items(flickr)[0].id == "1007129816.jpg"
 
 
 @pytest.mark.parametrize(
@@ -89,19 +89,19 @@ def test_cocos_pictures_by_their_official_names(tmp_path: Path, place: str) -> N
     picture = tmp_path / "images" / place
     picture.parent.mkdir(parents=True)
     picture.touch()
-    found, missing = find_pictures(read_caption_tasks(write(tmp_path / "c.json", COCO)), tmp_path / "images")
+    found, missing = find_pictures(read_caption_items(write(tmp_path / "c.json", COCO)), tmp_path / "images")
     assert [task.picture for task in found] == [picture] and missing == ["COCO_val2014_000000000073.jpg"]
     asked = read_questions([write(tmp_path / "q.json", QUESTIONS)]).questions
     assert [task.picture for task in find_pictures(asked, tmp_path / "images")[0]] == [picture, picture]
     picture.unlink()
     with pytest.raises(DataError, match="None of the 2 pictures is in"):
-        find_pictures(read_caption_tasks(tmp_path / "c.json"), tmp_path / "images")
+        find_pictures(read_caption_items(tmp_path / "c.json"), tmp_path / "images")
 
 
 def test_vqa_in_either_order(tmp_path: Path) -> None:
     asked, answered = write(tmp_path / "q.json", QUESTIONS), write(tmp_path / "a.json", ANNOTATIONS)
     for paths in ([asked, answered], [answered, asked]):
-        found = questions_to_score(paths)
+        found = read_questions_to_score(paths)
         first, second = found.questions
         assert not found.is_gqa
         assert (first.id, first.question, first.answers) == (42000, "What is it?", ("dog",) * 10)
@@ -116,7 +116,7 @@ def test_gqa(tmp_path: Path) -> None:
         },
         "201640614": {"imageId": "n235859", "question": "Who wears it?"},
     }  # fmt: skip
-    found = questions_to_score([write(tmp_path / "testdev_balanced_questions.json", rows)])
+    found = read_questions_to_score([write(tmp_path / "testdev_balanced_questions.json", rows)])
     first, second = found.questions
     assert found.is_gqa and (first.id, first.answers, first.names[0]) == ("201307251", ("no",), "n161313.jpg")
     assert first.kinds == {"structure": "verify"} and second.answers == () and second.kinds == {}
@@ -142,14 +142,14 @@ def changed(content: dict[str, Any], key: str, rows: list[Any]) -> dict[str, Any
 )  # fmt: skip
 def test_captions_that_do_not_fit(tmp_path: Path, content: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        read_caption_tasks(write(tmp_path / "c.json", content))
+        read_caption_items(write(tmp_path / "c.json", content))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     for path in (tmp_path / "broken.json", tmp_path / "none.json"):
         with pytest.raises(DataError, match=f"{path.name} is not readable JSON"):
-            read_caption_tasks(path)
+            read_caption_items(path)
 
 
 @pytest.mark.parametrize(
@@ -184,4 +184,4 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_questions_that_do_not_fit(tmp_path: Path, contents: list[Any], words: str) -> None:
     paths = [write(tmp_path / f"{number}.json", content) for number, content in enumerate(contents)]
     with pytest.raises(DataError, match=words):
-        questions_to_score(paths)
+        read_questions_to_score(paths)

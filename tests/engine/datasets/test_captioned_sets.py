@@ -13,11 +13,11 @@ from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.datasets.captioned_sets import (
     SetKind,
     SourceConfig,
-    kind_of,
+    detect_set_kind,
+    find_set_folder,
     open_set,
-    open_source,
-    place_of,
-    read_caption_tasks,
+    open_training_set,
+    read_caption_items,
     read_small_sets,
 )
 from engine.datasets.photo_numbers import PhotoSets
@@ -49,12 +49,12 @@ def test_a_tar_has_the_same_captions_in_every_way_of_reading(data: Path) -> None
     """What stage 1 learns from a small set, from a stream, what CapFilt ranks, and what an evaluation compares with."""
     small = read_small_sets(["s-*.tar"], data)
     assert {one.key: one.captions for one in small} == CAPTIONS
-    source = open_source(SourceConfig("s-*.tar"), data)
+    source = open_training_set(SourceConfig("s-*.tar"), data)
     (shard,) = source.shards
-    assert [shard.read(row).pair for row in range(source.count)] == small
+    assert [shard.read_sample(row).pair for row in range(source.count)] == small
     photos = PhotoSets(["s-*.tar"], data)
     assert [photos[number] for number in range(len(photos))] == small and small[0].label == "tile"
-    tasks = read_caption_tasks(data / "s-0.tar")
+    tasks = read_caption_items(data / "s-0.tar")
     assert [(task.id, task.references, task.picture) for task in tasks] == [
         (one.key, one.captions, one.picture) for one in small
     ]
@@ -69,21 +69,21 @@ def test_what_a_name_stands_for(data: Path) -> None:
         "folder.tar": SetKind.FOLDER, ".": SetKind.FOLDER,
         "captions": SetKind.JSON, "not-there.json": SetKind.JSON,
     }  # fmt: skip
-    assert {name: kind_of(data / name) for name in kinds} == kinds
+    assert {name: detect_set_kind(data / name) for name in kinds} == kinds
     assert open_set("shard", data).parts[0].count == len(CAPTIONS)
 
 
 def test_the_first_folder_that_has_a_set(data: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert place_of("s-{0..3}.tar", [empty, data]) == (data, "s-{0..3}.tar")
-    assert place_of("t-*.tar", [empty, data]) == (empty, "t-*.tar")
+    assert find_set_folder("s-{0..3}.tar", [empty, data]) == (data, "s-{0..3}.tar")
+    assert find_set_folder("t-*.tar", [empty, data]) == (empty, "t-*.tar")
     assert len(read_small_sets([str(data / "s-0.tar")], empty)) == len(CAPTIONS)
 
 
 def test_a_stream_leaves_broken_shards_out_and_a_small_set_refuses_them(data: Path) -> None:
     (data / "s-1.tar").write_bytes(b"not a tar" * 200)
-    source = open_source(SourceConfig("s-{0..2}.tar"), data)
+    source = open_training_set(SourceConfig("s-{0..2}.tar"), data)
     assert source.names == ["s-0.tar"] and [one.path.name for one in source.broken] == ["s-1.tar", "s-2.tar"]
     assert source.broken[1].reason == f"No shard s-2.tar in {data}; check the folder and the name."
     with pytest.raises(DataError, match=r"s-1\.tar is not a readable shard: invalid header"):
@@ -105,7 +105,7 @@ def test_pictures_of_json_that_are_not_there(data: Path) -> None:
     (data / "set.json").write_text(json.dumps([{"image": name, "caption": "a"} for name in names]))
     opened = open_set("set.json", data)
     assert opened.missing == names[1:]
-    assert list(opened.pictures()) == [
+    assert list(opened.iterate_pictures()) == [
         CaptionedPicture(names[0], data / "COCO_val2014_000000000042.jpg", ("a",))
     ]
-    assert open_source(SourceConfig("set.json"), data).missing == {"picture is not there": 1}
+    assert open_training_set(SourceConfig("set.json"), data).left_out == {"picture is not there": 1}

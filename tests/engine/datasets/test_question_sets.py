@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from shard_writing import picture
 
-from engine.datasets.question_sets import QuestionConfig, find_questions, open_questions
+from engine.datasets.question_sets import QuestionConfig, open_question_set, read_usable_questions
 from engine.errors import DataError
 from training.batches.picture_stream import Stream
 from training.distributed.world import World
@@ -58,27 +58,27 @@ def write(path: Path, content: Any) -> Path:
 
 def test_the_official_files(data: Path) -> None:
     for images in (data / "coco", data / "coco" / "train2014"):
-        read = find_questions([data / "q.json", data / "a.json"], images)
+        read = read_usable_questions([data / "q.json", data / "a.json"], images)
         (one,) = read.questions
         assert (one.id, one.question, one.kinds) == (90, "What colour is it?", {"answer type": "other"})
         assert (
             one.answers == tuple(ANSWERS) and Path(str(one.picture)).name == "COCO_train2014_000000000009.jpg"
         )
         assert read.left_out == {"no question": 1, "no answer": 1, "picture is not there": 1}
-    unanswered = find_questions([data / "q.json"], data / "coco")  # a test set
+    unanswered = read_usable_questions([data / "q.json"], data / "coco")  # a test set
     assert [row.id for row in unanswered.questions] == [90, 92] and not unanswered.questions[0].answers
 
 
 def test_names_of_2017(data: Path) -> None:
     (data / "coco" / "train2014" / "COCO_train2014_000000000009.jpg").rename(data / "000000000009.jpg")
-    found = find_questions([data / "q.json", data / "a.json"], data)
+    found = read_usable_questions([data / "q.json", data / "a.json"], data)
     assert found.questions[0].picture == data / "000000000009.jpg"
 
 
 def test_a_list(data: Path) -> None:
-    first = find_questions([data / "list.json"], data)
+    first = read_usable_questions([data / "list.json"], data)
     assert [(row.id, row.answers) for row in first.questions] == [(0, tuple(ANSWERS))]
-    second = find_questions([data / "list.json"], data / "coco" / "train2014")
+    second = read_usable_questions([data / "list.json"], data / "coco" / "train2014")
     assert [row.answers for row in second.questions] == [tuple(ANSWERS), ("a tile",)]
     assert second.left_out == {"picture is not there": 1}
 
@@ -91,7 +91,7 @@ def test_gqa_is_learned_from_too(data: Path) -> None:
         "202": {"imageId": "n2", "question": "Is it blue?", "answer": "no"},
     }
     write(data / "gqa.json", rows)
-    found = find_questions([data / "gqa.json"], data)
+    found = read_usable_questions([data / "gqa.json"], data)
     assert [(row.id, row.answers, row.picture) for row in found.questions] == [
         ("201", ("yes",), data / "images" / "n1.jpg")
     ]
@@ -102,7 +102,7 @@ def test_answers_are_drawn_as_often_as_they_were_given(data: Path) -> None:
     config = QuestionConfig("q.json", images="coco", annotations="a.json")
     stream = Stream(
         (config,), data, batch=400, seed=3, augment=lambda image, draws: np.zeros((1, 1, 3), np.uint8),
-        here=World(0, 1), workers=2, ahead=0, opener=open_questions,
+        here=World(0, 1), workers=2, ahead=0, opener=open_question_set,
     )  # fmt: skip
     pairs = stream[0]
     stream.close()
@@ -114,8 +114,8 @@ def test_answers_are_drawn_as_often_as_they_were_given(data: Path) -> None:
 
 
 def test_picture_ids_are_the_pictures(data: Path) -> None:
-    source = open_questions(QuestionConfig("list.json", images="coco/train2014"), data)
-    samples = [source.shards[0].read(row) for row in range(source.count)]
+    source = open_question_set(QuestionConfig("list.json", images="coco/train2014"), data)
+    samples = [source.shards[0].read_sample(row) for row in range(source.count)]
     assert [s.picture_id for s in samples] == [0, 0] and [s.question for s in samples] == ["colour?", "what?"]
 
 
@@ -153,9 +153,9 @@ def test_bad_files(tmp_path: Path, case: str) -> None:
     path.write_text(asked if isinstance(asked, str) else json.dumps(asked))
     paths = [path] if answered is None else [path, write(tmp_path / "a.json", answered)]
     with pytest.raises(DataError, match=words):
-        find_questions(paths, tmp_path)
+        read_usable_questions(paths, tmp_path)
 
 
 def test_questions_without_answers_teach_nothing(data: Path) -> None:
     with pytest.raises(DataError, match=r"q\.json has questions without answers; .*give it as annotations"):
-        open_questions(QuestionConfig("q.json", images="coco"), data)
+        open_question_set(QuestionConfig("q.json", images="coco"), data)

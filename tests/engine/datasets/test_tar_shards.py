@@ -12,9 +12,9 @@ import pytest
 from shard_writing import picture, write_shard
 
 from engine.datasets.caption_files import read_annotations
-from engine.datasets.captioned_pictures import CaptionedPicture, data_digest, plain_caption
+from engine.datasets.captioned_pictures import CaptionedPicture, compute_data_digest, normalise_caption
 from engine.datasets.picture_reading import load_pictures, read_pictures
-from engine.datasets.tar_shards import find_shards, read_shards, write_captioned
+from engine.datasets.tar_shards import find_shards, read_shards, write_captioned_shard
 from engine.errors import DataError
 
 
@@ -81,7 +81,7 @@ def test_a_written_tar(tmp_path: Path) -> None:
         (CaptionedPicture("k" * 150 + ".png", b"\x89PNG" + bytes(20000)), {}),
     ]
     path = tmp_path / "s.tar"
-    write_captioned(path, rows)
+    write_captioned_shard(path, rows)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == (
         "70179d72dddedc7cf62721b52a688fc11f1ad56861aa8e42b0c4918bfb00e043"
     )
@@ -174,9 +174,16 @@ def test_a_set_is_known_by_its_content(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(picture("red"))
     one = CaptionedPicture("x", path, ("a",))
-    known = {data_digest([one]), data_digest([CaptionedPicture("x", path, ("b",))]), data_digest([one, one])}
+    known = {
+        compute_data_digest([one]),
+        compute_data_digest([CaptionedPicture("x", path, ("b",))]),
+        compute_data_digest([one, one]),
+    }
     path.write_bytes(picture("blue") + b" ")
-    known |= {data_digest([one]), data_digest([CaptionedPicture("x", path.read_bytes(), ("a",))])}
+    known |= {
+        compute_data_digest([one]),
+        compute_data_digest([CaptionedPicture("x", path.read_bytes(), ("a",))]),
+    }
     assert len(known) == 5
 
 
@@ -192,9 +199,9 @@ def test_unreadable_pictures_are_listed(tmp_path: Path) -> None:
 
 
 def test_plain_captions_are_lavis() -> None:
-    assert plain_caption('  A "Big"\tdog! runs (fast), mr. x #1 . ') == "a big dog runs fast , mr x 1"
-    assert plain_caption(" . ") == ""
-    assert plain_caption("word " * 60) == " ".join(["word"] * 50)
+    assert normalise_caption('  A "Big"\tdog! runs (fast), mr. x #1 . ') == "a big dog runs fast , mr x 1"
+    assert normalise_caption(" . ") == ""
+    assert normalise_caption("word " * 60) == " ".join(["word"] * 50)
 
 
 def test_braces_without_their_extra_say_the_install_line(

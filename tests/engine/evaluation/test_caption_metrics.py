@@ -12,7 +12,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from engine.errors import DataError
-from engine.evaluation.caption_metrics import bleu, caption_scores, cider_d, longest_common, rouge_l
+from engine.evaluation.caption_metrics import bleu, cider_d, longest_common, rouge_l, score_captions
 
 
 def split(texts: list[str]) -> list[list[str]]:
@@ -127,10 +127,10 @@ def test_equal_to_coco_caption(seed: int, num_photos: int) -> None:
 def test_scores_of_texts() -> None:
     captions = ["A dog runs.", "Two cats sleep!"]
     references = [["a dog runs", "the dog"], ["two cats sleep , curled"]]
-    found = caption_scores(captions, references)
+    found = score_captions(captions, references)
     assert list(found) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
     assert found["BLEU-1"] == pytest.approx(100 * math.exp(1 - 7 / 6))
-    swapped = caption_scores(captions[::-1], references)
+    swapped = score_captions(captions[::-1], references)
     assert swapped["CIDEr-D"] == 0 < found["CIDEr-D"]
 
 
@@ -144,4 +144,4 @@ def test_scores_of_texts() -> None:
 )
 def test_what_does_not_fit(candidates: list[str], references: list[list[str]], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        caption_scores(candidates, references)
+        score_captions(candidates, references)

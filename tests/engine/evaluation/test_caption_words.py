@@ -7,7 +7,7 @@ import shutil
 import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from engine.evaluation.caption_words import words
+from engine.evaluation.caption_words import split_words
 
 STANFORD = {
     "A man can't ride; he doesn't know how.": "a man ca n't ride he does n't know how",
@@ -40,7 +40,7 @@ STANFORD = {
 
 @pytest.mark.parametrize("caption", STANFORD)
 def test_stanfords_words(caption: str) -> None:
-    assert words(caption) == STANFORD[caption].split()
+    assert split_words(caption) == STANFORD[caption].split()
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="Stanford's tokenizer needs Java")

@@ -7,12 +7,12 @@ import pytest
 from reference import load_golden
 
 from engine.evaluation.recall import (
-    best_of_photo,
-    candidates,
-    ranks_of,
+    compute_recall,
+    lowest_rank_by_photo,
+    rank_candidates,
+    rank_columns,
     recall,
-    recall_of_ranks,
-    reranked_ranks,
+    select_best_columns,
 )
 
 
@@ -61,7 +61,7 @@ def test_the_originals_evaluation() -> None:
     itc = want["itc"].numpy()
     for scores, reranked in ((itc, by_photo), (itc.T, by_text.T)):
         chosen = np.zeros(scores.shape, bool)
-        np.put_along_axis(chosen, candidates(scores, 4), True, axis=1)
+        np.put_along_axis(chosen, select_best_columns(scores, 4), True, axis=1)
         assert np.array_equal(chosen, reranked > -100)
 
 
@@ -69,18 +69,18 @@ def test_ranks_of_candidates_against_whole_rows() -> None:
     """Reranking k candidates and leaving the rest behind them, beside a full matrix with -1000 for the rest."""
     rng = np.random.default_rng(1)
     itc, logits = rng.integers(0, 9, (20, 40)) / 10, rng.integers(0, 9, (20, 40)) / 10
-    chosen = candidates(itc, 12)
+    chosen = select_best_columns(itc, 12)
     assert (np.diff(np.take_along_axis(itc, chosen, axis=1), axis=1) <= 0).all()
-    got = reranked_ranks(np.take_along_axis(logits + itc, chosen, axis=1), chosen)
+    got = rank_candidates(np.take_along_axis(logits + itc, chosen, axis=1), chosen)
     whole = itc - 1000
     np.put_along_axis(whole, chosen, np.take_along_axis(logits + itc, chosen, axis=1), axis=1)
     for column in range(12):
-        assert np.array_equal(got[:, column], ranks_of(whole, chosen[:, column]))
+        assert np.array_equal(got[:, column], rank_columns(whole, chosen[:, column]))
 
 
 def test_the_best_own_caption_counts() -> None:
-    assert best_of_photo(np.array([3, 1, 0, 7]), np.array([0, 0, 1, 2]), 3).tolist() == [1, 0, 7]
-    got = recall_of_ranks(np.array([0, 4, 9]), np.array([1, 5, 10, 0]))
+    assert lowest_rank_by_photo(np.array([3, 1, 0, 7]), np.array([0, 0, 1, 2]), 3).tolist() == [1, 0, 7]
+    got = compute_recall(np.array([0, 4, 9]), np.array([1, 5, 10, 0]))
     assert [got[name] for name in ("TR@1", "TR@5", "IR@5", "IR@10")] == pytest.approx(
         [100 / 3, 200 / 3, 50, 75]
     )

@@ -59,9 +59,9 @@ def test_a_run_goes_on_and_writes_the_official_layout(tmp_path: Path) -> None:
     part = tmp_path / "r.json.part"
     part.write_bytes(part.read_bytes() + b'[3, "cut of')
     second = Predictions(path, RUN, CAPTIONS)
-    assert second.kept == 2 and second.texts == {1: "one", "b": "zwei ü"}
+    assert second.num_kept == 2 and second.texts == {1: "one", "b": "zwei ü"}
     second.add([3], ["three"])
-    assert Predictions(path, RUN, CAPTIONS).kept == 3, "the cut line is gone, what came after it is whole"
+    assert Predictions(path, RUN, CAPTIONS).num_kept == 3, "the cut line is gone, what came after it is whole"
     second.finish([3, "b", 1])
     assert not part.exists() and json.loads(path.read_text())[0] == {"image_id": 3, "caption": "three"}
     assert read_predictions(path, [1, "b", 3], CAPTIONS) == ["one", "zwei ü", "three"]
@@ -74,10 +74,10 @@ def test_another_run_begins_anew_and_says_so(tmp_path: Path) -> None:
     assert not begun.replaced, "a run that was stopped before its first batch"
     begun.add([1], ["one"])
     other = Predictions(path, {**RUN, "how": "1 beam"}, CAPTIONS)
-    assert (other.kept, other.replaced) == (0, True)
+    assert (other.num_kept, other.replaced) == (0, True)
     (tmp_path / "r.json.part").write_bytes(b"\xff\n[1\n" + bytes(99))
     damaged = Predictions(path, RUN, CAPTIONS)
-    assert (damaged.kept, damaged.replaced) == (0, True)
+    assert (damaged.num_kept, damaged.replaced) == (0, True)
 
 
 def test_nothing_is_written_without_a_path() -> None:

@@ -38,12 +38,12 @@ def test_another_version_of_the_protocol_does_not_find_what_an_older_one_left(
     cache = opened(tmp_path, model)
     put(cache, model, 0, [True] * NUM_PHOTOS)
     cache.sync_photos()
-    cache.array("texts", lambda: np.ones(3))
+    cache.load_or_compute("texts", lambda: np.ones(3))
     assert opened(tmp_path, model).has_photos(0, NUM_PHOTOS)
     monkeypatch.setattr(retrieval_cache, "PROTOCOL_VERSION", retrieval_cache.PROTOCOL_VERSION + 1)
     newer = opened(tmp_path, model)
     assert not newer.has_photos(0, 1) and newer.folder != cache.folder
-    assert newer.array("texts", lambda: np.zeros(3)).tolist() == [0, 0, 0]
+    assert newer.load_or_compute("texts", lambda: np.zeros(3)).tolist() == [0, 0, 0]
 
 
 def test_a_photo_is_marked_after_its_values_are_on_the_disk(model: RetrievalModel, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_photo_is_marked_after_its_values_are_on_the_disk(model: RetrievalMode
     cache.sync_photos()
     again = opened(tmp_path, model)
     assert again.has_photos(0, 3) and not again.has_photos(3, 4)
-    assert again.readable().tolist() == [True, False, True, False, False, False]
+    assert again.find_readable().tolist() == [True, False, True, False, False, False]
 
 
 def test_photos_are_marked_as_the_run_goes(
@@ -75,8 +75,8 @@ def test_photos_whose_values_are_gone_are_not_done(model: RetrievalModel, tmp_pa
 
 def test_logits_that_were_cut_are_read_anew(model: RetrievalModel, tmp_path: Path) -> None:
     cache, pairs = EvaluationCache(tmp_path, model), np.arange(4)
-    cache.logits(pairs)[:2] = 1.0
-    assert cache.logits(pairs)[:2].tolist() == [1, 1] and np.isnan(cache.logits(pairs)[2:]).all()
+    cache.open_logits(pairs)[:2] = 1.0
+    assert cache.open_logits(pairs)[:2].tolist() == [1, 1] and np.isnan(cache.open_logits(pairs)[2:]).all()
     (path,) = cache.folder.glob("logits-*.bin")
     path.write_bytes(path.read_bytes()[:5])
-    assert np.isnan(cache.logits(pairs)).all()
+    assert np.isnan(cache.open_logits(pairs)).all()

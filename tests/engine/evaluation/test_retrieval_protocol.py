@@ -11,9 +11,9 @@ from tiny import SIDE, tiny_model
 
 from engine.errors import DataError
 from engine.evaluation import retrieval_protocol
-from engine.evaluation.recall import Evaluation, candidates, recall, unique_pairs
+from engine.evaluation.recall import Evaluation, collect_pairs, recall, select_best_columns
 from engine.evaluation.retrieval_cache import EvaluationCache
-from engine.evaluation.retrieval_protocol import Unreadable, evaluate_retrieval
+from engine.evaluation.retrieval_protocol import UnreadablePicturesError, evaluate_retrieval
 from engine.models.retrieval_model import RetrievalModel
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
@@ -96,8 +96,8 @@ def test_against_brute_force(
     for at in (1, 5, 10):
         assert report.after[f"TR@{at}"] == pytest.approx(100 * (tr < at).mean())
         assert report.after[f"IR@{at}"] == pytest.approx(100 * (ir < at).mean())
-    wanted = {(n, m) for n in range(12) for m in candidates(itc, k)[n].tolist()}
-    wanted |= {(n, m) for m in range(18) for n in candidates(itc.T, k)[m].tolist()}
+    wanted = {(n, m) for n in range(12) for m in select_best_columns(itc, k)[n].tolist()}
+    wanted |= {(n, m) for m in range(18) for n in select_best_columns(itc.T, k)[m].tolist()}
     assert report.num_pairs == len(wanted)
 
 
@@ -111,14 +111,14 @@ def test_recall_by_k_is_what_smaller_ks_give(run: Callable[..., Evaluation]) -> 
 
 def test_pairs_are_read_once() -> None:
     captions_of_photos, photos_of_captions = np.array([[0, 1], [2, 1]]), np.array([[0], [1], [1]])
-    got = unique_pairs(captions_of_photos, photos_of_captions)
+    got = collect_pairs(captions_of_photos, photos_of_captions)
     assert got.tolist() == [0 * 3 + 0, 0 * 3 + 1, 1 * 3 + 1, 1 * 3 + 2]
 
 
 def test_small_blocks_change_nothing(run: Callable[..., Evaluation], monkeypatch: pytest.MonkeyPatch) -> None:
     want = run(k=5)
     monkeypatch.setattr(
-        retrieval_protocol, "_budget", lambda *_: retrieval_protocol._Budget(score_rows=5, texts=4)
+        retrieval_protocol, "_split_memory", lambda *_: retrieval_protocol._Budget(score_rows=5, texts=4)
     )
     monkeypatch.setattr(retrieval_protocol, "PHOTOS_AT_ONCE", 5)
     same(run(k=5), want)
@@ -172,12 +172,12 @@ def test_pictures_that_cannot_be_read(run: Callable[..., Evaluation]) -> None:
     def some(start: int, stop: int) -> list[np.ndarray | None]:
         return [None if number in (3, 7) else PICTURES[number] for number in range(start, stop)]
 
-    with pytest.raises(Unreadable, match="2 of 12 pictures could not be read") as caught:
+    with pytest.raises(UnreadablePicturesError, match="2 of 12 pictures could not be read") as caught:
         run(read=some)
     assert caught.value.numbers == [3, 7]
     result = run(read=some, allow_missing=True, k=4)
     kept = [number for number in range(12) if number not in (3, 7)]
-    assert result.kept == kept and result.report.num_missing == 2
+    assert result.readable_numbers == kept and result.report.num_missing == 2
     alone = run(
         read=lambda start, stop: [PICTURES[number] for number in kept[start:stop]],
         captions=[CAPTIONS[number] for number in kept],

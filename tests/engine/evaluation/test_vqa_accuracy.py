@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from engine.evaluation.vqa_accuracy import CONTRACTIONS, gqa_accuracy, mean_accuracy, normalised, vqa_accuracy
+from engine.evaluation.vqa_accuracy import (
+    CONTRACTIONS,
+    gqa_accuracy,
+    mean_accuracy,
+    normalise_answer,
+    vqa_accuracy,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +46,7 @@ from engine.evaluation.vqa_accuracy import CONTRACTIONS, gqa_accuracy, mean_accu
     ],
 )
 def test_spelling(given: str, written: str) -> None:
-    assert normalised(given) == written
+    assert normalise_answer(given) == written
 
 
 def test_contractions_are_the_official_ones() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from shard_writing import picture, write_shard
 from tiny import write_pictures
 
-from engine.datasets.captioned_sets import ListShard, SourceConfig, open_source, read_small_sets
+from engine.datasets.captioned_sets import ListShard, SourceConfig, open_training_set, read_small_sets
 from engine.datasets.picture_folders import read_picture_folder
 from engine.datasets.picture_reading import load_pictures
 from engine.datasets.tar_shards import TarShard, find_shards
@@ -59,7 +59,7 @@ def assert_equal(a: Any, b: Any) -> None:
 def test_every_sample_once_an_epoch_in_an_order_of_its_own(tmp_path: Path) -> None:
     for number in range(5):
         shard(tmp_path / f"s-{number}.tar", "abcdefg"[: 3 + number % 4])
-    source = open_source(SourceConfig("s-*.tar"), tmp_path)
+    source = open_training_set(SourceConfig("s-*.tar"), tmp_path)
     assert source.count == 3 + 4 + 5 + 6 + 3
     order = Order(source, (1, 0), together=2)
     epochs = [[order(e * source.count + i)().picture_id for i in range(source.count)] for e in range(2)]
@@ -163,7 +163,7 @@ def test_layouts_of_a_tars_texts(tmp_path: Path) -> None:
     }
     pictures = {f"{name}.jpg": picture("red") for name in "abc"}
     made = TarShard(write_shard(tmp_path / "s.tar", {**texts, **pictures}))
-    read = {s.pair.key: s.pair.captions for s in (made.read(row) for row in range(made.count))}
+    read = {s.pair.key: s.pair.captions for s in (made.read_sample(row) for row in range(made.count))}
     assert read == {"a": ("from txt",), "b": ("c",), "c": ("one", "two")}
 
 
@@ -173,12 +173,12 @@ def test_every_caption_of_a_list_is_a_sample(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(
         json.dumps([*json.loads((tmp_path / "a.json").read_text()), {"image": "gone", "caption": "g"}])
     )
-    source = open_source(SourceConfig("a.json"), tmp_path)
+    source = open_training_set(SourceConfig("a.json"), tmp_path)
     (only,) = source.shards
     assert isinstance(only, ListShard)
-    got = [(s.pair.captions[0], s.picture_id) for s in (only.read(row) for row in range(source.count))]
+    got = [(s.pair.captions[0], s.picture_id) for s in (only.read_sample(row) for row in range(source.count))]
     assert got == [("one", 0), ("two", 0), ("three", 1)]
-    assert source.missing == {"picture is not there": 1, "no caption": 1}
+    assert source.left_out == {"picture is not there": 1, "no caption": 1}
     ids = stream(tmp_path, SourceConfig("a.json"), SourceConfig("a.json"), batch=40)[0].picture_ids
     assert len(set(ids.tolist())) == 4  # the same picture of another source has another number
 
@@ -203,7 +203,7 @@ def test_a_picture_folder(tmp_path: Path, name: str, content: str) -> None:
         ("y.png", ("two", "three")),
     ]
     assert missing == ["gone.png"] and found[0].picture == tmp_path / "in/x.png"
-    assert open_source(SourceConfig("."), tmp_path).count == 4
+    assert open_training_set(SourceConfig("."), tmp_path).count == 4
 
 
 @pytest.mark.parametrize(

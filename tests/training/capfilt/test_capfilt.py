@@ -20,7 +20,7 @@ from tiny_language import save_tiny
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.datasets.captioned_sets import SourceConfig, read_small_sets
 from engine.datasets.photo_numbers import PhotoSets
-from engine.datasets.tar_shards import find_shards, read_shards, write_captioned
+from engine.datasets.tar_shards import find_shards, read_shards, write_captioned_shard
 from engine.errors import DataError
 from engine.search.searcher import Searcher
 from training.capfilt.capfilt import run_capfilt
@@ -130,7 +130,7 @@ def test_a_shard_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        write_captioned(tmp_path / "s-000.tar", rows())
+        write_captioned_shard(tmp_path / "s-000.tar", rows())
     assert not list(tmp_path.glob("*.tar"))
 
 

@@ -18,7 +18,7 @@ from engine.blip2.language_tokens import LanguageTokenizer
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.building import make_captioner
 from engine.checkpoints.saving import save_checkpoint
-from engine.datasets.question_sets import open_questions
+from engine.datasets.question_sets import open_question_set
 from engine.errors import TrainingError
 from engine.models.loading import load_captioner
 from training.distributed.world import joined, world
@@ -51,7 +51,7 @@ def gradients(data: Path) -> dict[str, Any]:
     words = LanguageTokenizer(source.language.tokenizer, source.config.language, 4)
     assert source.tokenizer is not None
     prompts = TextTokenizer(source.tokenizer, source.config.qformer.max_positions)
-    with open_stream(config, data, 32, here, lambda line: None, opener=open_questions) as stream:
+    with open_stream(config, data, 32, here, lambda line: None, opener=open_question_set) as stream:
         task = Stage2Task(net, words, prompts, stream, config)
         if here.size > 1:
             task.through = replicated(task.through)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ from ui.reports import writing_report
 from ui.reports.writing_report import Facts, Row
 
 if TYPE_CHECKING:
-    from engine.datasets.captioned_pictures import CaptionTask, Task
+    from engine.datasets.captioned_pictures import CaptionItem, Item
     from engine.datasets.question_files import Questions
     from engine.evaluation.results_files import Layout, Predictions
-    from engine.evaluation.writing_run import Writer
+    from engine.evaluation.writing_run import EvaluationWriter, LoadWriter
 
 
 @click.group()
@@ -61,16 +61,16 @@ def caption(
         raise click.UsageError(
             f"--min-length is {min_length}, --max-length {max_length}: it is the longer one."
         )
-    from engine.datasets.captioned_sets import read_caption_tasks
+    from engine.datasets.captioned_sets import read_caption_items
     from engine.evaluation.results_files import CAPTIONS
-    from engine.evaluation.writing_run import caption_writer
+    from engine.evaluation.writing_run import load_caption_writer
 
     source = Path(data).expanduser()
-    tasks = read_caption_tasks(source, split)[: options.limit]
+    tasks = read_caption_items(source, split)[: options.limit]
     has_references = _check_references(tasks, source, options)
     tasks, texts, facts = _texts(
         tasks, source, CAPTIONS, options,
-        lambda: caption_writer(model, options.beams, min_length, max_length, prompt),
+        lambda: load_caption_writer(model, options.beams, min_length, max_length, prompt),
     )  # fmt: skip
     if has_references:
         _report_captions(facts, tasks, texts, with_spice, options.as_json)
@@ -83,10 +83,10 @@ def _check_usage(options: WritingOptions) -> None:
         raise DataError(f"{options.save} cannot be written: its folder is not there.")
 
 
-def _check_references(tasks: Sequence[CaptionTask], source: Path, options: WritingOptions) -> bool:
+def _check_references(tasks: Sequence[CaptionItem], source: Path, options: WritingOptions) -> bool:
     """Return whether there are captions to compare with; raise DataError where some photos alone have none, or where
     what is written would neither be scored nor saved."""
-    from engine.datasets.captioned_pictures import first_few
+    from engine.datasets.captioned_pictures import name_first_few
 
     bare = [task.id for task in tasks if not task.references]
     if bare and (len(bare) < len(tasks) or options.save is None):
@@ -97,13 +97,13 @@ def _check_references(tasks: Sequence[CaptionTask], source: Path, options: Writi
         )
         raise DataError(
             f"{len(bare):,} of the {count_text(len(tasks), 'photo')} in {source} have no reference captions "
-            f"({first_few(bare)}); {advice}"
+            f"({name_first_few(bare)}); {advice}"
         )
     return not bare
 
 
 def _texts(
-    tasks: list[Any], source: Path, layout: Layout, options: WritingOptions, load_writer: Callable[[], Writer]
+    tasks: list[Any], source: Path, layout: Layout, options: WritingOptions, load_writer: LoadWriter
 ) -> tuple[list[Any], list[str], Facts]:
     """Read the texts of all tasks from a results file, or let a model write them.
 
@@ -119,7 +119,7 @@ def _texts(
     return _written(load_writer(), tasks, source, layout, options, facts)
 
 
-def _with_pictures(tasks: Sequence[Task], images: Path, allow_missing: bool) -> tuple[list[Task], int]:
+def _with_pictures(tasks: Sequence[Item], images: Path, allow_missing: bool) -> tuple[list[Item], int]:
     """The tasks whose pictures are there, and how many are not."""
     from engine.datasets.picture_lookup import find_pictures
 
@@ -130,8 +130,8 @@ def _with_pictures(tasks: Sequence[Task], images: Path, allow_missing: bool) -> 
 
 
 def _written(
-    writer: Writer, tasks: list[Task], source: Path, layout: Layout, options: WritingOptions, facts: Facts
-) -> tuple[list[Task], list[str], Facts]:
+    writer: EvaluationWriter, tasks: list[Item], source: Path, layout: Layout, options: WritingOptions, facts: Facts
+) -> tuple[list[Item], list[str], Facts]:  # fmt: skip
     """Let a model write about all tasks, and save what it wrote; see `_texts`."""
     started = time.perf_counter()
     predictions = _begun(writer, tasks, source, layout, options.save)
@@ -146,21 +146,21 @@ def _written(
     if options.save is not None:
         say(f"Wrote {options.save}.")
     facts = replace(
-        facts, writer=writer.name, digest=writer.digest, pixels=writer.pixels, dtype=writer.dtype, how=writer.how,
-        num_missing=facts.num_missing + len(unreadable), num_kept=predictions.kept,
+        facts, writer=writer.name, digest=writer.digest, pixels=writer.pixels, dtype=writer.dtype, how=writer.options,
+        num_missing=facts.num_missing + len(unreadable), num_kept=predictions.num_kept,
         seconds={"writing": time.perf_counter() - started},
     )  # fmt: skip
     return tasks, [predictions.texts[task.id] for task in tasks], facts
 
 
 def _begun(
-    writer: Writer, tasks: Sequence[Task], source: Path, layout: Layout, save: Path | None
+    writer: EvaluationWriter, tasks: Sequence[Item], source: Path, layout: Layout, save: Path | None
 ) -> Predictions:
     """Begin the texts of a run, with those that the same run has left where it was stopped."""
     from engine.evaluation.results_files import Predictions
 
-    say(f"{count_text(len(tasks), layout.what)} for {writer.name}.")
-    run = {"model": writer.digest, "dtype": writer.dtype, "how": writer.how, "set": str(source.absolute())}
+    say(f"{count_text(len(tasks), layout.noun)} for {writer.name}.")
+    run = {**writer.settings, "set": str(source.absolute())}
     predictions = Predictions(save, run, layout)
     if predictions.replaced:
         say(f"Note: {predictions.part} {predictions.why_replaced}; it is begun anew.")
@@ -168,13 +168,13 @@ def _begun(
 
 
 def _write_or_stop(
-    writer: Writer, tasks: Sequence[Task], predictions: Predictions, layout: Layout
-) -> list[Task]:
+    writer: EvaluationWriter, tasks: Sequence[Item], predictions: Predictions, layout: Layout
+) -> list[Item]:
     """Write what is missing; return the tasks whose picture cannot be read. Ctrl-C ends the command."""
     from engine.evaluation.writing_run import write_all
 
     try:
-        with shown_progress(layout.what) as on_progress:
+        with shown_progress(layout.noun) as on_progress:
             return write_all(writer, tasks, predictions, on_progress)
     except KeyboardInterrupt:
         say("Stopped." if predictions.path is None else STOPPED_HERE)
@@ -182,9 +182,9 @@ def _write_or_stop(
 
 
 def _report_captions(
-    facts: Facts, tasks: Sequence[CaptionTask], texts: Sequence[str], with_spice: bool, as_json: bool
+    facts: Facts, tasks: Sequence[CaptionItem], texts: Sequence[str], with_spice: bool, as_json: bool
 ) -> None:
-    from engine.evaluation.caption_metrics import caption_scores
+    from engine.evaluation.caption_metrics import score_captions
 
     started = time.perf_counter()
     spice, note = _spice(texts, tasks) if with_spice else (None, None)
@@ -195,7 +195,7 @@ def _report_captions(
     rows = []
     for name in ("all", *domains):
         places = [place for place, task in enumerate(tasks) if name in ("all", task.domain)]
-        scores = caption_scores(
+        scores = score_captions(
             [texts[place] for place in places], [tasks[place].references for place in places]
         )
         if spice is not None:
@@ -209,15 +209,14 @@ def _report_captions(
         write(writing_report.markdown(facts, rows, "photo", f", {num_references:,} references"))
 
 
-def _spice(texts: Sequence[str], tasks: Sequence[CaptionTask]) -> tuple[Any, str | None]:
+def _spice(texts: Sequence[str], tasks: Sequence[CaptionItem]) -> tuple[Any, str | None]:
     """Of each photo, or None and why not."""
-    from engine.evaluation.caption_words import words
+    from engine.evaluation.caption_words import split_words
     from engine.evaluation.spice import spice
 
+    references = [[split_words(reference) for reference in task.references] for task in tasks]
     try:
-        return spice(
-            [words(text) for text in texts], [[words(one) for one in task.references] for task in tasks]
-        ), None
+        return spice([split_words(text) for text in texts], references), None
     except DataError as error:
         return None, str(error)
 
@@ -242,10 +241,10 @@ def vqa(data: tuple[Path, ...], model: str | None, options: WritingOptions, max_
         qseek evaluate vqa testdev_balanced_questions.json --images ~/gqa/images --model FOLDER --save answers.json
     """
     _check_usage(options)
-    from engine.datasets.question_files import questions_to_score
+    from engine.datasets.question_files import read_questions_to_score
     from engine.evaluation.results_files import ANSWERS, GQA_ANSWERS
 
-    questions = questions_to_score(data)
+    questions = read_questions_to_score(data)
     questions = replace(questions, questions=questions.questions[: options.limit])
     has_answers = _check_answers(questions, options)
     layout = GQA_ANSWERS if questions.is_gqa else ANSWERS
@@ -258,29 +257,29 @@ def vqa(data: tuple[Path, ...], model: str | None, options: WritingOptions, max_
 def _check_answers(questions: Questions, options: WritingOptions) -> bool:
     """Return whether there are answers to compare with; raise DataError where some questions alone have none, or where
     what is written would neither be scored nor saved."""
-    from engine.datasets.captioned_pictures import first_few
+    from engine.datasets.captioned_pictures import name_first_few
 
     bare = [task.id for task in questions.questions if not task.answers]
     if bare and (len(bare) < len(questions.questions) or options.save is None):
         raise DataError(
             f"{len(bare):,} of {count_text(len(questions.questions), 'question')} have no answers to compare with "
-            f"({first_few(bare)}); give the annotations file, too, or write answers alone with --save."
+            f"({name_first_few(bare)}); give the annotations file, too, or write answers alone with --save."
         )
     return not bare
 
 
-def _answerer(model: str | None, options: WritingOptions, max_new_tokens: int) -> Callable[[], Writer]:
+def _answerer(model: str | None, options: WritingOptions, max_new_tokens: int) -> LoadWriter:
     """Return what loads the model that answers; raise a usage error where one is needed and none is named."""
-    from engine.evaluation.writing_run import answer_writer
+    from engine.evaluation.writing_run import load_answer_writer
 
     if model is None and options.predictions is None:
         raise click.UsageError(
             "--model names what answers; --predictions FILE scores answers that are there."
         )
 
-    def load_writer() -> Writer:
+    def load_writer() -> EvaluationWriter:
         assert model is not None
-        return answer_writer(model, options.beams, max_new_tokens)
+        return load_answer_writer(model, options.beams, max_new_tokens)
 
     return load_writer
 

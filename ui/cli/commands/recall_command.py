@@ -166,7 +166,7 @@ def _samples(
 
     if annotations is not None:
         opened = open_set(annotations.name, annotations.parent, images=images, split=split)
-        pictures, missing = list(opened.pictures()), opened.missing
+        pictures, missing = list(opened.iterate_pictures()), opened.missing
         if missing:
             total = len(missing) + len(pictures)
             report_missing(
@@ -182,7 +182,7 @@ def _samples(
             f"{dataset!r} is no .tar shard; for other sets give --annotations FILE (ALBEF/LAVIS or Karpathy JSON) and "
             "--images FOLDER."
         )
-    return list(open_set(pattern.name, pattern.parent).pictures()), 0
+    return list(open_set(pattern.name, pattern.parent).iterate_pictures()), 0
 
 
 def _check_captions(samples: Sequence[CaptionedPicture]) -> None:
@@ -196,17 +196,17 @@ def _check_captions(samples: Sequence[CaptionedPicture]) -> None:
 
 def _evaluate(request: Request, cache_root: Path, keep: bool) -> tuple[Evaluation, recall_report.Facts]:
     """Evaluate -> the numbers, and what a report says besides. cache_root: the folder of all sets' caches."""
-    from engine.datasets.captioned_pictures import data_digest
+    from engine.datasets.captioned_pictures import compute_data_digest
     from engine.evaluation.retrieval_cache import EvaluationCache
     from engine.models.devices import dtype_name
 
     models = load_models(request.model)
     first = models[0]
     say(f"{count_text(len(request.samples), 'picture')} for {first.name}.")
-    cache = EvaluationCache(cache_root / data_digest(request.samples)[:16], first)
+    cache = EvaluationCache(cache_root / compute_data_digest(request.samples)[:16], first)
     result = _recall(models, request, cache)
     if keep:
-        say(f"What this run did is kept in {cache.folder} ({size_text(cache.disk_bytes())}).")
+        say(f"What this run did is kept in {cache.folder} ({size_text(cache.measure_disk_bytes())}).")
     facts = recall_report.Facts(
         request.name, first.name, first.digest, first.image_size, dtype_name(first.dtype), request.limit,
         request.num_absent, peak_memory(),
@@ -217,7 +217,7 @@ def _evaluate(request: Request, cache_root: Path, keep: bool) -> tuple[Evaluatio
 def _recall(models: Sequence[RetrievalModel], request: Request, cache: EvaluationCache) -> Evaluation:
     """Run the protocol, and say which pictures could not be read; raise DataError unless that is allowed."""
     from engine.datasets.picture_reading import read_pictures
-    from engine.evaluation.retrieval_protocol import Unreadable, evaluate_retrieval
+    from engine.evaluation.retrieval_protocol import UnreadablePicturesError, evaluate_retrieval
 
     samples, size = request.samples, models[0].image_size
 
@@ -233,11 +233,11 @@ def _recall(models: Sequence[RetrievalModel], request: Request, cache: Evaluatio
             [sample.captions for sample in samples], cache, k=request.k, memory=request.memory,
             allow_missing=request.allow_missing, show_progress=shown_progress,
         )  # fmt: skip
-    except Unreadable as error:
+    except UnreadablePicturesError as error:
         report_unreadable(error.numbers)
         raise
     if result.report.num_missing:
-        report_unreadable(sorted({*range(len(samples))} - {*result.kept}))
+        report_unreadable(sorted({*range(len(samples))} - {*result.readable_numbers}))
     return result
 
 

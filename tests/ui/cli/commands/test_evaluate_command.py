@@ -16,7 +16,7 @@ from tiny_language import save_tiny
 
 from engine.checkpoints.saving import save_checkpoint
 from engine.datasets import picture_reading
-from engine.evaluation.caption_metrics import caption_scores
+from engine.evaluation.caption_metrics import score_captions
 from engine.models.loading import load_captioner, load_model
 from engine.pictures.opening import open_picture
 from engine.pictures.squares import squash
@@ -99,7 +99,7 @@ def test_captions_of_the_itg_head(
     assert lines[0].startswith("captions_val2014.json, ") and "ITG head, 5 beams, 8 to 12 tokens" in lines[0]
     assert lines[0].endswith("): 3 photos, 5 references, percent")
     assert lines[2] == f"| | {' | '.join(SCORES)} | photos |"
-    scores = caption_scores(want, list(REFERENCES.values()))
+    scores = score_captions(want, list(REFERENCES.values()))
     assert lines[4] == f"| all | {' | '.join(f'{scores[name]:.1f}' for name in SCORES)} | 3 |"
 
 
@@ -109,7 +109,7 @@ def test_captions_of_a_language_model_and_a_prompt(models: dict[str, Path], imag
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     want = load_captioner(str(models["opt"])).caption(pictures(images))
-    assert report["scores"] == pytest.approx(caption_scores(want, list(REFERENCES.values())))
+    assert report["scores"] == pytest.approx(score_captions(want, list(REFERENCES.values())))
     assert (report["num_photos"], report["unit"], report["parts"]) == (3, "percent", {})
     assert '"two", 5 beams' in json.loads(run(*given, "--prompt", "two").stdout)["how"]
 
@@ -151,9 +151,9 @@ def test_nocaps_by_domain(tmp_path: Path) -> None:
     report = json.loads(run("caption", nocaps, "--predictions", path, "--json").stdout)
     assert list(report["parts"]) == ["in-domain", "out-domain"]
     assert report["parts"]["in-domain"] == pytest.approx(
-        {"num_photos": 1, **caption_scores([REFERENCES[42][0]], [REFERENCES[42]])}
+        {"num_photos": 1, **score_captions([REFERENCES[42][0]], [REFERENCES[42]])}
     )
-    out = caption_scores([REFERENCES[73][0], "a dog"], [REFERENCES[73], REFERENCES[91]])
+    out = score_captions([REFERENCES[73][0], "a dog"], [REFERENCES[73], REFERENCES[91]])
     assert report["parts"]["out-domain"] == pytest.approx({"num_photos": 2, **out})
     assert "| out-domain | " in run("caption", nocaps, "--predictions", path).stdout
 
