@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint bench golden clean
+.PHONY: setup demo test lint golden messages clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,9 @@ lint: setup
 golden: setup  ## write tests/golden anew; look at the diff before you commit it
 	PYTHONPATH=. $(BIN)/python tests/support/golden_small.py
 	PYTHONPATH=. $(BIN)/python tests/support/golden_losses.py
+
+messages: setup  ## print every help text, error and note that a person can meet
+	@PYTHONPATH=. $(BIN)/python tests/support/print_messages.py
 
 clean:
 	rm -rf $(VENV) .demo

@@ -21,7 +21,7 @@ ALL_FILES = [
     "qseek.py",
     *sorted(path.relative_to(ROOT).as_posix() for name in FOLDERS for path in (ROOT / name).rglob("*.py")),
 ]
-UNREAD = ("qseek.py", *(f"{name}/" for name in FOLDERS))  # rooms whose files are not rewritten yet
+UNREAD = tuple(f"{name}/" for name in FOLDERS)  # rooms whose files are not rewritten yet
 FILES = ["engine/__init__.py", *(file for file in ALL_FILES if not file.startswith(UNREAD))]
 
 # Names that say nothing about what they hold, when they stand alone.

@@ -1,6 +1,6 @@
 """Recipes of the bundled models, mini and mini-captioner, and of training them on.
 
-A recipe is a function that returns one complete config. Run it with `qseek train WHAT --recipe NAME`.
+A recipe is a function that returns one complete config. Run it with `qseek train stage1 --recipe mini`, for example.
 """
 
 from __future__ import annotations

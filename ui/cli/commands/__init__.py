@@ -1,4 +1,4 @@
-"""The commands of `qseek`: NAME_command.py holds `qseek NAME` and what belongs to it.
+"""The commands of `qseek`: search_command.py holds `qseek search` and what belongs to it, and so on.
 
 Open search_command.py first: it is a short one. A command parses its options, asks ui/session.py for what it needs, and
 prints a report. ui/cli/main.py imports a file of this folder only when its command runs, and every file imports torch,

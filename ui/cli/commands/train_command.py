@@ -36,9 +36,11 @@ def train(
     what: str, recipe: str | None, data: Path | None, teacher: Path | None, runs: Path, name: str | None,
     phase: str | None, language: Path | None, changes: tuple[str, ...], dry_run: bool,
 ) -> None:  # fmt: skip
-    """Train a part of a model by a recipe; started again, it goes on from its last checkpoint. Under torchrun,
-    `torchrun --nproc-per-node 8 --no-python qseek train ...`, several share each batch (all but distill, text,
-    mini-captioner).
+    """Train a part of a model by a recipe; started again, it goes on from its last checkpoint. Several
+    processes share each batch under torchrun (all but distill, text and the recipe mini-captioner):
+
+    \b
+        torchrun --nproc-per-node 8 --no-python qseek train stage1 --recipe blip2-vit-g --data DATA
 
     \b
     distill   an image encoder from a pretrained one     -> RUNS/NAME/encoder.safetensors

@@ -1,0 +1,71 @@
+"""Find the `qseek ...` commands that pages and messages name, and let click read them without running them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import click
+
+from training.recipes.recipe_catalogue import BY_KIND
+from training.recipes.recipe_settings import with_settings
+from ui.cli.main import main
+
+INLINE = re.compile(r"`(qseek [^`]+)`")
+LINE_OF_CODE = re.compile(r"^(?: {4}|\$ )(.*)$", re.MULTILINE)
+
+
+def commands_of_page(text: str) -> Iterator[tuple[list[str], bool]]:
+    """Yield (arguments, is_mention) of each `qseek` command of a page: those in backticks, and those in blocks of code.
+
+    A command in backticks is a mention, which may leave out what a command needs. A line of a block may hold a prompt,
+    a comment, other programs before and after it, and `torchrun ... qseek`.
+    """
+    for command in INLINE.findall(re.sub(r"\s*\n\s*", " ", text)):
+        for arguments in commands_of_line(command):
+            yield arguments, True
+    for line in LINE_OF_CODE.findall(re.sub(r"\\\n\s*", "", text)):
+        for arguments in commands_of_line(line.removeprefix("$ ")):
+            yield arguments, False
+
+
+def commands_of_line(line: str) -> Iterator[list[str]]:
+    """Yield the arguments that follow the word `qseek` in each part of a shell line, until a pipe or an `&&`."""
+    if not re.search(r"(^|[|;&]\s*|--no-python )qseek ", line):
+        return
+    words: list[list[str]] = [[]]
+    for word in shlex.split(line, comments=True):
+        if word in ("|", "||", "&&", ";"):
+            words.append([])
+        else:
+            words[-1].append(word)
+    for part in words:
+        if "qseek" in part:
+            yield [word for word in part[part.index("qseek") + 1 :] if word != "..."]
+
+
+def read_command(arguments: list[str]) -> None:
+    """Let click read a command's arguments without running it or opening files, and find the recipe that `train` names.
+
+    Raises click.ClickException for an unknown command, option or value and for too many or missing arguments, and
+    DataError for a setting that the recipe does not have.
+    """
+    with (
+        mock.patch.object(click.Path, "convert", lambda self, value, param, ctx: Path(value)),
+        mock.patch.object(click.File, "convert", lambda self, value, param, ctx: value),
+    ):
+        context = main.make_context("qseek", list(arguments))
+        while isinstance(context.command, click.Group):
+            remaining = [*context._protected_args, *context.args]
+            if not remaining:
+                return
+            name, command, remaining = context.command.resolve_command(context, remaining)
+            context = command.make_context(name, remaining, parent=context)
+    if context.command.name == "train" and context.params["recipe"]:
+        kind, recipe = arguments[1], context.params["recipe"]
+        if recipe not in BY_KIND[kind]:
+            raise click.UsageError(f"There is no {kind} recipe {recipe!r}.")
+        with_settings(BY_KIND[kind][recipe](), context.params["changes"])

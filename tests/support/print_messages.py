@@ -1,0 +1,73 @@
+"""Print every text that a person can meet: the help of each command, then errors, notes and lines of the page.
+
+Run it with `make messages` and read what it prints after you have changed a message. A value that is only known when
+the message is shown stands in braces.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from ui.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+TELLING = ("say", "say_list", "write", "tell", "warning", "echo", "note", "append")
+PAGE = ("st", "column", "columns", "container", "popover")
+
+
+def help_texts(command: click.Command, name: str) -> Iterator[str]:
+    """Yield the help of a command as the terminal shows it at 80 columns, and that of its commands."""
+    context = click.Context(command, info_name=name, terminal_width=80)
+    yield f"$ {name} --help\n{command.get_help(context)}\n"
+    if isinstance(command, click.Group):
+        for part in command.list_commands(context):
+            subcommand = command.get_command(context, part)
+            assert subcommand is not None
+            yield from help_texts(subcommand, f"{name} {part}")
+
+
+def messages_of_file(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, text) of each text that a file raises as an error, says in the terminal, or shows in the page."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner = getattr(node.func.value, "id", "") if isinstance(node.func, ast.Attribute) else ""
+        if called.endswith(("Error", "Exception")) or called in TELLING or owner in PAGE:
+            texts = [
+                as_text(argument) for argument in [*node.args, *(keyword.value for keyword in node.keywords)]
+            ]
+            for text in texts:
+                if text and " " in text:
+                    yield node.lineno, text
+
+
+def as_text(node: ast.expr) -> str | None:
+    """Return a text with {the expression} for each of its values, None for what is no text."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(
+            str(part.value) if isinstance(part, ast.Constant) else f"{{{ast.unparse(part.value)}}}"
+            for part in node.values
+            if isinstance(part, ast.Constant | ast.FormattedValue)
+        )
+    return None
+
+
+def print_all() -> None:
+    """Print the help of all commands, then the messages of all files with the place of each."""
+    for text in help_texts(main, "qseek"):
+        print(text)
+    for folder in ("ui", "engine", "indexer", "training"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for line, text in sorted(messages_of_file(path)):
+                print(f"{path.relative_to(ROOT)}:{line}: {text}")
+
+
+if __name__ == "__main__":
+    print_all()
