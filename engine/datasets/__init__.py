@@ -1,9 +1,9 @@
-"""Captioned sets and questions as people keep them, read for evaluation and for training.
+"""Read sets of captioned pictures and of questions, as people keep them, for evaluation and for training.
 
 Tars, JSON files and folders of several layouts all become the types of captioned_pictures.py. Open captioned_sets.py
 first: its `open_set` decides which reader opens a set. question_files.py reads questions of every layout, and
-question_sets.py makes them a set to learn from. The other files each know one kind of file, find pictures by name, or
-decode many of them.
+question_sets.py turns them into a training set. Each of the other files knows one kind of file, finds pictures by
+name, or decodes many pictures.
 
-Imports engine/pictures and the ground (engine/errors, types, atomic, progress), and nothing of training.
+Imports engine/pictures and the ground (engine/errors, types, atomic, progress, wording), and nothing of training.
 """

@@ -1,7 +1,8 @@
-"""The pictures of captioned sets: one picture with its captions, one sample of training, one task of an evaluation.
+"""Hold what a set consists of: pictures with captions, samples of training, and items of an evaluation.
 
-Every reader in this folder returns these types, whatever the files look like. `plain_caption` rewrites a caption as
-LAVIS gives it to language models, and `data_digest` tells whether two runs read the same pictures and captions.
+Every reader in this folder returns these types, whatever the files look like. `normalise_caption` rewrites a caption
+as LAVIS gives it to language models, and `compute_data_digest` tells whether two runs read the same pictures and
+captions.
 """
 
 from __future__ import annotations
@@ -15,14 +16,23 @@ from pathlib import Path
 from typing import TypeVar
 
 from engine.errors import DataError
+from engine.wording import count_text
+
+Id = int | str
+"""How a set names a picture or a question in its results: by a number or by a text."""
 
 _DROPPED = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
 
 
 @dataclass(frozen=True)
 class CaptionedPicture:
-    """One picture and its captions (none for uncaptioned ones). picture: the file's bytes, or where it lies. label: of
-    the class it shows, empty where none is known."""
+    """A picture with its captions.
+
+    key: its name in the set.
+    picture: the bytes of the picture's file, or the path of that file.
+    captions: none for a picture that has no captions.
+    label: the name of the class that the picture shows, empty where it is not known.
+    """
 
     key: str
     picture: bytes | Path
@@ -30,29 +40,13 @@ class CaptionedPicture:
     label: str = ""
 
 
-def normalise_caption(text: str, max_words: int = 50) -> str:
-    """A caption as LAVIS gives it to language models: lower case, without full stops, quotes, brackets and their like,
-    single spaces, `max_words` at most (its `BlipCaptionProcessor`)."""
-    return " ".join(text.lower().translate(_DROPPED).split()[:max_words])
-
-
-def compute_data_digest(samples: Sequence[CaptionedPicture]) -> str:
-    """Hex digest of names, captions and pictures: the bytes of those in memory, size and time of files."""
-    state = hashlib.blake2b(digest_size=16)
-    for sample in samples:
-        if isinstance(sample.picture, Path):
-            facts = sample.picture.stat()
-            what = f"{facts.st_size} {facts.st_mtime_ns}".encode()
-        else:
-            what = hashlib.blake2b(sample.picture).digest()
-        state.update(json.dumps([sample.key, *sample.captions]).encode() + what)
-    return state.hexdigest()
-
-
 @dataclass(frozen=True)
 class Sample:
-    """One picture and the captions of which one is drawn. picture_id: equal for samples that show the same photo.
-    question: what the captions answer, empty where nothing is asked."""
+    """A training example: a picture, and captions of which training draws one each time.
+
+    picture_id: equal for the samples that show the same picture.
+    question: the question that the captions answer, empty where nothing is asked.
+    """
 
     pair: CaptionedPicture
     picture_id: int
@@ -61,8 +55,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class CaptionItem:
-    """A picture of a set. id: what the set calls it in its results. names: where it may lie below the folder of
-    pictures. references: people's captions, none of a set whose captions are kept back. domain: NoCaps'."""
+    """A picture of an evaluation, for which a model writes a caption.
+
+    id: how the set names the picture in its results.
+    names: paths below the folder of pictures at which the picture may be, the most likely first.
+    references: people's captions, none where the set does not publish them.
+    domain: the domain in which NoCaps puts the picture, empty for other sets.
+    picture: the bytes of its file or the file's path, None as long as it has not been looked for.
+    """
 
     id: Id
     names: tuple[str, ...]
@@ -73,8 +73,14 @@ class CaptionItem:
 
 @dataclass(frozen=True)
 class QuestionItem:
-    """A question about a picture. answers: people's, none where they are kept back. kinds: of question and answer, by
-    which accuracy is told apart. The rest as of `CaptionTask`."""
+    """A question about a picture, which a model answers.
+
+    id: how the set names the question in its results.
+    names: paths below the folder of pictures at which the picture may be, the most likely first.
+    answers: people's answers, none where the set does not publish them.
+    kinds: value by kind, such as {"answer type": "yes/no"}; accuracy is also reported for each value.
+    picture: the bytes of its file or the file's path, None as long as it has not been looked for.
+    """
 
     id: Id
     names: tuple[str, ...]
@@ -84,18 +90,43 @@ class QuestionItem:
     picture: bytes | Path | None = None
 
 
-def check_unique(ids: Sequence[Id], what: str, source: Path) -> None:
-    if twice := [id_ for id_, count in Counter(ids).items() if count > 1]:
-        raise DataError(f"{source} names {len(twice):,} {what}s more than once ({name_first_few(twice)}).")
-
-
 Item = TypeVar("Item", CaptionItem, QuestionItem)
 
 
-Id = int | str
+def normalise_caption(text: str, max_words: int = 50) -> str:
+    """Return a caption as LAVIS gives it to language models (its `BlipCaptionProcessor`).
+
+    The result is in lower case, with single spaces, without full stops, quotes, brackets and similar marks, and has
+    `max_words` words at most.
+    """
+    return " ".join(text.lower().translate(_DROPPED).split()[:max_words])
+
+
+def compute_data_digest(pictures: Sequence[CaptionedPicture]) -> str:
+    """Return a hex digest of the names, captions and pictures of a set.
+
+    A picture in memory enters with its bytes, a file with its size and its time of modification.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    for picture in pictures:
+        if isinstance(picture.picture, Path):
+            status = picture.picture.stat()
+            identity = f"{status.st_size} {status.st_mtime_ns}".encode()
+        else:
+            identity = hashlib.blake2b(picture.picture).digest()
+        state.update(json.dumps([picture.key, *picture.captions]).encode() + identity)
+    return state.hexdigest()
+
+
+def check_unique(ids: Sequence[Id], noun: str, path: Path) -> None:
+    """Raise DataError when an id occurs more than once in a file; noun: what the ids name, for the message."""
+    if repeated := [id_ for id_, count in Counter(ids).items() if count > 1]:
+        raise DataError(
+            f"{path} names {count_text(len(repeated), noun)} more than once ({name_first_few(repeated)})."
+        )
 
 
 def name_first_few(ids: Iterable[Id]) -> str:
-    """For a message: "the first is 42", "the first are 42, 57, 60"."""
-    shown = [str(id_) for id_, _ in zip(ids, range(3), strict=False)]
-    return f"the first {'is' if len(shown) == 1 else 'are'} {', '.join(shown)}"
+    """Return the first three ids for a message: "the first is 42", "the first are 42, 57, 60"."""
+    first = [str(id_) for id_, _ in zip(ids, range(3), strict=False)]
+    return f"the first {'is' if len(first) == 1 else 'are'} {', '.join(first)}"

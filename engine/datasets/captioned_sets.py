@@ -1,10 +1,10 @@
 """Open sets of captioned pictures: tar shards, ALBEF/LAVIS or Karpathy JSON, a picture folder with metadata.
 
-`open_set` is the one place that tells these apart. What it returns is read whole (`read_small_sets`), one picture at a
-time, or as a `Source` of training: a row of shards, each with a known count and random access, so that the sample at
-any position of a run can be computed and nothing has to be read again to resume. A JSON file or a folder is one shard
-and each of its captions is a sample. In tars each picture is a sample, and one of its captions is drawn each time.
-`read_caption_tasks` reads a set for an evaluation.
+`open_set` is the one place that tells these apart. The set that it opens is read whole (`read_small_sets`), one picture
+at a time, or as a `TrainingSet`: a sequence of shards, each with a known count and random access, so that the sample
+at any position of a run can be computed and nothing has to be read again to resume. A JSON file or a folder is one
+shard, and each of its captions is a sample. In tars each picture is a sample, and one of its captions is drawn each
+time. `read_caption_items` reads a set for an evaluation.
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ from engine.types import Failure
 
 @dataclass(frozen=True)
 class SetConfig:
-    """One set to learn from. path: below the data folder. weight: its share of the samples, beside those of the others.
-    images: folder of a JSON file's pictures, the file's own when empty."""
+    """The settings of one set to learn from.
+
+    path: its path below the data folder.
+    weight: its share of the samples, in proportion to the weights of the other sets.
+    images: the folder of a JSON file's pictures below the data folder; empty for the folder of the file itself.
+    """
 
     path: str
     weight: float = 1.0
@@ -42,17 +46,18 @@ class SetConfig:
 
 @dataclass(frozen=True)
 class SourceConfig(SetConfig):
-    """A set of captioned pictures.
+    """The settings of a set of captioned pictures.
 
     path: tar shards by a pattern ("cc3m-*.tar", "laion-{00000..12933}.tar"), a .json file (ALBEF/LAVIS or Karpathy), or
-    a folder with metadata.jsonl or metadata.csv. split: of a Karpathy file.
+    a folder with metadata.jsonl or metadata.csv.
+    split: the split that is read from a Karpathy file.
     """
 
     split: str = "train"
 
 
 class SetKind(Enum):
-    """How a set is kept."""
+    """The three forms in which a set is stored."""
 
     TARS = "tar shards"
     JSON = "a JSON file that names pictures"
@@ -60,7 +65,10 @@ class SetKind(Enum):
 
 
 def detect_set_kind(path: Path) -> SetKind:
-    """Tell how a set is kept. path: a folder, a file, or a pattern of tar shards, of which none needs to be there."""
+    """Return the form in which a set is stored.
+
+    path: a folder, a file, or a pattern of tar shards, none of which needs to exist.
+    """
     if path.is_dir():
         return SetKind.FOLDER
     if path.suffix == ".json" or (path.suffix != ".tar" and path.is_file() and not _is_tar(path)):
@@ -76,7 +84,10 @@ def _is_tar(path: Path) -> bool:
 
 
 class ListedPictures:
-    """The pictures of a JSON file or a folder: their names and captions in memory, each file read when it is needed."""
+    """The pictures of a JSON file or a folder.
+
+    Their names and captions are in memory; the file of a picture is read when it is needed. count: their number.
+    """
 
     def __init__(self, listed: Sequence[CaptionedPicture]):
         self._listed = listed
@@ -91,8 +102,13 @@ class ListedPictures:
 
 @dataclass(frozen=True)
 class CaptionedSet:
-    """An opened set. parts: one for each tar shard, or one alone. names: of their files. missing: names of pictures
-    that are not there. broken: shards that are not there or cannot be read."""
+    """An opened set of captioned pictures.
+
+    parts: one for each tar shard that can be read, or a single one for a JSON file or a folder.
+    names: the file name of each part.
+    missing: the names of pictures whose files are missing.
+    broken: the shards that are missing or cannot be read.
+    """
 
     parts: list[TarShard | ListedPictures]
     names: list[str]
@@ -100,12 +116,12 @@ class CaptionedSet:
     broken: list[Failure] = field(default_factory=list)
 
     def check_whole(self) -> None:
-        """Raises DataError for the first shard that cannot be read."""
+        """Raise DataError for the first shard that cannot be read."""
         if self.broken:
             raise DataError(self.broken[0].reason)
 
     def iterate_pictures(self) -> Iterator[CaptionedPicture]:
-        """Read every picture with all of its captions. Raises DataError where a shard or a sample cannot be read."""
+        """Read every picture with all of its captions. Raise DataError where a shard or a sample cannot be read."""
         self.check_whole()
         for part in self.parts:
             yield from part.iterate_pictures()
@@ -114,15 +130,17 @@ class CaptionedSet:
 def open_set(
     name: str, *folders: Path, images: Path | None = None, split: str = "train", threads: int = 8
 ) -> CaptionedSet:
-    """Open a set: of tars the headers are read, of JSON and folders all but the pictures themselves.
+    """Open a set: read the headers of tars, and all of JSON files and folders but the pictures themselves.
 
-    name, below the first of the folders that has one: tar shards by a pattern, a JSON file (ALBEF/LAVIS or Karpathy),
-    or a folder with metadata. images: folder of a JSON file's pictures, its own when None. split: of a Karpathy file.
-    Raises DataError for JSON and folders that cannot be read and for a pattern without a file; tars that cannot be read
-    are named in `broken`.
+    name: tar shards by a pattern, a JSON file (ALBEF/LAVIS or Karpathy), or a folder with metadata. It is looked for
+    below each of the folders, and the first that holds it is taken.
+    images: the folder of a JSON file's pictures; None for the folder of the file itself.
+    split: the split that is read from a Karpathy file.
+    Raise DataError for a JSON file or a folder that cannot be read, and for a pattern without a file. Tars that cannot
+    be read raise nothing and are named in `broken`.
     """
-    folder, below = find_set_folder(name, folders)
-    path = folder / below
+    folder, name_below = find_set_folder(name, folders)
+    path = folder / name_below
     kind = detect_set_kind(path)
     if kind is SetKind.FOLDER:
         listed, missing = read_picture_folder(path)
@@ -130,27 +148,32 @@ def open_set(
     if kind is SetKind.JSON:
         annotations = read_annotations(path, path.parent if images is None else images, split)
         return CaptionedSet([ListedPictures(annotations.pictures)], [path.name], annotations.missing)
-    paths = find_shards([below], folder, missing_ok=True)
+    paths = find_shards([name_below], folder, missing_ok=True)
     with ThreadPoolExecutor(threads) as pool:
-        opened = list(pool.map(_opened, paths))
+        opened = list(pool.map(_open_shard, paths))
     shards = [shard for shard in opened if isinstance(shard, TarShard)]
     broken = [failure for failure in opened if isinstance(failure, Failure)]
     return CaptionedSet([*shards], [shard.path.name for shard in shards], broken=broken)
 
 
 def find_set_folder(name: str, folders: Sequence[Path]) -> tuple[Path, str]:
-    """-> the first of the folders that holds such a set, and the name below it; the first of all when none does."""
+    """Return the first of the folders that holds a set, and the name of the set below it.
+
+    The first folder of all is returned when none holds the set. For an absolute name the folder is its root.
+    """
     if Path(name).is_absolute():
         anchor = Path(name).anchor
         return Path(anchor), str(Path(name).relative_to(anchor))
     if len(folders) == 1:
         return folders[0], name
     pattern = re.sub(r"\{.*\}", "*", name)
-    found = (one for one in folders if (one / name).exists() or next(iter(one.glob(pattern)), None))
-    return next(found, folders[0]), name
+    folders_with_set = (
+        folder for folder in folders if (folder / name).exists() or next(iter(folder.glob(pattern)), None)
+    )
+    return next(folders_with_set, folders[0]), name
 
 
-def _opened(path: Path) -> TarShard | Failure:
+def _open_shard(path: Path) -> TarShard | Failure:
     try:
         return TarShard(path)
     except DataError as error:
@@ -158,49 +181,56 @@ def _opened(path: Path) -> TarShard | Failure:
 
 
 def read_small_sets(names: Sequence[str], *folders: Path) -> list[CaptionedPicture]:
-    """Every picture of sets that fit in memory, with all of its captions.
+    """Read every picture of sets that fit in memory, with all of its captions.
 
-    names: see `open_set`; of Karpathy's files the training split. Raises DataError for one that cannot be read.
+    names, folders: as `open_set` takes them; the training split is read from Karpathy's files. Raise DataError for a
+    set that cannot be read.
     """
     return [picture for name in names for picture in open_set(name, *folders).iterate_pictures()]
 
 
 def read_caption_items(data: Path, split: str = "test") -> list[CaptionItem]:
-    """A captioned set for an evaluation, its pictures not looked for yet (those of shards and folders are there).
+    """Read a captioned set as the items of an evaluation.
 
-    data: tar shards by a pattern; a folder with metadata (`read_picture_folder`); or JSON (`read_caption_file`).
-    Raises DataError for one that cannot be read, and for photos that it names twice.
+    data: tar shards by a pattern, a folder with metadata (`read_picture_folder`), or JSON (`read_caption_file`). The
+    pictures of JSON are not looked for yet; those of shards and folders are in their items. Raise DataError for a set
+    that cannot be read, that names no picture, or that names one twice.
     """
     if detect_set_kind(data) is SetKind.JSON:
-        tasks = read_caption_file(data, split)
+        items = read_caption_file(data, split)
     else:
-        tasks = [
+        items = [
             CaptionItem(picture.key, (picture.key,), picture.captions, picture=picture.picture)
             for picture in open_set(data.name, data.parent).iterate_pictures()
         ]
-    if not tasks:
+    if not items:
         raise DataError(f"{data} names no pictures.")
-    check_unique([task.id for task in tasks], "photo", data)
-    return tasks
+    check_unique([item.id for item in items], "photo", data)
+    return items
 
 
 class ListShard:
-    """Pairs of a JSON file or folder, held in memory: every caption is a sample of its own."""
+    """The pairs of a JSON file or a folder as samples: every caption is a sample of its own.
+
+    count: the number of samples, which is that of all captions.
+    """
 
     def __init__(self, pictures: Sequence[CaptionedPicture]):
         self.pictures = pictures
-        ends = np.cumsum([len(p.captions) for p in pictures], dtype=np.int64)
+        ends = np.cumsum([len(picture.captions) for picture in pictures], dtype=np.int64)
         self.ends, self.count = ends, int(ends[-1]) if len(ends) else 0
 
     def read_sample(self, row: int) -> Sample:
+        """Return a sample by its number, 0 to count - 1."""
         number = int(np.searchsorted(self.ends, row, side="right"))
         picture = self.pictures[number]
-        caption = picture.captions[row - int(self.ends[number])]  # counts from the last one back: each once
+        # The index is negative, from -len(captions) to -1, and so names each caption once.
+        caption = picture.captions[row - int(self.ends[number])]
         return Sample(CaptionedPicture(picture.key, picture.picture, (caption,)), number)
 
 
 class Shard(Protocol):
-    """Samples with random access."""
+    """Samples with random access by number, 0 to count - 1."""
 
     @property
     def count(self) -> int: ...
@@ -210,7 +240,12 @@ class Shard(Protocol):
 
 @dataclass
 class TrainingSet:
-    """An opened source. missing: how many samples were left out from the start, by reason. broken: shards left out."""
+    """An opened set to learn from.
+
+    names: the file name of each shard.
+    broken: the shards that cannot be read and are left out.
+    left_out: how many samples are left out from the beginning, by reason.
+    """
 
     config: SetConfig
     shards: list[Shard]
@@ -223,15 +258,17 @@ class TrainingSet:
         return sum(shard.count for shard in self.shards)
 
     def digest(self) -> str:
-        """Of the shards' names and counts: what decides which sample lies where."""
-        facts = [[name, shard.count] for name, shard in zip(self.names, self.shards, strict=True)]
-        return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+        """Return a hex digest of the shards' names and counts, which decide the position of each sample."""
+        counts = [[name, shard.count] for name, shard in zip(self.names, self.shards, strict=True)]
+        return hashlib.blake2b(json.dumps(counts).encode(), digest_size=8).hexdigest()
 
 
 def open_training_set(config: SourceConfig, data: Path, threads: int = 8) -> TrainingSet:
-    """Look through a source's shards and count. Broken ones are left out and named in `broken`.
+    """Open a set of captioned pictures to learn from, and count its samples.
 
-    Raises DataError when nothing of it can be read.
+    data: the folder below which the set is looked for. Shards that cannot be read are left out and named in `broken`;
+    pictures without a caption and pictures that are missing are counted in `left_out`. Raise DataError when nothing of
+    the set can be read or no picture has a caption.
     """
     images = data / config.images if config.images else None
     opened = open_set(config.path, data, images=images, split=config.split, threads=threads)
@@ -239,17 +276,18 @@ def open_training_set(config: SourceConfig, data: Path, threads: int = 8) -> Tra
         raise DataError(
             f"None of the {len(opened.broken)} shards of {config.path} can be read: {opened.broken[0].reason}"
         )
-    source = TrainingSet(config, [], opened.names, opened.broken)
-    num_bare = 0
+    shards: list[Shard] = []
+    num_uncaptioned = 0
     for part in opened.parts:
         if isinstance(part, TarShard):
-            source.shards.append(part)
+            shards.append(part)
         else:
             captioned = [picture for picture in part.iterate_pictures() if picture.captions]
-            num_bare += part.count - len(captioned)
-            source.shards.append(ListShard(captioned))
-    if not source.count:
-        raise DataError(f"{data / config.path}: none of its {num_bare} pictures has a caption.")
-    left_out = {"picture is not there": len(opened.missing), "no caption": num_bare}
-    source.left_out = {reason: count for reason, count in left_out.items() if count}
-    return source
+            num_uncaptioned += part.count - len(captioned)
+            shards.append(ListShard(captioned))
+    counts = {"picture is not there": len(opened.missing), "no caption": num_uncaptioned}
+    left_out = {reason: count for reason, count in counts.items() if count}
+    training_set = TrainingSet(config, shards, opened.names, opened.broken, left_out)
+    if not training_set.count:
+        raise DataError(f"{data / config.path}: none of its {num_uncaptioned} pictures has a caption.")
+    return training_set

@@ -1,7 +1,7 @@
 """Number the photos of several sets from 0 on, and read each when it is asked for.
 
-The sets are tars, JSON files and folders, named as `captioned_sets.open_set` takes them. Of a tar only the
-headers are read to begin with.
+The sets are tars, JSON files and folders, named as `captioned_sets.open_set` takes them. At the beginning only the
+headers of a tar are read.
 """
 
 from __future__ import annotations
@@ -19,10 +19,18 @@ from engine.errors import DataError
 
 
 class PhotoSets:
-    """The photos of some sets, one after the other. names: of their parts; ends: where the next one begins."""
+    """The photos of several sets in one sequence.
+
+    parts: the tar shards, JSON files and folders of the sets, in order.
+    names: a name for each part: a shard's file name, or the name under which the set was given.
+    ends: for each part the number of its last photo + 1.
+    """
 
     def __init__(self, names: Sequence[str], *folders: Path):
-        """folders: see `captioned_sets.place_of`. Raises DataError for a set that is not there, broken or empty."""
+        """Open the sets, each in the first of the folders that holds it (`captioned_sets.find_set_folder`).
+
+        Raise DataError for a set that is missing, broken or empty, and where no set is named.
+        """
         if not names:
             raise DataError("There are no photos to caption: the recipe's `pictures` is empty.")
         self.parts: list[TarShard | ListedPictures] = []
@@ -41,10 +49,10 @@ class PhotoSets:
         return self.ends[-1]
 
     def __getitem__(self, number: int) -> CaptionedPicture:
-        """Raises DataError for one that cannot be read, IndexError beyond the last."""
-        place = int(np.searchsorted(self.ends, number, side="right"))
-        return self.parts[place].read_picture(number - (self.ends[place - 1] if place else 0))
+        """Read a photo by its number. Raise DataError for one that cannot be read, IndexError beyond the last."""
+        index = int(np.searchsorted(self.ends, number, side="right"))
+        return self.parts[index].read_picture(number - (self.ends[index - 1] if index else 0))
 
     def list_counts(self) -> list[str]:
-        """What decides which photo has which number."""
+        """List each part with its number of photos ("a.tar: 12"); together they decide which photo has which number."""
         return [f"{name}: {part.count}" for name, part in zip(self.names, self.parts, strict=True)]

@@ -1,4 +1,4 @@
-"""Read a folder of pictures with metadata.jsonl or metadata.csv, as the ImageFolder of Hugging Face has it."""
+"""Read a folder of pictures with metadata.jsonl or metadata.csv, the layout of Hugging Face's ImageFolder."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 def read_picture_folder(folder: Path) -> tuple[list[CaptionedPicture], list[str]]:
-    """A folder as Hugging Face's ImageFolder has it: pictures, and metadata.jsonl or metadata.csv beside them.
+    """Read the captioned pictures of a folder that holds pictures and, beside them, metadata.jsonl or metadata.csv.
 
-    Its rows hold "file_name" and "text", "caption" or "captions" (a text or a list); rows of one picture are joined.
-    Returns the pictures and the names of those that are not there. Raises DataError naming the row that does not fit,
-    or when none of the pictures is there.
+    Each row of the metadata holds "file_name" and one of "text", "caption" and "captions" (a text or a list of texts);
+    rows of one picture are joined. Return the pictures, and the names of the pictures that are missing. Raise DataError
+    for a folder without metadata, for a row that does not fit, which is named, and when every picture is missing.
     """
     path = next((folder / name for name in METADATA if (folder / name).is_file()), None)
     if path is None:
         raise DataError(f"{folder} has no {' or '.join(METADATA)}, which say what its pictures show.")
     captions: dict[str, tuple[str, ...]] = {}
-    for number, row in _metadata_rows(path):
+    for number, row in _read_metadata(path):
         column = next((name for name in CAPTION_COLUMNS if name in row), None)
         if not isinstance(row.get("file_name"), str) or column is None:
             raise DataError(
@@ -36,19 +36,23 @@ def read_picture_folder(folder: Path) -> tuple[list[CaptionedPicture], list[str]
             )
         name = row["file_name"]
         captions[name] = captions.get(name, ()) + parse_captions(row[column] or "", path)
-    places = {name: find_picture(folder, (name,)) for name in captions}  # this layout knows no other names
-    missing = [name for name, place in places.items() if place is None]
+    # This layout knows no other names of a picture than the one in its row.
+    picture_paths = {name: find_picture(folder, (name,)) for name in captions}
+    missing = [name for name, picture in picture_paths.items() if picture is None]
     if len(missing) == len(captions):
         raise DataError(
-            f"None of the {len(captions)} pictures that {path} names is there (first: {[*missing, ''][0]})."
+            f"None of the {len(captions)} pictures that {path} names is there (the first is {[*missing, ''][0]})."
         )
     pictures = [
-        CaptionedPicture(name, place, captions[name]) for name, place in places.items() if place is not None
+        CaptionedPicture(name, picture, captions[name])
+        for name, picture in picture_paths.items()
+        if picture is not None
     ]
     return pictures, missing
 
 
-def _metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_metadata(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each row of a metadata file with its line number, from 1; the heading of a CSV file is line 1."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             if path.suffix == ".csv":
@@ -58,7 +62,7 @@ def _metadata_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if line.strip():
                     row = json.loads(line)
                     if not isinstance(row, dict):
-                        raise DataError(f"{path}, line {number}: {line.strip()[:60]} is no JSON object.")
+                        raise DataError(f"{path}, line {number}: {line.strip()[:60]} is not a JSON object.")
                     yield number, row
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error

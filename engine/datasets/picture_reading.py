@@ -15,32 +15,40 @@ from engine.pictures.squares import squash
 from engine.types import Failure
 
 BATCH_SIZE = 256
-"""Pictures that are decoded between two moments at which all threads are waited for."""
+"""Number of pictures that are given to the threads at a time; all threads are waited for at the end of a batch."""
 
 
-def read_pictures(samples: Sequence[CaptionedPicture], size: int) -> list[np.ndarray | None]:
-    """Decode and squash some pictures, in threads -> uint8 (size, size, 3) each, None for one that cannot be read."""
-    return [square if isinstance(square, np.ndarray) else None for square in _decoded(samples, size)]
-
-
-def _decoded(samples: Sequence[CaptionedPicture], size: int) -> Iterator[np.ndarray | Failure]:
-    def decode(sample: CaptionedPicture) -> np.ndarray | Failure:
-        try:
-            return squash(open_picture(sample.picture), size)
-        except PhotoError as error:
-            return Failure(Path(sample.key), str(error))
-
-    for squares in read_batches(samples, decode, BATCH_SIZE):
-        yield from squares
+def read_pictures(pictures: Sequence[CaptionedPicture], size: int) -> list[np.ndarray | None]:
+    """Decode and squash pictures in threads -> a uint8 (size, size, 3) each, None for one that cannot be read."""
+    return [square if isinstance(square, np.ndarray) else None for square in _decode(pictures, size)]
 
 
 def load_pictures(
-    samples: Sequence[CaptionedPicture], size: int
+    pictures: Sequence[CaptionedPicture], size: int
 ) -> tuple[np.ndarray, list[CaptionedPicture], list[Failure]]:
-    """Decode and squash every picture -> uint8 (N, size, size, 3), the samples they belong to, what failed."""
-    decoded = list(_decoded(samples, size))
-    kept = [s for s, d in zip(samples, decoded, strict=True) if isinstance(d, np.ndarray)]
-    pictures = [d for d in decoded if isinstance(d, np.ndarray)]
-    if not pictures:
-        raise DataError(f"None of the {len(samples)} pictures could be read.")
-    return np.stack(pictures), kept, [d for d in decoded if isinstance(d, Failure)]
+    """Decode and squash every picture of a set.
+
+    Return uint8 (N, size, size, 3), the N pictures that could be read, in order, and a Failure for each of the others.
+    Raise DataError when none could be read.
+    """
+    decoded = list(_decode(pictures, size))
+    readable = [
+        picture for picture, square in zip(pictures, decoded, strict=True) if isinstance(square, np.ndarray)
+    ]
+    squares = [square for square in decoded if isinstance(square, np.ndarray)]
+    if not squares:
+        raise DataError(f"None of the {len(pictures)} pictures could be read.")
+    return np.stack(squares), readable, [failure for failure in decoded if isinstance(failure, Failure)]
+
+
+def _decode(pictures: Sequence[CaptionedPicture], size: int) -> Iterator[np.ndarray | Failure]:
+    """Yield for each picture, in order, its square as uint8 (size, size, 3), or a Failure that says why not."""
+
+    def decode(picture: CaptionedPicture) -> np.ndarray | Failure:
+        try:
+            return squash(open_picture(picture.picture), size)
+        except PhotoError as error:
+            return Failure(Path(picture.key), str(error))
+
+    for squares in read_batches(pictures, decode, BATCH_SIZE):
+        yield from squares

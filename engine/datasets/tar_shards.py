@@ -1,7 +1,7 @@
 """Read and write WebDataset tars: `key.jpg` with `key.json` or `key.txt` for every picture.
 
 `TarShard` reads the headers once, then any picture by its number. `read_shards` reads the pictures of whole tars in
-order. `write_captioned` writes a tar that is there whole or not at all.
+order. `write_captioned_shard` writes a tar that is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -25,35 +25,36 @@ from engine.pictures.formats import SHARD_PICTURE_SUFFIXES, SHARD_SUFFIX_BY_FIRS
 from engine.pictures.opening import open_picture
 
 TEXT_SUFFIXES = ("json", "txt")
-"""Of a sample with both, the JSON counts: it says more."""
+"""Suffixes of the files that hold a sample's captions; of a sample with both the JSON is read, since it says more."""
 
 _PICTURES_ALLOWED = ", ".join(SHARD_PICTURE_SUFFIXES)
 
 
 def find_shards(names: Iterable[str], folder: Path, *, missing_ok: bool = False) -> list[Path]:
-    """Shard files for names below folder such as "flickr8k-train-*.tar" or "laion-{00000..12933}.tar".
+    """Return the shard files below a folder for names such as "flickr8k-train-*.tar" or "laion-{00000..12933}.tar".
 
-    Raises DataError for a name without a file; missing_ok: only when no file is there of all that braces stand for.
+    A name with braces stands for several names. Raise DataError when one of these has no file, or with `missing_ok`
+    when none of them has one; the paths of the missing files are then returned, too.
     """
-    found: list[Path] = []
+    shards: list[Path] = []
     for name in names:
         try:
-            each = expand_braces(name)
+            expanded_names = expand_braces(name)
         except ValueError as error:
             raise DataError(f"The shard name {name!r} has unbalanced braces.") from error
-        shards = [(one, sorted(folder.glob(one))) for one in each]
-        absent = [one for one, paths in shards if not paths]
-        if len(absent) == len(each) or (absent and not missing_ok):
-            raise DataError(_not_there(absent[0], folder))
-        for one, paths in shards:
-            found += paths or [folder / one]
-    return found
+        paths_by_name = [(expanded, sorted(folder.glob(expanded))) for expanded in expanded_names]
+        absent = [expanded for expanded, paths in paths_by_name if not paths]
+        if len(absent) == len(expanded_names) or (absent and not missing_ok):
+            raise DataError(_missing_shard_text(absent[0], folder))
+        for expanded, paths in paths_by_name:
+            shards += paths or [folder / expanded]
+    return shards
 
 
 def expand_braces(name: str) -> list[str]:
-    """List what a name such as "laion-{00000..12933}.tar" stands for; a name without braces stands for itself.
+    """List the names that a name such as "laion-{00000..12933}.tar" stands for; without braces it is the only one.
 
-    Raises ValueError for unbalanced braces, DataError where the package that expands them is missing.
+    Raise ValueError for unbalanced braces, DataError where the package that expands them is missing.
     """
     if not {"{", "}"} & set(name):
         return [name]
@@ -64,60 +65,70 @@ def expand_braces(name: str) -> list[str]:
     return list(braceexpand(name))
 
 
-def _not_there(name: str, folder: Path) -> str:
+def _missing_shard_text(name: str, folder: Path) -> str:
     return f"No shard {name} in {folder}; check the folder and the name."
 
 
 def read_shards(shards: Sequence[Path]) -> Iterator[CaptionedPicture]:
-    """Read the pictures of whole shards in their order. Raises DataError as `TarShard` and its `pictures` do."""
+    """Read the pictures of whole shards in order.
+
+    Raise DataError for a shard that cannot be opened (`TarShard`) or is not whole (`TarShard.iterate_pictures`).
+    """
     for path in shards:
         yield from TarShard(path).iterate_pictures()
 
 
 class TarShard:
-    """The pictures of a WebDataset tar with their captions, which are read when they are asked for.
+    """The captioned pictures of a WebDataset tar, each read from the tar when it is asked for.
 
-    A sample is `key.<picture>` with `key.json` ("captions", "caption" or "text", and "label") or `key.txt`. count: how
-    many samples have a picture; samples without are left out, and `pictures` refuses them.
+    A sample is `key.<picture>` with `key.json` ("captions", "caption" or "text", and "label") or `key.txt`.
+
+    keys: the keys of the samples that have a picture. Samples without a picture have no number, and `iterate_pictures`
+    refuses them.
+    count: the number of keys.
+    byte_ranges: int64 (count, 4): where the picture of each sample begins, its size in bytes, and the same two numbers
+    of its captions, 0 and 0 without any.
     """
 
     def __init__(self, path: Path):
-        """Read the headers. Raises DataError when the file is no whole, uncompressed tar, or has no picture."""
+        """Read the headers. Raise DataError when the file is not a whole, uncompressed tar with a picture in it."""
         self.path = path
         files, self._fault = _read_headers(path)
-        pictures = {key: _first_of(places, SHARD_PICTURE_SUFFIXES) for key, places in files.items()}
+        pictures = {key: _first_suffix(ranges, SHARD_PICTURE_SUFFIXES) for key, ranges in files.items()}
         self.keys = [key for key, suffix in pictures.items() if suffix]
         self.count = len(self.keys)
         if not self.keys:
             raise DataError(f"{path} has no picture ({_PICTURES_ALLOWED}).")
         if not self._fault and self.count < len(files):
-            bare = next(key for key, suffix in pictures.items() if not suffix)
-            self._fault = f"sample {bare} has no picture ({_PICTURES_ALLOWED})"
-        texts = [_first_of(files[key], TEXT_SUFFIXES) for key in self.keys]
+            key_without_picture = next(key for key, suffix in pictures.items() if not suffix)
+            self._fault = f"sample {key_without_picture} has no picture ({_PICTURES_ALLOWED})"
+        texts = [_first_suffix(files[key], TEXT_SUFFIXES) for key in self.keys]
         self._has_json = np.array([suffix == "json" for suffix in texts])
-        places = [
+        byte_ranges = [
             (*files[key][pictures[key]], *files[key].get(suffix, (0, 0)))
             for key, suffix in zip(self.keys, texts, strict=True)
         ]
-        self.byte_ranges = np.array(places, dtype=np.int64)
-        """(count, 4): of each sample where its picture begins, its size in bytes, and the same of its text."""
+        self.byte_ranges = np.array(byte_ranges, dtype=np.int64)
 
     def read_sample(self, row: int) -> Sample:
-        """Read a sample by its number, 0 to count - 1. Raises DataError for one that cannot be read."""
+        """Read a sample by its number, 0 to count - 1. Raise DataError for one that cannot be read."""
         return Sample(self.read_picture(row), row)
 
     def read_picture(self, row: int) -> CaptionedPicture:
-        """Read a picture with all of its captions; see `read`."""
+        """Read a picture with all of its captions by its number, 0 to count - 1.
+
+        Raise DataError for one that cannot be read.
+        """
         try:
             return self._read(row)
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path}: {self.keys[row]} cannot be read: {error}") from error
 
     def iterate_pictures(self) -> Iterator[CaptionedPicture]:
-        """Read all pictures in their order.
+        """Read all pictures in order.
 
-        Raises DataError where that would not be the whole set: for a sample without picture, a file that is there
-        twice, or a sample that cannot be read.
+        Raise DataError where the pictures would not be the whole shard: for a sample without a picture, a file that is
+        in the tar twice, or a sample that cannot be read.
         """
         if self._fault:
             raise DataError(f"{self.path}: {self._fault}.")
@@ -128,33 +139,40 @@ class TarShard:
                 raise DataError(f"{self.path} is not a readable shard: {self.keys[row]}: {error}") from error
 
     def _read(self, row: int) -> CaptionedPicture:
-        """Raises OSError, ValueError (of text and JSON that cannot be decoded) and DataError (captions of no form)."""
+        """Read a picture with all of its captions.
+
+        Raise OSError, ValueError for text and JSON that cannot be decoded, and DataError for captions that are no
+        texts.
+        """
         key = self.keys[row]
-        picture_at, picture_size, text_at, text_size = map(int, self.byte_ranges[row])
+        picture_start, picture_size, text_start, text_size = map(int, self.byte_ranges[row])
         with open(self.path, "rb") as file:
-            file.seek(picture_at)
+            file.seek(picture_start)
             picture = file.read(picture_size)
-            file.seek(text_at)
+            file.seek(text_start)
             text = file.read(text_size)
-        source = f"{self.path}, sample {key}"
+        described_as = f"{self.path}, sample {key}"
         if not self._has_json[row]:
-            return CaptionedPicture(key, picture, parse_captions(text.decode().strip(), source))
-        facts = json.loads(text)
-        if not isinstance(facts, dict):
-            raise ValueError(f"its JSON should be an object, not {str(facts)[:60]}")
-        captions: Any = next((facts[name] for name in reversed(CAPTION_COLUMNS) if facts.get(name)), [])
-        return CaptionedPicture(key, picture, parse_captions(captions, source), parse_label(facts))
+            return CaptionedPicture(key, picture, parse_captions(text.decode().strip(), described_as))
+        fields = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError(f"JSON should be an object, not {str(fields)[:60]}.")
+        captions: Any = next((fields[name] for name in reversed(CAPTION_COLUMNS) if fields.get(name)), [])
+        return CaptionedPicture(key, picture, parse_captions(captions, described_as), parse_label(fields))
 
 
-def _first_of(places: Mapping[str, tuple[int, int]], suffixes: Sequence[str]) -> str:
-    """Return the first of the suffixes of which a sample has a file that is not empty; "" where it has none."""
-    return next((suffix for suffix in suffixes if places.get(suffix, (0, 0))[1]), "")
+def _first_suffix(ranges: Mapping[str, tuple[int, int]], suffixes: Sequence[str]) -> str:
+    """Return the first of the suffixes under which a sample has a file that is not empty; "" where it has none.
+
+    ranges: start and size of each file of the sample, by suffix.
+    """
+    return next((suffix for suffix in suffixes if ranges.get(suffix, (0, 0))[1]), "")
 
 
 def _read_headers(path: Path) -> tuple[dict[str, dict[str, tuple[int, int]]], str]:
-    """Return of each sample by its key where each file begins and its size, by suffix, and the first fault or "".
+    """Return start and size of each file in a tar, by the sample's key and the suffix, and the first fault or "".
 
-    Raises DataError when the file is no whole, uncompressed tar.
+    Raise DataError when the file is not a whole, uncompressed tar.
     """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     fault = ""
@@ -162,7 +180,7 @@ def _read_headers(path: Path) -> tuple[dict[str, dict[str, tuple[int, int]]], st
         num_bytes = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                key, suffix = _key_and_suffix(member)
+                key, suffix = _split_member_name(member)
                 if not key:
                     continue
                 if member.offset_data + member.size > num_bytes:
@@ -171,56 +189,61 @@ def _read_headers(path: Path) -> tuple[dict[str, dict[str, tuple[int, int]]], st
                 if suffix in files and not fault:
                     fault = f"{member.name} is there twice"
                 files[suffix] = (member.offset_data, member.size)
-            with open(path, "rb") as file:
-                file.seek(tar.offset)
-                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a cut for an end
-                    raise DataError(f"{path} is cut off: it has no end mark.")
+            _check_end_mark(path, tar.offset)
     except FileNotFoundError as error:
-        raise DataError(_not_there(path.name, path.parent)) from error
+        raise DataError(_missing_shard_text(path.name, path.parent)) from error
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{path} is not a readable shard: {_why_unreadable(path, error)}") from error
+        raise DataError(f"{path} is not a readable shard: {_unreadable_reason(path, error)}") from error
     return samples, fault
 
 
-def _key_and_suffix(member: tarfile.TarInfo) -> tuple[str, str]:
-    """Split a file's name at the first point of its last part; the suffix is lower case.
+def _check_end_mark(path: Path, offset: int) -> None:
+    """Raise DataError when no empty block follows the last file of a tar: tarfile reads a cut there as its end."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise DataError(f"{path} is cut off: it has no end mark.")
 
-    The key is "" for what belongs to no sample: folders, links, names without a stem, and what WebDataset keeps of
-    itself in folders such as `__meta__`.
+
+def _split_member_name(member: tarfile.TarInfo) -> tuple[str, str]:
+    """Split the name of a file in a tar into the sample's key and a suffix, at the first point behind the folders.
+
+    The suffix is in lower case. The key is "" for what belongs to no sample: folders, links, names without a stem, and
+    what WebDataset stores about itself in folders such as `__meta__`.
     """
     folder, _, name = member.name.rpartition("/")
     stem, point, suffix = name.partition(".")
-    first = folder.split("/")[0]
-    is_meta = len(first) > 4 and first.startswith("__") and first.endswith("__")
+    top_folder = folder.split("/")[0]
+    is_meta = len(top_folder) > 4 and top_folder.startswith("__") and top_folder.endswith("__")
     if not member.isfile() or not stem or not point or is_meta:
         return "", ""
     return f"{folder}/{stem}" if folder else stem, suffix.lower()
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
+def _unreadable_reason(path: Path, error: Exception) -> str:
     try:
-        is_compressed = tarfile.is_tarfile(
-            path
-        )  # tries every compression, which reading at any place rules out
+        # With a path alone is_tarfile also tries every compression, which random access rules out.
+        is_compressed = tarfile.is_tarfile(path)
     except OSError:
         is_compressed = False
     return "it is compressed; unpack it first, for example with gunzip" if is_compressed else str(error)
 
 
 def write_captioned_shard(path: Path, rows: Iterable[tuple[CaptionedPicture, Mapping[str, Any]]]) -> None:
-    """Write a tar of `key.<picture>` and `key.json`, as `TarShard` reads it; it is there whole or not at all.
+    """Write a tar of `key.<picture>` and `key.json`, which `TarShard` reads; it is there whole or not at all.
 
-    rows: each photo with what its JSON says. The pictures are the files' own bytes where shards have a suffix for them,
-    else JPEG. The same rows give the same bytes.
+    rows: each picture with the content of its JSON. A picture is written with the bytes of its file where shards have a
+    suffix for its format, else as JPEG. Equal rows give equal bytes.
     """
-    used: set[str] = set()
+    used_keys: set[str] = set()
     with replace_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for picture, facts in rows:
+        for picture, fields in rows:
             stem = re.sub(r"[^\w-]+", "_", picture.key.removesuffix(Path(picture.key).suffix))
-            key = next(name for name in chain([stem], (f"{stem}-{n}" for n in count())) if name not in used)
-            used.add(key)
-            suffix, content = _picture_file(picture)
-            members = {suffix: content, "json": json.dumps(facts).encode()}
+            keys = chain([stem], (f"{stem}-{number}" for number in count()))
+            key = next(key for key in keys if key not in used_keys)
+            used_keys.add(key)
+            suffix, content = _encode_picture(picture)
+            members = {suffix: content, "json": json.dumps(fields).encode()}
             for member_suffix in sorted(members):
                 _add_member(tar, f"{key}.{member_suffix}", members[member_suffix])
 
@@ -229,11 +252,12 @@ def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     """Add a file whose header depends on nothing but its name and size."""
     header = tarfile.TarInfo(name)
     header.size, header.mtime, header.mode = len(content), 0, 0o444
-    header.uname = header.gname = "bigdata"  # as WebDataset's writer has it
+    header.uname = header.gname = "bigdata"  # the names that WebDataset's writer uses
     tar.addfile(header, io.BytesIO(content))
 
 
-def _picture_file(picture: CaptionedPicture) -> tuple[str, bytes]:
+def _encode_picture(picture: CaptionedPicture) -> tuple[str, bytes]:
+    """Return the suffix and the bytes with which a picture enters a shard; see `write_captioned_shard`."""
     content = picture.picture if isinstance(picture.picture, bytes) else picture.picture.read_bytes()
     for start, suffix in SHARD_SUFFIX_BY_FIRST_BYTES.items():
         if content.startswith(start):

@@ -1,4 +1,4 @@
-"""Sets of captioned pictures: what a name stands for, and that every way to read a set finds the same in it."""
+"""Tell the forms of captioned sets apart; every way to read a set gives the same pictures and captions."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ CAPTIONS = {
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """s-0.tar, whose samples say in every known way what they show."""
+    """Return a folder with s-0.tar, whose samples hold their captions in each of the known ways."""
     pictures = {f"{key}.png": picture("red", (8 + number, 8)) for number, key in enumerate(CAPTIONS)}
     write_shard(tmp_path / "s-0.tar", dict(sorted((TEXTS | pictures).items())))
     return tmp_path
 
 
 def test_a_tar_has_the_same_captions_in_every_way_of_reading(data: Path) -> None:
-    """What stage 1 learns from a small set, from a stream, what CapFilt ranks, and what an evaluation compares with."""
-    small = read_small_sets(["s-*.tar"], data)
-    assert {one.key: one.captions for one in small} == CAPTIONS
-    source = open_training_set(SourceConfig("s-*.tar"), data)
-    (shard,) = source.shards
-    assert [shard.read_sample(row).pair for row in range(source.count)] == small
+    """Compare a small set, a training stream, the photos that CapFilt numbers, and the items of an evaluation."""
+    small_set = read_small_sets(["s-*.tar"], data)
+    assert {captioned.key: captioned.captions for captioned in small_set} == CAPTIONS
+    training_set = open_training_set(SourceConfig("s-*.tar"), data)
+    (shard,) = training_set.shards
+    assert [shard.read_sample(row).pair for row in range(training_set.count)] == small_set
     photos = PhotoSets(["s-*.tar"], data)
-    assert [photos[number] for number in range(len(photos))] == small and small[0].label == "tile"
-    tasks = read_caption_items(data / "s-0.tar")
-    assert [(task.id, task.references, task.picture) for task in tasks] == [
-        (one.key, one.captions, one.picture) for one in small
+    assert [photos[number] for number in range(len(photos))] == small_set and small_set[0].label == "tile"
+    items = read_caption_items(data / "s-0.tar")
+    assert [(item.id, item.references, item.picture) for item in items] == [
+        (captioned.key, captioned.captions, captioned.picture) for captioned in small_set
     ]
 
 
-def test_what_a_name_stands_for(data: Path) -> None:
+def test_a_name_stands_for_tars_a_json_file_or_a_folder(data: Path) -> None:
     (data / "folder.tar").mkdir()
     (data / "captions").write_text("[]")
     (data / "shard").write_bytes((data / "s-0.tar").read_bytes())
@@ -73,7 +73,7 @@ def test_what_a_name_stands_for(data: Path) -> None:
     assert open_set("shard", data).parts[0].count == len(CAPTIONS)
 
 
-def test_the_first_folder_that_has_a_set(data: Path, tmp_path: Path) -> None:
+def test_a_set_is_opened_in_the_first_folder_that_holds_it(data: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert find_set_folder("s-{0..3}.tar", [empty, data]) == (data, "s-{0..3}.tar")
@@ -83,9 +83,10 @@ def test_the_first_folder_that_has_a_set(data: Path, tmp_path: Path) -> None:
 
 def test_a_stream_leaves_broken_shards_out_and_a_small_set_refuses_them(data: Path) -> None:
     (data / "s-1.tar").write_bytes(b"not a tar" * 200)
-    source = open_training_set(SourceConfig("s-{0..2}.tar"), data)
-    assert source.names == ["s-0.tar"] and [one.path.name for one in source.broken] == ["s-1.tar", "s-2.tar"]
-    assert source.broken[1].reason == f"No shard s-2.tar in {data}; check the folder and the name."
+    training_set = open_training_set(SourceConfig("s-{0..2}.tar"), data)
+    assert training_set.names == ["s-0.tar"]
+    assert [failure.path.name for failure in training_set.broken] == ["s-1.tar", "s-2.tar"]
+    assert training_set.broken[1].reason == f"No shard s-2.tar in {data}; check the folder and the name."
     with pytest.raises(DataError, match=r"s-1\.tar is not a readable shard: invalid header"):
         read_small_sets(["s-{0..1}.tar"], data)
     with pytest.raises(DataError, match=r"No shard s-2\.tar in .*; check the folder and the name"):
@@ -93,13 +94,13 @@ def test_a_stream_leaves_broken_shards_out_and_a_small_set_refuses_them(data: Pa
 
 
 @pytest.mark.parametrize("name", ["z.tar", "z.tar.gz"])
-def test_a_compressed_tar_is_to_be_unpacked(data: Path, name: str) -> None:
+def test_the_error_for_a_compressed_tar_says_to_unpack_it(data: Path, name: str) -> None:
     (data / name).write_bytes(gzip.compress((data / "s-0.tar").read_bytes()))
     with pytest.raises(DataError, match="is not a readable shard: it is compressed; unpack it first"):
         read_small_sets([name], data)
 
 
-def test_pictures_of_json_that_are_not_there(data: Path) -> None:
+def test_pictures_of_json_that_are_missing_are_listed_and_counted(data: Path) -> None:
     (data / "COCO_val2014_000000000042.jpg").write_bytes(picture("red"))
     names = ["val2014/COCO_val2014_000000000042.jpg", "val2014/COCO_val2014_000000000043.jpg"]
     (data / "set.json").write_text(json.dumps([{"image": name, "caption": "a"} for name in names]))

@@ -1,4 +1,4 @@
-"""Questions and answers: VQAv2's two files and LAVIS' lists; what is counted, what is refused in which words."""
+"""Make training sets of VQAv2's two files, of GQA and of LAVIS' lists; count what is left out, refuse other files."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ ANSWERS = ["red"] * 6 + ["dark red"] * 3 + ["blue"]
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """VQAv2's form with four questions about two pictures of train2014, one of which is not there; a list."""
+    """Write four questions of VQAv2 about two pictures of train2014, of which one is missing, and a list of LAVIS."""
     images = tmp_path / "coco" / "train2014"
     images.mkdir(parents=True)
     (images / "COCO_train2014_000000000009.jpg").write_bytes(picture("red"))
-    asked = [
+    questions = [
         {"question_id": 90, "image_id": 9, "question": "What colour is it? "},
         {"question_id": 91, "image_id": 9, "question": " "},
         {"question_id": 92, "image_id": 9, "question": "What is it?"},
         {"question_id": 250, "image_id": 25, "question": "Is it red?"},
     ]
-    answered = [
-        {"question_id": n, "answer_type": "other", "answers": [{"answer": a} for a in texts]}
-        for n, texts in ((92, ["", " "]), (91, ANSWERS), (90, ANSWERS), (250, ["no"]))
+    annotations = [
+        {"question_id": id_, "answer_type": "other", "answers": [{"answer": answer} for answer in answers]}
+        for id_, answers in ((92, ["", " "]), (91, ANSWERS), (90, ANSWERS), (250, ["no"]))
     ]
-    write(tmp_path / "q.json", {"data_subtype": "train2014", "questions": asked})
-    write(tmp_path / "a.json", {"data_subtype": "train2014", "annotations": answered})
+    write_json(tmp_path / "q.json", {"data_subtype": "train2014", "questions": questions})
+    write_json(tmp_path / "a.json", {"data_subtype": "train2014", "annotations": annotations})
     rows = [
         {"image": "coco/train2014/COCO_train2014_000000000009.jpg", "question": "colour?", "answer": ANSWERS},
         {
@@ -47,40 +47,43 @@ def data(tmp_path: Path) -> Path:
         },
         {"image": "vg/nowhere.jpg", "question": "what?", "answer": "a tile"},
     ]
-    write(tmp_path / "list.json", rows)
+    write_json(tmp_path / "list.json", rows)
     return tmp_path
 
 
-def write(path: Path, content: Any) -> Path:
+def write_json(path: Path, content: Any) -> Path:
     path.write_text(json.dumps(content))
     return path
 
 
-def test_the_official_files(data: Path) -> None:
+def test_the_usable_questions_of_vqa_are_read_and_the_others_counted(data: Path) -> None:
     for images in (data / "coco", data / "coco" / "train2014"):
-        read = read_usable_questions([data / "q.json", data / "a.json"], images)
-        (one,) = read.questions
-        assert (one.id, one.question, one.kinds) == (90, "What colour is it?", {"answer type": "other"})
-        assert (
-            one.answers == tuple(ANSWERS) and Path(str(one.picture)).name == "COCO_train2014_000000000009.jpg"
-        )
-        assert read.left_out == {"no question": 1, "no answer": 1, "picture is not there": 1}
-    unanswered = read_usable_questions([data / "q.json"], data / "coco")  # a test set
-    assert [row.id for row in unanswered.questions] == [90, 92] and not unanswered.questions[0].answers
+        usable = read_usable_questions([data / "q.json", data / "a.json"], images)
+        (question,) = usable.questions
+        assert (question.id, question.question) == (90, "What colour is it?")
+        assert (question.answers, question.kinds) == (tuple(ANSWERS), {"answer type": "other"})
+        assert Path(str(question.picture)).name == "COCO_train2014_000000000009.jpg"
+        assert usable.left_out == {"no question": 1, "no answer": 1, "picture is not there": 1}
 
 
-def test_names_of_2017(data: Path) -> None:
+def test_questions_of_a_test_set_are_usable_without_answers(data: Path) -> None:
+    usable = read_usable_questions([data / "q.json"], data / "coco")
+    assert [question.id for question in usable.questions] == [90, 92]
+    assert not usable.questions[0].answers
+
+
+def test_pictures_are_found_under_their_names_of_2017(data: Path) -> None:
     (data / "coco" / "train2014" / "COCO_train2014_000000000009.jpg").rename(data / "000000000009.jpg")
-    found = read_usable_questions([data / "q.json", data / "a.json"], data)
-    assert found.questions[0].picture == data / "000000000009.jpg"
+    usable = read_usable_questions([data / "q.json", data / "a.json"], data)
+    assert usable.questions[0].picture == data / "000000000009.jpg"
 
 
-def test_a_list(data: Path) -> None:
-    first = read_usable_questions([data / "list.json"], data)
-    assert [(row.id, row.answers) for row in first.questions] == [(0, tuple(ANSWERS))]
-    second = read_usable_questions([data / "list.json"], data / "coco" / "train2014")
-    assert [row.answers for row in second.questions] == [tuple(ANSWERS), ("a tile",)]
-    assert second.left_out == {"picture is not there": 1}
+def test_a_list_of_lavis_numbers_its_questions_and_has_one_answer_or_several(data: Path) -> None:
+    below_data = read_usable_questions([data / "list.json"], data)
+    assert [(question.id, question.answers) for question in below_data.questions] == [(0, tuple(ANSWERS))]
+    below_train2014 = read_usable_questions([data / "list.json"], data / "coco" / "train2014")
+    assert [question.answers for question in below_train2014.questions] == [tuple(ANSWERS), ("a tile",)]
+    assert below_train2014.left_out == {"picture is not there": 1}
 
 
 def test_gqa_is_learned_from_too(data: Path) -> None:
@@ -90,12 +93,12 @@ def test_gqa_is_learned_from_too(data: Path) -> None:
         "201": {"imageId": "n1", "question": "Is it red?", "answer": "yes"},
         "202": {"imageId": "n2", "question": "Is it blue?", "answer": "no"},
     }
-    write(data / "gqa.json", rows)
-    found = read_usable_questions([data / "gqa.json"], data)
-    assert [(row.id, row.answers, row.picture) for row in found.questions] == [
+    write_json(data / "gqa.json", rows)
+    usable = read_usable_questions([data / "gqa.json"], data)
+    assert [(question.id, question.answers, question.picture) for question in usable.questions] == [
         ("201", ("yes",), data / "images" / "n1.jpg")
     ]
-    assert found.left_out == {"picture is not there": 1}
+    assert usable.left_out == {"picture is not there": 1}
 
 
 def test_answers_are_drawn_as_often_as_they_were_given(data: Path) -> None:
@@ -107,34 +110,35 @@ def test_answers_are_drawn_as_often_as_they_were_given(data: Path) -> None:
     pairs = stream[0]
     stream.close()
     assert set(pairs.questions) == {"What colour is it?"}
-    drawn = Counter(pairs.captions)
-    assert drawn.keys() == {"red", "dark red", "blue"}
-    assert all(abs(drawn[a] / 400 - n / 10) < 0.09 for a, n in Counter(ANSWERS).items())
+    counts = Counter(pairs.captions)
+    assert counts.keys() == {"red", "dark red", "blue"}
+    assert all(abs(counts[answer] / 400 - given / 10) < 0.09 for answer, given in Counter(ANSWERS).items())
     assert "q.json: 1 left out, picture is not there" in stream.report()
 
 
-def test_picture_ids_are_the_pictures(data: Path) -> None:
-    source = open_question_set(QuestionConfig("list.json", images="coco/train2014"), data)
-    samples = [source.shards[0].read_sample(row) for row in range(source.count)]
-    assert [s.picture_id for s in samples] == [0, 0] and [s.question for s in samples] == ["colour?", "what?"]
+def test_questions_about_one_picture_have_one_picture_id(data: Path) -> None:
+    training_set = open_question_set(QuestionConfig("list.json", images="coco/train2014"), data)
+    samples = [training_set.shards[0].read_sample(row) for row in range(training_set.count)]
+    assert [sample.picture_id for sample in samples] == [0, 0]
+    assert [sample.question for sample in samples] == ["colour?", "what?"]
 
 
-BAD: dict[str, tuple[Any, Any, str]] = {
+BAD_FILES: dict[str, tuple[Any, Any, str]] = {
     "no json": ("text", None, "is not readable JSON"),
     "captions": ([{"image": "a.jpg", "caption": "x"}], None, 'question 1: a row needs "image", "question"'),
-    "another object": ({"images": []}, None, "is in neither layout: TypeError"),
+    "another object": ({"images": []}, None, "is in neither layout .TypeError"),
     "no object": ({}, None, "holds no questions"),
-    "rows": ({"questions": 3}, None, "is not in VQA's layout: TypeError"),
+    "rows": ({"questions": 3}, None, "is not in VQA's layout .TypeError"),
     "id": ([{"image": "a", "question": "x", "question_id": "q"}], None, "question_id is 'q', not a whole number"),
     "answers": ([{"image": "a", "question": "x", "answer": [3]}], None, r"answers should be texts, not \[3\]"),
-    "row": ({"questions": [{"question_id": 1, "image_id": 2}]}, None, "not in VQA's layout: KeyError"),
+    "row": ({"questions": [{"question_id": 1, "image_id": 2}]}, None, "not in VQA's layout .KeyError"),
     "split": (
         {"questions": [{"question_id": 1, "image_id": 2, "question": "x"}]},
         {"annotations": [{"question_id": 3, "answers": []}]}, "a.json is of other questions",
     ),
     "annotations": (
         {"questions": [{"question_id": 1, "image_id": 2, "question": "x"}]}, {"annotations": [{"answers": []}]},
-        "a.json is not in VQA's layout: KeyError",
+        "a.json is not in VQA's layout .KeyError",
     ),
     "no annotations": (
         {"questions": [{"question_id": 1, "image_id": 2, "question": "x"}]}, {"questions": []},
@@ -146,16 +150,16 @@ BAD: dict[str, tuple[Any, Any, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_files(tmp_path: Path, case: str) -> None:
-    asked, answered, words = BAD[case]
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files_are_refused(tmp_path: Path, case: str) -> None:
+    questions, annotations, words = BAD_FILES[case]
     path = tmp_path / "q.json"
-    path.write_text(asked if isinstance(asked, str) else json.dumps(asked))
-    paths = [path] if answered is None else [path, write(tmp_path / "a.json", answered)]
+    path.write_text(questions if isinstance(questions, str) else json.dumps(questions))
+    paths = [path] if annotations is None else [path, write_json(tmp_path / "a.json", annotations)]
     with pytest.raises(DataError, match=words):
         read_usable_questions(paths, tmp_path)
 
 
-def test_questions_without_answers_teach_nothing(data: Path) -> None:
+def test_a_training_set_of_questions_without_answers_is_refused(data: Path) -> None:
     with pytest.raises(DataError, match=r"q\.json has questions without answers; .*give it as annotations"):
         open_question_set(QuestionConfig("q.json", images="coco"), data)

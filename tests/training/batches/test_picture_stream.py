@@ -214,10 +214,10 @@ def test_a_picture_folder(tmp_path: Path, name: str, content: str) -> None:
             '{"file_name": "x.png"}',
             r'line 1: a row needs "file_name" and one of text, caption',
         ),
-        ("metadata.jsonl", "[1]", "is no JSON object"),
+        ("metadata.jsonl", "[1]", "is not a JSON object"),
         ("metadata.jsonl", "{", "cannot be read"),
         ("metadata.csv", "name,text\nx.png,one\n", "line 2: a row needs"),
-        ("metadata.csv", "file_name,text\nx.png,one\n", r"None of the 1 pictures .*first: x\.png"),
+        ("metadata.csv", "file_name,text\nx.png,one\n", r"None of the 1 pictures .*the first is x\.png"),
         ("other.txt", "", r"has no metadata\.jsonl or metadata\.csv"),
     ],
 )
