@@ -17,14 +17,14 @@ import numpy as np
 from engine.errors import PhotoError
 from engine.index.caption_table import NewCaption
 from engine.index.store import Store
-from engine.pictures.opening import first_readable
+from engine.pictures.opening import read_first_readable
 from engine.progress import Pace, Progress
 from engine.types import Failure, Photo
 from indexer.decode import Decoded, DecodeJob, Outcome, attempt
 from indexer.decode_pool import decode_all
 
 if TYPE_CHECKING:
-    from engine.models.caption_writers import CaptionWriter
+    from engine.models.photo_captioners import PhotoCaptioner
 
 CHANGED = "it has changed since it was indexed; index its folder again"
 WROTE_NOTHING = "the captioner wrote nothing of it"
@@ -45,7 +45,7 @@ class CaptionReport:
 
 def index_captions(
     store: Store,
-    writer: CaptionWriter,
+    writer: PhotoCaptioner,
     encode_texts: EncodeTexts,
     *,
     roots: Sequence[Path] = (),
@@ -75,7 +75,7 @@ def index_captions(
 class _Run:
     """Decodes photos, captions them in batches, and commits."""
 
-    def __init__(self, store: Store, writer: CaptionWriter, encode_texts: EncodeTexts, pace: Pace):
+    def __init__(self, store: Store, writer: PhotoCaptioner, encode_texts: EncodeTexts, pace: Pace):
         self.store, self.writer, self.encode_texts, self.pace = store, writer, encode_texts, pace
         self.waiting: list[tuple[Photo, np.ndarray]] = []
         self.new: list[NewCaption] = []
@@ -111,7 +111,7 @@ class _Run:
             )
             return _check(photo, outcome_there)
 
-        decoded = first_readable([place, *(path for path in photo.paths if path != place)], read)
+        decoded = read_first_readable([place, *(path for path in photo.paths if path != place)], read)
         if isinstance(decoded, Failure):
             self._fail(decoded.path, decoded.reason)
         else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.errors import QueryError
 from engine.index.path_table import FailureRecord, FileRecord
 from engine.index.store import Store
-from engine.pictures.opening import is_curable
+from engine.pictures.opening import is_curable_reason
 from engine.types import Failure
 from indexer.scan import ScannedFile, scan
 
@@ -85,7 +85,7 @@ def _classify(plan: ChangePlan, root: Path, file: ScannedFile, retry_failed: boo
         failure is None
         or (failure.size, failure.mtime_ns) != seen
         or retry_failed
-        or is_curable(failure.reason)
+        or is_curable_reason(failure.reason)
     ):
         plan.to_read.append((root, file))
     else:

@@ -35,7 +35,7 @@ from indexer.reindex import (
 from indexer.scan import scan
 
 if TYPE_CHECKING:
-    from engine.models.caption_writers import CaptionWriter
+    from engine.models.photo_captioners import PhotoCaptioner
     from engine.models.retrieval_model import RetrievalModel
 
 AUTO_FEATURE_BYTES = 150_000  # a photo; "auto" keeps patches up to this size: mini's, not ViT-g's 0.72 MB
@@ -134,7 +134,7 @@ class IndexRun:
 
     request: RunRequest
     load_model: Callable[[str | None], RetrievalModel]
-    load_captioner: Callable[[str | None, RetrievalModel], CaptionWriter]
+    load_captioner: Callable[[str | None, RetrievalModel], PhotoCaptioner]
     listener: RunListener
 
     def run(self) -> RunReport:

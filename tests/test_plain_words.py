@@ -144,15 +144,15 @@ def sentence_parts(node: ast.expr) -> tuple[str | None, str | None]:
 
 
 def messages(tree: ast.Module) -> Iterator[tuple[int, ast.expr]]:
-    """Yield (line, text) of every error that is raised or returned, and of every help text of an option."""
+    """Yield (line, text) of every error that is raised or returned, and of every help text of an option.
+
+    A PhotoError is left out: its text is a reason that is shown after the photo's path and a colon.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if (
-                called.endswith(("Error", "Exception"))
-                and node.args
-                and not called.startswith(("Attribute", "Key"))
-            ):
+            is_error = called.endswith(("Error", "Exception")) and called not in ("PhotoError", "KeyError")
+            if is_error and node.args:
                 yield node.lineno, node.args[0]
             for keyword in node.keywords:
                 if keyword.arg == "help":
@@ -163,7 +163,7 @@ def bad_messages(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """Yield (text, what is wrong) of every error or help text that is no sentence; a name_like_this may begin one."""
     for line, text in messages(tree):
         begins, ends = sentence_parts(text)
-        if begins is not None and not re.match(r"[A-Z0-9`\"'(-]|\w+_|\w+=", begins):
+        if begins is not None and not re.match(r"[A-Z0-9`\"'(-]|\w+_|\w+=|\w+ is $", begins):
             yield begins, f"line {line}: a message begins with a capital letter: {begins[:60]!r}"
         if ends is not None and not ends.rstrip().endswith((".", "?", "!", ":")):
             yield ends, f"line {line}: a message ends with a full stop: {ends[-60:]!r}"

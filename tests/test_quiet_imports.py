@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 from streamlit.testing.v1 import AppTest
 
-from engine.models.caption_writers import load_writer
 from engine.models.loading import load_model
+from engine.models.photo_captioners import load_photo_captioner
 from ui import session
 from ui.cli.main import main
 
@@ -124,9 +124,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 def test_a_program_that_loads_models_keeps_its_malloc(told: list[bool]) -> None:
     load_model(device="cpu")
-    load_writer(device="cpu")
+    load_photo_captioner(device="cpu")
     session.load_model(None)
-    session.load_writer(None)
+    session.load_photo_captioner(None)
     assert not told
 
 

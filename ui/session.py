@@ -16,7 +16,7 @@ from engine.types import Caption, Results
 
 if TYPE_CHECKING:
     from engine.index.store import Store
-    from engine.models.caption_writers import CaptionWriter
+    from engine.models.photo_captioners import PhotoCaptioner
     from engine.models.retrieval_model import RetrievalModel
     from engine.progress import Progress
     from engine.search.searcher import Searcher
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 def default_writer_name(folder: Path) -> str:
     """The name of what writes by default beside this index, where there is one."""
     from engine.index.manifest import Manifest
-    from engine.models.caption_writers import default_writer
+    from engine.models.photo_captioners import choose_default_captioner
 
     try:
-        return default_writer(Manifest.load(folder).model)
+        return choose_default_captioner(Manifest.load(folder).model)
     except IndexStateError:
-        return default_writer()
+        return choose_default_captioner()
 
 
 CAPTIONER = "QSEEK_CAPTION_MODEL"
@@ -70,11 +70,11 @@ def load_model(name: str | None) -> RetrievalModel:
     return load_model(name) if name else load_model()
 
 
-def load_writer(name: str | None, searching: RetrievalModel | None = None) -> CaptionWriter:
+def load_photo_captioner(name: str | None, searching: RetrievalModel | None = None) -> PhotoCaptioner:
     """What writes captions, the default without a name; raises CheckpointError. searching: not loaded again."""
-    from engine.models.caption_writers import load_writer
+    from engine.models.photo_captioners import load_photo_captioner
 
-    return load_writer(name, searching)
+    return load_photo_captioner(name, searching)
 
 
 def writer_of(given: str | None, store: Store, searching: str) -> tuple[str, bool]:
@@ -82,9 +82,9 @@ def writer_of(given: str | None, store: Store, searching: str) -> tuple[str, boo
 
     given: by a person, else what wrote most of the index's captions, else the default. Raises CheckpointError.
     """
-    from engine.models.caption_writers import default_writer, is_able_to_answer
+    from engine.models.photo_captioners import choose_default_captioner, is_able_to_answer
 
-    name = given or next(iter(store.captions.writers()), None) or default_writer(searching)
+    name = given or next(iter(store.captions.writers()), None) or choose_default_captioner(searching)
     return name, is_able_to_answer(name)
 
 
@@ -166,7 +166,7 @@ def build_index(
         captioner=captioner,
         workers=workers,
     )
-    return IndexRun(request, load_model, load_writer, ProgressListener(on_progress)).run()
+    return IndexRun(request, load_model, load_photo_captioner, ProgressListener(on_progress)).run()
 
 
 def _telling(searcher: Searcher, tell: Callable[[str], None] | None) -> Searcher:
@@ -178,10 +178,10 @@ def _telling(searcher: Searcher, tell: Callable[[str], None] | None) -> Searcher
 
 def captioned(results: Results, searcher: Searcher, captioner: str | None) -> Results:
     """Every hit with a caption: the index's own, but where another captioner is named; the others are written now."""
-    from engine.models.caption_writers import is_called
+    from engine.models.photo_captioners import is_called
     from engine.search.hit_captions import with_captions
 
     def keeps(caption: Caption) -> bool:
         return captioner is None or is_called(captioner, caption.writer)
 
-    return with_captions(results, lambda: load_writer(captioner, searcher.model), keeps)
+    return with_captions(results, lambda: load_photo_captioner(captioner, searcher.model), keeps)

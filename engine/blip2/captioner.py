@@ -57,7 +57,7 @@ class Captioner(nn.Module):
 
     def read_photos(self, patches_BPV: Tensor) -> Tensor:
         """Patches -> soft prompts (B, Q, W)."""
-        hidden, _ = self.qformer.read_photos(self.qformer.photo_keys(patches_BPV))
+        hidden, _ = self.qformer.read_photos(self.qformer.compute_photo_keys(patches_BPV))
         return self.projection(hidden)
 
     def read_with_prompts(self, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Captioner(nn.Module):
 
         ids, mask: of the Q-Former's own vocabulary, with [CLS] and [SEP].
         """
-        keys = self.qformer.photo_keys(patches_BPV)
+        keys = self.qformer.compute_photo_keys(patches_BPV)
         return self.projection(self.qformer.read_pairs(keys, ids_BT, mask_BT, queries_only=True))
 
     def logits(self, soft_BQW: Tensor, texts: LanguageBatch) -> Tensor:

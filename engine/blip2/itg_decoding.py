@@ -39,9 +39,9 @@ def search_captions(
 ) -> Tensor:
     """Write the best caption of each photo by beam search -> ids (B, T) int64: [DEC], the caption, [SEP], padding.
 
-    photo_keys: see `QFormer.photo_keys`. min_length, max_length: of the ids with [DEC] and [SEP] counted, as LAVIS
-    counts them; [SEP] cannot come at a place before min_length, and is missing from a caption that did not end. Among
-    ended captions the one with the largest mean log-probability of its tokens is returned ([DEC] counted in their
+    photo_keys: see `QFormer.compute_photo_keys`. min_length, max_length: of the ids with [DEC] and [SEP] counted, as
+    LAVIS counts them; [SEP] cannot come at a place before min_length, and is missing from a caption that did not end.
+    Among ended captions the one with the largest mean log-probability of its tokens is returned ([DEC] counted in their
     number, as in transformers 4). Raises ValueError for lengths or beams out of range, CheckpointError for a model
     without an ITG head.
     """

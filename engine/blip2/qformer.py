@@ -76,7 +76,7 @@ class QFormer(nn.Module):
         for layer in self.layers:
             del layer.text_mlp
 
-    def photo_keys(self, patches_BPV: Tensor) -> list[KeysValues]:
+    def compute_photo_keys(self, patches_BPV: Tensor) -> list[KeysValues]:
         """What the queries will read of each photo. Depends on the photo alone: compute once, use for every text."""
         return [
             layer.cross_attention.keys_values(patches_BPV)

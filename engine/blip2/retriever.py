@@ -51,9 +51,9 @@ class Retriever(nn.Module):
         """Pixels -> patches (B, P, V) as the Q-Former reads them, after the trained `vision_norm` (ln_vision)."""
         return self.vision_norm(self.vision(pixels_B3HW))
 
-    def photo_keys(self, patches_BPV: Tensor) -> list[KeysValues]:
-        """See `QFormer.photo_keys`."""
-        return self.qformer.photo_keys(patches_BPV)
+    def compute_photo_keys(self, patches_BPV: Tensor) -> list[KeysValues]:
+        """See `QFormer.compute_photo_keys`."""
+        return self.qformer.compute_photo_keys(patches_BPV)
 
     def encode_photos(self, photo_keys: PhotoKeys) -> Tensor:
         """-> unit vectors (B, Q, E) in float32."""

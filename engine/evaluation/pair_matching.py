@@ -68,7 +68,7 @@ class PairMatcher:
         return start + missing, places[missing]
 
     def _match(self, model: RetrievalModel, row: int, pairs: np.ndarray, begun: TextStart) -> None:
-        keys = model.photo_keys(self.cache.read_patches(self.numbers[row]).to(model.device))
+        keys = model.compute_photo_keys(self.cache.read_patches(self.numbers[row]).to(model.device))
         logits = model.config.match_weight * model.match(keys, begun)[:, 1]
         with self._lock:
             self.logits[pairs] = logits

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine.atomic import replace_file
 from engine.errors import DataError
-from engine.models.devices import dtype_name
+from engine.models.devices import get_dtype_name
 from engine.models.retrieval_model import RetrievalModel
 
 PROTOCOL_VERSION = 1
@@ -37,7 +37,7 @@ class EvaluationCache:
     Raises DataError when it cannot be written, or the disk is too small for the patches."""
 
     def __init__(self, folder: Path, model: RetrievalModel):
-        self.folder = folder / f"{model.digest[:12]}-{dtype_name(model.dtype)}-v{PROTOCOL_VERSION}"
+        self.folder = folder / f"{model.digest[:12]}-{get_dtype_name(model.dtype)}-v{PROTOCOL_VERSION}"
         self.model = model
         self._unmarked: list[
             tuple[int, np.ndarray]

@@ -32,7 +32,7 @@ from engine.evaluation.recall import (
     update_ranks,
 )
 from engine.evaluation.retrieval_cache import EvaluationCache
-from engine.models.retrieval_model import PHOTOS_AT_ONCE, RetrievalModel
+from engine.models.retrieval_model import PHOTO_BATCH, RetrievalModel
 from engine.progress import Pace, Progress
 from engine.types import RERANKED
 
@@ -237,13 +237,13 @@ def _encode_photos(
 ) -> None:  # fmt: skip
     """Put patches and vectors of the photos that are not done yet into the cache."""
     cache.begin_photos(num_photos)
-    starts = range(0, num_photos, PHOTOS_AT_ONCE)
-    todo = [start for start in starts if not cache.has_photos(start, start + PHOTOS_AT_ONCE)]
+    starts = range(0, num_photos, PHOTO_BATCH)
+    todo = [start for start in starts if not cache.has_photos(start, start + PHOTO_BATCH)]
     lock = threading.Lock()
 
     def encode(model: RetrievalModel, starts: Sequence[int]) -> None:
         for start in starts:
-            pictures = read(start, min(start + PHOTOS_AT_ONCE, num_photos))
+            pictures = read(start, min(start + PHOTO_BATCH, num_photos))
             readable_B = np.array([picture is not None for picture in pictures])
             patches = vectors = None
             if readable_B.any():
@@ -256,7 +256,7 @@ def _encode_photos(
                 pace.step(len(pictures), int((~readable_B).sum()))
 
     with show_progress("photo") as on_progress:
-        pace = Pace(sum(min(PHOTOS_AT_ONCE, num_photos - start) for start in todo), on_progress)
+        pace = Pace(sum(min(PHOTO_BATCH, num_photos - start) for start in todo), on_progress)
         try:
             _share(models, todo, encode)
         finally:  # a run that is stopped goes on behind what it has done

@@ -43,20 +43,20 @@ LoadWriter = Callable[[], EvaluationWriter]
 def load_caption_writer(
     model: str | None, beams: int, min_length: int, max_length: int, prompt: str | None
 ) -> EvaluationWriter:
-    """What captions (`engine.models.caption_writers`), by name or the default, and how it writes."""
+    """What captions (`engine.models.photo_captioners`), by name or the default, and how it writes."""
     from engine.blip2.generation import CAPTION
-    from engine.models.caption_model import PROMPT, TEXTS_AT_ONCE, CaptionModel
-    from engine.models.caption_writers import WRITTEN_AT_ONCE, HeadWriter, load_writer
-    from engine.models.devices import dtype_name
+    from engine.models.caption_model import CAPTION_BATCH, PROMPT, CaptionModel
+    from engine.models.devices import get_dtype_name
+    from engine.models.photo_captioners import HEAD_CAPTION_BATCH, HeadCaptioner, load_photo_captioner
 
-    writer = load_writer(model)
-    if isinstance(writer, HeadWriter):
-        at_once, begins, penalty = WRITTEN_AT_ONCE, "ITG head", ""
+    writer = load_photo_captioner(model)
+    if isinstance(writer, HeadCaptioner):
+        at_once, begins, penalty = HEAD_CAPTION_BATCH, "ITG head", ""
         longest = writer.model.config.qformer.max_positions - 1  # [DEC] stands before the text
         if max_length > longest:
             raise DataError(f"--max-length is {max_length}; {writer.name} writes at most {longest} tokens.")
     else:
-        at_once, begins = TEXTS_AT_ONCE, f'"{prompt or PROMPT}"'
+        at_once, begins = CAPTION_BATCH, f'"{prompt or PROMPT}"'
         assert isinstance(writer.model, CaptionModel)
         own = writer.model.config.language.repetition_penalty
         penalty = "" if own == 1 else f", repetition penalty {own:g}"
@@ -71,7 +71,7 @@ def load_caption_writer(
         writer.name,
         writer.digest,
         writer.image_size,
-        dtype_name(writer.model.dtype),
+        get_dtype_name(writer.model.dtype),
         said,
         at_once,
         write,
@@ -81,8 +81,8 @@ def load_caption_writer(
 def load_answer_writer(model: str, beams: int, max_new_tokens: int) -> EvaluationWriter:
     """A model with a language model. Raises CheckpointError for another, naming some that have one."""
     from engine.blip2.generation import ANSWER
-    from engine.models.caption_model import TEXTS_AT_ONCE
-    from engine.models.devices import dtype_name
+    from engine.models.caption_model import CAPTION_BATCH
+    from engine.models.devices import get_dtype_name
     from engine.models.loading import load_captioner
 
     captioner = load_captioner(model)
@@ -98,9 +98,9 @@ def load_answer_writer(model: str, beams: int, max_new_tokens: int) -> Evaluatio
         captioner.name,
         captioner.digest,
         captioner.image_size,
-        dtype_name(captioner.dtype),
+        get_dtype_name(captioner.dtype),
         said,
-        TEXTS_AT_ONCE,
+        CAPTION_BATCH,
         write,
     )
 

@@ -1,10 +1,10 @@
-"""Models by name: found, loaded and ready to be asked.
+"""Find models by their names, load them, and use them.
 
 Open `loading.py` first: `load_model` finds a name through `catalogue` and `hub`, builds its network through
 engine/checkpoints, and returns a RetrievalModel (photos and texts become vectors, pairs become match logits);
-`load_captioner` returns a CaptionModel; what the two have in common is `loaded_model`. `caption_writers` writes
-captions with either, `photo_encoder` is what indexing asks, `conversion` writes checkpoints in another layout, and
-`bundled/` holds the weights that ship.
+`load_captioner` returns a CaptionModel. `loaded_model` is the base of both. `photo_captioners` writes captions with
+either, `photo_encoder` serves indexing, `conversion` writes checkpoints in another layout, and `bundled/` holds the
+weights that come with qseek.
 
-This room may import engine/checkpoints, engine/blip2 and the ground. It knows no index.
+This room may import engine/checkpoints, engine/blip2 and the ground. It knows nothing of indexes.
 """

@@ -1,4 +1,4 @@
-"""The generative model as the rest of qseek uses it: pictures and prompts in, texts out.
+"""Write captions and answers with a loaded generative model: pictures and prompts go in, texts come out.
 
 Shapes: B photos, N texts, H W pixels, P patches, V vision width, Q queries, W width of the word embeddings.
 """
@@ -22,14 +22,15 @@ from engine.checkpoints.published import PUBLISHED
 from engine.errors import QueryError
 from engine.models.loaded_model import LoadedModel
 
-TEXTS_AT_ONCE = 16
+CAPTION_BATCH = 16
 PROMPT = "a photo of"
 
 
 class CaptionModel(LoadedModel[Captioner]):
-    """A loaded generative checkpoint; see `LoadedModel`.
+    """A loaded generative checkpoint (BLIP-2's stage 2); see `LoadedModel`.
 
-    prompt_tokenizer: of a Q-Former that reads the prompt, None of another.
+    tokenizer: the tokenizer of the language model. prompt_tokenizer: the tokenizer of a Q-Former that reads the prompt,
+    None where the Q-Former does not read it.
     """
 
     def __init__(
@@ -45,19 +46,21 @@ class CaptionModel(LoadedModel[Captioner]):
 
     @property
     def vision_at_once(self) -> int:
-        return TEXTS_AT_ONCE
+        return CAPTION_BATCH
 
     def caption(
-        self, photos: np.ndarray | Tensor, prompt: str = PROMPT, how: GenerationOptions = CAPTION
+        self, photos: np.ndarray | Tensor, prompt: str = PROMPT, options: GenerationOptions = CAPTION
     ) -> list[str]:
-        """One caption of each photo, without the prompt it goes on from."""
-        return self.generate(photos, [prompt], how)
+        """Write one caption of each photo; it does not repeat the prompt. Shapes and errors: see `generate`."""
+        return self.generate(photos, [prompt], options)
 
     def answer(
-        self, photos: np.ndarray | Tensor, questions: Sequence[str], how: GenerationOptions = ANSWER
+        self, photos: np.ndarray | Tensor, questions: Sequence[str], options: GenerationOptions = ANSWER
     ) -> list[str]:
-        """Short answers: a question for each photo, or one for all, or many about one photo. Raises QueryError for an
-        empty question, for one that is too long, and of a model that only captions."""
+        """Answer a question about each photo, one question about all photos, or many questions about one photo.
+
+        Raises QueryError for a model that was not taught to answer, and for a question that is empty or too long.
+        """
         language = self.config.language
         if language.question is None:
             raise QueryError(
@@ -69,59 +72,62 @@ class CaptionModel(LoadedModel[Captioner]):
         empty = [number for number, question in enumerate(questions) if not question.strip()]
         if empty:
             raise QueryError(f"Question {empty[0] + 1} is empty; ask something about the photo.")
-        return self.generate(photos, [template.replace("{}", q.strip()) for q in questions], how)
+        return self.generate(photos, [template.replace("{}", q.strip()) for q in questions], options)
 
     @torch.inference_mode()
     def generate(
-        self, photos: np.ndarray | Tensor, prompts: Sequence[str], how: GenerationOptions
+        self, photos: np.ndarray | Tensor, prompts: Sequence[str], options: GenerationOptions
     ) -> list[str]:
-        """What the model writes after each prompt, N texts: as many photos as prompts, or one of either.
+        """Return the N texts that the model writes after N prompts, one prompt for each photo, or one of either for
+        all.
 
-        photos: uint8 (B, H, W, 3) pictures of `image_size`, or what `encode_patches` made of them. Raises QueryError
-        for a prompt longer than the model reads, and for an empty one where the Q-Former reads it; ValueError when
-        photos and prompts do not pair. With `how.num_samples` = S they are N * S, those of a prompt after each other.
+        photos: uint8 (B, H, W, 3) pictures of `image_size`, or their patches (B, P, V) from `encode_patches`. With
+        `options.num_samples` = S the result has N * S texts, those of a prompt after each other. Raises QueryError for
+        a prompt that is longer than the model reads, or empty where the Q-Former reads it; ValueError when the numbers
+        of photos and prompts differ and neither is 1.
         """
         num_texts = max(len(photos), len(prompts))
         if min(len(photos), len(prompts)) not in (1, num_texts):
             raise ValueError(
-                f"{len(photos)} photos and {len(prompts)} prompts do not pair: give as many, or one"
+                f"{len(photos)} photos and {len(prompts)} prompts do not pair: give as many of both, or one of either."
             )
-        ids, mask = (t.to(self.device) for t in self.tokenizer.prompts(prompts, how.max_new_tokens))
-        read = self._read_prompts(prompts)
+        ids, mask = (t.to(self.device) for t in self.tokenizer.prompts(prompts, options.max_new_tokens))
+        prompt_tokens = self._tokenize_prompts(prompts)
         patches = photos if isinstance(photos, Tensor) else self.encode_patches(photos)
-        soft = None if read else self._soft_prompts(patches)
+        soft = None if prompt_tokens else self._compute_soft_prompts(patches)
         texts = []
-        at_once = max(1, TEXTS_AT_ONCE // how.num_samples)
+        at_once = max(1, CAPTION_BATCH // options.num_samples)
         for start in range(0, num_texts, at_once):
             rows = torch.arange(start, min(start + at_once, num_texts), device=self.device)
             photo, prompt = rows % len(photos), rows % len(prompts)
             if soft is None:
-                its_ids, its_mask = (t[prompt] for t in read)
-                soft_NQW = self.net.read_with_prompts(patches[photo], its_ids, its_mask)
+                prompt_ids, prompt_mask = (t[prompt] for t in prompt_tokens)
+                soft_NQW = self.net.read_with_prompts(patches[photo], prompt_ids, prompt_mask)
             else:
                 soft_NQW = soft[photo]
-            own_draws = replace(how, seed=how.seed + start)  # not the same for each part
-            written = self.net.generate(soft_NQW, ids[prompt], mask[prompt], own_draws)
+            # Each part draws with a seed of its own; with one seed all parts would draw the same numbers.
+            options_for_part = replace(options, seed=options.seed + start)
+            written = self.net.generate(soft_NQW, ids[prompt], mask[prompt], options_for_part)
             texts += self.tokenizer.decode(written)
         return texts
 
-    def _soft_prompts(self, patches_BPV: Tensor) -> Tensor:
-        """Once for each photo -> (B, Q, W)."""
-        return torch.cat([self.net.read_photos(some) for some in patches_BPV.split(TEXTS_AT_ONCE)])
+    def _compute_soft_prompts(self, patches_BPV: Tensor) -> Tensor:
+        """Compute the soft prompts (B, Q, W) of all photos, a few photos at a time."""
+        return torch.cat([self.net.read_photos(patches) for patches in patches_BPV.split(CAPTION_BATCH)])
 
-    def _read_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
-        """Ids and mask for a Q-Former that reads the prompt, nothing for another."""
+    def _tokenize_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, ...]:
+        """Return ids and mask (N, T) for a Q-Former that reads the prompt; an empty tuple where it does not read it."""
         if self.prompt_tokenizer is None:
             return ()
         if not all(prompt.strip() for prompt in prompts):
             raise QueryError(
-                f'{self.name} reads its prompt and got an empty one; say what it should do: "{PROMPT}".'
+                f'The prompt is empty, and {self.name} cannot write without one. Give one, such as "{PROMPT}".'
             )
         ids, mask, cut = self.prompt_tokenizer(prompts)
-        for prompt, lost in zip(prompts, cut, strict=True):
-            if lost:
+        for prompt, num_cut in zip(prompts, cut, strict=True):
+            if num_cut:
                 raise QueryError(
-                    f"The prompt {prompt[:40]!r}... is {lost:,} tokens longer than the "
+                    f"The prompt {prompt[:40]!r}... is {num_cut:,} tokens longer than the "
                     f"{self.prompt_tokenizer.max_tokens:,} that the Q-Former reads. Shorten it."
                 )
         return ids.to(self.device), mask.to(self.device)

@@ -1,4 +1,4 @@
-"""Models by name: those that are bundled, the user's own, and the known ones in the Hugging Face cache."""
+"""Find models by name: the bundled ones, the user's own, and published ones in the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.checkpoints.layout import CONFIG, WEIGHT_SUFFIXES
 from engine.checkpoints.retrieval_reading import read_folder
 from engine.errors import CheckpointError
 from engine.models import hub
-from engine.models.hub import digest_of
+from engine.models.hub import compute_digest
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ DEFAULT = "mini"
 class ModelInfo:
     """One model on this machine.
 
-    num_parameters, num_bytes: of the weights in its own folder, a shared image encoder not counted. image_size: pixels
-    of the square it reads. writes: whether it is a generative one, with a language model, which cannot search. encoder:
-    name of the model beside it whose image encoder it shares, "" for one that has its own.
+    num_parameters, num_bytes: size of the weights in its own folder, without a shared image encoder. image_size: side
+    of the square that it reads, in pixels. writes: whether it is a captioner with a language model, which cannot
+    search. encoder: name of the model beside it whose image encoder it shares, "" where it has its own.
     """
 
     name: str
@@ -46,43 +46,44 @@ class ModelInfo:
     encoder: str = ""
 
 
-def models_folder() -> Path:
-    """Where a user's own models lie, one folder each; QSEEK_MODELS overrides it."""
+def get_models_folder() -> Path:
+    """Return the folder in which the user's own models lie, each in a folder of its own; QSEEK_MODELS overrides it."""
     given = os.environ.get("QSEEK_MODELS")
     return Path(given).expanduser() if given else user_data_path("qseek", appauthor=False) / "models"
 
 
 def list_models() -> list[ModelInfo]:
-    """The bundled models, the user's own and the known ones in the Hugging Face cache; a damaged one is left out, with
-    a logged warning.
+    """Return the bundled models, the user's own, and the published ones that were downloaded.
 
-    Folders without a config.json are no models and are passed over. Every file is read for the digest, but only
-    the weights' header and the config are checked.
+    A damaged model is left out with a logged warning; a folder without config.json is no model and is passed over.
+    Every file is read for the digest, but only the header of the weights and the config are checked.
     """
-    found = []
+    models = []
     downloaded = {
-        model.name: folder for model in published.KNOWN if (folder := hub.cached(model.hub_id)) is not None
+        model.name: folder
+        for model in published.KNOWN
+        if (folder := hub.find_download(model.hub_id)) is not None
     }
     for name, folder in (_model_folders() | downloaded).items():
         try:
             source = read_captioner(folder) if has_language(folder) else read_folder(folder)
-            found.append(_model_info(name, folder, source))
+            models.append(_make_model_info(name, folder, source))
         except CheckpointError as error:
-            _log.warning("the model %s is left out: %s", name, error)
-    return found
+            _log.warning("The model %s is left out: %s", name, error)
+    return models
 
 
 def _model_folders() -> dict[str, Path]:
-    """By name; a bundled model hides one of the same name among the user's own, as in `find_model`."""
-    found: dict[str, Path] = {}
-    for place in (models_folder(), BUNDLED):
-        if place.is_dir():
-            folders = [folder for folder in place.iterdir() if folder.suffix != HALF_WRITTEN]
-            found |= {folder.name: folder for folder in folders if (folder / CONFIG).is_file()}
-    return dict(sorted(found.items()))
+    """Return the folders of the user's own and the bundled models by name; a bundled one hides one of the user's."""
+    folder_by_name: dict[str, Path] = {}
+    for parent in (get_models_folder(), BUNDLED):
+        if parent.is_dir():
+            folders = [folder for folder in parent.iterdir() if folder.suffix != HALF_WRITTEN]
+            folder_by_name |= {folder.name: folder for folder in folders if (folder / CONFIG).is_file()}
+    return dict(sorted(folder_by_name.items()))
 
 
-def _model_info(name: str, folder: Path, source: RetrieverSource | CaptionerSource) -> ModelInfo:
+def _make_model_info(name: str, folder: Path, source: RetrieverSource | CaptionerSource) -> ModelInfo:
     weights = [
         path for path in source.files if path.suffix in WEIGHT_SUFFIXES and path.is_relative_to(folder)
     ]
@@ -92,57 +93,61 @@ def _model_info(name: str, folder: Path, source: RetrieverSource | CaptionerSour
     if isinstance(source, CaptionerSource):
         num_parameters -= source.num_shared_parameters
         encoder = source.config.encoder
-    digest, size = digest_of(source.files), source.config.vision.image_size
+    digest, size = compute_digest(source.files), source.config.vision.image_size
     return ModelInfo(name, folder, digest, num_parameters, num_bytes, size, writes, encoder)
 
 
 def check_model(name: str, folder: Path) -> ModelInfo:
-    """What `list_models` says of one folder, after every tensor's name and shape was held against the config's (of a
-    captioning model, the language model's apart).
+    """Compare the name and shape of every tensor in a model folder with its config, and return what the model is.
 
-    No weight is read into memory. Raises CheckpointError as `load_model` does.
+    The language model of a captioner is not compared. No weight is read into memory. Raises CheckpointError as
+    `load_model` does.
     """
     if has_language(folder):
-        return _model_info(name, folder, read_captioner(folder))
+        return _make_model_info(name, folder, read_captioner(folder))
     source = read_folder(folder)
     build_empty(source, folder)
     TextTokenizer(source.tokenizer, source.config.max_tokens)
-    return _model_info(name, folder, source)
+    return _make_model_info(name, folder, source)
 
 
 def find_model(name: str) -> Path:
-    """The folder of a model given by name, folder or Hugging Face id.
+    """Return the folder of a model that is given by its name, its folder or its Hugging Face id.
 
-    A bundled model comes before the user's own of the same name, both before a folder that is called so, and that
-    before the Hugging Face cache; with a separator in it ("./mini") a name is a folder or an id. Raises CheckpointError
-    naming where it was looked for.
+    A name is looked up among the bundled models, then among the user's own, then as a folder, then in the Hugging Face
+    cache. With a separator in it ("./mini") it is a folder or an id. Raises CheckpointError that says where it was
+    looked for.
     """
-    folder = Path(os.path.expanduser(name))  # "~nobody" stays as it is
+    folder = Path(os.path.expanduser(name))  # A home folder that does not exist ("~nobody") stays as it is.
     is_path = any(separator and separator in name for separator in (os.sep, os.altsep))
-    for place in [folder] if is_path else [BUNDLED / name, models_folder() / name, folder]:
-        if os.path.isfile(place / CONFIG):  # False for a name that no file can have, Path.is_file raises
-            return place
+    for candidate in [folder] if is_path else [BUNDLED / name, get_models_folder() / name, folder]:
+        if os.path.isfile(
+            candidate / CONFIG
+        ):  # It is False for a name that no file can have; Path.is_file raises.
+            return candidate
     if os.path.isdir(folder):
-        raise CheckpointError(f"{folder} is no model: it has no {CONFIG}.")
+        raise CheckpointError(
+            f"{folder} is not a model folder: {CONFIG} is missing. Give a folder that holds one."
+        )
     if (id_ := published.hub_id(name)) is not None:
-        if (downloaded := hub.cached(id_)) is None:
-            raise hub.not_here(id_)
+        if (downloaded := hub.find_download(id_)) is None:
+            raise hub.missing_download_error(id_)
         return downloaded
     known = ", ".join([*_model_folders(), *(model.name for model in published.KNOWN)])
     raise CheckpointError(
-        f"There is no model {name!r}: not among the known ones ({known}), not in {models_folder()}, and not a folder. "
-        "`qseek models` lists what there is."
+        f"There is no model {name!r}: it is none of the known ones ({known}), not in {get_models_folder()}, and not a "
+        "folder. `qseek models` lists the models that there are."
     )
 
 
 def has_model(name: str) -> bool:
-    """Whether a model of this name is bundled or among the user's own."""
+    """Return whether a model of this name is bundled or among the user's own."""
     return name in _model_folders()
 
 
-def lasting_name(name: str, folder: Path) -> str:
-    """What an index remembers to find the folder again: its name, its Hugging Face id, or its absolute path."""
+def choose_lasting_name(name: str, folder: Path) -> str:
+    """Return the name by which an index finds a model's folder again: its name, Hugging Face id or absolute path."""
     if _model_folders().get(folder.name) == folder:
         return folder.name
     id_ = published.hub_id(name)
-    return id_ if id_ is not None and hub.cached(id_) == folder else str(folder.resolve())
+    return id_ if id_ is not None and hub.find_download(id_) == folder else str(folder.resolve())

@@ -16,18 +16,18 @@ from engine.checkpoints.layout import read_tokenizer
 from engine.checkpoints.retrieval_reading import read_folder
 from engine.checkpoints.saving import save_captioner, save_checkpoint
 from engine.checkpoints.transformers_export import save_transformers, save_transformers_captioner
-from engine.models.hub import bert_vocabulary
+from engine.models.hub import load_bert_vocabulary
 
 Layout = Literal["qseek", "transformers"]
 
 
 @dataclass(frozen=True)
 class LavisParts:
-    """What is needed beside a .pth file of LAVIS, which leaves out what is kept frozen; nothing for a folder.
+    """The files that are needed beside a .pth file of LAVIS, which leaves out every frozen part. A folder needs none.
 
-    encoder: `eva_vit_g.pth` or `clip_vit_L.pth`. vocabulary: vocab.txt or tokenizer.json of bert-base-uncased; None
-    takes it from the Hugging Face cache. image_size: side of the pictures in pixels, None the file's. language: of a
-    captioner, the transformers folder of its language model.
+    encoder: path of `eva_vit_g.pth` or `clip_vit_L.pth`. vocabulary: path of vocab.txt or tokenizer.json of
+    bert-base-uncased; None takes it from the Hugging Face cache. image_size: side of the pictures in pixels, None for
+    that of the file. language: the transformers folder of a captioner's language model.
     """
 
     encoder: Path | None = None
@@ -37,22 +37,23 @@ class LavisParts:
 
 
 def is_captioner(source: Path, parts: LavisParts) -> bool:
-    """Return whether a folder or .pth file is to be converted as a captioner: it has, or is given, a language model."""
+    """Return whether a folder or .pth file is converted as a captioner: it has a language model, or is given one."""
     return parts.language is not None or (source.is_dir() and has_language(source))
 
 
 def convert_retriever(
     source: Path, folder: Path, layout: Layout, dtype: torch.dtype, parts: LavisParts
 ) -> RetrieverSource:
-    """Write a retrieval checkpoint, given as a folder or as a .pth file, to `folder`; return what was read.
+    """Write a retrieval checkpoint to `folder` in another layout; return the opened source.
 
-    dtype: of the floating-point weights that are written. Raises CheckpointError as `read_folder`, `read_lavis` and
-    `save_transformers` do, and when the vocabulary is needed and cannot be downloaded.
+    source: a model folder or a .pth file of LAVIS. dtype: the type of the floating-point weights that are written.
+    Raises CheckpointError as `read_folder`, `read_lavis` and `save_transformers` do, and when the vocabulary is needed
+    and cannot be downloaded.
     """
     if source.is_dir():
         opened = read_folder(source)
     else:
-        vocabulary = read_tokenizer(parts.vocabulary or bert_vocabulary())
+        vocabulary = read_tokenizer(parts.vocabulary or load_bert_vocabulary())
         opened = read_lavis(source, vocabulary, parts.encoder, parts.image_size)
     save = save_checkpoint if layout == "qseek" else save_transformers
     save(folder, make_net(opened, source, dtype), opened.tokenizer, dtype=dtype)
@@ -62,11 +63,12 @@ def convert_retriever(
 def convert_captioner(
     source: Path, folder: Path, layout: Layout, dtype: torch.dtype, parts: LavisParts, share_encoder: str = ""
 ) -> CaptionerSource:
-    """Write a captioner, given as a folder or as a .pth file, to `folder`; return what was read.
+    """Write a captioner to `folder` in another layout; return the opened source.
 
-    dtype: see `convert_retriever`. share_encoder: in qseek's layout, the name of a model folder beside `folder` that
-    holds the same image encoder, which is then not written again. Raises CheckpointError as `read_captioner`,
-    `read_lavis_captioner`, `save_captioner` and `save_transformers_captioner` do.
+    source: a model folder or a .pth file of LAVIS. dtype: the type of the floating-point weights that are written.
+    share_encoder: name of a model folder beside `folder` that holds the same image encoder, which is then not written
+    again (in qseek's layout). Raises CheckpointError as `read_captioner`, `read_lavis_captioner`, `save_captioner` and
+    `save_transformers_captioner` do.
     """
     if parts.language is None:
         opened = read_captioner(source)

@@ -1,4 +1,4 @@
-"""Hold what a retrieval model and a caption model have in common: a network on a device, and which checkpoint it is.
+"""Hold a network on a device together with the checkpoint that it comes from; the base of both kinds of models.
 
 Shapes: B photos, H W pixels, P patches, V vision width.
 """
@@ -23,7 +23,7 @@ Net = TypeVar("Net", Retriever, Captioner)
 class LoadedModel(Generic[Net]):
     """A loaded checkpoint, frozen and ready for inference.
 
-    name, digest: which checkpoint it is. folder: where it lies. dtype: bfloat16 or float32, of weights and passes.
+    name, digest, folder: which checkpoint it is. dtype: the type of weights and activations, bfloat16 or float32.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class LoadedModel(Generic[Net]):
 
     @property
     def image_size(self) -> int:
+        """Return the side of the square that the image encoder reads, in pixels."""
         return self.net.config.vision.image_size
 
     @property

@@ -1,4 +1,4 @@
-"""What indexing asks of a model: pictures become the vectors and the patches that an index keeps.
+"""Encode pictures as the vectors and the patches that an index keeps; this is all that indexing asks of a model.
 
 Shapes: B photos, H W pixels, Q queries, E embedding.
 """
@@ -13,29 +13,33 @@ import torch
 from engine.models.patch_bytes import pack
 from engine.models.retrieval_model import RetrievalModel
 
-STREAMS, STREAM_AT_ONCE = 2, 8
+STREAMS, STREAM_BATCH = 2, 8
 
 
 class PhotoEncoder:
-    """Turn uint8 pictures into what the store keeps of them.
+    """An encoder of uint8 pictures for an index.
 
-    It holds threads on a CPU with several cores: use it in a `with` statement, or close it.
+    features: how patches are kept for reranking, "store" (float16), "int8" or "none". On a CPU with several cores the
+    encoder holds threads: use it in a `with` statement, or close it.
     """
 
     def __init__(self, model: RetrievalModel, features: str):
-        """features: how patches are kept for reranking, "store" (float16), "int8" or "none"."""
         self.model, self.features = model, features
-        self.streams = _streams(model.device)
+        self.streams = _make_streams(model.device)
 
     @property
     def image_size(self) -> int:
+        """Return the side of the square that the model reads, in pixels."""
         return self.model.image_size
 
     def encode(self, pixels_BHWC: np.ndarray, /) -> tuple[np.ndarray, list[bytes] | None]:
-        """uint8 (B, H, W, 3) -> unit vectors (B, Q, E) float16, and each photo's patches as bytes or None."""
+        """Encode uint8 pictures (B, H, W, 3) as unit vectors (B, Q, E) float16, and each photo's patches as bytes.
+
+        The patches are None where `features` is "none".
+        """
         if self.streams is None:
             return self._encode(pixels_BHWC)
-        num_parts = STREAMS * -(-len(pixels_BHWC) // (STREAMS * STREAM_AT_ONCE))
+        num_parts = STREAMS * -(-len(pixels_BHWC) // (STREAMS * STREAM_BATCH))
         pictures = np.array_split(pixels_BHWC, min(num_parts, len(pixels_BHWC)))
         parts = list(self.streams.map(self._encode, pictures))
         vectors = np.concatenate([vectors for vectors, _ in parts])
@@ -43,7 +47,7 @@ class PhotoEncoder:
         return vectors, None if self.features == "none" else rows
 
     def close(self) -> None:
-        """End the threads; the encoder encodes nothing from then on."""
+        """End the threads. The encoder cannot be used after this."""
         if self.streams is not None:
             self.streams.shutdown()
 
@@ -59,11 +63,14 @@ class PhotoEncoder:
         return vectors, None if self.features == "none" else pack(patches, self.features)
 
 
-def _streams(device: torch.device) -> ThreadPoolExecutor | None:
-    """Threads that each encode photos of their own, on a CPU with several cores: beside decoding processes the cores
-    are never all free at once, and cores that share a pass wait for the one that is not."""
+def _make_streams(device: torch.device) -> ThreadPoolExecutor | None:
+    """Return a pool of threads that each encode photos of their own; None on a GPU and on a single core.
+
+    Beside decoding processes the cores are never all free at once, and cores that share a pass would wait for the one
+    that is busy.
+    """
     threads = torch.get_num_threads() // STREAMS
     if device.type != "cpu" or not threads:
         return None
-    # The number of threads is each thread's own: others keep theirs.
+    # torch.set_num_threads counts for the calling thread alone, so that the other threads keep their number.
     return ThreadPoolExecutor(STREAMS, initializer=torch.set_num_threads, initargs=(threads,))

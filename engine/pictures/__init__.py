@@ -4,5 +4,6 @@ Open opening.py first: it reads a file, chooses the reader and says why a file c
 raw_files.py are the two readers, exif.py turns pictures upright, squares.py makes the square, picture_batches.py reads
 many pictures in threads, and formats.py lists every suffix that qseek knows.
 
-May import engine/errors, types, atomic and progress. Indexing workers import this room: no torch, no lancedb.
+This room may import engine/errors, types, atomic and progress. The worker processes of indexing import it, so it must
+not import torch or lancedb.
 """

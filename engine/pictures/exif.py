@@ -18,7 +18,9 @@ TO_UPRIGHT = {
 
 
 def read_orientation(picture: Image.Image) -> int:
-    """-> 1 to 8; 1 when the tag is missing or damaged, for the picture is whole all the same."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) when the tag is missing or damaged, since the picture is
+    whole.
+    """
     try:
         value = picture.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # EXIF blocks are damaged in many ways
@@ -27,4 +29,5 @@ def read_orientation(picture: Image.Image) -> int:
 
 
 def turn_upright(picture: Image.Image, orientation: int) -> Image.Image:
+    """Turn or mirror a picture as its EXIF orientation (1 to 8) says, so that it stands upright."""
     return picture.transpose(TO_UPRIGHT[orientation]) if orientation in TO_UPRIGHT else picture

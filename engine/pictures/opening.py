@@ -1,6 +1,6 @@
-"""Open a photo from a path or from bytes as an upright RGB picture, or raise PhotoError with the reason why not.
+"""Open a photo from a path or from bytes as an upright RGB picture, or raise PhotoError with the reason.
 
-Indexing workers import this module: it must stay free of torch and lancedb.
+The worker processes of indexing import this module, so it must not import torch or lancedb.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from engine.pictures.squares import squash
 from engine.types import Failure
 
 MAX_PIXELS = 200_000_000
-MAX_BYTES = 2**31  # read into memory at once; a picture below the pixel cap does not come near
+# A file is read into memory as a whole. A picture with fewer than MAX_PIXELS pixels never comes near this size.
+MAX_BYTES = 2**31
 NOT_PERMITTED = "not permitted to read it: check its permissions"
 VANISHED = "it is no longer there"
 
@@ -32,21 +33,23 @@ T = TypeVar("T")
 def open_picture(
     source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, least_side: int | None = None
 ) -> Image.Image:
-    """Open a photo as an upright RGB picture, transparency laid over white, the first frame of several.
+    """Open a photo as an upright RGB picture: transparency is laid over white, and the first of several frames is
+    taken.
 
-    source: a path, or the bytes of a file (RAW files are known by their suffix and need a path).
-    least_side: a JPEG may come scaled down by 2, 4 or 8, with no side shorter than this many pixels.
-    Raises PhotoError with the reason alone.
+    source: a path, or the bytes of a file. RAW files are recognised by their suffix and need a path. max_pixels:
+    pictures with this many pixels or more are refused. least_side: a JPEG may come scaled down by 2, 4 or 8, with no
+    side shorter than this many pixels. Raises PhotoError; its message is the reason alone, without the path.
     """
     if isinstance(source, bytes):
         return open_bytes(source, "", max_pixels, least_side)[0]
     return open_bytes(read_bytes(Path(source)), Path(source).suffix.lower(), max_pixels, least_side)[0]
 
 
-def first_readable(paths: Sequence[Path], read: Callable[[Path], T]) -> T | Failure:
-    """Return what `read` makes of the first of a photo's files that it can read, else why it cannot read the first one.
+def read_first_readable(paths: Sequence[Path], read: Callable[[Path], T]) -> T | Failure:
+    """Return `read(path)` of the first path that can be read, or a Failure with the reason for the first path.
 
-    paths: one or more, in the order in which they are tried. read: raises PhotoError for a file that it cannot read.
+    paths: the files of one photo, at least one, in the order in which they are tried. read: a function that raises
+    PhotoError for a file that it cannot read.
     """
     reasons: list[str] = []
     for path in paths:
@@ -58,17 +61,19 @@ def first_readable(paths: Sequence[Path], read: Callable[[Path], T]) -> T | Fail
 
 
 def read_square(paths: Sequence[Path], size: int) -> np.ndarray | Failure:
-    """Return the first readable file of a photo squashed to uint8 (size, size, 3); see `first_readable`."""
-    return first_readable(paths, lambda path: squash(open_picture(path, least_side=2 * size), size))
+    """Return a photo squashed to uint8 (size, size, 3), from the first of its files that can be read, else a
+    Failure.
+    """
+    return read_first_readable(paths, lambda path: squash(open_picture(path, least_side=2 * size), size))
 
 
-def is_curable(reason: str) -> bool:
-    """True for a failure that may go away while the file stays as it is: a missing extra, a permission."""
+def is_curable_reason(reason: str) -> bool:
+    """Return whether a failure may go away although the file stays as it is: a missing package, or a permission."""
     return reason in (HEIC_MISSING, RAW_MISSING, NOT_PERMITTED)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole file. Raises PhotoError: gone, not permitted, empty, over 2 GiB."""
+    """Read a whole file. Raises PhotoError when it is gone, empty, over 2 GiB, or may not be read."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -89,9 +94,10 @@ def read_bytes(path: Path) -> bytes:
 def open_bytes(
     data: bytes, suffix: str, max_pixels: int, least_side: int | None
 ) -> tuple[Image.Image, int, int]:
-    """A file's bytes -> the upright RGB picture, perhaps scaled down, and its full width and height.
+    """Return the upright RGB picture in a file's bytes, perhaps scaled down, with its full width and height in pixels.
 
-    suffix: of the file's name, lower case; RAW files are known by it. The rest: see `open_picture`.
+    suffix: the suffix of the file's name in lower case, by which RAW files are recognised. max_pixels, least_side and
+    errors: see `open_picture`.
     """
     try:
         if suffix in RAW_SUFFIXES:
@@ -103,7 +109,7 @@ def open_bytes(
         raise PhotoError(_why_unidentified(data)) from None
     except MemoryError:
         raise PhotoError("there is not enough memory to decode it") from None
-    except Exception as error:  # decoders meet hostile bytes with every kind of exception
+    except Exception as error:  # Decoders raise every kind of exception on hostile bytes.
         if "truncated" in str(error) or isinstance(error, EOFError):
             raise PhotoError(f"the file is cut off ({error})") from None
         raise PhotoError(f"it cannot be decoded: {error or type(error).__name__}") from None

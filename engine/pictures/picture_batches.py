@@ -1,4 +1,4 @@
-"""Read many pictures in threads, a batch at a time: Pillow decodes without holding the interpreter's lock."""
+"""Read many pictures in threads, a batch at a time. Pillow decodes without holding the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Result = TypeVar("Result")
 def read_batches(
     items: Iterable[Item], read: Callable[[Item], Result], batch_size: int
 ) -> Iterator[list[Result]]:
-    """Yield what `read` makes of the items, in their order, in lists of `batch_size` (the last may be shorter).
+    """Yield `read(item)` of all items, in their order, in lists of `batch_size`; the last list may be shorter.
 
-    A batch is read when it is asked for, in threads, so no more than one is in memory, and of `items` no more than that
-    is drawn ahead. What `read` raises is raised here.
+    A batch is read in threads when it is asked for, so that only one batch is in memory and no further item is drawn.
+    An exception of `read` is raised here.
     """
     waiting = iter(items)
     with ThreadPoolExecutor() as pool:
@@ -34,8 +34,8 @@ def read_batches(
 def read_squares(
     photos: Iterable[Sequence[Path]], size: int, batch_size: int
 ) -> Iterator[list[np.ndarray | Failure]]:
-    """Yield photos squashed to uint8 (size, size, 3), in lists of `batch_size`; in place of one the reason why not.
+    """Yield photos squashed to uint8 (size, size, 3) in lists of `batch_size`, a Failure where no file could be read.
 
-    photos: of each the paths of its files, of which the first readable one counts; see `read_batches`.
+    photos: the paths of each photo's files; the first readable one is taken. Batches are read as in `read_batches`.
     """
     return read_batches(photos, lambda paths: read_square(paths, size), batch_size)

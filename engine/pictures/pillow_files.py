@@ -20,10 +20,10 @@ HEIC_MISSING = "HEIC pictures need an extra: pip install 'qseek[heic]'"
 
 
 class _PillowSettings:
-    """Lift Pillow's pixel limit for the whole process while at least one picture is being opened here.
+    """A context that lifts Pillow's pixel limit for the whole process while at least one picture is being opened.
 
-    Pillow warns from 89 megapixels and refuses from 179, and has no limit for one call; `check_size` stands in for it.
-    Threads may open pictures at once: the limit comes back when the last of them is done.
+    Pillow warns from 89 megapixels on and refuses from 179 on, and it takes no limit for a single call; `check_size`
+    enforces ours. Threads may open pictures at the same time: the limit comes back when the last of them is done.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,8 @@ class _PillowSettings:
     def __enter__(self) -> None:
         with self._lock:
             if self._num_open == 0:
-                Image.init()  # Image.open(formats=...) knows only loaded plugins; MPO comes through JPEG
+                # Image.open(formats=...) knows only the plugins that are loaded; MPO files come through JPEG.
+                Image.init()
                 self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             self._num_open += 1
 
@@ -49,6 +50,10 @@ pillow_settings = _PillowSettings()
 
 
 def open_with_pillow(data: bytes, max_pixels: int, least_side: int | None) -> tuple[Image.Image, int, int]:
+    """Return the upright RGB picture in a file's bytes, with its full width and height in pixels.
+
+    max_pixels, least_side: see `opening.open_picture`. Raises PhotoError, and the errors of Pillow's decoders.
+    """
     formats = list(PILLOW_FORMATS)
     if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS and b"avif" not in data[8:64]:
         _register_heic()
@@ -59,7 +64,7 @@ def open_with_pillow(data: bytes, max_pixels: int, least_side: int | None) -> tu
         if least_side is not None:
             picture.draft(None, (least_side, least_side))
         picture.load()
-        # after load: PNG may carry it behind the pixels, TIFF has turned
+        # The orientation is read after loading: in PNG it may follow the pixels, and Pillow has turned TIFF by then.
         orientation = read_orientation(picture)
         upright = turn_upright(_to_rgb(picture), orientation)
     return (upright, height, width) if orientation >= 5 else (upright, width, height)
@@ -74,6 +79,7 @@ def _register_heic() -> None:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise PhotoError for a picture of `max_pixels` pixels or more."""
     if width * height >= max_pixels:
         raise PhotoError(
             f"{width} x {height} pixels are {width * height / 1e6:.0f} megapixels: pictures from "
@@ -89,11 +95,14 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGB", picture.size, "white")
         white.paste(picture, mask=picture.getchannel("A"))
         return white
-    return picture.convert("RGB")  # a copy even of RGB: the file behind `picture` is about to close
+    # This copies an RGB picture as well, because the file behind `picture` is about to close.
+    return picture.convert("RGB")
 
 
 def _to_8_bits(picture: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits, or float in [0, 1] -> mode L; larger values make their maximum white."""
+    """Convert grey of 16 or 32 bits, or float grey in [0, 1], to mode L; where values are larger, the largest is
+    white.
+    """
     grey_HW = np.nan_to_num(np.asarray(picture).astype(np.float32), posinf=0, neginf=0)
     white = max(1.0 if picture.mode == "F" else 65535.0, float(grey_HW.max()))
     return Image.fromarray((grey_HW.clip(0) * (255 / white) + 0.5).astype(np.uint8))

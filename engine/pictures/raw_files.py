@@ -1,4 +1,4 @@
-"""Open a camera's RAW file: the preview that the camera stored where it is large enough, else the developed picture."""
+"""Open a camera's RAW file by the preview that the camera stored in it or, where that is small, by developing it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from engine.pictures.formats import PILLOW_FORMATS
 from engine.pictures.pillow_files import check_size, open_with_pillow, pillow_settings
 
 RAW_MISSING = "RAW pictures need an extra: pip install 'qseek[raw]'"
-RAW_FLIP_TO_ORIENTATION = {3: 3, 5: 8, 6: 6}  # LibRaw's libraw_image_sizes_t.flip
-LEAST_PREVIEW_SIDE = 480  # pixels; smaller previews of RAW files are thumbnails for the camera's screen
+RAW_FLIP_TO_ORIENTATION = {3: 3, 5: 8, 6: 6}  # The keys are values of libraw_image_sizes_t.flip of LibRaw.
+LEAST_PREVIEW_SIDE = 480  # In pixels; a smaller preview is a thumbnail for the camera's screen.
 
 
 def open_raw(data: bytes, max_pixels: int, least_side: int | None) -> tuple[Image.Image, int, int]:
-    """The camera's own preview where it is large enough, else the developed picture at half size."""
+    """Return the upright picture of a RAW file's bytes, with the full width and height of the photo in pixels.
+
+    The picture is the camera's own preview where that is large enough, else the RAW data developed at half size.
+    max_pixels, least_side: see `opening.open_picture`. Raises PhotoError, also when rawpy is not installed.
+    """
     try:
         import rawpy
     except ImportError:
@@ -29,12 +33,14 @@ def open_raw(data: bytes, max_pixels: int, least_side: int | None) -> tuple[Imag
         orientation = RAW_FLIP_TO_ORIENTATION.get(raw.sizes.flip, 1)
         picture = _raw_preview(raw, orientation, max_pixels, least_side)
         if picture is None or min(picture.size) < min(LEAST_PREVIEW_SIDE, width, height):
-            picture = Image.fromarray(raw.postprocess(half_size=True, use_camera_wb=True))  # upright
+            picture = Image.fromarray(
+                raw.postprocess(half_size=True, use_camera_wb=True)
+            )  # It comes out upright.
     return (picture, height, width) if orientation >= 5 else (picture, width, height)
 
 
 def _raw_preview(raw: Any, orientation: int, max_pixels: int, least_side: int | None) -> Image.Image | None:
-    """The picture that the camera put into the RAW file, upright; None when there is none."""
+    """Return the picture that the camera put into the RAW file, turned upright; None when there is none."""
     import rawpy
 
     try:

@@ -1,6 +1,6 @@
 """Squash a picture to the square that the image encoder reads.
 
-Indexing workers import this module: it needs numpy and Pillow only.
+The worker processes of indexing import this module, so it needs numpy and Pillow alone.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from PIL import Image
 
 
 def squash(picture: Image.Image, size: int) -> np.ndarray:
-    """An RGB picture squashed to a square by bicubic resampling, as BLIP-2's evaluation does (no crop).
+    """Squash an RGB picture of any size to a square by bicubic resampling, without a crop, as BLIP-2's evaluation does.
 
-    picture: mode RGB, any size. Returns uint8 (size, size, 3).
+    Returns uint8 (size, size, 3).
     """
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)

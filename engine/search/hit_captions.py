@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.models.caption_writers import CaptionWriter
+from engine.models.photo_captioners import PhotoCaptioner
 from engine.pictures.picture_batches import read_squares
 from engine.types import Caption, Failure, Hit, Photo, Results
 
@@ -32,7 +32,7 @@ def write_of(
 
 
 def with_captions(
-    results: Results, load: Callable[[], CaptionWriter], keeps: Callable[[Caption], bool] = lambda _: True
+    results: Results, load: Callable[[], PhotoCaptioner], keeps: Callable[[Caption], bool] = lambda _: True
 ) -> Results:
     """The same hits with a caption each; photos that cannot be read are added to `failures`.
 

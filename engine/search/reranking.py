@@ -15,7 +15,7 @@ import torch
 from engine.blip2.qformer import PhotoKeys
 from engine.errors import QueryError
 from engine.index.store import Store
-from engine.models.retrieval_model import PHOTOS_AT_ONCE, RetrievalModel
+from engine.models.retrieval_model import PHOTO_BATCH, RetrievalModel
 from engine.pictures.picture_batches import read_squares
 from engine.progress import Pace, Progress
 from engine.search.key_cache import KeyCache
@@ -65,11 +65,11 @@ class Reranking:
             if query_E is None or isinstance(keys_or_patches, torch.Tensor):
                 itc.append(np.zeros(len(rows), np.float32))
             else:
-                itc.append((self._model.photo_vectors(keys_or_patches) @ query_E).max(axis=1))
+                itc.append((self._model.compute_photo_vectors(keys_or_patches) @ query_E).max(axis=1))
         order = np.argsort(rows_read, kind="stable")
         return Matches(sorted(rows_read), np.concatenate(itc)[order], np.concatenate(logits)[order], failures)
 
-    def photo_keys(self, photo: Photo) -> PhotoKeys:
+    def compute_photo_keys(self, photo: Photo) -> PhotoKeys:
         """Return the keys and values of one photo. Raises QueryError with the reason when it cannot be read."""
         failures: list[Failure] = []
         for _, keys in self._read([photo], failures, fold=False):
@@ -86,14 +86,14 @@ class Reranking:
     ) -> Iterator[tuple[list[int], PhotoKeys | torch.Tensor]]:
         """Yield rows and their keys, or patches to `fold`: those held, those whose patches are kept, those read now."""
         held = [row for row, photo in enumerate(photos) if photo.digest in self._cache]
-        for rows in in_parts(held, PHOTOS_AT_ONCE):
+        for rows in in_parts(held, PHOTO_BATCH):
             yield rows, self._cache.take([photos[row].digest for row in rows])
         others = sorted(set(range(len(photos))) - set(held))
         for rows, patches in self._patches(photos, others, failures):
             if fold:
                 yield rows, patches
             else:
-                keys = self._model.photo_keys(patches)
+                keys = self._model.compute_photo_keys(patches)
                 self._cache.put([photos[row].digest for row in rows], keys)
                 yield rows, keys
 
@@ -102,12 +102,12 @@ class Reranking:
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Yield rows and their patches (B, P, V): those that are kept, then those of files read and encoded now."""
         missing: list[int] = []
-        for part in in_parts(rows, PHOTOS_AT_ONCE):
+        for part in in_parts(rows, PHOTO_BATCH):
             patches_of_rows = zip(part, self._stored_patches([photos[row] for row in part]), strict=True)
             stored = {row: patches for row, patches in patches_of_rows if patches is not None}
             missing += [row for row in part if row not in stored]
             if stored:
-                yield list(stored), self._model.patches_from_bytes(list(stored.values()), self._features)
+                yield list(stored), self._model.unpack_patches(list(stored.values()), self._features)
         yield from self._encoded_patches(photos, missing, failures)
 
     def _encoded_patches(

@@ -231,8 +231,8 @@ class Searcher:
     def _encode_file(self, path: Path) -> tuple[np.ndarray, PhotoKeys]:
         """A photo, indexed or not -> unit vectors (Q, E) float32, and its keys and values."""
         (photo,) = known_photos(self.store, [path])
-        keys = self.reranking.photo_keys(photo)
-        return self.model.photo_vectors(keys)[0], keys
+        keys = self.reranking.compute_photo_keys(photo)
+        return self.model.compute_photo_vectors(keys)[0], keys
 
     def _given_texts(self, photo_QE: np.ndarray, texts: list[str]) -> tuple[list[str], np.ndarray, list[str]]:
         """Return given texts, each once, and their ITC with a photo, best first; and notes."""

@@ -140,14 +140,14 @@ def time_reranking(
     import torch
     from reference_rerank import transformers_match
 
-    keys = model.photo_keys(patches)
+    keys = model.compute_photo_keys(patches)
 
     def by_transformers(text: str) -> np.ndarray:
         with torch.inference_mode():
             return transformers_match(theirs, model, text, patches).cpu().numpy()
 
     def by_keys(text: str) -> np.ndarray:
-        parts = [model.match(model.photo_keys(part), [text]) for part in patches.split(64)]
+        parts = [model.match(model.compute_photo_keys(part), [text]) for part in patches.split(64)]
         return np.concatenate(parts)
 
     import numpy as np

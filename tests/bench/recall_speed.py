@@ -178,7 +178,7 @@ def _share_of_peak(
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as of_keys:
-        keys = model.photo_keys(patches_1PV)
+        keys = model.compute_photo_keys(patches_1PV)
     start = model.start_texts(texts)
     with FlopCounterMode(display=False) as of_pairs:
         model.match(keys, start)

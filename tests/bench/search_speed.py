@@ -197,13 +197,11 @@ def time_rerank(
     for number in range(rounds + 1):
         for text, query in zip(TEXTS, real.queries, strict=True):
             kept = [row for row in store.features(brute.best(query, K)[0]) if row is not None]
-            patches, patches32 = (
-                one.patches_from_bytes(kept, store.manifest.features) for one in (model, fp32)
-            )
+            patches, patches32 = (one.unpack_patches(kept, store.manifest.features) for one in (model, fp32))
             started = time.perf_counter()
-            ours = model.match(patches if model.folding_pays else model.photo_keys(patches), [text])
+            ours = model.match(patches if model.folding_pays else model.compute_photo_keys(patches), [text])
             middle = time.perf_counter()
-            ours32 = fp32.match(fp32.photo_keys(patches32), [text])
+            ours32 = fp32.match(fp32.compute_photo_keys(patches32), [text])
             later = time.perf_counter()
             with torch.inference_mode():
                 theirs = reference_match(fp32, text, patches32).cpu().numpy()

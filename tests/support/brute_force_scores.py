@@ -34,7 +34,9 @@ def picture(path: Path) -> np.ndarray:
 
 def match_logits(model: RetrievalModel, path: Path, text: str) -> np.ndarray:
     ids, mask, _ = model.tokenizer([text])
-    return model.net.match(model.photo_keys(model.encode_patches(picture(path)[None])), ids, mask).numpy()[0]
+    return model.net.match(
+        model.compute_photo_keys(model.encode_patches(picture(path)[None])), ids, mask
+    ).numpy()[0]
 
 
 def fresh_itc(model: RetrievalModel, path: Path, text: str) -> float:

@@ -16,7 +16,7 @@ def unit(values: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values, axis=-1, keepdims=True)
 
 
-def photo_vectors(count: int, seed: int = 0, own: float = 0.7) -> np.ndarray:
+def compute_photo_vectors(count: int, seed: int = 0, own: float = 0.7) -> np.ndarray:
     """(N, S, E) float16 unit vectors: a part of the photo, a part of the slot, and `own` of neither."""
     rng = np.random.default_rng(seed)
     photo = rng.standard_normal((count, 1, E))

@@ -19,7 +19,7 @@ PICTURES = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=n
 
 
 def digest(folder: Path) -> str:
-    return hub.digest_of(read_folder(folder).files)
+    return hub.compute_digest(read_folder(folder).files)
 
 
 def load(folder: Path) -> retrieval_model.RetrievalModel:

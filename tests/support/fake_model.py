@@ -157,18 +157,22 @@ class FakeWriter:
     answers: bool = True
     pictures: int = 0
 
-    def caption(self, pictures_BHWC: np.ndarray, prompt: str | None = None, how: object = None) -> list[str]:
+    def caption(
+        self, pictures_BHWC: np.ndarray, prompt: str | None = None, options: object = None
+    ) -> list[str]:
         self.pictures += len(pictures_BHWC)
         means = [_unit(one.reshape(-1, E).mean(axis=0)) for one in pictures_BHWC]
         return [f"a {max(COLOURS, key=lambda name: mean @ colour_vector(name))} thing" for mean in means]
 
-    def answer(self, pictures_BHWC: np.ndarray, questions: Sequence[str], how: object = None) -> list[str]:
+    def answer(
+        self, pictures_BHWC: np.ndarray, questions: Sequence[str], options: object = None
+    ) -> list[str]:
         (colour,) = self.caption(pictures_BHWC)
         return [f"{colour}, {questions[0].split()[-1]}"]
 
 
 def load_fake_writer(name: str | None, searching: object = None) -> FakeWriter:
-    """In the place of `ui.session.load_writer`."""
+    """In the place of `ui.session.load_photo_captioner`."""
     if name not in (None, "painter", "sketcher"):
         raise QueryError(f"there is no model {name}")
     return FakeWriter(*(("sketcher", "d2" * 16) if name == "sketcher" else ()))
@@ -179,7 +183,7 @@ def fake_writer_of(given: str | None, store: Store, searching: str) -> tuple[str
     return given or "painter", given != "mute"
 
 
-def digest_of(path: Path) -> str:
+def compute_digest(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 

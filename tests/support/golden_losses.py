@@ -99,7 +99,7 @@ def losses_of(name: str, folder: Path) -> dict[str, list[float]]:
     torch.set_num_threads(1)
     try:
         with mock.patch(
-            "training.batches.encoded_views.fast_dtype", lambda device: torch.float32
+            "training.batches.encoded_views.choose_fast_dtype", lambda device: torch.float32
         ):  # alike on every processor
             RUNS[name](folder, output)
     finally:

@@ -29,7 +29,7 @@ def compute() -> dict[str, np.ndarray]:
     model.load_state_dict({name: weight(name, value.shape, 0.12, 0.1) for name, value in state.items()})
     model.temperature.fill_(0.07)
     patches = model.encode_patches(normal(11, (3, 3, 56, 56)))
-    keys = model.photo_keys(patches)
+    keys = model.compute_photo_keys(patches)
     mask = IDS != 0
     negatives = torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1])
     losses = stage1_losses(model, patches, IDS, mask, dec_id=30522, negatives=negatives)

@@ -11,7 +11,7 @@ import pytest
 from fake_model import FakeModel, FakeSearcher, FakeWriter, load_fake, load_fake_writer, make_fake_searcher
 from tiny import tiny_model
 
-from engine.models.caption_writers import CaptionWriter
+from engine.models.photo_captioners import PhotoCaptioner
 from engine.models.retrieval_model import RetrievalModel
 from engine.search.searcher import Searcher
 from ui import session
@@ -57,9 +57,9 @@ def test_the_model_has_what_it_stands_in_for(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["caption", "answer"])
 def test_the_writer_is_asked_in_the_same_way(method: str) -> None:
-    assert parameters(getattr(FakeWriter, method)) == parameters(getattr(CaptionWriter, method))
+    assert parameters(getattr(FakeWriter, method)) == parameters(getattr(PhotoCaptioner, method))
 
 
 def test_models_are_loaded_in_the_same_way() -> None:
     assert parameters(load_fake) == parameters(session.load_model)
-    assert parameters(load_fake_writer) == parameters(session.load_writer)
+    assert parameters(load_fake_writer) == parameters(session.load_photo_captioner)

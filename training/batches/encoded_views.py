@@ -22,7 +22,7 @@ from engine.blip2.retriever import Retriever
 from engine.blip2.vision import VisionEncoder, folded, network_parts
 from engine.datasets.captioned_pictures import CaptionedPicture, compute_data_digest
 from engine.errors import DataError
-from engine.models.devices import fast_dtype
+from engine.models.devices import choose_fast_dtype
 from training.batches.batch_source import Batch
 from training.batches.sample_order import batch_of
 from training.distributed.world import world
@@ -98,7 +98,7 @@ def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: Views
 
     Crops are squares of `smallest_crop` to 1 of the side, half of them mirrored; drawn from the seed.
     """
-    dtype = fast_dtype(net.vision.device)
+    dtype = choose_fast_dtype(net.vision.device)
     vision = folded(net.vision.eval())  # frozen: batch norms neither learn nor see the batch
     if vision is net.vision:
         vision = copy.deepcopy(vision)  # net's keeps its precision

@@ -86,7 +86,7 @@ class Candidates:
         self, samples: Sequence[CaptionedPicture], pictures: Sequence[Image.Image], seed: int
     ) -> list[list[Caption]]:
         """Of each photo, best first; equal ones once, as the photo's own where it has them. seed: of this batch."""
-        keys = self.matcher.photo_keys(self.matcher.encode_patches(_squashed(pictures, self.matcher)))
+        keys = self.matcher.compute_photo_keys(self.matcher.encode_patches(_squashed(pictures, self.matcher)))
         drawn = self._drawn(pictures, keys, seed)
         candidates = []
         for own, texts in zip(self._own(samples, pictures), drawn, strict=True):
@@ -122,7 +122,7 @@ class Candidates:
             texts = captioner.generate(_squashed(pictures, captioner), [config.prompt], how)
             return [texts[n : n + config.per_photo] for n in range(0, len(texts), config.per_photo)]
         if captioner is not self.matcher:
-            keys = captioner.photo_keys(captioner.encode_patches(_squashed(pictures, captioner)))
+            keys = captioner.compute_photo_keys(captioner.encode_patches(_squashed(pictures, captioner)))
         return captioner.draw_captions(
             keys, config.per_photo, torch.Generator().manual_seed(seed), top_p=config.top_p,
             temperature=config.temperature, min_length=config.min_tokens + 1, max_length=config.max_tokens + 1,
@@ -135,7 +135,7 @@ class Candidates:
             return [[] for _ in candidates]
         model = self.matcher
         vectors_NE, _ = model.encode_texts(texts)
-        photos_BQE = model.photo_vectors(keys)
+        photos_BQE = model.compute_photo_vectors(keys)
         start = model.start_texts(texts) if model.config.match_ready else None
         scored, first = [], 0
         for number, captions in enumerate(candidates):

@@ -17,7 +17,7 @@ from torch import Tensor
 from engine.blip2.config import mini
 from engine.blip2.pixels import to_pixels
 from engine.errors import DataError
-from engine.models.hub import digest_of
+from engine.models.hub import compute_digest
 from engine.pictures.squares import squash
 from training.stages.teacher import TEACHER, load_teacher
 
@@ -62,7 +62,7 @@ class Labeller:
         if not (folder / NAMES).is_file():
             raise DataError(f"No names of classes at {folder / NAMES}; the teacher's folder holds them.")
         self.names = (folder / NAMES).read_text(encoding="utf-8").splitlines()
-        self.digest = digest_of([folder / TEACHER, folder / NAMES])
+        self.digest = compute_digest([folder / TEACHER, folder / NAMES])
         with np.load(folder / TEACHER) as stored:
             last = max(int(name[4:].split(".")[0]) for name in stored)
             weight, bias = (torch.from_numpy(stored[f"conv{last}.{part}"]) for part in ("weight", "bias"))

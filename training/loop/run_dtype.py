@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from engine.errors import TrainingError
-from engine.models.devices import DTYPES, dtype_name, fast_dtype, resolve_dtype
+from engine.models.devices import DTYPES, choose_fast_dtype, get_dtype_name, resolve_dtype
 from training.distributed.world import device_of_process
 from training.loop.optimizer import OptimConfig
 
@@ -41,7 +41,7 @@ def _resolved(value: Any, device: torch.device) -> Any:
 
 def _dtype_of(config: OptimConfig, device: torch.device) -> str:
     try:
-        return dtype_name(resolve_dtype(config.dtype, device))
+        return get_dtype_name(resolve_dtype(config.dtype, device))
     except ValueError:
         raise TrainingError(
             f"optim.dtype is {config.dtype!r}; it must be one of auto, {', '.join(DTYPES)}."
@@ -53,12 +53,12 @@ def fast_autocast(device: torch.device) -> torch.autocast:
 
     Elsewhere everything in it stays as it is: float32 is read and float32 comes out.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast_dtype(device) == torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=choose_fast_dtype(device) == torch.bfloat16)
 
 
 def advice_on_dtype(then: str, device: torch.device) -> str:
     """Return what to do with a checkpoint that was made in another dtype than the run would go on in."""
     advice = f"go on with them (--set optim.dtype={then})"
-    if DTYPES.get(then) == torch.bfloat16 and fast_dtype(device) != torch.bfloat16:
+    if DTYPES.get(then) == torch.bfloat16 and choose_fast_dtype(device) != torch.bfloat16:
         advice += ", which is about 30 times as slow on this machine, since it has no bfloat16 in hardware"
     return advice

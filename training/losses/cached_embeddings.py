@@ -125,7 +125,7 @@ def _contrasted(
     through: nn.Module, batch: Inputs, features: Tensor, rows: list[Tensor], label_smoothing: float
 ) -> tuple[Contrast, _Pulls]:
     def embed(net: Retriever, some: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        keys = net.photo_keys(normed(net, features[some]))
+        keys = net.compute_photo_keys(normed(net, features[some]))
         photos = net.encode_photos(keys)
         return photos, net.encode_texts(batch.ids[some], batch.mask[some]), net.temperature.float().clone()
 
@@ -164,12 +164,12 @@ def _chunk_losses(
     batch, rows = part.batch, part.rows
     count, size = len(rows), len(batch.ids)
     ids, mask = batch.ids[rows], batch.mask[rows]
-    own = net.photo_keys(normed(net, pool[0][rows]))
+    own = net.compute_photo_keys(normed(net, pool[0][rows]))
     hidden, past = net.qformer.read_photos(own)
     photos, texts = net.project_photos(hidden), net.encode_texts(ids, mask)
     pulled = (photos * pulls.photos[rows]).sum() + (texts * pulls.texts[rows]).sum()
     pulled = pulled + net.temperature * pulls.temperature / part.num_chunks
-    wrong = net.photo_keys(normed(net, torch.cat(pool)[part.photos_for_texts]))
+    wrong = net.compute_photo_keys(normed(net, torch.cat(pool)[part.photos_for_texts]))
     keys = [(torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in zip(own, wrong, strict=True)]
     first = torch.arange(count, device=ids.device)
     fitting = rows + world().rank * size

@@ -75,7 +75,7 @@ def stage1_losses(
     the same ones are drawn however the batch is shared; fresh ones when not given. Raises TrainingError for a batch of
     one photo in all.
     """
-    keys = model.photo_keys(patches_BPV)
+    keys = model.compute_photo_keys(patches_BPV)
     hidden, past = model.qformer.read_photos(keys, queries)
     photos, texts = model.project_photos(hidden), model.encode_texts(ids_BT, mask_BT)
     contrast = contrasted(
@@ -87,7 +87,7 @@ def stage1_losses(
     if world().size > 1:
         keys = [
             (torch.cat([own_k, k]), torch.cat([own_v, v]))
-            for (own_k, own_v), (k, v) in zip(keys, model.photo_keys(fetched_FPV), strict=True)
+            for (own_k, own_v), (k, v) in zip(keys, model.compute_photo_keys(fetched_FPV), strict=True)
         ]
     own = torch.arange(len(ids_BT), device=ids_BT.device)
     own_texts = own + world().rank * len(ids_BT)
@@ -107,7 +107,7 @@ def itc_alone(
     queries: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The contrastive loss of `stage1_losses` without the passes of the other two."""
-    hidden, _ = model.qformer.read_photos(model.photo_keys(patches_BPV), queries)
+    hidden, _ = model.qformer.read_photos(model.compute_photo_keys(patches_BPV), queries)
     photos, texts = model.project_photos(hidden), model.encode_texts(ids_BT, mask_BT)
     return contrasted(photos, texts, model.temperature, label_smoothing=label_smoothing).loss
 

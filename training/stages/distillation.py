@@ -27,7 +27,7 @@ from engine.blip2.vision import EncoderPart, VisionEncoder, network_parts
 from engine.datasets.picture_reading import load_pictures
 from engine.datasets.tar_shards import find_shards, read_shards
 from engine.errors import DataError
-from engine.models.devices import fast_dtype
+from engine.models.devices import choose_fast_dtype
 from training.distributed.world import device_of_process
 from training.loop.optimizer import OptimConfig
 from training.loop.run_checkpoint import CHECKPOINT
@@ -149,7 +149,7 @@ class DistillTask:
             windows = inputs[chosen][:, top : top + crop, left : left + crop]
             windows = windows.flip(2) if flip else windows
             if self.phase.first:
-                return windows.to(self.device, fast_dtype(self.device)).permute(0, 3, 1, 2)
+                return windows.to(self.device, choose_fast_dtype(self.device)).permute(0, 3, 1, 2)
             return to_pixels(windows.numpy(), self.vision.mean, self.vision.std, self.device)
 
         own = cut(self.inputs)

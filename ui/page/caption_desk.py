@@ -10,7 +10,7 @@ from engine.errors import PhotoError, QseekError
 from engine.types import Failure, Photo
 
 if TYPE_CHECKING:
-    from engine.models.caption_writers import CaptionWriter
+    from engine.models.photo_captioners import PhotoCaptioner
 
 AT_ONCE = 4  # photos: a question that comes meanwhile shares the processor with so many at most
 MOST_WANTED = 200
@@ -23,9 +23,9 @@ class CaptionDesk:
     load: gives what writes, called when the first photo comes. error: why there will be no more, in words.
     """
 
-    def __init__(self, load: Callable[[], CaptionWriter]):
+    def __init__(self, load: Callable[[], PhotoCaptioner]):
         self._load = load
-        self._writer: CaptionWriter | None = None
+        self._writer: PhotoCaptioner | None = None
         self._writing = threading.Lock()  # held while the writer is loaded and while it writes
         self._changed = threading.Condition()
         self._wanted: list[Photo] = []
@@ -60,7 +60,7 @@ class CaptionDesk:
             raise PhotoError(text.reason)
         return text
 
-    def _loaded(self) -> CaptionWriter:
+    def _loaded(self) -> PhotoCaptioner:
         if self._writer is None:
             self._writer = self._load()
         return self._writer

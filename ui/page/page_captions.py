@@ -47,7 +47,7 @@ class Captions:
 def caption_desk(model: str, writer: str) -> CaptionDesk:
     """Keep one desk for each captioner beside a searching model, which it does not load again."""
     searching = load_model(model)
-    return CaptionDesk(lambda: session.load_writer(writer, searching))
+    return CaptionDesk(lambda: session.load_photo_captioner(writer, searching))
 
 
 def captions_of(store: Store, model: str, shown: bool) -> Captions | None:

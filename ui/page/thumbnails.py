@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from engine.atomic import replace_file
 from engine.errors import PhotoError
-from engine.pictures.opening import VANISHED, first_readable, open_picture
+from engine.pictures.opening import VANISHED, open_picture, read_first_readable
 from engine.types import Failure, Photo
 
 SIDE = 400  # pixels; a tile is about 200 wide, on a screen of two pixels a point
@@ -53,7 +53,7 @@ def _first_readable(photo: Photo, least_side: int) -> Image.Image:
     """Open the photo at the first of its places where it can be read. Raises PhotoError."""
     if not photo.paths:
         raise PhotoError(VANISHED)
-    picture = first_readable(photo.paths, lambda path: open_picture(path, least_side=least_side))
+    picture = read_first_readable(photo.paths, lambda path: open_picture(path, least_side=least_side))
     if isinstance(picture, Failure):
         raise PhotoError(picture.reason)
     return picture

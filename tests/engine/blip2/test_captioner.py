@@ -103,7 +103,7 @@ def test_sampling_is_a_function_of_the_seed(opt: CaptionModel) -> None:
 def test_several_texts_of_each_photo(opt: CaptionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a photo after each other, its picture read once; certain ones are the greedy one."""
     photos, reads = pictures(20), []
-    keys = opt.net.qformer.photo_keys
+    keys = opt.net.qformer.compute_photo_keys
     monkeypatch.setattr(
         opt.net.qformer, "photo_keys", lambda patches: reads.append(len(patches)) or keys(patches)
     )

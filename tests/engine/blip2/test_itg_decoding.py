@@ -27,7 +27,7 @@ def small() -> tuple[Retriever, list[tuple[torch.Tensor, torch.Tensor]]]:
     for name, value in net.named_parameters():
         if value.ndim > 1 and "vision" not in name:
             value.mul_(12)  # texts that depend on the photo and on what was written
-    return net, net.photo_keys(torch.randn(3, 4, 64))
+    return net, net.compute_photo_keys(torch.randn(3, 4, 64))
 
 
 def log_prob(

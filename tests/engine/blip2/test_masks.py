@@ -117,7 +117,7 @@ def near(got: Tensor, want: Tensor) -> None:
 def test_itc_is_the_unimodal_pass(net: Retriever, patches: Tensor) -> None:
     ids, mask = tokens()
     queries, text = joint_pass(net, patches, ids, unimodal_mask(mask, 8))
-    near(net.qformer.read_photos(net.photo_keys(patches))[0], queries)
+    near(net.qformer.read_photos(net.compute_photo_keys(patches))[0], queries)
     near(net.qformer.read_texts(ids, mask)[mask], text[mask])
     near(net.qformer.read_texts(ids, mask, first_only=True), text[:, :1])
 
@@ -125,7 +125,7 @@ def test_itc_is_the_unimodal_pass(net: Retriever, patches: Tensor) -> None:
 def test_itg_is_the_multimodal_causal_pass(net: Retriever, patches: Tensor) -> None:
     ids, mask = tokens()
     queries, text = joint_pass(net, patches, ids, multimodal_causal_mask(mask, 8))
-    seen, past = net.qformer.read_photos(net.photo_keys(patches))
+    seen, past = net.qformer.read_photos(net.compute_photo_keys(patches))
     near(seen, queries)
     near(net.qformer.write_texts(past, ids, mask)[mask], text[mask])
 
@@ -133,16 +133,16 @@ def test_itg_is_the_multimodal_causal_pass(net: Retriever, patches: Tensor) -> N
 def test_itm_is_the_bidirectional_pass(net: Retriever, patches: Tensor) -> None:
     ids, mask = tokens()
     queries, text = joint_pass(net, patches, ids, masks.bidirectional_mask(mask, 8))
-    hidden = net.qformer.read_pairs(net.photo_keys(patches), ids, mask)
+    hidden = net.qformer.read_pairs(net.compute_photo_keys(patches), ids, mask)
     near(hidden[:, :8], queries)
     near(hidden[:, 8:][mask], text[mask])
-    near(net.qformer.read_pairs(net.photo_keys(patches), ids, mask, queries_only=True), queries)
+    near(net.qformer.read_pairs(net.compute_photo_keys(patches), ids, mask, queries_only=True), queries)
 
 
 def test_one_photo_or_one_text_serves_all_of_the_others(net: Retriever, patches: Tensor) -> None:
     """What is computed once (the texts' start, one photo's keys) changes nothing of any pair."""
     ids, mask = tokens()
-    keys, start = net.photo_keys(patches), net.qformer.start_texts(ids, mask)
+    keys, start = net.compute_photo_keys(patches), net.qformer.start_texts(ids, mask)
     for photo in range(len(patches)):
         one = [(k[photo : photo + 1], v[photo : photo + 1]) for k, v in keys]
         many = [(k.expand(len(ids), -1, -1, -1), v.expand(len(ids), -1, -1, -1)) for k, v in one]

@@ -88,7 +88,7 @@ def test_clip_encoder() -> None:
 def test_itc(scale: str) -> None:
     _, want = load_golden(f"b_itc_{scale}")
     model = small_model(scale)
-    keys = model.photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))))
+    keys = model.compute_photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))))
     ids, mask = want["input_ids"], want["attention_mask"].bool()
     close(model.qformer.read_photos(keys)[0], want["query_hidden"])
     photos = model.encode_photos(keys)
@@ -111,7 +111,7 @@ def test_itm(scale: str) -> None:
     photo, text = want["pairs"].T
     patches = model.encode_patches(normal(201, (4, 3, 56, 56)))
     ids, mask = want["input_ids"][text], want["attention_mask"][text].bool()
-    keys = [(k[photo], v[photo]) for k, v in model.photo_keys(patches)]
+    keys = [(k[photo], v[photo]) for k, v in model.compute_photo_keys(patches)]
     logits = model.match(keys, ids, mask)
     close(logits, want["logits"])
     close(logits[:, 1], want["compute_itm"])
@@ -127,7 +127,7 @@ def test_itm(scale: str) -> None:
 def test_itg(scale: str) -> None:
     _, want = load_golden(f"d_itg_{scale}")
     model = small_model(scale)
-    keys = model.photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))))
+    keys = model.compute_photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))))
     _, past = model.qformer.read_photos(keys)
     for layer in (0, 3):
         close(past[layer][0], want[f"past_{layer}_key"])
@@ -145,7 +145,7 @@ def test_itg_generation(scale: str) -> None:
     """Greedy ids are equal, and so are beam search's (transformers 4.33 made them)."""
     info, want = load_golden(f"d_itg_{scale}")
     model = small_model(scale)
-    keys = model.photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))[:2]))
+    keys = model.compute_photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))[:2]))
     for name, how in info["generation"].items():
         got = search_captions(
             model, keys, dec_id=how["bos"], sep_id=how["eos"], pad_id=how["pad"],
@@ -158,7 +158,7 @@ def test_itg_generation(scale: str) -> None:
 def test_feature_extraction(scale: str) -> None:
     _, want = load_golden(f"f_features_{scale}")
     model = small_model(scale)
-    keys = model.photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))))
+    keys = model.compute_photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))))
     ids, mask = want["input_ids"], want["attention_mask"].bool()
     close(model.qformer.read_photos(keys)[0], want["image_embeds"])
     close(model.encode_photos(keys), want["image_embeds_proj"])

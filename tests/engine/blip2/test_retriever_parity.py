@@ -34,7 +34,7 @@ def test_itc_scores(pair: Pair, batch: int) -> None:
     want = theirs(pixel_values=pixels, input_ids=ids, attention_mask=mask.long())
     patches = ours.encode_patches(pixels)
     close(patches, want.vision_model_output.last_hidden_state)
-    photos, texts = ours.encode_photos(ours.photo_keys(patches)), ours.encode_texts(ids, mask)
+    photos, texts = ours.encode_photos(ours.compute_photo_keys(patches)), ours.encode_texts(ids, mask)
     close(photos, want.image_embeds)
     close(texts, want.text_embeds)
     close(itc_scores(photos, texts), want.logits_per_image)
@@ -46,7 +46,7 @@ def test_itc_scores(pair: Pair, batch: int) -> None:
 def test_itm_logits(pair: Pair, batch: int) -> None:
     theirs, ours = pair
     pixels, ids, mask = asked(batch)
-    keys = ours.photo_keys(ours.encode_patches(pixels))
+    keys = ours.compute_photo_keys(ours.encode_patches(pixels))
     for turn in range(batch):  # every photo with every text
         texts = torch.arange(batch).roll(turn)
         want = theirs(
@@ -63,7 +63,7 @@ def test_padding_changes_nothing(pair: Pair) -> None:
     """A text alone, and the same text padded beside a longer one."""
     _, ours = pair
     pixels, ids, mask = asked(3)
-    keys = ours.photo_keys(ours.encode_patches(pixels))
+    keys = ours.compute_photo_keys(ours.encode_patches(pixels))
     together, vectors = ours.match(keys, ids, mask), ours.encode_texts(ids, mask)
     for row in range(3):
         length = int(mask[row].sum())

@@ -76,7 +76,7 @@ def test_our_folder_goes_to_transformers(tmp_path: Path) -> None:
     with torch.no_grad():
         itc = theirs.eval()(**asking).logits_per_image
         itm = theirs(**asking, use_image_text_matching_head=True).logits_per_image
-    keys = net.photo_keys(net.encode_patches(pixels))
+    keys = net.compute_photo_keys(net.encode_patches(pixels))
     torch.testing.assert_close(
         itc_scores(net.encode_photos(keys), net.encode_texts(ids, mask)), itc, atol=1e-4, rtol=0
     )

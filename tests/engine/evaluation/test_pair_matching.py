@@ -49,6 +49,6 @@ def test_each_pair_is_read_once_and_counted(
     again.match_photos(model, [0, 1, 2])
     for pair, logit in zip(PAIRS, again.logits, strict=True):
         monkeypatch.undo()
-        keys = model.photo_keys(cache.read_patches(int(pair) // 5))
+        keys = model.compute_photo_keys(cache.read_patches(int(pair) // 5))
         alone = model.config.match_weight * model.match(keys, [CAPTIONS[pair % 5]])[0, 1]
         assert logit == pytest.approx(alone, abs=1e-4)

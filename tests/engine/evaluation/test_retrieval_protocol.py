@@ -38,7 +38,7 @@ def scores(model: RetrievalModel) -> tuple[np.ndarray, np.ndarray]:
         patches = model.encode_patches(picture[None])
         for column, text in enumerate(TEXTS):
             itc[row, column] = (model.encode_photos(patches)[0] @ model.encode_texts([text])[0][0]).max()
-            itm[row, column] = model.match(model.photo_keys(patches), [text])[0, 1]
+            itm[row, column] = model.match(model.compute_photo_keys(patches), [text])[0, 1]
     return itc, itm
 
 
@@ -120,7 +120,7 @@ def test_small_blocks_change_nothing(run: Callable[..., Evaluation], monkeypatch
     monkeypatch.setattr(
         retrieval_protocol, "_split_memory", lambda *_: retrieval_protocol._Budget(score_rows=5, texts=4)
     )
-    monkeypatch.setattr(retrieval_protocol, "PHOTOS_AT_ONCE", 5)
+    monkeypatch.setattr(retrieval_protocol, "PHOTO_BATCH", 5)
     same(run(k=5), want)
 
 
@@ -136,7 +136,7 @@ def test_a_stopped_run_goes_on(
     run: Callable[..., Evaluation], model: RetrievalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want, folder, calls = run(k=5), tmp_path / "kept", []
-    monkeypatch.setattr(retrieval_protocol, "PHOTOS_AT_ONCE", 4)
+    monkeypatch.setattr(retrieval_protocol, "PHOTO_BATCH", 4)
 
     def stopping(start: int, stop: int) -> list[np.ndarray | None]:
         calls.append(start)

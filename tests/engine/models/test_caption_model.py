@@ -1,4 +1,4 @@
-"""Photos and prompts to texts through the loaded model: what is read how often, and what is refused."""
+"""A loaded caption model reads each photo and prompt once, writes texts in the right order, and refuses bad prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_pictures_are_read_once_whatever_the_beams(
     model: CaptionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = {"vision": 0, "qformer": 0}
-    encode, keys = model.net.encode_patches, model.net.qformer.photo_keys
+    encode, keys = model.net.encode_patches, model.net.qformer.compute_photo_keys
 
     def count_pictures(pixels: torch.Tensor) -> torch.Tensor:
         seen["vision"] += len(pixels)
@@ -65,7 +65,7 @@ def test_captions_and_answers(model: CaptionModel, monkeypatch: pytest.MonkeyPat
     asked: list[str] = []
     generate = model.generate
 
-    def watch(photos: np.ndarray, prompts: list[str], how: GenerationOptions) -> list[str]:
+    def watch(photos: np.ndarray, prompts: list[str], options: GenerationOptions) -> list[str]:
         asked.extend(prompts)
         return generate(photos, [prompts[0][:8]] * len(prompts), SHORT)
 

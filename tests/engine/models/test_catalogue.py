@@ -1,4 +1,4 @@
-"""Models are found by name and by folder, and listed."""
+"""Models are listed, and found by their name and by their folder."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def test_the_list_holds_what_can_be_loaded(
     shutil.copytree(folder, own_models / "zebra")
     shutil.copytree(folder, catalogue.BUNDLED / "lynx")
     with caplog.at_level(logging.WARNING):
-        found = list_models()
-    assert [info.name for info in found] == ["lynx", "zebra"]
+        models = list_models()
+    assert [info.name for info in models] == ["lynx", "zebra"]
     assert len(caplog.records) == sum(path.name.startswith("broken") for path in own_models.iterdir()) > 8
     assert "broken0 is left out" in caplog.text and "has no model.safetensors" in caplog.text
-    info = found[1]
+    info = models[1]
     model = load(info.folder)
     assert info.num_parameters == sum(tensor.numel() for tensor in model.net.state_dict().values())
     assert info.num_bytes == (folder / "model.safetensors").stat().st_size
@@ -90,7 +90,7 @@ def test_the_list_holds_what_can_be_loaded(
 
 
 def test_a_shared_encoder_is_not_counted() -> None:
-    """The bundled captioner needs mini's encoder beside its own weights; the list says so and counts its own."""
+    """The bundled captioner shares mini's encoder; the list names mini and counts the captioner's own weights alone."""
     bundled = Path(catalogue.__file__).parent / "bundled"
     info = check_model("mini-captioner", bundled / "mini-captioner")
     files = sorted((bundled / "mini-captioner").rglob("*.safetensors"))

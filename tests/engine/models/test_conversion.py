@@ -1,4 +1,4 @@
-"""Checkpoints are written in another layout, and what a .pth file lacks is taken from beside it."""
+"""Checkpoints are written in another layout, and the parts that a .pth file lacks are taken from files beside it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from engine.models.conversion import LavisParts, convert_captioner, convert_retr
 
 
 def test_a_lavis_retriever_becomes_a_qseek_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the given vocabulary, else with BERT's from the Hugging Face cache."""
+    """The folder has the given vocabulary, else BERT's from the Hugging Face cache."""
     net = random_net(EVA)
     path, encoder = write_lavis_retriever(tmp_path, net)
     words = tmp_path / "words.json"
     tiny_tokenizer().save(str(words))
     assert not is_captioner(path, LavisParts(encoder, words))
-    monkeypatch.setattr(conversion, "bert_vocabulary", lambda: pytest.fail("a vocabulary was given"))
+    monkeypatch.setattr(conversion, "load_bert_vocabulary", lambda: pytest.fail("a vocabulary was given"))
     opened = convert_retriever(
         path, tmp_path / "out", "qseek", torch.float32, LavisParts(encoder, words, image_size=84)
     )
     assert opened.config.vision.image_size == 84
-    monkeypatch.setattr(conversion, "bert_vocabulary", lambda: words)
+    monkeypatch.setattr(conversion, "load_bert_vocabulary", lambda: words)
     convert_retriever(path, tmp_path / "as it is", "qseek", torch.float32, LavisParts(encoder))
-    got, want = load_net(tmp_path / "as it is")[0].state_dict(), net.state_dict()
-    assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
+    actual, want = load_net(tmp_path / "as it is")[0].state_dict(), net.state_dict()
+    assert actual.keys() == want.keys() and all(torch.equal(actual[name], want[name]) for name in want)
 
 
 def test_without_a_vocabulary_and_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,7 @@ def test_without_a_vocabulary_and_without_a_network(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     with pytest.raises(
-        CheckpointError, match=r"could not be downloaded. Give its vocab.txt with --vocabulary"
+        CheckpointError, match=r"could not be downloaded: give its vocab.txt with --vocabulary"
     ):
         convert_retriever(path, tmp_path / "out", "qseek", torch.float32, LavisParts(encoder))
     assert not (tmp_path / "out").exists()
@@ -56,10 +56,10 @@ def test_a_lavis_captioner_becomes_a_folder(tmp_path: Path, layout: conversion.L
     parts = LavisParts(encoder, language=save_language("opt", tmp_path / "language"))
     assert is_captioner(path, parts) and not is_captioner(path, LavisParts(encoder))
     convert_captioner(path, tmp_path / "out", layout, torch.float32, parts)
-    got = make_captioner(read_captioner(tmp_path / "out"), tmp_path / "out", torch.float32).state_dict()
+    actual = make_captioner(read_captioner(tmp_path / "out"), tmp_path / "out", torch.float32).state_dict()
     want = net.state_dict()
     name = "qformer.queries"
-    assert torch.equal(got[name], want[name]) and got.keys() == want.keys()
+    assert torch.equal(actual[name], want[name]) and actual.keys() == want.keys()
 
 
 def test_which_folders_are_captioners(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which dtype "auto" stands for: bfloat16 where the hardware computes it, and nowhere else."""
+"""The dtype "auto" stands for bfloat16 where the hardware computes it, and for float32 everywhere else."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from engine.models import devices
-from engine.models.devices import DTYPES, choose_device, dtype_name, resolve_dtype
+from engine.models.devices import DTYPES, choose_device, get_dtype_name, resolve_dtype
 
 
 def test_a_named_dtype_is_taken_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "fast_dtype", lambda device: pytest.fail("nobody asked for auto"))
+    monkeypatch.setattr(devices, "choose_fast_dtype", lambda device: pytest.fail("nobody asked for auto"))
     for device in ("cpu", "cuda", torch.device("cuda", 1)):
         assert resolve_dtype("float32", device) is torch.float32
         assert resolve_dtype("bfloat16", device) is torch.bfloat16
-    assert [dtype_name(dtype) for dtype in DTYPES.values()] == list(DTYPES)
+    assert [get_dtype_name(dtype) for dtype in DTYPES.values()] == list(DTYPES)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_auto_on_a_processor(
 
 
 def test_auto_asks_the_named_gpu_and_does_not_count_emulation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which GPU computes bfloat16 is asked of the current one: GPU 1 does, GPU 0 only emulates it."""
+    """The named GPU is asked whether it computes bfloat16: GPU 1 does, and GPU 0 only emulates it."""
     current = [0]
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Downloading from a hub: a small one of our own that speaks the Hugging Face protocol, in another process' view."""
+"""Models are downloaded from a small server of our own that speaks the Hugging Face protocol, in another process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ID = "someone/tiny-blip2"
 
 
 class Hub(ThreadingHTTPServer):
-    """One public model; large files are named by their SHA-256, as git LFS does."""
+    """A server that offers one public model; large files are named by their SHA-256, as git LFS does."""
 
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -65,9 +65,9 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
 
     def entry(self, name: str, content: bytes) -> dict[str, object]:
-        one = {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        file = {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
         large = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-        return one | ({"lfs": large} if name.endswith(".safetensors") else {})
+        return file | ({"lfs": large} if name.endswith(".safetensors") else {})
 
     def json(self, value: object) -> None:
         body = json.dumps(value).encode()
@@ -113,11 +113,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(published: Path) -> Iterator[Hub]:
-    one = Hub(published)
-    threading.Thread(target=one.serve_forever, daemon=True).start()
-    yield one
-    one.shutdown()
-    one.server_close()
+    hub_server = Hub(published)
+    threading.Thread(target=hub_server.serve_forever, daemon=True).start()
+    yield hub_server
+    hub_server.shutdown()
+    hub_server.server_close()
 
 
 PROGRAM = """
@@ -136,7 +136,7 @@ def qseek(*args: str, home: Path, address: str, **more: str) -> subprocess.Compl
 
 
 def test_pull_then_use(server: Hub, tmp_path: Path) -> None:
-    """Downloaded once, whole, with what is needed alone; the model then works offline by its id."""
+    """A model is downloaded once, with the files that are needed and no others; it then works offline by its id."""
     done = qseek("models", "pull", ID, home=tmp_path, address=server.address)
     assert done.returncode == 0 and f"{ID} is here: 56 px" in done.stderr, done.stderr
     snapshot = tmp_path / "hub" / "models--someone--tiny-blip2" / "snapshots" / COMMIT
@@ -160,7 +160,9 @@ def test_pull_then_use(server: Hub, tmp_path: Path) -> None:
 
 
 def test_a_broken_download_goes_on(server: Hub, tmp_path: Path) -> None:
-    """The connection drops after 24 of 25 MB, the rest alone is asked for. huggingface_hub writes parts of 10 MB."""
+    """When the connection drops after 24 of 25 MB, only the rest is asked for; huggingface_hub writes parts of 10
+    MB.
+    """
     server.folder = Path(shutil.copytree(server.folder, tmp_path / "large"))
     (server.folder / "more.safetensors").write_bytes(os.urandom(25_000_000))
     server.cut = 24_000_000

@@ -1,4 +1,4 @@
-"""A loaded model: its digest, its number type."""
+"""A loaded model has the digest of its files and the dtype that was asked for."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_an_unknown_dtype(folder: Path) -> None:
 def test_bfloat16_is_near(folder: Path) -> None:
     full, half = load(folder), tiny_model(folder.with_name("other"), dtype="bfloat16")
     assert half.dtype == torch.bfloat16 and next(half.net.parameters()).dtype == torch.bfloat16
-    got, want = (one.encode_photos(one.encode_patches(PICTURES)) for one in (half, full))
-    assert got.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(got, axis=2), 1, atol=1e-5)
-    assert (got * want).sum(axis=2).min() > 0.99
+    actual, want = (model.encode_photos(model.encode_patches(PICTURES)) for model in (half, full))
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(actual, axis=2), 1, atol=1e-5)
+    assert (actual * want).sum(axis=2).min() > 0.99

@@ -1,4 +1,4 @@
-"""Patches as bytes and back."""
+"""Patches become bytes and come back within the precision of their kind."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def patches() -> torch.Tensor:
 def test_what_is_kept_comes_back(patches: torch.Tensor, features: str) -> None:
     rows = pack(patches, features)
     assert [len(row) for row in rows] == [manifest(features).feature_bytes] * 3
-    got = unpack(rows, SHAPE, features, CPU, torch.float32)
+    actual = unpack(rows, SHAPE, features, CPU, torch.float32)
     step = patches.abs().amax(dim=2, keepdim=True) / (127 if features == "int8" else 1024)
-    assert ((got - patches).abs() <= 0.5001 * step).all()
-    torch.testing.assert_close(unpack(rows[1:2], SHAPE, features, CPU, torch.float32), got[1:2])
+    assert ((actual - patches).abs() <= 0.5001 * step).all()
+    torch.testing.assert_close(unpack(rows[1:2], SHAPE, features, CPU, torch.float32), actual[1:2])
 
 
 def test_an_empty_patch_stays_empty() -> None:
-    got = unpack(pack(torch.zeros(1, *SHAPE), "int8"), SHAPE, "int8", CPU, torch.bfloat16)
-    assert got.dtype == torch.bfloat16 and not got.any()
+    actual = unpack(pack(torch.zeros(1, *SHAPE), "int8"), SHAPE, "int8", CPU, torch.bfloat16)
+    assert actual.dtype == torch.bfloat16 and not actual.any()
 
 
 def test_another_kind_is_refused(patches: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What a loaded model does beyond its network's numbers."""
+"""The encoder of photos gives the same vectors with and without threads, and closes its threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.parametrize("features", ["store", "none"])
 @pytest.mark.parametrize("count", [1, 2, 21])
 def test_streams_encode_as_one_pass_does(tmp_path: Path, features: str, count: int) -> None:
-    """And leave the number of threads of other work as it was."""
+    """Threads give the same vectors and patches, and leave the number of threads of other work as it was."""
     model = tiny_model(tmp_path / "tiny")
     pictures = np.random.default_rng(count).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
     encoder = PhotoEncoder(model, features)
@@ -40,9 +40,9 @@ def test_streams_encode_as_one_pass_does(tmp_path: Path, features: str, count: i
     np.testing.assert_allclose(vectors.astype(np.float32), want.astype(np.float32), atol=2e-3)
     assert len(vectors) == count and (rows is None) == (want_rows is None) == (features == "none")
     if rows is not None and want_rows is not None:
-        got = np.stack([np.frombuffer(row, np.float16) for row in rows]).astype(np.float32)
+        actual = np.stack([np.frombuffer(row, np.float16) for row in rows]).astype(np.float32)
         expected = np.stack([np.frombuffer(row, np.float16) for row in want_rows]).astype(np.float32)
-        np.testing.assert_allclose(got, expected, atol=5e-3)
+        np.testing.assert_allclose(actual, expected, atol=5e-3)
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -1,4 +1,4 @@
-"""EXIF orientations: all come out upright, damaged EXIF costs nothing."""
+"""A picture of any EXIF orientation comes out upright, and damaged EXIF does not cost the photo."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from corners import BLUE, GREEN, RED, YELLOW, corners, quarters, with_orientatio
 from PIL import Image
 
 from engine.errors import PhotoError
-from engine.pictures.opening import is_curable, open_picture
+from engine.pictures.opening import is_curable_reason, open_picture
 from indexer.decode import Decoded, DecodeJob, attempt, decode
 
 
@@ -25,7 +25,7 @@ def test_the_name_says_nothing_about_the_format(tmp_path: Path) -> None:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says its size and holds no pixels."""
+    """Return the bytes of a PNG file that says its size and holds no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -140,5 +140,5 @@ def test_no_permission_is_curable_and_corruption_is_not() -> None:
             os.seteuid(uid)
     assert isinstance(outcome, PhotoError)
     assert str(outcome) == "not permitted to read it: check its permissions"
-    assert is_curable(str(outcome))
-    assert not is_curable("the file is empty (0 bytes)")
+    assert is_curable_reason(str(outcome))
+    assert not is_curable_reason("the file is empty (0 bytes)")

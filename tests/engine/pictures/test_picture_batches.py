@@ -1,4 +1,4 @@
-"""Pictures in batches: their order, what is drawn ahead, and a photo that lies at several places."""
+"""Pictures are read in batches in their order, none is drawn ahead, and a photo may lie at several places."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from engine.errors import PhotoError
-from engine.pictures.opening import first_readable
+from engine.pictures.opening import read_first_readable
 from engine.pictures.picture_batches import read_batches, read_squares
 from engine.types import Failure
 
@@ -53,5 +53,5 @@ def test_the_reason_is_the_first_files(tmp_path: Path) -> None:
         raise PhotoError(f"{path.name} is bad")
 
     paths = [tmp_path / "a", tmp_path / "b"]
-    assert first_readable(paths, refuse) == Failure(paths[0], "a is bad") and tried == paths
-    assert first_readable(paths, lambda path: path.name) == "a"
+    assert read_first_readable(paths, refuse) == Failure(paths[0], "a is bad") and tried == paths
+    assert read_first_readable(paths, lambda path: path.name) == "a"

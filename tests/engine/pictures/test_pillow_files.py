@@ -1,4 +1,4 @@
-"""What Pillow opens comes out as RGB of the right colours: formats, animations, transparency, greys, HEIC.
+"""Files that Pillow opens come out as RGB of the right colours: formats, animations, transparency, greys, HEIC.
 
 Pillow's own limit on pixels is lifted only while pictures are opened here, also from two threads.
 """
@@ -19,7 +19,7 @@ from PIL import Image
 
 from engine.errors import PhotoError
 from engine.pictures import pillow_files
-from engine.pictures.opening import is_curable, open_picture
+from engine.pictures.opening import is_curable_reason, open_picture
 from indexer.decode import DecodeJob, attempt, decode
 
 ROOT = Path(__file__).parents[3]
@@ -136,7 +136,7 @@ def test_heic_without_its_extra_names_the_install_line(
     (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
     (outcome,) = attempt([DecodeJob(tmp_path / name)], 16)
     assert str(outcome) == "HEIC pictures need an extra: pip install 'qseek[heic]'"
-    assert is_curable(str(outcome))
+    assert is_curable_reason(str(outcome))
 
 
 def test_heic_of_two_orientations(tmp_path: Path) -> None:

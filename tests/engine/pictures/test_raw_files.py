@@ -1,4 +1,4 @@
-"""RAW photos come upright from their preview or developed."""
+"""RAW photos come out upright, from their preview or developed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from corners import BLUE, GREEN, RED, STORED_AS, YELLOW, assert_near, corners, q
 from PIL import Image
 
 from engine.errors import PhotoError
-from engine.pictures.opening import is_curable, open_picture
+from engine.pictures.opening import is_curable_reason, open_picture
 from indexer.decode import DecodeJob, attempt, decode
 
 
@@ -24,11 +24,11 @@ def test_raw_without_its_extra_names_the_install_line(
     (tmp_path / "a.NEF").write_bytes(b"II*\0" + bytes(200))
     (outcome,) = attempt([DecodeJob(tmp_path / "a.NEF")], 16)
     assert str(outcome) == "RAW pictures need an extra: pip install 'qseek[raw]'"
-    assert is_curable(str(outcome))
+    assert is_curable_reason(str(outcome))
 
 
 def ifd(entries: dict[int, tuple[str, list[int]]], at: int) -> bytes:
-    """A TIFF directory for this offset, followed by the values that do not fit into it."""
+    """Return a TIFF directory for this offset, followed by the values that do not fit into it."""
     table, beyond = struct.pack("<H", len(entries)), b""
     start = at + 2 + 12 * len(entries) + 4
     for tag, (kind, values) in sorted(entries.items()):
@@ -44,7 +44,7 @@ def ifd(entries: dict[int, tuple[str, list[int]]], at: int) -> bytes:
 def write_dng(
     path: Path, upright: Image.Image, orientation: int, preview_size: tuple[int, int] | None
 ) -> None:
-    """A RAW file as Adobe's DNG 1.4 specification has it: one Bayer pattern, perhaps a JPEG preview."""
+    """Return a RAW file by Adobe's DNG 1.4 specification, with one Bayer pattern and, if asked for, a JPEG preview."""
     stored_HWC = np.ascontiguousarray(STORED_AS[orientation](np.asarray(upright)))
     height, width, _ = stored_HWC.shape
     bayer_HW = stored_HWC[..., 1].astype(np.uint16) * 257  # RGGB
@@ -54,7 +54,7 @@ def write_dng(
     if preview_size:
         Image.fromarray(stored_HWC).resize(preview_size).save(jpeg, "JPEG", quality=95)
     raw_at, preview_at, main_at = 8, 8 + bayer_HW.nbytes, 8 + bayer_HW.nbytes + len(jpeg.getvalue())
-    matrix = [value for one in (1, 0, 0, 0, 1, 0, 0, 0, 1) for value in (one, 1)]
+    matrix = [number for numerator in (1, 0, 0, 0, 1, 0, 0, 0, 1) for number in (numerator, 1)]
     sensor: dict[int, tuple[str, list[int]]] = {
         254: ("I", [0]), 256: ("I", [width]), 257: ("I", [height]), 258: ("H", [16]), 259: ("H", [1]),
         262: ("H", [32803]), 273: ("I", [raw_at]), 277: ("H", [1]), 278: ("I", [height]),

@@ -59,7 +59,7 @@ def test_candidates_come_in_batches(searcher: Searcher, monkeypatch: pytest.Monk
     want = searcher.search(QUERY, top=24)
     paths = [hit.photo.path for hit in want.hits]
     ranked = searcher.rerank(QUERY, paths)
-    monkeypatch.setattr(reranking, "PHOTOS_AT_ONCE", 5)
+    monkeypatch.setattr(reranking, "PHOTO_BATCH", 5)
     for got, other in ((searcher.search(QUERY, top=24), want), (searcher.rerank(QUERY, paths), ranked)):
         assert ids_of(got) == ids_of(other)
         assert [hit.score for hit in got.hits] == pytest.approx([hit.score for hit in other.hits], abs=1e-4)

@@ -208,7 +208,7 @@ def test_refusals(place: Path, case: str) -> None:
 def test_tiny_is_a_model_that_writes(tmp_path: Path) -> None:
     """Several photos at once, each its own captions; the same seed the same ones."""
     model = tiny_model(tmp_path)
-    keys = model.photo_keys(
+    keys = model.compute_photo_keys(
         model.encode_patches(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8))
     )
     drawn = [model.draw_captions(keys, 4, torch.Generator().manual_seed(1), max_length=10) for _ in range(2)]

@@ -43,7 +43,7 @@ def test_without_a_ready_matching_head_the_cosine_ranks(place: Path) -> None:
 
 def test_a_photo_is_encoded_once_for_all_its_captions(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {"vision": 0, "keys": 0}
-    encode, keys = RetrievalModel.encode_patches, RetrievalModel.photo_keys
+    encode, keys = RetrievalModel.encode_patches, RetrievalModel.compute_photo_keys
 
     def count_encode(model: RetrievalModel, pictures: np.ndarray) -> torch.Tensor:
         counts["vision"] += len(pictures)

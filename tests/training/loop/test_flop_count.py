@@ -37,7 +37,7 @@ def test_counting_changes_no_bit() -> None:
 
     def gradients() -> list[torch.Tensor]:
         net.zero_grad()
-        keys = net.photo_keys(net.encode_patches(pixels))
+        keys = net.compute_photo_keys(net.encode_patches(pixels))
         (net.match(keys, ids, ids != 0).sum() + net.encode_texts(ids, ids != 0).sum()).backward()
         return [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
 

@@ -57,7 +57,7 @@ def test_negative_weights_equal_the_original(case: str) -> None:
     info, want = load_golden(case)
     model = Retriever(small_config()).eval().requires_grad_(False)
     model.load_state_dict(small_state(info))
-    keys = model.photo_keys(model.encode_patches(normal(301, (4, 3, 56, 56))))
+    keys = model.compute_photo_keys(model.encode_patches(normal(301, (4, 3, 56, 56))))
     photos = model.encode_photos(keys)
     texts = model.encode_texts(want["input_ids"], want["attention_mask"].bool())
     ids = want.get("image_id", torch.arange(4))
@@ -118,7 +118,7 @@ def test_captioning_ignores_padding_and_shifts() -> None:
         got = stage1_losses(model, patches, ids, mask, dec_id=30522, label_smoothing=smoothing).itg
         want = []
         for row, length in enumerate(mask.sum(1).tolist()):
-            _, past = model.qformer.read_photos(model.photo_keys(patches[row : row + 1]))
+            _, past = model.qformer.read_photos(model.compute_photo_keys(patches[row : row + 1]))
             read = torch.cat([torch.tensor([30522]), ids[row, 1:length]])[None]
             log_probs = caption_logits(
                 model, past, read, torch.ones_like(read, dtype=torch.bool)

@@ -137,7 +137,7 @@ def test_without_bfloat16_hardware_it_computes_in_float32(
     net = Retriever(chosen.model)
     pictures = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), dtype=np.uint8)
     fast = encode_maps(net, pictures, chosen, chosen.encoder_from)
-    monkeypatch.setattr("training.loop.run_dtype.fast_dtype", lambda device: torch.float32)
+    monkeypatch.setattr("training.loop.run_dtype.choose_fast_dtype", lambda device: torch.float32)
     maps = encode_maps(net, pictures, chosen, chosen.encoder_from)
     cosine = torch.nn.functional.cosine_similarity(maps.float().flatten(), fast.float().flatten(), dim=0)
     assert cosine > 0.98 and not torch.equal(maps, fast)  # as near as seventeen random layers allow

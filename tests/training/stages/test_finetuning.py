@@ -34,7 +34,7 @@ def test_captions_by_heart_with_the_encoder(data: Path, tmp_path: Path) -> None:
     assert losses[-1] < 0.4 * losses[0]
     model = load_captioner(str(tmp_path / "out" / "model"), device="cpu", dtype="float32")
     assert model.image_size == 48 and model.net.vision.backbone.pos_embed.shape[1] == 10
-    assert model.caption(pictures(data, model), how=GREEDY) == [f"the wall is {c}" for c in COLOURS]
+    assert model.caption(pictures(data, model), options=GREEDY) == [f"the wall is {c}" for c in COLOURS]
     before = load_captioner(str(data / "opt"), device="cpu", dtype="float32").net
     for name, value in before.vision.state_dict().items():
         got = model.net.vision.state_dict()[name]

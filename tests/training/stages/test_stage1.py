@@ -41,7 +41,7 @@ def test_eight_pairs_by_heart(tmp_path: Path, dtype: str) -> None:
     net.eval()
     with torch.no_grad():
         ids, mask, _ = tokenizer([texts[0] for texts in CAPTIONS])
-        keys = net.photo_keys(net.vision_norm(patches[:, 0].float()))
+        keys = net.compute_photo_keys(net.vision_norm(patches[:, 0].float()))
         scores = itc_scores(net.encode_photos(keys), net.encode_texts(ids, mask))
         own = net.match(keys, ids, mask)[:, 1]
         wrong = net.match(keys, ids.roll(1, 0), mask.roll(1, 0))[:, 1]

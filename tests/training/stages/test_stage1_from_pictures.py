@@ -114,9 +114,9 @@ def test_compiled_parts_give_the_same() -> None:
     net = tiny_net()
     pixels, ids = torch.randn(2, 3, 32, 32), torch.tensor([[2, 7, 9, 3], [2, 8, 3, 0]])
     with torch.no_grad():
-        want = net.match(net.photo_keys(net.encode_patches(pixels)), ids, ids != 0)
+        want = net.match(net.compute_photo_keys(net.encode_patches(pixels)), ids, ids != 0)
         compile_parts(net, backend="eager")
-        got = net.match(net.photo_keys(net.encode_patches(pixels)), ids, ids != 0)
+        got = net.match(net.compute_photo_keys(net.encode_patches(pixels)), ids, ids != 0)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 

@@ -182,7 +182,7 @@ def test_a_run_from_shard_to_model(tmp_path: Path) -> None:
     model = load_captioner(str(runs / "out" / "model"), device="cpu", dtype="float32")
     assert model.config.language.reads_prompt and model.image_size == 32
     pictures = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
-    assert len(model.caption(pictures, how=GREEDY)) == 2
+    assert len(model.caption(pictures, options=GREEDY)) == 2
     for path in language.glob("*.safetensors"):
         assert (runs / "out" / "model" / "language" / path.name).read_bytes() == path.read_bytes()
     want = retriever.state_dict()

@@ -25,7 +25,7 @@ def caption_all(store: Store) -> None:
 def test_captions_of_the_index_are_shown_and_can_be_hidden(store, monkeypatch):
     assert captions(page(q="red")) == [], "an index without captions shows none by itself"
     caption_all(store)
-    monkeypatch.setattr(session, "load_writer", None)  # what would be called to write one
+    monkeypatch.setattr(session, "load_photo_captioner", None)  # what would be called to write one
     test = page(q="red")
     assert captions(test)[:2] == ["a red thing", "a yellow thing"]
     assert not test.exception
@@ -35,7 +35,7 @@ def test_captions_of_the_index_are_shown_and_can_be_hidden(store, monkeypatch):
 
 def test_missing_captions_are_written_after_the_photos(store, monkeypatch):
     writer = FakeWriter()
-    monkeypatch.setattr(session, "load_writer", lambda name, searching: writer)
+    monkeypatch.setattr(session, "load_photo_captioner", lambda name, searching: writer)
     (gone,) = (path for path in store.files() if path.stem == "blue")
     page(q="red")  # its thumbnail is kept
     gone.unlink()
@@ -52,7 +52,7 @@ def test_a_captioner_that_fails_leaves_the_photos(store, monkeypatch):
     def refuses(*_):
         raise IndexStateError("no memory for the captioner")
 
-    monkeypatch.setattr(session, "load_writer", refuses)
+    monkeypatch.setattr(session, "load_photo_captioner", refuses)
     test = page(q="red", captions="true")
     assert "no memory for the captioner" in all_words(test)
     assert names(test)[0] == "red.png" and not test.exception

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from engine.blip2.generation import GenerationOptions
-    from engine.models.caption_writers import CaptionWriter
+    from engine.models.photo_captioners import PhotoCaptioner
 
 Fields = dict[str, Any]
 
@@ -74,7 +74,7 @@ def caption(
         rows = _result_lines(stdin)
     else:
         rows = _rows_of([absolute(path) for path in photos] or read_paths(stdin, b"\n"))
-    writer = session.load_writer(model or default_writer_name(session.index_folder(index)))
+    writer = session.load_photo_captioner(model or default_writer_name(session.index_folder(index)))
     how = _how(question is not None, beams, sample, seed, max_new_tokens)
 
     def write_texts(pictures: np.ndarray) -> list[str]:
@@ -125,7 +125,7 @@ def _result_lines(file: BinaryIO) -> Iterator[tuple[Path, Fields]]:
 
 def _write_all(
     rows: Iterable[tuple[Path, Fields]],
-    writer: CaptionWriter,
+    writer: PhotoCaptioner,
     write_texts: Callable[[np.ndarray], list[str]],
     keeps_failed: bool,
     as_json: bool,

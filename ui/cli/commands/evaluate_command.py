@@ -103,7 +103,7 @@ def _check_references(tasks: Sequence[CaptionItem], source: Path, options: Writi
 
 
 def _texts(
-    tasks: list[Any], source: Path, layout: Layout, options: WritingOptions, load_writer: LoadWriter
+    tasks: list[Any], source: Path, layout: Layout, options: WritingOptions, load_photo_captioner: LoadWriter
 ) -> tuple[list[Any], list[str], Facts]:
     """Read the texts of all tasks from a results file, or let a model write them.
 
@@ -116,7 +116,7 @@ def _texts(
         return tasks, read_predictions(options.predictions, [task.id for task in tasks], layout), facts
     tasks, num_absent = _with_pictures(tasks, options.images or source.parent, options.allow_missing)
     facts = replace(facts, num_missing=num_absent)
-    return _written(load_writer(), tasks, source, layout, options, facts)
+    return _written(load_photo_captioner(), tasks, source, layout, options, facts)
 
 
 def _with_pictures(tasks: Sequence[Item], images: Path, allow_missing: bool) -> tuple[list[Item], int]:
@@ -248,8 +248,8 @@ def vqa(data: tuple[Path, ...], model: str | None, options: WritingOptions, max_
     questions = replace(questions, questions=questions.questions[: options.limit])
     has_answers = _check_answers(questions, options)
     layout = GQA_ANSWERS if questions.is_gqa else ANSWERS
-    load_writer = _answerer(model, options, max_new_tokens)
-    tasks, texts, facts = _texts(questions.questions, data[0], layout, options, load_writer)
+    load_photo_captioner = _answerer(model, options, max_new_tokens)
+    tasks, texts, facts = _texts(questions.questions, data[0], layout, options, load_photo_captioner)
     if has_answers:
         _report_answers(facts, replace(questions, questions=tasks), texts, options.as_json)
 
@@ -277,11 +277,11 @@ def _answerer(model: str | None, options: WritingOptions, max_new_tokens: int) -
             "--model names what answers; --predictions FILE scores answers that are there."
         )
 
-    def load_writer() -> EvaluationWriter:
+    def load_photo_captioner() -> EvaluationWriter:
         assert model is not None
         return load_answer_writer(model, options.beams, max_new_tokens)
 
-    return load_writer
+    return load_photo_captioner
 
 
 def _report_answers(facts: Facts, found: Questions, texts: Sequence[str], as_json: bool) -> None:

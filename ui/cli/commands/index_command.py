@@ -91,7 +91,7 @@ def index(
         remake=reindex,
     )
     try:
-        report = IndexRun(request, session.load_model, session.load_writer, TerminalListener()).run()
+        report = IndexRun(request, session.load_model, session.load_photo_captioner, TerminalListener()).run()
     except RunStopped as stopped:
         kept = count_text(stopped.num_photos, "photo")
         which = "The old index still answers; the new one" if stopped.remake else "The index"

@@ -198,7 +198,7 @@ def _evaluate(request: Request, cache_root: Path, keep: bool) -> tuple[Evaluatio
     """Evaluate -> the numbers, and what a report says besides. cache_root: the folder of all sets' caches."""
     from engine.datasets.captioned_pictures import compute_data_digest
     from engine.evaluation.retrieval_cache import EvaluationCache
-    from engine.models.devices import dtype_name
+    from engine.models.devices import get_dtype_name
 
     models = load_models(request.model)
     first = models[0]
@@ -208,7 +208,7 @@ def _evaluate(request: Request, cache_root: Path, keep: bool) -> tuple[Evaluatio
     if keep:
         say(f"What this run did is kept in {cache.folder} ({size_text(cache.measure_disk_bytes())}).")
     facts = recall_report.Facts(
-        request.name, first.name, first.digest, first.image_size, dtype_name(first.dtype), request.limit,
+        request.name, first.name, first.digest, first.image_size, get_dtype_name(first.dtype), request.limit,
         request.num_absent, peak_memory(),
     )  # fmt: skip
     return result, facts

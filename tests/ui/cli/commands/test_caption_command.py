@@ -23,8 +23,8 @@ from tiny_language import save_tiny
 
 from engine.blip2.generation import ANSWER, CAPTION
 from engine.checkpoints.saving import save_checkpoint
-from engine.models.caption_writers import load_writer
 from engine.models.loading import load_captioner
+from engine.models.photo_captioners import load_photo_captioner
 from engine.pictures.opening import open_picture
 from engine.pictures.squares import squash
 from ui.cli.main import main
@@ -60,7 +60,7 @@ def test_captions_are_the_models(model: Path, photos: list[Path]) -> None:
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["path"] for row in rows] == [str(path) for path in photos]
-    want = load_captioner(str(model)).caption(pictures(photos), how=CAPTION)
+    want = load_captioner(str(model)).caption(pictures(photos), options=CAPTION)
     assert [row["caption"] for row in rows] == want and len(set(want)) > 1
 
 
@@ -134,15 +134,15 @@ def test_transformers_folders_are_converted(tmp_path: Path, photos: list[Path]) 
 
 
 def test_the_bundled_model_captions_out_of_the_box(photos: list[Path]) -> None:
-    from engine.models.caption_writers import default_writer
+    from engine.models.photo_captioners import choose_default_captioner
 
     result = caption(photos[0], "--json", "--beams", 1, "--max-new-tokens", 6)
     assert result.exit_code == 0, result.output
-    writer = load_writer(default_writer())
+    writer = load_photo_captioner(choose_default_captioner())
     size = writer.image_size
     picture = squash(open_picture(photos[0], least_side=2 * size), size)[None]
     how = replace(CAPTION, num_beams=1, max_new_tokens=6, min_new_tokens=6)
-    assert json.loads(result.stdout)["caption"] == writer.caption(picture, how=how)[0] != ""
+    assert json.loads(result.stdout)["caption"] == writer.caption(picture, options=how)[0] != ""
 
 
 def test_results_are_given_back_with_captions(model: Path, photos: list[Path]) -> None:

@@ -87,7 +87,7 @@ def test_captions_of_the_itg_head(
     )
     assert result.exit_code == 0, result.output
     model = load_model(str(models["itg"]))
-    keys = model.photo_keys(model.encode_patches(pictures(images)))
+    keys = model.compute_photo_keys(model.encode_patches(pictures(images)))
     want = model.best_captions(keys, min_length=9, max_length=13)  # [DEC] counted
     assert json.loads(save.read_text()) == [
         {"image_id": id_, "caption": text} for id_, text in zip(IDS, want, strict=True)
@@ -218,7 +218,7 @@ def test_a_stopped_run_goes_on(
 ) -> None:
     given = ["caption", coco, "--images", images, "--model", models["opt"], "--json", "--beams", 1]
     whole = json.loads(run(*given).stdout)
-    monkeypatch.setattr("engine.models.caption_model.TEXTS_AT_ONCE", 1)
+    monkeypatch.setattr("engine.models.caption_model.CAPTION_BATCH", 1)
     calls, original = [], picture_reading.read_pictures
 
     def stops(samples: Any, size: int) -> Any:

@@ -12,7 +12,7 @@ from fake_model import FakeModel, FakeWriter, load_fake, load_fake_writer, make_
 
 from engine.errors import QueryError
 from engine.index.store import Store
-from engine.models import caption_writers
+from engine.models import photo_captioners
 from ui import session
 from ui.cli.commands.index_command import index
 
@@ -21,8 +21,8 @@ from ui.cli.commands.index_command import index
 def colours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(session, "load_model", load_fake)
     monkeypatch.setattr(session, "make_searcher", make_fake_searcher)
-    monkeypatch.setattr(session, "load_writer", load_fake_writer)
-    monkeypatch.setattr(caption_writers, "is_called", lambda name, writer: name == writer)
+    monkeypatch.setattr(session, "load_photo_captioner", load_fake_writer)
+    monkeypatch.setattr(photo_captioners, "is_called", lambda name, writer: name == writer)
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
     monkeypatch.delenv("QSEEK_MODEL", raising=False)
     monkeypatch.delenv("QSEEK_CAPTION_MODEL", raising=False)
@@ -45,7 +45,7 @@ def refuse_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(*_: object) -> FakeWriter:
         raise QueryError("no captioner should be loaded")
 
-    monkeypatch.setattr(session, "load_writer", refuses)
+    monkeypatch.setattr(session, "load_photo_captioner", refuses)
 
 
 def test_index_writes_searches_show(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +130,10 @@ def test_ctrl_c_keeps_what_was_written(photos: Path, monkeypatch: pytest.MonkeyP
         def caption(self, pictures_BHWC: object, *_: object) -> list[str]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "load_writer", lambda *_: Stopped())
+    monkeypatch.setattr(session, "load_photo_captioner", lambda *_: Stopped())
     result = qseek("index", photos, "--captions")
     assert result.exit_code == 130 and "the same command goes on from there" in result.stderr
-    monkeypatch.setattr(session, "load_writer", load_fake_writer)
+    monkeypatch.setattr(session, "load_photo_captioner", load_fake_writer)
     assert "3 captions written" in qseek("index", photos, "--captions").stdout
 
 

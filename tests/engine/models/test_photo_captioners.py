@@ -1,4 +1,4 @@
-"""What writes captions: a language model or an ITG head, beside direct calls of both."""
+"""Captioners with a language model or an ITG head write what direct calls of the two models write."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from engine.blip2.generation import CAPTION, GenerationOptions
 from engine.blip2.itg_decoding import search_captions
 from engine.checkpoints.saving import save_checkpoint
 from engine.errors import CheckpointError, QueryError
-from engine.models import caption_writers, catalogue
-from engine.models.caption_writers import HeadWriter, LanguageWriter, default_writer, is_called, load_writer
+from engine.models import catalogue, photo_captioners
 from engine.models.loading import load_captioner, load_model
+from engine.models.photo_captioners import (
+    HeadCaptioner,
+    LanguageCaptioner,
+    choose_default_captioner,
+    is_called,
+    load_photo_captioner,
+)
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), dtype=np.uint8)
 
@@ -37,25 +43,25 @@ def own_models(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_head_writes_what_describe_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caption_writers, "WRITTEN_AT_ONCE", 2)  # in batches
-    writer = load_writer("tiny")
-    assert isinstance(writer, HeadWriter) and not writer.answers
+    monkeypatch.setattr(photo_captioners, "HEAD_CAPTION_BATCH", 2)  # in batches
+    writer = load_photo_captioner("tiny")
+    assert isinstance(writer, HeadCaptioner) and not writer.answers
     model = load_model("tiny")
-    keys = model.photo_keys(model.encode_patches(PICTURES))
+    keys = model.compute_photo_keys(model.encode_patches(PICTURES))
     special = {"dec_id": model.tokenizer.dec_id, "sep_id": model.tokenizer.sep_id}
     ids = search_captions(model.net, keys, **special, num_beams=5, min_length=9, max_length=16)
     want = [model.tokenizer.decode(row) for row in ids.tolist()]
-    assert writer.caption(PICTURES, how=CAPTION) == want and len(set(want)) > 1, "30 tokens are cut to 15"
+    assert writer.caption(PICTURES, options=CAPTION) == want and len(set(want)) > 1, "30 tokens are cut to 15"
     drawn = [
-        writer.caption(PICTURES, how=GenerationOptions(top_p=0.9, max_new_tokens=9, seed=seed))
+        writer.caption(PICTURES, options=GenerationOptions(top_p=0.9, max_new_tokens=9, seed=seed))
         for seed in (1, 1, 2)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_the_language_model_writes_as_ever() -> None:
-    writer = load_writer("opt")
-    assert isinstance(writer, LanguageWriter) and writer.answers
+    writer = load_photo_captioner("opt")
+    assert isinstance(writer, LanguageCaptioner) and writer.answers
     direct = load_captioner("opt")
     assert writer.caption(PICTURES[:2]) == direct.caption(PICTURES[:2])
     assert writer.caption(PICTURES[:2], "a cat") == direct.caption(PICTURES[:2], "a cat")
@@ -65,12 +71,12 @@ def test_the_language_model_writes_as_ever() -> None:
 
 def test_a_loaded_model_is_not_loaded_again() -> None:
     model = load_model("tiny")
-    writer = load_writer("tiny", model)
-    assert isinstance(writer, HeadWriter) and writer.model is model
+    writer = load_photo_captioner("tiny", model)
+    assert isinstance(writer, HeadCaptioner) and writer.model is model
 
 
 def test_what_cannot_be_is_said(folder: Path) -> None:
-    head, language = load_writer("tiny"), load_writer("opt")
+    head, language = load_photo_captioner("tiny"), load_photo_captioner("opt")
     for ask in (lambda: head.caption(PICTURES, "a"), lambda: head.answer(PICTURES, ["why?"])):
         with pytest.raises(QueryError, match=r"tiny captions and reads no prompt.*blip2-opt-2\.7b"):
             ask()
@@ -79,20 +85,30 @@ def test_what_cannot_be_is_said(folder: Path) -> None:
     with pytest.raises(QueryError, match=r"has 2\d\d tokens; the language model reads at most \d+"):
         language.caption(PICTURES, "a" * 200)
     with pytest.raises(QueryError, match="500 new tokens are more than the language model writes"):
-        language.caption(PICTURES, how=GenerationOptions(max_new_tokens=500))
+        language.caption(PICTURES, options=GenerationOptions(max_new_tokens=500))
     with pytest.raises(CheckpointError, match=r"headless cannot write.*mini.*blip2-opt-2\.7b"):
-        load_writer(str(folder / "headless"))
+        load_photo_captioner(str(folder / "headless"))
     with pytest.raises(ValueError, match="takes 1"):
-        head.caption(PICTURES, how=GenerationOptions(length_penalty=-1.0))
+        head.caption(PICTURES, options=GenerationOptions(length_penalty=-1.0))
 
 
 def test_who_writes_when_nobody_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> None:
     monkeypatch.setattr(catalogue, "BUNDLED", tmp_path)  # as if nothing were bundled
-    assert default_writer() == default_writer("mini") == default_writer("headless") == "mini"
-    assert default_writer("tiny") == "tiny", "a searching model that writes"
-    assert default_writer("gone") == "mini"
+    assert (
+        choose_default_captioner()
+        == choose_default_captioner("mini")
+        == choose_default_captioner("headless")
+        == "mini"
+    )
+    assert choose_default_captioner("tiny") == "tiny", "a searching model that writes"
+    assert choose_default_captioner("gone") == "mini"
     save_tiny("opt", tmp_path / "mini-captioner")
-    assert default_writer() == default_writer("mini") == default_writer("headless") == "mini-captioner"
-    assert default_writer("tiny") == "tiny"
+    assert (
+        choose_default_captioner()
+        == choose_default_captioner("mini")
+        == choose_default_captioner("headless")
+        == "mini-captioner"
+    )
+    assert choose_default_captioner("tiny") == "tiny"
     assert is_called("tiny", "tiny") and is_called(str(folder / "tiny"), "tiny")
     assert not is_called("tiny", "opt")
