@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from brute_force_slots import assert_same, best_by_maximum, photo_vectors, text_vectors
+from brute_force_slots import assert_same, best_by_maximum, compute_photo_vectors, text_vectors
 
 from engine.index.path_table import FileRecord
 from engine.index.photo_table import NewPhoto
@@ -14,7 +14,7 @@ from engine.vectors.slot_index import SlotIndex
 
 def fill(store: Store, count: int, seed: int = 0) -> Store:
     start = len(store.all_ids())
-    new = photo_vectors(count, seed=seed + start)
+    new = compute_photo_vectors(count, seed=seed + start)
     root = Path("/photos")
     names = [f"{start + n:032x}" for n in range(count)]
     files = [FileRecord(root, root / name, 1, 1, name) for name in names]

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from brute_force_slots import OnGpu, an_index, assert_same, best_by_maximum, photo_vectors, text_vectors
+from brute_force_slots import (
+    OnGpu,
+    an_index,
+    assert_same,
+    best_by_maximum,
+    compute_photo_vectors,
+    text_vectors,
+)
 
 from engine.vectors import gpu_slots
 
@@ -13,7 +20,7 @@ def test_more_hits_than_a_gpu_gives_come_from_the_cpu(monkeypatch: pytest.Monkey
     monkeypatch.setattr(gpu_slots, "_new_resources", object)
     monkeypatch.setattr(gpu_slots, "_new_index", lambda resources, width, kind: OnGpu(width))
     monkeypatch.setattr(gpu_slots, "MAX_HITS", 64)
-    photos, query = photo_vectors(400), text_vectors(1)
+    photos, query = compute_photo_vectors(400), text_vectors(1)
     ids = np.arange(400)
     index = an_index("fp16", ids, photos, "gpu")
     copy = index._device
@@ -34,7 +41,7 @@ def test_a_gpu_without_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
         raise RuntimeError("cudaMalloc error out of memory")
 
     monkeypatch.setattr(gpu_slots, "_new_resources", full)
-    photos, query = photo_vectors(30), text_vectors(1)
+    photos, query = compute_photo_vectors(30), text_vectors(1)
     index = an_index("fp16", np.arange(30), photos, "gpu")
     found = index.search(query, 4)
     assert_same((found[0][0], found[1][0]), best_by_maximum(np.arange(30), photos, query[0], 4))

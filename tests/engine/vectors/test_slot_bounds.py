@@ -12,7 +12,7 @@ from brute_force_slots import (
     assert_same,
     best_by_maximum,
     best_by_mean,
-    photo_vectors,
+    compute_photo_vectors,
     text_vectors,
 )
 
@@ -22,7 +22,7 @@ from engine.vectors.slot_bounds import merge_maximum
 @pytest.mark.parametrize("kind", KINDS)
 def test_search_slots_fetches_more_until_it_is_sure(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.vectors.slot_index._MEAN_FACTOR", 1)
-    photos = photo_vectors(1500, own=6.0)  # slots that hardly agree: the lists show different photos
+    photos = compute_photo_vectors(1500, own=6.0)  # slots that hardly agree: the lists show different photos
     ids = np.arange(1500)
     index = an_index(kind, ids, photos)
     fetched = []
@@ -33,7 +33,7 @@ def test_search_slots_fetches_more_until_it_is_sure(kind: str, monkeypatch: pyte
         return lists(views, queries, fetch)
 
     monkeypatch.setattr(index, "_lists", counted)
-    probe = photo_vectors(1, seed=77, own=6.0)[0]
+    probe = compute_photo_vectors(1, seed=77, own=6.0)[0]
     found = index.search_slots(probe, 4)
     assert len(fetched) >= 3 and fetched[1] == 2 * fetched[0]
     assert_same(found, best_by_mean(ids, photos, probe, 4))
@@ -51,7 +51,7 @@ def test_int8_and_others_ask_again_when_the_edge_is_not_sure(
 ) -> None:
     monkeypatch.setattr("engine.vectors.slot_index._SPARE", 0)
     monkeypatch.setattr("engine.vectors.slot_index._ROUNDED_FACTOR", 1)
-    photos = photo_vectors(600)
+    photos = compute_photo_vectors(600)
     ids = np.arange(600)
     index = an_index(kind, ids, photos)
     for query in text_vectors(10):

@@ -12,7 +12,7 @@ from brute_force_slots import (
     assert_same,
     best_by_maximum,
     best_by_mean,
-    photo_vectors,
+    compute_photo_vectors,
     text_vectors,
 )
 
@@ -22,7 +22,7 @@ from engine.vectors.slot_index import SlotIndex
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_search_is_brute_force(kind: str, device: str, parts: int) -> None:
-    photos = photo_vectors(900)
+    photos = compute_photo_vectors(900)
     ids = np.random.default_rng(5).permutation(5000)[:900]
     index = an_index(kind, ids, photos, device, parts)
     queries = text_vectors(6)
@@ -37,7 +37,7 @@ def test_search_is_brute_force(kind: str, device: str, parts: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_search_slots_is_brute_force(kind: str, device: str) -> None:
-    photos = photo_vectors(700)
+    photos = compute_photo_vectors(700)
     ids = np.random.default_rng(5).permutation(5000)[:700]
     index = an_index(kind, ids, photos, device, parts=2)
     allowed = np.sort(ids[100:])
@@ -71,12 +71,12 @@ def test_ties_go_to_the_lower_id(kind: str, device: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_small_collections(kind: str, device: str) -> None:
     query = text_vectors(2)
-    empty = an_index(kind, np.zeros(0, np.int64), photo_vectors(0), device)
+    empty = an_index(kind, np.zeros(0, np.int64), compute_photo_vectors(0), device)
     assert len(empty) == 0 and empty.ids.tolist() == []
     ids, scores = empty.search(query, 3)
     assert ids.tolist() == [[-1] * 3] * 2 and (scores == -np.inf).all()
-    assert empty.search_slots(photo_vectors(1)[0], 2)[0].tolist() == [-1, -1]
-    photos = photo_vectors(3)
+    assert empty.search_slots(compute_photo_vectors(1)[0], 2)[0].tolist() == [-1, -1]
+    photos = compute_photo_vectors(3)
     for count in (1, 3):
         numbers = np.array([40, 7, 23])[:count]
         index = an_index(kind, numbers, photos[:count], device)
@@ -89,7 +89,7 @@ def test_small_collections(kind: str, device: str) -> None:
 
 
 def test_rows_added_after_a_search_are_found() -> None:
-    photos = photo_vectors(50)
+    photos = compute_photo_vectors(50)
     index = SlotIndex(S, E, "fp16", "cpu")
     index.add(np.arange(20), photos[:20])
     index.search(text_vectors(1), 5)
@@ -101,7 +101,7 @@ def test_rows_added_after_a_search_are_found() -> None:
 
 
 def test_many_queries_are_each_their_own() -> None:
-    photos, queries = photo_vectors(80), text_vectors(600)
+    photos, queries = compute_photo_vectors(80), text_vectors(600)
     found = an_index("fp16", np.arange(80), photos).search(queries, 5)
     for row in (0, 255, 256, 599):
         want = best_by_maximum(np.arange(80), photos, queries[row], 5)
@@ -116,4 +116,4 @@ def test_what_the_index_is_given_is_checked() -> None:
     with pytest.raises(ValueError, match="must be auto, cpu or gpu"):
         SlotIndex(S, E, device="tpu")
     with pytest.raises(ValueError, match=r"\(3, 8, 32\) for 2 ids"):
-        SlotIndex(S, E, device="cpu").add(np.arange(2), photo_vectors(3))
+        SlotIndex(S, E, device="cpu").add(np.arange(2), compute_photo_vectors(3))
