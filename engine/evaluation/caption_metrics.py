@@ -1,7 +1,9 @@
-"""BLEU, ROUGE-L and CIDEr-D of captions: pure functions of words, equal to coco-caption's numbers.
+"""Compute BLEU, ROUGE-L and CIDEr-D of captions with pure functions of words; the numbers equal coco-caption's.
 
-All in percent, as papers print them: coco-caption's BLEU-4 of 0.397 is 39.7 here, its CIDEr-D of 1.378 is 137.8.
-Word = one of `caption_words.words`; a caption is a list of them. N photos.
+All scores are in percent, as papers print them: coco-caption's BLEU-4 of 0.397 is 39.7 here, its CIDEr-D of 1.378 is
+137.8. A caption is a list of words as `caption_words.split_words` gives them.
+
+Shapes: N photos.
 """
 
 from __future__ import annotations
@@ -19,142 +21,157 @@ from engine.evaluation.caption_words import split_words
 
 Words = Sequence[str]
 Counts = Mapping[tuple[str, ...], int]
-LONGEST = 4
-"""n-grams have 1 to 4 words."""
+MAX_NGRAM = 4
+"""Length of the longest n-grams: they have 1 to 4 words."""
 BETA = 1.2
+"""Weight of recall beside precision in ROUGE-L."""
 SIGMA = 6.0
+"""Width of the Gaussian with which CIDEr-D lowers the score of a caption of another length."""
 TINY, SMALL = 1e-15, 1e-9
-"""coco-caption adds them above and below a fraction, so that nothing is divided by 0."""
+"""Numbers that coco-caption adds above and below a fraction, so that nothing is divided by 0."""
 
 
 def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """BLEU-1 to 4, ROUGE-L and CIDEr-D in percent, of one caption and its references for each photo, as written.
+    """Compute BLEU-1 to 4, ROUGE-L and CIDEr-D in percent from texts: one caption and its references for each photo.
 
-    The set as a whole counts: CIDEr-D weighs words by how many of these photos' references have them, so that the
-    score of a part of a set is another one. Raises DataError where the two do not fit (see `check_references`).
+    The scores are those of the set as a whole: CIDEr-D weighs a word by the number of photos whose references contain
+    it, so that a photo scores differently in a part of the set. Raise DataError where candidates and references do not
+    fit (see `check_references`).
     """
     check_references(candidates, references)
-    ours = [split_words(text) for text in candidates]
-    theirs = [[split_words(text) for text in texts] for texts in references]
-    found = {f"BLEU-{n}": score for n, score in enumerate(bleu(ours, theirs), start=1)}
-    found["ROUGE-L"] = float(rouge_l(ours, theirs).mean())
-    found["CIDEr-D"] = float(cider_d(ours, theirs).mean())
-    return found
+    candidate_words = [split_words(text) for text in candidates]
+    reference_words = [[split_words(text) for text in texts] for texts in references]
+    scores = {f"BLEU-{n}": score for n, score in enumerate(bleu(candidate_words, reference_words), start=1)}
+    scores["ROUGE-L"] = float(rouge_l(candidate_words, reference_words).mean())
+    scores["CIDEr-D"] = float(cider_d(candidate_words, reference_words).mean())
+    return scores
 
 
 def check_references(candidates: Sequence[object], references: Sequence[Sequence[object]]) -> None:
-    """Raises DataError: no photo, a photo without references, more of the one than of the other."""
+    """Raise DataError unless there is a photo, one caption for each photo, and at least one reference for each."""
     if len(candidates) != len(references):
         raise DataError(
-            f"There are {len(candidates):,} captions for {len(references):,} photos; one each is scored."
+            f"There are {len(candidates):,} captions for {len(references):,} photos; give one caption for each photo."
         )
     if not candidates:
         raise DataError("There are no captions to score.")
-    if bare := sum(not texts for texts in references):
-        raise DataError(f"{bare:,} of {len(references):,} photos have no references; leave them out.")
+    if num_bare := sum(not texts for texts in references):
+        raise DataError(f"{num_bare:,} of {len(references):,} photos have no references; leave them out.")
 
 
 def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
-    """BLEU-1 to BLEU-4 of the whole set in percent (Papineni et al. 2002).
+    """Compute BLEU-1 to BLEU-4 of the whole set in percent (Papineni et al. 2002).
 
-    Clipped n-gram counts and lengths are added up over all photos; the brevity penalty's reference length is, of each
-    photo, the one closest to the caption's, the shorter of two as close.
+    Clipped n-gram counts and lengths are added up over all photos. The reference length of a photo, for the brevity
+    penalty, is the length closest to the caption's among its references, and the shorter one of two as close.
     """
-    right, guessed = [0] * LONGEST, [0] * LONGEST
+    num_right, num_guessed = [0] * MAX_NGRAM, [0] * MAX_NGRAM
     length = reference_length = 0
-    for candidate, own in zip(candidates, references, strict=True):
-        most: Counter[tuple[str, ...]] = Counter()
-        for reference in own:
-            most |= ngrams(reference)
-        for ngram, count in ngrams(candidate).items():
-            right[len(ngram) - 1] += min(count, most[ngram])
-        for n in range(LONGEST):
-            guessed[n] += max(0, len(candidate) - n)
+    for candidate, photo_references in zip(candidates, references, strict=True):
+        allowed: Counter[tuple[str, ...]] = Counter()
+        for reference in photo_references:
+            allowed |= count_ngrams(reference)
+        for ngram, count in count_ngrams(candidate).items():
+            num_right[len(ngram) - 1] += min(count, allowed[ngram])
+        for n in range(MAX_NGRAM):
+            num_guessed[n] += max(0, len(candidate) - n)
         length += len(candidate)
-        reference_length += min((abs(len(one) - len(candidate)), len(one)) for one in own)[1]
+        lengths = [len(reference) for reference in photo_references]
+        reference_length += min(lengths, key=lambda other: (abs(other - len(candidate)), other))
     ratio = (length + TINY) / (reference_length + SMALL)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     scores, product = [], 1.0
-    for n in range(LONGEST):
-        product *= (right[n] + TINY) / (guessed[n] + SMALL)
+    for n in range(MAX_NGRAM):
+        product *= (num_right[n] + TINY) / (num_guessed[n] + SMALL)
         scores.append(100 * brevity * product ** (1 / (n + 1)))
     return scores
 
 
 def rouge_l(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> np.ndarray:
-    """(N,) percent: F of the longest common subsequence, recall weighing 1.2 times as much (Lin 2004).
+    """Compute ROUGE-L of each photo, (N,) in percent (Lin 2004).
 
-    As in coco-caption, precision and recall are each the best over the references, which need not be the same one,
-    and a caption without words counts as one empty word.
+    The score is the F measure of the longest common subsequence, in which recall weighs 1.2 times as much as precision.
+    As in coco-caption, precision and recall are each the best over the references, which may be two different ones, and
+    a caption without words counts as one empty word.
     """
     scores = np.zeros(len(candidates))
-    for row, (candidate, own) in enumerate(zip(candidates, references, strict=True)):
-        ours = candidate or [""]
-        common = [(longest_common(ours, one or [""]), len(one) or 1) for one in own]
-        precision = max(length for length, _ in common) / len(ours)
-        recall = max(length / size for length, size in common)
+    for row, (candidate, photo_references) in enumerate(zip(candidates, references, strict=True)):
+        words = candidate or [""]
+        common = [
+            (measure_longest_common(words, reference or [""]), len(reference) or 1)
+            for reference in photo_references
+        ]
+        precision = max(length for length, _ in common) / len(words)
+        recall = max(length / reference_length for length, reference_length in common)
         if precision and recall:
             scores[row] = 100 * (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
     return scores
 
 
-def longest_common(a: Words, b: Words) -> int:
-    """How many words the longest common subsequence has.
+def measure_longest_common(first: Words, second: Words) -> int:
+    """Return the number of words in the longest common subsequence of two captions.
 
-    A row of the usual table at a time, as the bits of one number: a 0 where the length grows (Hyyrö 2004).
+    Each row of the usual table is held as the bits of one number, with a 0 where the length grows (Hyyrö 2004).
     """
-    places: dict[str, int] = {}
-    for place, word in enumerate(a):
-        places[word] = places.get(word, 0) | 1 << place
-    full = (1 << len(a)) - 1
-    row = full
-    for word in b:
-        both = row & places.get(word, 0)
-        row = ((row + both) | (row - both)) & full
-    return len(a) - row.bit_count()
+    positions: dict[str, int] = {}
+    for position, word in enumerate(first):
+        positions[word] = positions.get(word, 0) | 1 << position
+    all_bits = (1 << len(first)) - 1
+    row = all_bits
+    for word in second:
+        matches = row & positions.get(word, 0)
+        row = ((row + matches) | (row - matches)) & all_bits
+    return len(first) - row.bit_count()
 
 
 def cider_d(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> np.ndarray:
-    """(N,) percent, 1000 at most: CIDEr-D (Vedantam et al. 2015; n 1 to 4, sigma 6, times 10).
+    """Compute CIDEr-D of each photo, (N,) in percent, at most 1000 (Vedantam et al. 2015; n 1 to 4, sigma 6, times 10).
 
-    An n-gram's weight is log(N / photos whose references have it). A word that comes again beyond the reference's count
-    brings nothing, and another length costs. As in coco-caption, lengths are counted in pairs of words, and an n-gram
-    of no reference weighs like one of a single photo. With one photo every weight is log 1: the score is 0.
+    The weight of an n-gram is log(N / number of photos whose references have it). Repeating a word more often than the
+    reference does adds nothing, and another length lowers the score. As in coco-caption, lengths are counted in pairs
+    of words, and an n-gram that is in no reference weighs as much as one in the references of a single photo. With one
+    photo every weight is log 1, and the score is 0.
     """
-    counted = [[ngrams(one) for one in own] for own in references]
-    frequency = Counter(chain.from_iterable(set().union(*own) for own in counted))
-    weight_of = _Weights(len(candidates), frequency)
+    reference_counts = [[count_ngrams(text) for text in texts] for texts in references]
+    num_photos_with = Counter(chain.from_iterable(set().union(*counts) for counts in reference_counts))
+    weights = _Weights(len(candidates), num_photos_with)
     scores = np.zeros(len(candidates))
-    for row, (candidate, own) in enumerate(zip(candidates, counted, strict=True)):
-        ours = _vector(ngrams(candidate), weight_of)
-        scores[row] = sum(_similarity(ours, _vector(one, weight_of)) for one in own) / len(own)
-    return 100 * 10 * scores / LONGEST
+    for row, (candidate, photo_counts) in enumerate(zip(candidates, reference_counts, strict=True)):
+        candidate_vector = _weigh(count_ngrams(candidate), weights)
+        similarities = (_compare(candidate_vector, _weigh(counts, weights)) for counts in photo_counts)
+        scores[row] = sum(similarities) / len(photo_counts)
+    return 100 * 10 * scores / MAX_NGRAM
 
 
 class _Weights(dict[tuple[str, ...], float]):
-    """n-gram -> log(N / photos that have it), made when it is first asked for."""
+    """The weight log(N / number of photos that have it) of each n-gram, computed when it is first asked for."""
 
-    def __init__(self, num_photos: int, frequency: Counter[tuple[str, ...]]):
+    def __init__(self, num_photos: int, num_photos_with: Counter[tuple[str, ...]]):
         super().__init__()
-        self.log_photos, self.frequency = math.log(max(num_photos, 1)), frequency
+        self.log_num_photos, self.num_photos_with = math.log(max(num_photos, 1)), num_photos_with
 
     def __missing__(self, ngram: tuple[str, ...]) -> float:
-        weight = self[ngram] = self.log_photos - math.log(max(1, self.frequency[ngram]))
+        weight = self[ngram] = self.log_num_photos - math.log(max(1, self.num_photos_with[ngram]))
         return weight
 
 
 @dataclass(frozen=True)
 class _Vector:
-    """values: by n-gram. norms: of the parts with n-grams of each length. length: in pairs of words."""
+    """A caption as weighted n-grams.
+
+    values: count times weight of each n-gram.
+    norms: for each n the norm of the values of the n-grams with n words.
+    length: the number of pairs of words in the caption.
+    """
 
     values: dict[tuple[str, ...], float]
     norms: list[float]
     length: int
 
 
-def _vector(counts: Counts, weight_of: _Weights) -> _Vector:
-    values = {ngram: count * weight_of[ngram] for ngram, count in counts.items()}
-    squares, length = [0.0] * LONGEST, 0
+def _weigh(counts: Counts, weights: _Weights) -> _Vector:
+    values = {ngram: count * weights[ngram] for ngram, count in counts.items()}
+    squares, length = [0.0] * MAX_NGRAM, 0
     for ngram, value in values.items():
         squares[len(ngram) - 1] += value * value
         if len(ngram) == 2:
@@ -162,18 +179,20 @@ def _vector(counts: Counts, weight_of: _Weights) -> _Vector:
     return _Vector(values, [math.sqrt(square) for square in squares], length)
 
 
-def _similarity(ours: _Vector, theirs: _Vector) -> float:
-    """The sum over n of the clipped cosine, times the penalty for another length."""
-    products = [0.0] * LONGEST
-    for ngram, value in ours.values.items():
-        if other := theirs.values.get(ngram):
-            products[len(ngram) - 1] += min(value, other) * other
-    norms = [mine * other for mine, other in zip(ours.norms, theirs.norms, strict=True)]
+def _compare(candidate: _Vector, reference: _Vector) -> float:
+    """Return the sum over n of the clipped cosines, times the penalty for another length."""
+    products = [0.0] * MAX_NGRAM
+    for ngram, value in candidate.values.items():
+        if reference_value := reference.values.get(ngram):
+            products[len(ngram) - 1] += min(value, reference_value) * reference_value
+    norms = [first * second for first, second in zip(candidate.norms, reference.norms, strict=True)]
     cosines = sum(product / norm for product, norm in zip(products, norms, strict=True) if norm)
-    return cosines * math.exp(-((ours.length - theirs.length) ** 2) / (2 * SIGMA**2))
+    return cosines * math.exp(-((candidate.length - reference.length) ** 2) / (2 * SIGMA**2))
 
 
-def ngrams(caption: Words) -> Counter[tuple[str, ...]]:
-    """How often each row of 1 to 4 words occurs."""
-    parts = [zip(*(caption[start:] for start in range(n)), strict=False) for n in range(1, LONGEST + 1)]
-    return Counter(chain.from_iterable(parts))
+def count_ngrams(caption: Words) -> Counter[tuple[str, ...]]:
+    """Count how often each sequence of 1 to 4 words occurs in a caption."""
+    ngrams_by_length = [
+        zip(*(caption[start:] for start in range(n)), strict=False) for n in range(1, MAX_NGRAM + 1)
+    ]
+    return Counter(chain.from_iterable(ngrams_by_length))

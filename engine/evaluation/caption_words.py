@@ -1,8 +1,8 @@
-"""The words of a caption as coco-caption counts them: Penn Treebank words, lower case, without punctuation marks.
+"""Split a caption into the words that coco-caption counts: Penn Treebank words, lower case, without punctuation marks.
 
 The official code runs Stanford's PTBTokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) and then leaves out the
-tokens of its list of punctuation. These rules are our own, in one expression, and need no Java. They give Stanford's
-words for all but 16 of the 136,310 captions of Flickr30K's training photos (Stanford's run beside them).
+tokens in its list of punctuation. The rules here are our own, in one expression, and need no Java. Beside a run of
+Stanford's tokenizer they give the same words for all but 16 of the 136,310 captions of Flickr30K's training photos.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ _WORD = re.compile(
     re.VERBOSE,
 )
 _DROPPED = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
-"""coco-caption's PUNCTUATIONS; its brackets (-LRB- ...) never match the lower-cased tokens, and so stay, here too."""
-_WRITTEN = {
+"""Marks that are no words: the list PUNCTUATIONS of coco-caption without its brackets.
+
+That list has -LRB- in capitals, which matches none of the lower-case tokens; brackets stay words there and here."""
+_SPELLINGS = {
     "(": "-lrb-",
     ")": "-rrb-",
     "[": "-lsb-",
@@ -40,13 +42,13 @@ _WRITTEN = {
     "½": "1/2",
     "£": "#",
 }
-_QUOTES = str.maketrans(
+_PLAIN_MARKS = str.maketrans(
     {"‘": "'", "’": "'", "“": '"', "”": '"', "—": "--", "–": "--", "…": "...", "\xa0": " "}
 )
 
 
 def split_words(caption: str) -> list[str]:
-    """A caption's words, in order; none for an empty one."""
-    found = _WORD.findall(html.unescape(caption).translate(_QUOTES).lower())
-    found = [_WRITTEN.get(word, word) for word in found if word != '"']
-    return [word for word in found if word not in _DROPPED and word.strip(".")]
+    """Return the words of a caption in order, none for an empty caption."""
+    tokens = _WORD.findall(html.unescape(caption).translate(_PLAIN_MARKS).lower())
+    words = [_SPELLINGS.get(token, token) for token in tokens if token != '"']
+    return [word for word in words if word not in _DROPPED and word.strip(".")]

@@ -1,5 +1,7 @@
-"""What a model wrote for each photo or question of a set, as files: results in the official format, and a run's own
-file, from which it goes on when it was stopped.
+"""Read and write the texts that a model wrote for the photos or questions of a set.
+
+A results file has the official layout. While a run goes on, its texts are in a file of its own (`PATH.part`), from
+which it continues when it was stopped.
 
 COCO, NoCaps: [{"image_id", "caption"}]. VQAv2, OK-VQA: [{"question_id", "answer"}]. GQA: [{"questionId",
 "prediction"}].
@@ -17,6 +19,7 @@ from typing import Any
 
 from engine.atomic import write_file
 from engine.datasets.captioned_pictures import Id, name_first_few
+from engine.datasets.json_files import read_json
 from engine.errors import DataError
 from engine.wording import count_text
 
@@ -25,7 +28,11 @@ SECONDS_BETWEEN_SYNCS = 5.0
 
 @dataclass(frozen=True)
 class Layout:
-    """What the two values of a row are called. what: one row of the set, for messages."""
+    """The official layout of a results file.
+
+    id, text: the names under which a row holds the two values.
+    noun: what a row stands for, for messages.
+    """
 
     id: str
     text: str
@@ -38,64 +45,67 @@ GQA_ANSWERS = Layout("questionId", "prediction", "question")
 
 
 def read_predictions(path: Path, ids: Sequence[Id], layout: Layout) -> list[str]:
-    """The texts of a results file in the order of `ids`; an id may be a number in the one and a text in the other.
+    """Return the texts of a results file in the order of `ids`.
 
-    GQA's may also have the names of `ANSWERS`. Raises DataError: not such a file, and, with counts and the first few:
-    ids that come twice, that are not among `ids`, that are missing.
+    An id may be a number in the file and a text in `ids`, or the other way round. A file of GQA may also have the names
+    of `ANSWERS`. Raise DataError for a file in another layout, and for ids that occur twice, that are not in `ids`, or
+    that are missing, with their number and the first few of them.
     """
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not readable JSON: {error}") from error
-    rows = _rows(content, path, layout)
+    rows = _parse_rows(read_json(path), path, layout)
     texts: dict[str, str] = {}
-    twice = []
+    repeated = []
     for id_, text in rows:
         if id_ in texts:
-            twice.append(id_)
+            repeated.append(id_)
         texts[id_] = text
-    wanted = {str(id_): None for id_ in ids}
-    unknown = [id_ for id_ in texts if id_ not in wanted]
-    missing = [id_ for id_ in wanted if id_ not in texts]
-    wrong = [
-        f"{count_text(len(ids_), layout.noun)} {words} ({name_first_few(ids_)})"
-        for ids_, words in (
-            (missing, f"of the set's {len(wanted):,} without a {layout.text}"),
+    set_ids = {str(id_): None for id_ in ids}
+    unknown = [id_ for id_ in texts if id_ not in set_ids]
+    missing = [id_ for id_ in set_ids if id_ not in texts]
+    problems = [
+        f"{count_text(len(wrong_ids), layout.noun)} {problem} ({name_first_few(wrong_ids)})"
+        for wrong_ids, problem in (
+            (missing, f"of the set's {len(set_ids):,} without a {layout.text}"),
             (unknown, "that the set does not have"),
-            (twice, "more than once"),
+            (repeated, "more than once"),
         )
-        if ids_
+        if wrong_ids
     ]
-    if wrong:
-        raise DataError(f"{path} does not fit the set, it has {'; '.join(wrong)}.")
+    if problems:
+        raise DataError(f"{path} does not fit the set, it has {'; '.join(problems)}.")
     return [texts[str(id_)] for id_ in ids]
 
 
-def _rows(content: Any, source: Path, layout: Layout) -> list[tuple[str, str]]:
+def _parse_rows(content: Any, path: Path, layout: Layout) -> list[tuple[str, str]]:
     layouts = (layout, ANSWERS) if layout is GQA_ANSWERS else (layout,)
     if isinstance(content, list) and content:
-        for one in layouts:
+        for accepted in layouts:
             if all(
-                isinstance(row, dict) and one.id in row and isinstance(row.get(one.text), str)
+                isinstance(row, dict) and accepted.id in row and isinstance(row.get(accepted.text), str)
                 for row in content
             ):
-                return [(str(row[one.id]), row[one.text]) for row in content]
+                return [(str(row[accepted.id]), row[accepted.text]) for row in content]
     raise DataError(
-        f'{source} should be a list of {{"{layout.id}": ..., "{layout.text}": "..."}}, one a {layout.noun}.'
+        f'{path} should be a list of {{"{layout.id}": ..., "{layout.text}": "..."}} with one row for each '
+        f"{layout.noun}."
     )
 
 
 class Predictions:
-    """Texts as they are written. With a path each batch is added to `PATH.part`, from which a stopped run goes on;
-    `finish` makes the results file of it. A kill loses the batch at hand, a power cut also what was added in the
-    SECONDS_BETWEEN_SYNCS before it.
+    """The texts of a run, saved as they are written.
 
-    run: all that decides the texts, plain values by name. kept: how many of them an earlier run left. why_replaced:
-    why what lay there cannot be used and is gone, "" where nothing is lost. Raises DataError when the path cannot be
-    written.
+    With a path each batch is appended to `PATH.part`, from which a stopped run continues, and `finish` makes the
+    results file. A kill loses the batch in work, a power cut also those of the SECONDS_BETWEEN_SYNCS before it.
+
+    texts: the texts by id. num_kept: how many of them an earlier run has written. why_replaced: why an earlier run's
+    file cannot be used and is gone; "" where nothing is lost.
     """
 
     def __init__(self, path: Path | None, run: Mapping[str, Any], layout: Layout):
+        """Continue the run that left `PATH.part`, or begin a new one.
+
+        path: the results file; None to save nothing. run: plain values by name that together decide the texts; an
+        earlier run is continued only when its values are equal. Raise DataError when the path cannot be written.
+        """
         self.path, self.layout = path, layout
         self.texts: dict[Id, str] = {}
         self.num_kept, self.why_replaced = 0, ""
@@ -103,21 +113,24 @@ class Predictions:
         if path is None:
             return
         self.part = path.with_name(path.name + ".part")
-        rows, self.why_replaced = self._rows_left(run)
+        rows, self.why_replaced = self._read_earlier_rows(run)
         self.texts, self.num_kept = dict(rows), len(rows)
         header = json.dumps({"run": run}, sort_keys=True)
-        try:  # anew, without a line that was cut
+        try:  # The file is written anew, so that a line that was cut is gone.
             write_file(self.part, "".join(line + "\n" for line in [header, *map(json.dumps, rows)]))
         except OSError as error:
             raise DataError(f"{self.part} cannot be written: {error.strerror}") from error
 
     @property
     def replaced(self) -> bool:
-        """Whether what lay there is gone."""
+        """Return whether the file of an earlier run could not be used and is gone."""
         return bool(self.why_replaced)
 
-    def _rows_left(self, run: Mapping[str, Any]) -> tuple[list[tuple[Id, str]], str]:
-        """Return what a run with the same settings left, up to the first line that is cut or damaged; else why not."""
+    def _read_earlier_rows(self, run: Mapping[str, Any]) -> tuple[list[tuple[Id, str]], str]:
+        """Return the rows of a run with the same settings, and why there are none, "" where nothing is lost.
+
+        Rows are read up to the first line that is cut or damaged.
+        """
         try:
             content = self.part.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -126,15 +139,14 @@ class Predictions:
             raise DataError(f"{self.part} cannot be read: {error.strerror}") from error
         header, *lines = content.split("\n")
         try:
-            run_before = dict(json.loads(header)["run"])
+            earlier_run = dict(json.loads(header)["run"])
         except (ValueError, TypeError, KeyError):
             return [], "is damaged" if content else ""
-        if differing := compare_settings(run_before, run):
-            return [], f"was made with other settings ({differing})" if any(lines) else ""
+        if differences := compare_settings(earlier_run, run):
+            return [], f"was made with other settings ({differences})" if any(lines) else ""
         rows = []
-        for line in lines[
-            :-1
-        ]:  # behind the last line break stands nothing, or a line that a kill or a power cut cut
+        # Behind the last line break there is nothing, or a line that a kill or a power cut has cut.
+        for line in lines[:-1]:
             try:
                 id_, text = json.loads(line)
             except (ValueError, TypeError):
@@ -143,6 +155,7 @@ class Predictions:
         return rows, ""
 
     def add(self, ids: Sequence[Id], texts: Sequence[str]) -> None:
+        """Add the texts of a batch, and append them to `PATH.part`."""
         rows = list(zip(ids, texts, strict=True))
         self.texts.update(rows)
         if self.path is None:
@@ -155,7 +168,7 @@ class Predictions:
                 self._synced = time.monotonic()
 
     def finish(self, ids: Sequence[Id]) -> None:
-        """Write the results file, whole or not at all, in the order of `ids`, and remove the run's own."""
+        """Write the results file, whole or not at all, in the order of `ids`, and remove `PATH.part`."""
         if self.path is None:
             return
         rows = [{self.layout.id: id_, self.layout.text: self.texts[id_]} for id_ in ids]
@@ -164,9 +177,9 @@ class Predictions:
 
 
 def compare_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return the settings that two runs do not share, with the values of both, and "" where they share all.
+    """Return the settings in which two runs differ, with the values of both, and "" where all are equal.
 
-    The words are those with which a training run is refused (`training.loop.run_checkpoint.check_same_settings`).
+    A training run is refused in the same words (`training.loop.run_checkpoint.check_same_settings`).
     """
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     return "; ".join(f"{name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in names)

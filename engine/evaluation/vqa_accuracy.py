@@ -1,6 +1,6 @@
-"""Right answers to questions about photos, as VQAv2, OK-VQA and GQA count them: pure functions of texts.
+"""Score answers to questions about photos as VQAv2, OK-VQA and GQA do, with pure functions of texts.
 
-Sources. VQA: `vqaEval.py` of the official GT-Vision-Lab/VQA (also OK-VQA's evaluation); the accuracy is Antol et al.
+VQA: `vqaEval.py` of the official GT-Vision-Lab/VQA (also OK-VQA's evaluation); the accuracy is Antol et al.
 2015 (arXiv:1505.00468) as visualqa.org/evaluation.html averages it. GQA: its `eval.py` compares texts as they are.
 """
 
@@ -14,13 +14,13 @@ NUMBERS = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
     "eight": "8", "nine": "9", "ten": "10",
 }  # fmt: skip
-"""`manualMap`: words that become digits. "None" is 0."""
+"""Words that become digits: `manualMap` of the official code. "None" is 0."""
 ARTICLES = ("a", "an", "the")
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-"""`punct`. An apostrophe, a colon and a period are not in it."""
-GROUPED = re.compile(r"\d,\d")
+"""Marks that are removed: `punct` of the official code. An apostrophe, a colon and a period are not among them."""
+GROUPED_DIGITS = re.compile(r"\d,\d")
 PERIOD = re.compile(r"\.(?!\d)")
-"""`periodStrip`: what is meant to spare 3.5 spares every period before a digit, and no other."""
+"""Periods that are removed: `periodStrip` of the official code. To spare 3.5 it spares every period before a digit."""
 
 _ONE_APOSTROPHE = """
     ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's isn't
@@ -35,69 +35,82 @@ _MORE_APOSTROPHES = """
 """
 
 
-def _written_without(words: str) -> dict[str, str]:
-    """Each word by its spellings with one apostrophe left out."""
+def _list_misspellings(words: str) -> dict[str, str]:
+    """Return each word by its spellings with one apostrophe left out."""
     spellings = {}
     for word in words.split():
-        for place, letter in enumerate(word):
+        for position, letter in enumerate(word):
             if letter == "'":
-                spellings[word[:place] + word[place + 1 :]] = word
+                spellings[word[:position] + word[position + 1 :]] = word
     return spellings
 
 
-CONTRACTIONS = {**_written_without(_ONE_APOSTROPHE + _MORE_APOSTROPHES), "somebody'd": "somebodyd"}
-"""`contractions`: an apostrophe that was left out comes back; "ill", "well", "shed", "id" are words and stay."""
+CONTRACTIONS = {**_list_misspellings(_ONE_APOSTROPHE + _MORE_APOSTROPHES), "somebody'd": "somebodyd"}
+"""Words by their spellings with one apostrophe less: `contractions` of the official code.
+
+The apostrophe comes back; "ill", "well", "shed" and "id" are words and stay."""
 
 
 @lru_cache(maxsize=2**16)  # people give the same few answers again and again
 def normalise_answer(answer: str) -> str:
-    """An answer in VQA's spelling: lower case, no punctuation, no articles, digits, whole contractions."""
-    words = [NUMBERS.get(word, word) for word in _without_punctuation(_one_line(answer)).lower().split()]
-    kept = [word for word in words if word not in ARTICLES]
-    return " ".join(CONTRACTIONS.get(word, word) for word in kept)
+    """Return an answer in VQA's spelling: lower case, no punctuation, no articles, digits, whole contractions."""
+    words = [NUMBERS.get(word, word) for word in _remove_punctuation(_join_lines(answer)).lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def _one_line(answer: str) -> str:
+def _join_lines(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _without_punctuation(text: str) -> str:
-    """`processPunctuation`: a mark beside a space goes, between letters it becomes a space; all go where a comma
-    groups digits (1,000)."""
-    grouped = GROUPED.search(text) is not None
-    written = text
+def _remove_punctuation(text: str) -> str:
+    """Remove punctuation as `processPunctuation` of the official code does.
+
+    A mark beside a space is removed, and one between letters becomes a space. Where a comma groups digits anywhere in
+    the text (1,000), all marks are removed.
+    """
+    has_grouped_digits = GROUPED_DIGITS.search(text) is not None
+    cleaned = text
     for mark in PUNCTUATION:
-        beside_space = mark + " " in text or " " + mark in text
-        written = written.replace(mark, "" if beside_space or grouped else " ")
-    return PERIOD.sub("", written)
+        is_beside_space = mark + " " in text or " " + mark in text
+        cleaned = cleaned.replace(mark, "" if is_beside_space or has_grouped_digits else " ")
+    return PERIOD.sub("", cleaned)
 
 
 def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
-    """Share in [0, 1]: min(people who say so / 3, 1), averaged over leaving each person's answer out.
+    """Return the accuracy of an answer in [0, 1] by the answers of several people, ten in VQA.
 
-    With ten people 0.3, 0.6, 0.9, 1 for one, two, three, more who say so. As in the official code nothing is normalised
-    where all agree: the answer must then be theirs to the letter.
+    The accuracy is min(number of people with this answer / 3, 1), averaged over leaving out each person. With ten
+    people it is 0.3, 0.6, 0.9 and 1 where one, two, three or more gave the answer. As in the official code nothing is
+    normalised where all people agree: the answer must then equal theirs to the letter.
     """
-    given, theirs = _one_line(answer), [_one_line(one) for one in references]
-    if len(set(theirs)) > 1:
-        given, theirs = normalise_answer(given), [normalise_answer(one) for one in theirs]
-    same = theirs.count(given)
-    without_one, without_other = min((same - 1) / 3, 1), min(same / 3, 1)
-    return (same * without_one + (len(theirs) - same) * without_other) / len(theirs)
+    normalised, normalised_references = _join_lines(answer), [_join_lines(text) for text in references]
+    if len(set(normalised_references)) > 1:
+        normalised = normalise_answer(normalised)
+        normalised_references = [normalise_answer(text) for text in normalised_references]
+    num_people, num_equal = len(normalised_references), normalised_references.count(normalised)
+    without_equal, without_other = min((num_equal - 1) / 3, 1), min(num_equal / 3, 1)
+    return (num_equal * without_equal + (num_people - num_equal) * without_other) / num_people
 
 
 def gqa_accuracy(answer: str, reference: str) -> float:
-    """1 or 0: the same text, as it is or in VQA's spelling (LAVIS writes generated answers so before it compares)."""
+    """Return 1 for an answer that equals the reference and 0 for another.
+
+    The answer is compared as it is and in VQA's spelling, in which LAVIS compares generated answers.
+    """
     return float(answer.strip() == reference or normalise_answer(answer) == reference)
 
 
 def mean_accuracy(
     accuracies: Sequence[float], kinds: Sequence[Mapping[str, str]]
 ) -> dict[str, tuple[float, int]]:
-    """Percent and number of questions: of all, and of each value of each kind ("answer type: yes/no"), by name."""
+    """Return mean accuracy in percent and number of questions, of all and of each group, by the group's name.
+
+    kinds: for each question its value of each kind, such as {"answer type": "yes/no"}; questions with the same value
+    of a kind are a group, called "answer type: yes/no".
+    """
     groups: dict[str, list[float]] = {}
-    for accuracy, own in zip(accuracies, kinds, strict=True):
-        for kind, value in own.items():
+    for accuracy, question_kinds in zip(accuracies, kinds, strict=True):
+        for kind, value in question_kinds.items():
             groups.setdefault(f"{kind}: {value}", []).append(accuracy)
-    parts = {"all": accuracies, **dict(sorted(groups.items()))}
-    return {name: (100 * sum(part) / len(part), len(part)) for name, part in parts.items()}
+    all_groups = {"all": accuracies, **dict(sorted(groups.items()))}
+    return {name: (100 * sum(group) / len(group), len(group)) for name, group in all_groups.items()}

@@ -1,4 +1,4 @@
-"""Models that write about the pictures of an evaluation set, and the run over all of them."""
+"""Let a model write a text for every item of an evaluation set: a caption for a picture, an answer to a question."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ if TYPE_CHECKING:
     from engine.datasets.captioned_pictures import CaptionItem, Item, QuestionItem
     from engine.evaluation.results_files import Predictions
 
-Write = Callable[["np.ndarray", Sequence[Any], Sequence[int]], list[str]]
-"""Pictures (B, H, W, 3), and tasks with the row of each one's picture -> a text each."""
+WriteTexts = Callable[["np.ndarray", Sequence[Any], Sequence[int]], list[str]]
+"""Takes pictures (B, H, W, 3), items, and for each item the row of its picture; returns a text for each item."""
 
 
 @dataclass(frozen=True)
 class EvaluationWriter:
-    """A model and how it writes. at_once: tasks that are read, written and kept together."""
+    """A model with the options with which it writes captions or answers.
+
+    digest: the digest of the model.
+    pixels: the side of the square pictures that it reads.
+    options: its options in words, such as "5 beams".
+    batch_size: the number of items whose pictures are read, and whose texts are written and saved, together.
+    """
 
     name: str
     digest: str
@@ -30,10 +36,11 @@ class EvaluationWriter:
     dtype: str
     options: str
     batch_size: int
-    write: Write
+    write: WriteTexts
 
     @property
     def settings(self) -> dict[str, str]:
+        """Return the values by name that decide the texts, which a stopped run must find again to continue."""
         return {"model": self.digest, "dtype": self.dtype, "how": self.options}
 
 
@@ -43,105 +50,118 @@ LoadWriter = Callable[[], EvaluationWriter]
 def load_caption_writer(
     model: str | None, beams: int, min_length: int, max_length: int, prompt: str | None
 ) -> EvaluationWriter:
-    """What captions (`engine.models.photo_captioners`), by name or the default, and how it writes."""
+    """Load a model that writes captions (`engine.models.photo_captioners`), with its options.
+
+    model: its name or folder, None for the default one. min_length, max_length: in tokens. prompt: the text that a
+    language model continues, None for the default one. Raise DataError when the model cannot write `max_length` tokens.
+    """
     from engine.blip2.generation import CAPTION
     from engine.models.caption_model import CAPTION_BATCH, PROMPT, CaptionModel
     from engine.models.devices import get_dtype_name
     from engine.models.photo_captioners import HEAD_CAPTION_BATCH, HeadCaptioner, load_photo_captioner
 
-    writer = load_photo_captioner(model)
-    if isinstance(writer, HeadCaptioner):
-        at_once, begins, penalty = HEAD_CAPTION_BATCH, "ITG head", ""
-        longest = writer.model.config.qformer.max_positions - 1  # [DEC] stands before the text
+    captioner = load_photo_captioner(model)
+    if isinstance(captioner, HeadCaptioner):
+        batch_size, start_text, penalty_text = HEAD_CAPTION_BATCH, "ITG head", ""
+        longest = captioner.model.config.qformer.max_positions - 1  # [DEC] stands before the text
         if max_length > longest:
-            raise DataError(f"--max-length is {max_length}; {writer.name} writes at most {longest} tokens.")
+            raise DataError(
+                f"--max-length is {max_length}; {captioner.name} writes at most {longest} tokens."
+            )
     else:
-        at_once, begins = CAPTION_BATCH, f'"{prompt or PROMPT}"'
-        assert isinstance(writer.model, CaptionModel)
-        own = writer.model.config.language.repetition_penalty
-        penalty = "" if own == 1 else f", repetition penalty {own:g}"
-    how = replace(CAPTION, num_beams=beams, min_new_tokens=min_length, max_new_tokens=max_length)
+        batch_size, start_text = CAPTION_BATCH, f'"{prompt or PROMPT}"'
+        assert isinstance(captioner.model, CaptionModel)
+        penalty = captioner.model.config.language.repetition_penalty
+        penalty_text = "" if penalty == 1 else f", repetition penalty {penalty:g}"
+    options = replace(CAPTION, num_beams=beams, min_new_tokens=min_length, max_new_tokens=max_length)
 
-    def write(pictures: np.ndarray, tasks: Sequence[CaptionItem], rows: Sequence[int]) -> list[str]:
-        texts = writer.caption(pictures, prompt, how)
+    def write(pictures: np.ndarray, items: Sequence[CaptionItem], rows: Sequence[int]) -> list[str]:
+        texts = captioner.caption(pictures, prompt, options)
         return [texts[row] for row in rows]
 
-    said = f"{begins}, {count_text(beams, 'beam')}, {min_length} to {max_length} tokens{penalty}"
     return EvaluationWriter(
-        writer.name,
-        writer.digest,
-        writer.image_size,
-        get_dtype_name(writer.model.dtype),
-        said,
-        at_once,
+        captioner.name,
+        captioner.digest,
+        captioner.image_size,
+        get_dtype_name(captioner.model.dtype),
+        f"{start_text}, {count_text(beams, 'beam')}, {min_length} to {max_length} tokens{penalty_text}",
+        batch_size,
         write,
     )
 
 
 def load_answer_writer(model: str, beams: int, max_new_tokens: int) -> EvaluationWriter:
-    """A model with a language model. Raises CheckpointError for another, naming some that have one."""
+    """Load a model with a language model that answers questions, with its options.
+
+    Raise CheckpointError for a model without a language model; the message names some that have one.
+    """
     from engine.blip2.generation import ANSWER
     from engine.models.caption_model import CAPTION_BATCH
     from engine.models.devices import get_dtype_name
     from engine.models.loading import load_captioner
 
     captioner = load_captioner(model)
-    how = replace(ANSWER, num_beams=beams, max_new_tokens=max_new_tokens)
+    options = replace(ANSWER, num_beams=beams, max_new_tokens=max_new_tokens)
 
-    def write(pictures: np.ndarray, tasks: Sequence[QuestionItem], rows: Sequence[int]) -> list[str]:
+    def write(pictures: np.ndarray, items: Sequence[QuestionItem], rows: Sequence[int]) -> list[str]:
         patches = captioner.encode_patches(pictures)
-        return captioner.answer(patches[list(rows)], [task.question for task in tasks], how)
+        return captioner.answer(patches[list(rows)], [item.question for item in items], options)
 
-    beams_text = f"{count_text(beams, 'beam')}, length penalty {how.length_penalty:g}"
-    said = f"{beams_text}, up to {count_text(max_new_tokens, 'token')}"
+    beams_text = f"{count_text(beams, 'beam')}, length penalty {options.length_penalty:g}"
     return EvaluationWriter(
         captioner.name,
         captioner.digest,
         captioner.image_size,
         get_dtype_name(captioner.dtype),
-        said,
+        f"{beams_text}, up to {count_text(max_new_tokens, 'token')}",
         CAPTION_BATCH,
         write,
     )
 
 
 def write_all(
-    writer: EvaluationWriter, tasks: Sequence[Item], predictions: Predictions,
+    writer: EvaluationWriter,
+    items: Sequence[Item],
+    predictions: Predictions,
     on_progress: Callable[[Progress], None] | None = None,
-) -> list[Item]:  # fmt: skip
-    """Write the texts of the tasks that have none yet, those of one picture together; return the tasks whose picture
-    cannot be read.
+) -> list[Item]:
+    """Write the texts of the items that have none yet, and add them to the predictions.
 
-    on_progress: called a few times a second with how many tasks are done and how long the others take.
+    Items about one picture are written together. on_progress: called a few times a second with the number of items
+    that are done and the time that the others take. Return the items whose picture cannot be read.
     """
-    todo = sorted((task for task in tasks if task.id not in predictions.texts), key=lambda task: task.names)
+    todo = sorted((item for item in items if item.id not in predictions.texts), key=lambda item: item.names)
     unreadable: list[Item] = []
     pace = Pace(len(todo), on_progress)
     for start in range(0, len(todo), writer.batch_size):
         batch = todo[start : start + writer.batch_size]
-        pictures = _pictures_of(batch, writer.pixels)
-        readable = [task for task in batch if task.names in pictures]
+        pictures = _read_pictures(batch, writer.pixels)
+        readable = [item for item in batch if item.names in pictures]
         if readable:
-            texts = _texts_of(readable, pictures, writer.write)
-            predictions.add([task.id for task in readable], texts)
-        unreadable += [task for task in batch if task.names not in pictures]
+            texts = _write_texts(readable, pictures, writer.write)
+            predictions.add([item.id for item in readable], texts)
+        unreadable += [item for item in batch if item.names not in pictures]
         pace.step(len(batch), len(batch) - len(readable))
     return unreadable
 
 
-def _pictures_of(tasks: Sequence[Item], pixels: int) -> dict[tuple[str, ...], np.ndarray]:
-    """Read the pictures of some tasks, each once -> by their names, those that can be read, (pixels, pixels, 3)."""
+def _read_pictures(items: Sequence[Item], pixels: int) -> dict[tuple[str, ...], np.ndarray]:
+    """Read the pictures of items, each once -> (pixels, pixels, 3) by their names, without the unreadable ones."""
     from engine.datasets.captioned_pictures import CaptionedPicture
     from engine.datasets.picture_reading import read_pictures
 
-    sources = {task.names: task.picture for task in tasks if task.picture is not None}
-    squares = read_pictures([CaptionedPicture(names[0], source) for names, source in sources.items()], pixels)
-    return {names: square for names, square in zip(sources, squares, strict=True) if square is not None}
+    pictures = {item.names: item.picture for item in items if item.picture is not None}
+    squares = read_pictures(
+        [CaptionedPicture(names[0], picture) for names, picture in pictures.items()], pixels
+    )
+    return {names: square for names, square in zip(pictures, squares, strict=True) if square is not None}
 
 
-def _texts_of(tasks: Sequence[Item], pictures: dict[tuple[str, ...], np.ndarray], write: Write) -> list[str]:
-    """Write a text for each task, in order; the model reads each picture once."""
+def _write_texts(
+    items: Sequence[Item], pictures: dict[tuple[str, ...], np.ndarray], write: WriteTexts
+) -> list[str]:
+    """Write a text for each item, in order; the model reads each picture once."""
     import numpy as np
 
     rows = {names: row for row, names in enumerate(pictures)}
-    return write(np.stack(list(pictures.values())), tasks, [rows[task.names] for task in tasks])
+    return write(np.stack(list(pictures.values())), items, [rows[item.names] for item in items])

@@ -76,9 +76,9 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     from reference_rerank import reference_match, transformers_match
     from transformers import Blip2ForImageTextRetrieval
 
+    from engine.evaluation.memory_budget import split_memory
     from engine.evaluation.pair_matching import PairMatcher
     from engine.evaluation.retrieval_cache import EvaluationCache
-    from engine.evaluation.retrieval_protocol import _split_memory
     from engine.models.loading import load_model
     from engine.models.malloc import keep_freed_memory
 
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace, scratch: Path) -> None:
     count = min(len(texts), args.texts_a_photo or len(texts))
     chosen = [np.sort(draw.permutation(np.arange(1, len(texts)))[: count - 1]) for _ in range(args.photos)]
     pairs = np.concatenate([row * len(texts) + np.array([0, *some]) for row, some in enumerate(chosen)])
-    budget = _split_memory(model, args.photos, len(texts), 2**31)
+    budget = split_memory(model, args.photos, len(texts), 2**31)
     started = time.perf_counter()
     matcher = PairMatcher(model, range(args.photos), texts, pairs, cache, budget.texts)
     matcher.match_photos(model, range(args.photos))

@@ -1,4 +1,4 @@
-"""The words of captions against those of Stanford's tokenizer: written down, and asked anew where Java is."""
+"""Captions are split as by Stanford's tokenizer, whose words are written down here and checked where Java is."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ STANFORD = {
     "a . b ? c ! d , e ' ` - ; :": "a b c d e",
     "": "",
 }
-"""Written by Stanford's tokenizer, CoreNLP 3.4.1, as pycocoevalcap runs it."""
+"""Words of captions as Stanford's tokenizer writes them, CoreNLP 3.4.1 as pycocoevalcap runs it."""
 
 
 @pytest.mark.parametrize("caption", STANFORD)
-def test_stanfords_words(caption: str) -> None:
+def test_the_words_are_those_of_stanfords_tokenizer(caption: str) -> None:
     assert split_words(caption) == STANFORD[caption].split()
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="Stanford's tokenizer needs Java")
-def test_what_is_written_down_is_stanfords() -> None:
+def test_stanfords_tokenizer_writes_the_words_of_this_file() -> None:
     captions = {number: [{"caption": caption}] for number, caption in enumerate(STANFORD) if caption}
-    found = PTBTokenizer().tokenize(captions)
-    assert [" ".join(found[number][0].split()) for number in captions] == [
-        want for want in STANFORD.values() if want
+    tokenized = PTBTokenizer().tokenize(captions)
+    assert [" ".join(tokenized[number][0].split()) for number in captions] == [
+        words for words in STANFORD.values() if words
     ]

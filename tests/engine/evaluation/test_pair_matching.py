@@ -1,4 +1,4 @@
-"""Pairs are matched once, in any number of calls, and their progress is told."""
+"""Pairs are matched once, in any number of calls, and progress is reported."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def cache(model: RetrievalModel, tmp_path: Path) -> EvaluationCache:
 def test_each_pair_is_read_once_and_counted(
     model: RetrievalModel, cache: EvaluationCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[Progress] = []
-    matcher = PairMatcher(model, range(3), CAPTIONS, PAIRS, cache, 2, told.append)
-    assert (told[0].done, told[0].total, matcher.num_kept) == (0, 8, 0)
-    matcher.match_photos(model, [0])
-    assert np.isnan(matcher.logits).tolist() == [False] * 3 + [True] * 5
-    matcher.sync()
-    again = PairMatcher(model, range(3), CAPTIONS, PAIRS, cache, 5, told.append)
-    assert (again.num_kept, told[-1].total) == (3, 5)
-    again.match_photos(model, [0, 1, 2])
-    assert (told[-1].done, told[-1].total) == (5, 5)
+    reports: list[Progress] = []
+    first = PairMatcher(model, range(3), CAPTIONS, PAIRS, cache, 2, reports.append)
+    assert (reports[0].done, reports[0].total, first.num_kept) == (0, 8, 0)
+    first.match_photos(model, [0])
+    assert np.isnan(first.logits).tolist() == [False] * 3 + [True] * 5
+    first.sync()
+    second = PairMatcher(model, range(3), CAPTIONS, PAIRS, cache, 5, reports.append)
+    assert (second.num_kept, reports[-1].total) == (3, 5)
+    second.match_photos(model, [0, 1, 2])
+    assert (reports[-1].done, reports[-1].total) == (5, 5)
     monkeypatch.setattr(RetrievalModel, "match", lambda *_: pytest.fail("all pairs have been read"))
-    again.match_photos(model, [0, 1, 2])
-    for pair, logit in zip(PAIRS, again.logits, strict=True):
-        monkeypatch.undo()
+    second.match_photos(model, [0, 1, 2])
+    monkeypatch.undo()
+    for pair, logit in zip(PAIRS, second.logits, strict=True):
         keys = model.compute_photo_keys(cache.read_patches(int(pair) // 5))
         alone = model.config.match_weight * model.match(keys, [CAPTIONS[pair % 5]])[0, 1]
         assert logit == pytest.approx(alone, abs=1e-4)

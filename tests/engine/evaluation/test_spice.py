@@ -1,4 +1,4 @@
-"""What stands around SPICE's own program, with a stand-in for Java: the program itself is not run here."""
+"""SPICE's program is called, its scores are read and its faults reported; a stand-in for Java replaces the program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import json, os, sys
 arguments = sys.argv[1:]
 assert arguments[:3] == ["-Xmx8G", "-jar", "{program}"] and os.path.isfile("{program}")
 assert "java.base/java.lang" in os.environ["JDK_JAVA_OPTIONS"]
-{fails}
+{extra_code}
 rows = json.load(open(arguments[3]))
 shares = [len(set(row["test"].split()) & set(row["refs"][0].split())) / 4 for row in rows]
 scores = [{{"image_id": row["image_id"], "scores": {{"All": {{"f": f or None}}}}}} for row, f in zip(rows, shares)]
@@ -28,7 +28,7 @@ json.dump(scores[::-1], open(arguments[arguments.index("-out") + 1], "w"))
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Pycocoevalcap with its program and the parser's models, all of them empty files."""
+    """Make a package pycocoevalcap with the program and the parser's models, all of them empty files."""
     package = tmp_path / "site" / "pycocoevalcap"
     for name in (PROGRAM, *PARSER):
         (package / "spice" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -39,37 +39,39 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return package / "spice"
 
 
-def put_java(place: Path, monkeypatch: pytest.MonkeyPatch, fails: str = "") -> None:
-    place.mkdir()
-    (place / "java").write_text(JAVA.format(python=sys.executable, program=PROGRAM, fails=fails))
-    (place / "java").chmod(0o755)
-    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+def put_java(folder: Path, monkeypatch: pytest.MonkeyPatch, extra_code: str = "") -> None:
+    folder.mkdir()
+    (folder / "java").write_text(JAVA.format(python=sys.executable, program=PROGRAM, extra_code=extra_code))
+    (folder / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
 
-def test_scores_in_the_order_of_the_captions(
+def test_scores_are_in_the_order_of_the_captions(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_java(tmp_path / "bin", monkeypatch)
     captions = [["a", "dog"], ["a", "red", "cat"], ["x"]]
-    found = spice(captions, [[["a", "cow"]], [["a", "red", "cat"], ["b"]], [["y"]]])
-    assert found.tolist() == [25, 75, 0]
+    scores = spice(captions, [[["a", "cow"]], [["a", "red", "cat"], ["b"]], [["y"]]])
+    assert scores.tolist() == [25, 75, 0]
 
 
-def test_a_program_that_fails(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_of_a_program_that_fails_is_reported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put_java(tmp_path / "bin", monkeypatch, "sys.exit('Exception in thread main')")
-    with pytest.raises(
-        DataError, match=r"gave no scores: it ended with 1\. It says: Exception in thread main"
-    ):
+    with pytest.raises(DataError, match=r"gave no scores .Exit code 1.\. It says: Exception in thread main"):
         spice([["a"]], [[["a"]]])
 
 
-def test_a_program_that_writes_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_writes_nothing_is_an_error(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put_java(tmp_path / "bin", monkeypatch, "sys.exit(0)")
     with pytest.raises(DataError, match="gave no scores"):
         spice([["a"]], [[["a"]]])
 
 
-def test_each_thing_that_is_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_missing_part_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_java(tmp_path / "bin", monkeypatch)
     assert check_spice() == folder
     (folder / PARSER[1]).unlink()
@@ -83,9 +85,11 @@ def test_each_thing_that_is_missing(folder: Path, tmp_path: Path, monkeypatch: p
         check_spice()
 
 
-def test_what_the_program_is_given(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep = f"import shutil; shutil.copy(arguments[3], {str(tmp_path / 'given.json')!r})"
-    put_java(tmp_path / "bin", monkeypatch, keep)
+def test_the_program_is_given_captions_and_references(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_input = f"import shutil; shutil.copy(arguments[3], {str(tmp_path / 'input.json')!r})"
+    put_java(tmp_path / "bin", monkeypatch, copy_input)
     spice([["a", "dog"]], [[["a", "cow"], ["b"]]])
-    given = json.loads((tmp_path / "given.json").read_text())
-    assert given == [{"image_id": 0, "test": "a dog", "refs": ["a cow", "b"]}]
+    rows = json.loads((tmp_path / "input.json").read_text())
+    assert rows == [{"image_id": 0, "test": "a dog", "refs": ["a cow", "b"]}]

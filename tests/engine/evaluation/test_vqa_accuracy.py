@@ -1,4 +1,4 @@
-"""VQA's spelling of answers and its accuracy: each rule of the official code by an example worked out by hand."""
+"""Answers are spelled and scored as by VQA's official code; each of its rules has an example worked out by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.evaluation.vqa_accuracy import (
 
 
 @pytest.mark.parametrize(
-    ("given", "written"),
+    ("answer", "normalised"),
     [
         ("Yes", "yes"),
         ("yes.", "yes"),
@@ -45,8 +45,8 @@ from engine.evaluation.vqa_accuracy import (
         ("", ""),
     ],
 )
-def test_spelling(given: str, written: str) -> None:
-    assert normalise_answer(given) == written
+def test_answers_are_normalised_as_by_the_official_code(answer: str, normalised: str) -> None:
+    assert normalise_answer(answer) == normalised
 
 
 def test_contractions_are_the_official_ones() -> None:
@@ -55,11 +55,13 @@ def test_contractions_are_the_official_ones() -> None:
     assert not {"ill", "well", "shed", "hell", "were", "id", "im", "lets"} & CONTRACTIONS.keys()
 
 
-@pytest.mark.parametrize(("people", "share"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0)])
-def test_accuracy_by_how_many_say_so(people: int, share: float) -> None:
-    """The table of visualqa.org: of two who agree, each is scored against one."""
-    references = ["dog"] * people + ["cat"] * (10 - people)
-    assert vqa_accuracy("Dog.", references) == pytest.approx(share)
+@pytest.mark.parametrize(
+    ("num_people", "accuracy"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0)]
+)
+def test_accuracy_grows_with_the_people_who_give_the_answer(num_people: int, accuracy: float) -> None:
+    """Check the table of visualqa.org, in which each person is left out once."""
+    references = ["dog"] * num_people + ["cat"] * (10 - num_people)
+    assert vqa_accuracy("Dog.", references) == pytest.approx(accuracy)
 
 
 def test_where_all_agree_nothing_is_normalised() -> None:
@@ -68,13 +70,13 @@ def test_where_all_agree_nothing_is_normalised() -> None:
     assert vqa_accuracy("2", ["two"] * 9 + ["a"]) == 1
 
 
-def test_gqa_is_exact() -> None:
+def test_gqa_accepts_an_answer_as_it_is_or_normalised() -> None:
     assert gqa_accuracy("t-shirt", "t-shirt") == 1
     assert gqa_accuracy("The dog.", "dog") == 1
     assert gqa_accuracy("dogs", "dog") == 0
 
 
-def test_means_of_kinds() -> None:
+def test_accuracy_is_averaged_over_all_questions_and_each_group() -> None:
     kinds = [{"answer type": "number"}, {"answer type": "yes/no"}, {"answer type": "yes/no"}, {}]
     means = mean_accuracy([0.3, 1, 0, 0.7], kinds)
     assert means == {"all": (50, 4), "answer type: number": (30, 1), "answer type: yes/no": (50, 2)}
