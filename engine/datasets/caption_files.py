@@ -83,7 +83,7 @@ def _parse_karpathy(content: dict[str, Any], path: Path, split: str) -> dict[str
     try:
         splits = {row["split"] for row in content["images"]}
         captions = {
-            _karpathy_name(row): parse_captions([sentence["raw"] for sentence in row["sentences"]], path)
+            _get_karpathy_name(row): parse_captions([sentence["raw"] for sentence in row["sentences"]], path)
             for row in content["images"]
             if row["split"] == split
         }
@@ -97,7 +97,7 @@ def _parse_karpathy(content: dict[str, Any], path: Path, split: str) -> dict[str
     return captions
 
 
-def _karpathy_name(row: dict[str, Any]) -> str:
+def _get_karpathy_name(row: dict[str, Any]) -> str:
     return f"{row['filepath']}/{row['filename']}" if row.get("filepath") else row["filename"]
 
 
@@ -113,7 +113,8 @@ def read_caption_file(path: Path, split: str = "test") -> list[CaptionItem]:
         return _parse_coco(content, path)
     captions = parse_caption_file(content, path, split)
     return [
-        CaptionItem(_image_id(name), list_published_names(name), texts) for name, texts in captions.items()
+        CaptionItem(_parse_image_id(name), list_published_names(name), texts)
+        for name, texts in captions.items()
     ]
 
 
@@ -150,7 +151,7 @@ def _parse_coco(content: dict[str, Any], path: Path) -> list[CaptionItem]:
     ]
 
 
-def _image_id(name: str) -> Id:
+def _parse_image_id(name: str) -> Id:
     """Return COCO's number of a picture where its name holds it, as COCO's results files use it; else the name."""
     match = COCO_NAME.fullmatch(Path(name).name)
     return int(match[2]) if match else name

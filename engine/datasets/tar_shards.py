@@ -94,7 +94,7 @@ class TarShard:
         """Read the headers. Raise DataError when the file is not a whole, uncompressed tar with a picture in it."""
         self.path = path
         files, self._fault = _read_headers(path)
-        pictures = {key: _first_suffix(ranges, SHARD_PICTURE_SUFFIXES) for key, ranges in files.items()}
+        pictures = {key: _find_first_suffix(ranges, SHARD_PICTURE_SUFFIXES) for key, ranges in files.items()}
         self.keys = [key for key, suffix in pictures.items() if suffix]
         self.count = len(self.keys)
         if not self.keys:
@@ -102,7 +102,7 @@ class TarShard:
         if not self._fault and self.count < len(files):
             key_without_picture = next(key for key, suffix in pictures.items() if not suffix)
             self._fault = f"sample {key_without_picture} has no picture ({_PICTURES_ALLOWED})"
-        texts = [_first_suffix(files[key], TEXT_SUFFIXES) for key in self.keys]
+        texts = [_find_first_suffix(files[key], TEXT_SUFFIXES) for key in self.keys]
         self._has_json = np.array([suffix == "json" for suffix in texts])
         byte_ranges = [
             (*files[key][pictures[key]], *files[key].get(suffix, (0, 0)))
@@ -161,7 +161,7 @@ class TarShard:
         return CaptionedPicture(key, picture, parse_captions(captions, described_as), parse_label(fields))
 
 
-def _first_suffix(ranges: Mapping[str, tuple[int, int]], suffixes: Sequence[str]) -> str:
+def _find_first_suffix(ranges: Mapping[str, tuple[int, int]], suffixes: Sequence[str]) -> str:
     """Return the first of the suffixes under which a sample has a file that is not empty; "" where it has none.
 
     ranges: start and size of each file of the sample, by suffix.
@@ -193,7 +193,7 @@ def _read_headers(path: Path) -> tuple[dict[str, dict[str, tuple[int, int]]], st
     except FileNotFoundError as error:
         raise DataError(_missing_shard_text(path.name, path.parent)) from error
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{path} is not a readable shard: {_unreadable_reason(path, error)}") from error
+        raise DataError(f"{path} is not a readable shard: {_explain_unreadable(path, error)}") from error
     return samples, fault
 
 
@@ -220,7 +220,7 @@ def _split_member_name(member: tarfile.TarInfo) -> tuple[str, str]:
     return f"{folder}/{stem}" if folder else stem, suffix.lower()
 
 
-def _unreadable_reason(path: Path, error: Exception) -> str:
+def _explain_unreadable(path: Path, error: Exception) -> str:
     try:
         # With a path alone is_tarfile also tries every compression, which random access rules out.
         is_compressed = tarfile.is_tarfile(path)

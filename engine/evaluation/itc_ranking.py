@@ -29,7 +29,7 @@ class Candidates:
     columns_RK: np.ndarray
     itc_RK: np.ndarray
 
-    def first(self, count: int) -> Candidates:
+    def take_first(self, count: int) -> Candidates:
         """Return the `count` best of each row, or all of them where there are fewer."""
         return Candidates(self.columns_RK[:, :count], self.itc_RK[:, :count])
 

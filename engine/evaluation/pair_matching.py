@@ -65,14 +65,14 @@ class PairMatcher:
             block = self._by_length[first : first + self.captions_at_once]
             started: TextStart | None = None
             for row in rows:
-                pairs, block_positions = self._missing_pairs(row, first, len(block))
+                pairs, block_positions = self._find_missing_pairs(row, first, len(block))
                 if not len(pairs):
                     continue
                 if started is None:
                     started = model.start_texts([self.captions[number] for number in block])
                 self._match(model, row, pairs, started[torch.from_numpy(block_positions).to(model.device)])
 
-    def _missing_pairs(self, row: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _find_missing_pairs(self, row: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the pairs of a photo that have no logit yet and whose captions are in a block, shortest first.
 
         The block holds the `count` captions from `first` on in the order of length. The result is the numbers of the

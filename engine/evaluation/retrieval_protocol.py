@@ -126,7 +126,7 @@ def evaluate_retrieval(
     with _measure_seconds(seconds, "retrieve"):
         budget = split_memory(models[0], num_photos, num_captions, memory)
         ranking = retrieve(encoded, k, budget)
-    best_captions, best_photos = ranking.captions.first(SHOWN), ranking.photos.first(SHOWN)
+    best_captions, best_photos = ranking.captions.take_first(SHOWN), ranking.photos.take_first(SHOWN)
     before = Ranks(ranking.tr_ranks_N, ranking.ir_ranks_M, best_captions.columns_RK, best_photos.columns_RK)
     after, num_pairs, num_kept = before, 0, 0
     by_k: dict[int, dict[str, float]] = {}
@@ -192,7 +192,11 @@ def rerank(
     show_progress: ShowProgress,
 ) -> Reranking:
     """Match the k best candidates of each direction by ITM, every pair once, and add the scores of ITC."""
-    captions, photos, num_texts = ranking.captions.first(k), ranking.photos.first(k), len(encoded.captions)
+    captions, photos, num_texts = (
+        ranking.captions.take_first(k),
+        ranking.photos.take_first(k),
+        len(encoded.captions),
+    )
     pairs = collect_pairs(captions.columns_RK, photos.columns_RK)
     with show_progress("pair") as on_progress:
         matcher = PairMatcher(

@@ -104,9 +104,16 @@ def test_gqa_is_learned_from_too(data: Path) -> None:
 def test_answers_are_drawn_as_often_as_they_were_given(data: Path) -> None:
     config = QuestionConfig("q.json", images="coco", annotations="a.json")
     stream = Stream(
-        (config,), data, batch=400, seed=3, augment=lambda image, draws: np.zeros((1, 1, 3), np.uint8),
-        here=World(0, 1), workers=2, ahead=0, opener=open_question_set,
-    )  # fmt: skip
+        (config,),
+        data,
+        batch=400,
+        seed=3,
+        augment=lambda image, draws: np.zeros((1, 1, 3), np.uint8),
+        here=World(0, 1),
+        workers=2,
+        ahead=0,
+        opener=open_question_set,
+    )
     pairs = stream[0]
     stream.close()
     assert set(pairs.questions) == {"What colour is it?"}

@@ -87,8 +87,11 @@ def test_the_bytes_of_a_written_tar_depend_on_its_content_alone(tmp_path: Path) 
         "70179d72dddedc7cf62721b52a688fc11f1ad56861aa8e42b0c4918bfb00e043"
     )
     assert [(picture.key, picture.captions) for picture in read_shards([path])] == [
-        ("a_b_ü_x", ("größe",)), ("a_b_ü_x-0", ()), ("a_b_ü_x-1", ("x" * 3000,)), ("k" * 150, ()),
-    ]  # fmt: skip
+        ("a_b_ü_x", ("größe",)),
+        ("a_b_ü_x-0", ()),
+        ("a_b_ü_x-1", ("x" * 3000,)),
+        ("k" * 150, ()),
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["s.tar"]
 
 
