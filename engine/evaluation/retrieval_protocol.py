@@ -192,11 +192,8 @@ def rerank(
     show_progress: ShowProgress,
 ) -> Reranking:
     """Match the k best candidates of each direction by ITM, every pair once, and add the scores of ITC."""
-    captions, photos, num_texts = (
-        ranking.captions.take_first(k),
-        ranking.photos.take_first(k),
-        len(encoded.captions),
-    )
+    captions, photos = ranking.captions.take_first(k), ranking.photos.take_first(k)
+    num_texts = len(encoded.captions)
     pairs = collect_pairs(captions.columns_RK, photos.columns_RK)
     with show_progress("pair") as on_progress:
         matcher = PairMatcher(
