@@ -109,7 +109,7 @@ def test_folded_keys_change_nothing(
     read = []
     real = RetrievalModel.match
     monkeypatch.setattr(RetrievalModel, "folding_pays", True)
-    monkeypatch.setattr(RetrievalModel, "photo_keys", None)  # not called
+    monkeypatch.setattr(RetrievalModel, "compute_photo_keys", None)  # not called
     monkeypatch.setattr(
         RetrievalModel, "match", lambda self, *given: read.append(given[0]) or real(self, *given)
     )

@@ -54,7 +54,7 @@ def test_a_photo_is_encoded_once_for_all_its_captions(place: Path, monkeypatch: 
         return keys(model, patches)
 
     monkeypatch.setattr(RetrievalModel, "encode_patches", count_encode)
-    monkeypatch.setattr(RetrievalModel, "photo_keys", count_keys)
+    monkeypatch.setattr(RetrievalModel, "compute_photo_keys", count_keys)
     run(place)
     assert counts == {"vision": 7, "keys": 7}
 

@@ -93,7 +93,7 @@ def test_captions_of_the_itg_head(
         {"image_id": id_, "caption": text} for id_, text in zip(IDS, want, strict=True)
     ]
     assert len(set(want)) > 1
-    monkeypatch.setattr("engine.models.retrieval_model.BEAMS_AT_ONCE", 10)
+    monkeypatch.setattr("engine.models.retrieval_model.BEAM_BATCH", 10)
     assert model.best_captions(keys, min_length=9, max_length=13) == want, "two photos at a time, then one"
     lines = result.stdout.splitlines()
     assert lines[0].startswith("captions_val2014.json, ") and "ITG head, 5 beams, 8 to 12 tokens" in lines[0]
