@@ -1,4 +1,4 @@
-"""Write a file or a folder so that it is there whole or not at all, also after a kill or a power cut."""
+"""Write a file or a folder so that it is there as a whole or not at all, even after a kill or a power cut."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import BinaryIO
 HALF_WRITTEN = ".new"
 """Suffix of a file or folder that is not complete yet. A killed process leaves it; the next writer replaces it."""
 REPLACED = ".old"
-"""Suffix of a folder whose place another one takes."""
+"""Suffix of a folder while another one takes its place."""
 
 
 @contextmanager
 def replace_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     """Open a file for writing that takes the place of `path` in one step when the block ends.
 
-    Its bytes are on the disk before it does. When the block raises, `path` stays as it was and the half-written file is
-    removed. shared: several processes or threads may write this file at once, the last of them counts; what one of them
-    leaves when it is killed is then not replaced by the next. Raises OSError when the disk refuses.
+    The bytes are on the disk before that. When the block raises, `path` stays as it was and the half-written file is
+    removed. shared: allow several processes or threads to write this file at the same time, of which the last counts; a
+    half-written file that a killed one leaves is then not replaced by the next. Raises OSError when the disk refuses.
     """
     writer = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
     half = path.with_name(path.name + writer + HALF_WRITTEN)
@@ -40,17 +40,17 @@ def replace_file(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write a whole file in one step, text as UTF-8; see `replace_file`."""
+    """Write a whole file in one step, a text as UTF-8; see `replace_file`."""
     with replace_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def create_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill, which becomes `path` in one step when the block ends; nothing may lie at `path`.
 
-    The bytes of the files in it are on the disk before it does. When the block raises, nothing is left. Raises OSError
-    when the disk refuses.
+    The bytes of its files are on the disk before that. When the block raises, nothing is left. Raises OSError when the
+    disk refuses.
     """
     half = path.with_name(path.name + HALF_WRITTEN)
     shutil.rmtree(half, ignore_errors=True)
@@ -69,10 +69,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 def replace_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill, which takes the place of the folder at `path` when the block ends.
 
-    Files of the old folder that the new one lacks are copied into it. A reader, also after a power cut, finds all files
-    of the old folder or all of the new. On systems without an exchange of names (all but Linux) there is a moment
-    between the two in which nothing lies at `path`; the old folder then has the suffix `REPLACED`, and the next call
-    puts it back. When the block raises, the old folder stays. Raises OSError when the disk refuses.
+    Files of the old folder that the new one lacks are copied into the new one. A reader finds all files of the old
+    folder or all of the new one, even after a power cut. Only Linux can exchange two names in one step: on other
+    systems there is a moment in which nothing lies at `path`; the old folder then has the suffix `REPLACED`, and the
+    next call puts it back. When the block raises, the old folder stays. Raises OSError when the disk refuses.
     """
     half, old = (path.with_name(path.name + suffix) for suffix in (HALF_WRITTEN, REPLACED))
     if old.exists() and not path.exists():
@@ -98,7 +98,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def _complete(half: Path, folder: Path) -> None:
-    """Copy into a new folder what only the old one has, and the old one's permissions."""
+    """Copy the files that only the old folder has into the new one, and the permissions of the old folder."""
     for entry in folder.iterdir():
         copy = half / entry.name
         if not copy.exists() and entry.is_dir():
@@ -112,11 +112,12 @@ def _exchange(first: Path, second: Path) -> bool:
     """Give two folders each other's name in one step; return whether the system did so (Linux, most file systems)."""
     try:
         renameat2 = ctypes.CDLL(None).renameat2
-    except (OSError, AttributeError, TypeError):  # another system (TypeError: Windows) or an old C library
+    # TypeError on Windows; other systems and old C libraries lack it.
+    except (OSError, AttributeError, TypeError):
         return False
-    here, exchange = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
-    done: int = renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange)
-    return done == 0
+    current_folder, exchange = -100, 2  # AT_FDCWD of fcntl.h and RENAME_EXCHANGE of linux/fs.h
+    status: int = renameat2(current_folder, os.fsencode(first), current_folder, os.fsencode(second), exchange)
+    return status == 0
 
 
 def _sync_all(folder: Path) -> None:
@@ -131,7 +132,7 @@ def _sync_all(folder: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Wait until the bytes of a file are on the disk."""
-    with open(path, "rb+") as file:  # Windows syncs only what is open for writing
+    with open(path, "rb+") as file:  # Windows syncs only files that are open for writing.
         os.fsync(file.fileno())
 
 
@@ -143,7 +144,7 @@ def sync_folder(folder: Path) -> None:
         return
     try:
         os.fsync(descriptor)
-    except OSError:  # some network file systems refuse to sync a folder
+    except OSError:  # Some network file systems refuse to sync a folder.
         pass
     finally:
         os.close(descriptor)

@@ -1,14 +1,22 @@
-"""The one family of errors that qseek raises on purpose.
+"""Define the errors that qseek raises on purpose.
 
-Every message says what is wrong, the value, and what to do. `ui/` prints the message alone, never a
-traceback; anything that is not a `QseekError` is a bug.
+    QseekError
+        CheckpointError    a model folder
+        IndexStateError    an index
+        PhotoError         a photo
+        QueryError         a question
+        DataError          a dataset
+        TrainingError      a training run
+
+Every message says what is wrong, the value, and what to do. The command line and the page print the message alone and
+never a traceback; an error that is no `QseekError` is a bug.
 """
 
 from __future__ import annotations
 
 
 class QseekError(Exception):
-    """Base class: catch this to catch everything qseek raises on purpose."""
+    """Base class of all errors that qseek raises on purpose."""
 
 
 class CheckpointError(QseekError):
@@ -20,16 +28,16 @@ class IndexStateError(QseekError):
 
 
 class PhotoError(QseekError):
-    """One picture cannot be read; the message is the reason alone, without the path."""
+    """A picture cannot be read; the message is the reason alone, without the path."""
 
 
 class QueryError(QseekError):
-    """What was asked cannot be answered: an empty text, a photo that is not in the index, ..."""
+    """A question cannot be answered: an empty text, a photo that is not in the index, ..."""
 
 
 class DataError(QseekError):
-    """A dataset, annotation file or shard does not hold what it should."""
+    """A dataset, annotation file or shard is missing or does not hold what it should."""
 
 
 class TrainingError(QseekError):
-    """Training cannot start or go on: settings that contradict, a loss that is not a number, ..."""
+    """Training cannot start or go on: settings that contradict each other, a loss that is not a number, ..."""

@@ -16,8 +16,8 @@ TELL_SECONDS = 0.1
 class Progress:
     """How far a run is.
 
-    done: items of `total` that are finished, the failed ones among them. per_second: items a second, 0 until it is
-    known. seconds_left: None until there is a rate.
+    done: number of items out of `total` that are finished, failed ones counted. failed: number of failed items.
+    per_second: items a second, 0 until it is known. seconds_left: None until the rate is known.
     """
 
     done: int
@@ -28,9 +28,9 @@ class Progress:
 
 
 class Pace:
-    """Count the items that are done, and tell about it a few times a second.
+    """A counter of finished items that tells about them a few times a second.
 
-    total: how many there are. on_progress: called with a `Progress`; None tells nobody.
+    total: the number of items. on_progress: called with a `Progress`; None tells nobody.
     """
 
     def __init__(self, total: int, on_progress: Callable[[Progress], None] | None):
@@ -38,7 +38,7 @@ class Pace:
         self.on_progress = on_progress
         self.done = 0
         self.num_failed = 0
-        self.marks = deque([(time.monotonic(), 0)])  # (time, files done) of the last seconds
+        self.marks = deque([(time.monotonic(), 0)])  # Pairs (time, items done) of the last RATE_SECONDS.
         if total:
             self._tell()
 
@@ -53,7 +53,7 @@ class Pace:
                 self.marks.popleft()
             self._tell()
 
-    def now(self) -> Progress:
+    def measure(self) -> Progress:
         """Return how far the run is at this moment."""
         start, before = self.marks[0]
         seconds = time.monotonic() - start
@@ -63,4 +63,4 @@ class Pace:
 
     def _tell(self) -> None:
         if self.on_progress is not None:
-            self.on_progress(self.now())
+            self.on_progress(self.measure())

@@ -1,4 +1,6 @@
-"""Values that cross folder borders. Frozen, and free of torch, so that importing them costs nothing."""
+"""Define the values that rooms hand to each other; they are frozen and need no torch, so that importing them is
+cheap.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 RERANKED = 128
-"""Candidates that ITM reads unless somebody asks for another number: k in BLIP-2, section 4.4."""
+"""Number of candidates that ITM reads unless somebody asks for another: k in BLIP-2, section 4.4."""
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """One distinct picture, known by its content.
+    """A photo in an index, known by its content; several files with the same bytes are one photo.
 
-    id: its number in the index, also its FAISS id, >= 0. digest: hex blake2b-128 of the file's bytes.
-    width, height: pixels of the upright picture. paths: every place it lies at and is not missing
-    from, absolute, sorted; empty when all of them are gone.
+    id: its number in the index and in FAISS, 0 or more. digest: the blake2b-128 of the file's bytes in hexadecimal.
+    width, height: size of the upright picture in pixels. paths: the absolute paths of all its files that are not
+    missing, sorted; empty when all of them are gone.
     """
 
     id: int
@@ -26,12 +28,13 @@ class Photo:
 
     @property
     def path(self) -> Path:
+        """Return the first of the photo's paths. Raises IndexError when all its files are gone."""
         return self.paths[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What a model wrote of a photo. writer, writer_digest: which checkpoint."""
+    """A caption that a model wrote about a photo. writer, writer_digest: name and digest of that model."""
 
     text: str
     writer: str
@@ -40,13 +43,14 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A photo that answers a query. Higher is better everywhere.
+    """A photo that a search brings. Higher numbers are better everywhere.
 
-    rank: from 1. itc: cosine in [-1, 1], the maximum over the queries (photo-to-photo: the mean over the
-    slots). itm: match probability in [0, 1], None when not reranked. score: what the order was made
-    with: `itm_logit + itc` after reranking (BLIP-2, section 4.4 and LAVIS' evaluation), else `itc`; what ITM was to
-    read and could not, and what lies beyond the reranked, has `itc - 1000` and so stays behind. A
-    caption's cosine is added where it was asked for. caption: the index's, None where it keeps none.
+    rank: its place, from 1. itc: the cosine in [-1, 1], the maximum over the photo's vectors (between two photos the
+    mean over the slots). itm: the probability of a match in [0, 1], None when the photo was not reranked. score: the
+    number that hits are ordered by. It is `match_weight * itm_logit + itc` for a reranked photo (BLIP-2, section 4.4,
+    and LAVIS' evaluation), `itc - 1000` for a photo that stays behind the reranked ones, and `itc` without reranking;
+    the cosine of the caption is added where it was asked for. caption: the caption in the index, None where there is
+    none.
     """
 
     rank: int
@@ -59,7 +63,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class TextHit:
-    """A text that fits a photo; the numbers mean what they mean in `Hit`."""
+    """A text that fits a photo. rank, score, itc, itm: see `Hit`."""
 
     rank: int
     text: str
@@ -70,7 +74,7 @@ class TextHit:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A photo that could not be read, and why, in words for a person."""
+    """A photo file that could not be read. reason: why, in words for a person."""
 
     path: Path
     reason: str
@@ -78,10 +82,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a search gave.
+    """The result of a search for photos.
 
-    hits: best first. notes: what the person should know ("the text was cut to 32 tokens").
-    failures: photos that could not be read. seconds: wall time by phase (encode, retrieve, rerank).
+    hits: the best first. notes: sentences that the person should read, such as "The text was cut to 32 tokens."
+    failures: photos that could not be read. seconds: wall time of each phase (encode, retrieve, rerank).
     """
 
     hits: tuple[Hit, ...]
@@ -92,7 +96,7 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class TextResults:
-    """What photo-to-text gave; see `Results`."""
+    """The result of a search for the texts that fit a photo. hits, notes, seconds: see `Results`."""
 
     hits: tuple[TextHit, ...]
     notes: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from itertools import islice
 from multiprocessing import connection, get_context, parent_process
 
 from engine.errors import PhotoError
-from engine.processors import num_processors
+from engine.processors import count_processors
 from indexer.decode import DecodeJob, Outcome, attempt
 
 CHUNK = (
@@ -43,7 +43,7 @@ def decode_all(
         for job in (*first, *jobs):
             yield from attempt([job], image_size)
         return
-    pools = _Pools(num_processors() if workers is None else workers, image_size)
+    pools = _Pools(count_processors() if workers is None else workers, image_size)
     try:
         yield from _read_ahead(pools, _chunks(first, jobs))
     finally:

@@ -1,7 +1,7 @@
-"""What a model is made of, as frozen dataclasses that map one to one onto `config.json`.
+"""Hold what a model is made of in frozen dataclasses that map one to one onto `config.json`.
 
-The presets are the published shapes (BLIP-2, section 4; sizes from the released checkpoints) and the small
-one that ships.
+The presets are the published architectures (BLIP-2, section 4; sizes from the released checkpoints) and the small one
+that comes with qseek.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from engine.errors import CheckpointError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EVA = "eva_giant_patch14_clip_224"
-"""timm's name of BLIP-2's ViT-g."""
+"""Name of BLIP-2's ViT-g in timm."""
 EVA_MLP_RATIO = 4.3637
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -22,12 +22,12 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A frozen image encoder: any timm model.
+    """A frozen image encoder, which may be any timm model.
 
     timm_name: a timm architecture. timm_args: keyword arguments for `timm.create_model` (depth, pad_type, ...).
-    image_size: pixels of the square it reads. num_channels: V, width of a patch. class_token: whether the class
-    token is kept among the patches (BLIP-2 keeps it). final_norm: whether the encoder's own last norm is applied
-    (BLIP-2: no, the Q-Former side has `ln_vision`). mean, std: per channel, of values in [0, 1].
+    image_size: side of the square that it reads, in pixels. num_channels: V, the width of a patch. class_token: whether
+    the class token stays among the patches (BLIP-2 keeps it). final_norm: whether the encoder's own last norm is
+    applied (BLIP-2 leaves it out and has `ln_vision` instead). mean, std: of each channel, for values in [0, 1].
     """
 
     timm_name: str
@@ -42,10 +42,10 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """The Q-Former: BERT with queries (BLIP-2, section 3.1).
+    """The Q-Former, which is a BERT with queries (BLIP-2, section 3.1).
 
-    width: D. num_queries: Q. mlp_width: inner width of both feed-forwards. cross_attention_every: layers
-    0, n, 2n, ... read the patches. norm_eps: of every LayerNorm inside. dropout: training only.
+    width: D. num_queries: Q. mlp_width: inner width of both feed-forwards. cross_attention_every: n, where layers 0, n,
+    2n, ... read the patches. norm_eps: the epsilon of every LayerNorm. dropout: the rate during training.
     """
 
     num_layers: int = 12
@@ -62,10 +62,12 @@ class QFormerConfig:
 
 @dataclass(frozen=True)
 class Blip2Config:
-    """The retrieval model: encoder, Q-Former, ITC width E, the longest text it reads (with [CLS] and [SEP]).
+    """The retrieval model: image encoder, Q-Former, and the ITC, ITM and ITG heads.
 
-    match_ready: whether the ITM head puts photos in a better order than ITC. A checkpoint whose training did not
-    get there says so, and search keeps ITC's order.
+    embed_dim: E, the width of ITC's vectors. max_tokens: the longest text that it reads, [CLS] and [SEP] counted.
+    vision_norm_eps: the epsilon of `ln_vision`. match_ready: whether the ITM head puts photos in a better order than
+    ITC; where it does not, search keeps ITC's order. match_weight: the factor of the ITM logit in the score.
+    has_captions: whether there is an ITG head.
     """
 
     vision: VisionConfig
@@ -78,26 +80,28 @@ class Blip2Config:
     has_captions: bool = True
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the values of config.json."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Blip2Config:
-        """The inverse of `to_dict`. Raises CheckpointError naming the missing or unknown keys."""
+        """Build a config from the values of `to_dict`. Raises CheckpointError that names missing or unknown keys."""
         return _build(cls, values, "config.json")
 
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """The frozen language model of stage 2 (BLIP-2, section 3.3); its own files lie in `language/`.
+    """The frozen language model of stage 2 (BLIP-2, section 3.3); its files lie in the folder `language/`.
 
-    encoder_decoder: an encoder reads the prompt, a decoder writes (Flan-T5); else one decoder does both (OPT, LLaMA).
-    width: W, of its word embeddings. max_positions: the most tokens it reads and writes, queries counted. start_id:
-    stands before a decoder's text, None = nothing does. end_id: ends what is written (BLIP-2 ends OPT's captions with a
-    newline), and the text that an encoder reads. pad_id: fills up rows; masked everywhere. reads_prompt: whether the
-    Q-Former reads the prompt, too (InstructBLIP, arXiv:2305.06500, section 2.3). question: what a question stands in,
-    at its "{}", where the model was trained to answer; empty: see `CaptionModel.answer`; None: it only captions, its
-    language model being too small to answer what nobody taught it. repetition_penalty: with which it captions, where
-    nobody asks for another, see `GenerationOptions`.
+    encoder_decoder: whether an encoder reads the prompt and a decoder writes (Flan-T5); otherwise one decoder does both
+    (OPT, LLaMA). width: W, the width of its word embeddings. max_positions: the most tokens that it reads and writes,
+    queries counted. start_id: the token before a decoder's text, None where there is none. end_id: the token that ends
+    a written text (BLIP-2 ends OPT's captions with a newline) and a text that an encoder reads. pad_id: the token that
+    fills up rows; it is masked everywhere. reads_prompt: whether the Q-Former reads the prompt, too (InstructBLIP,
+    arXiv:2305.06500, section 2.3). question: the template of a question, with "{}" in its place; "" stands for the
+    template of `CaptionModel.answer`; None means that the model only writes captions, because its language model is too
+    small to answer untaught questions. repetition_penalty: the penalty of captions unless `GenerationOptions` names
+    one.
     """
 
     encoder_decoder: bool
@@ -113,11 +117,11 @@ class LanguageConfig:
 
 @dataclass(frozen=True)
 class CaptionerConfig:
-    """The generative model of stage 2: encoder, Q-Former, language model. Its Q-Former has no text branch, unless it
-    reads the prompt.
+    """The generative model of stage 2: image encoder, Q-Former, language model.
 
-    encoder: the model folder beside its own whose image encoder it shares instead of holding one; encoder_digest: of
-    that encoder's weights (`filling.digest_of_tensors`), since no other will do. Both are empty for one that is whole.
+    Its Q-Former has no text branch unless it reads the prompt. encoder: name of the model folder beside its own whose
+    image encoder it shares. encoder_digest: the digest of that encoder's weights (`filling.digest_of_tensors`), because
+    no other encoder will do. Both are empty for a model that has an encoder of its own.
     """
 
     vision: VisionConfig
@@ -128,17 +132,19 @@ class CaptionerConfig:
     encoder_digest: str = ""
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the values of config.json."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CaptionerConfig:
-        """The inverse of `to_dict`. Raises CheckpointError naming the missing or unknown keys."""
+        """Build a config from the values of `to_dict`. Raises CheckpointError that names missing or unknown keys."""
         return _build(cls, values, "config.json")
 
 
-def _build(cls: Any, values: Any, where: str) -> Any:
+def _build(cls: Any, values: Any, described_as: str) -> Any:
+    """Build a config class from the values of a JSON object; described_as: what an error calls that object."""
     if not isinstance(values, dict):
-        raise CheckpointError(f"{where} should hold a JSON object, not {values!r}.")
+        raise CheckpointError(f"{described_as} should hold a JSON object, not {values!r}.")
     hints = get_type_hints(cls)
     names = {f.name for f in dataclasses.fields(cls)}
     required = {
@@ -149,31 +155,31 @@ def _build(cls: Any, values: Any, where: str) -> Any:
     missing, unknown = sorted(required - values.keys()), sorted(values.keys() - names)
     if missing or unknown:
         raise CheckpointError(
-            f"{where}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}; "
-            "was the file written by another version of qseek?"
+            f"{described_as}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}. "
+            "Was the file written by another version of qseek?"
         )
-    made = {}
+    arguments = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):
-            value = _build(hints[name], value, f"{where} ({name})")
-        made[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**made)
+            value = _build(hints[name], value, f"{described_as} ({name})")
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**arguments)
 
 
 def vit_g(image_size: int = 224) -> Blip2Config:
-    """BLIP-2 with EVA-CLIP ViT-g/14, 39 of its 40 blocks (224 px; 364 px for the COCO fine-tuned weights)."""
+    """Return BLIP-2 with EVA-CLIP ViT-g/14, 39 of its 40 blocks, at 224 pixels (364 for the weights tuned on COCO)."""
     args = {"depth": 39, "img_size": image_size}
     return Blip2Config(VisionConfig(EVA, image_size, 1408, args))
 
 
 def vit_l(image_size: int = 224) -> Blip2Config:
-    """BLIP-2 with CLIP ViT-L/14, 23 of its 24 blocks."""
+    """Return BLIP-2 with CLIP ViT-L/14, 23 of its 24 blocks."""
     args = {"depth": 23, "img_size": image_size}
     return Blip2Config(VisionConfig("vit_large_patch14_clip_quickgelu_224", image_size, 1024, args))
 
 
 def mini(vocab_size: int = 8192) -> Blip2Config:
-    """The model that ships: a MobileNetV2 of our own (distilled here) and a small Q-Former with all 32 queries."""
+    """Return the bundled model: a MobileNetV2 that was distilled here, and a small Q-Former with all 32 queries."""
     vision = VisionConfig(
         "mobilenetv2_100",
         image_size=192,
@@ -193,5 +199,6 @@ def mini(vocab_size: int = 8192) -> Blip2Config:
         max_positions=64,
         dropout=0.0,
     )
-    # Its ITM imitates ITC's scores over the temperature, 0.039: a logit, half a margin, is worth 2 * 0.039 of a cosine.
+    # The ITM head learned to imitate ITC's scores divided by the temperature 0.039: a logit, which is half a margin, is
+    # worth 2 * 0.039 of a cosine.
     return Blip2Config(vision, qformer, match_weight=0.08)

@@ -1,7 +1,7 @@
-"""Captions from the Q-Former's own text decoder, the ITG head (BLIP-2, section 3.2).
+"""Write captions with the Q-Former's own text decoder, the ITG head (BLIP-2, section 3.2).
 
-One token at a time, by beam search (one beam is greedy search) or drawn by chance; what was read stays in a cache of
-keys and values.
+Captions are written one token at a time, by beam search (one beam is greedy search) or by sampling. The tokens that
+were read stay in a cache of keys and values.
 
 Shapes: B photos, K beams, S samples, R = B * K or B * S rows, T tokens, Q queries, W vocabulary.
 """
@@ -21,8 +21,10 @@ from engine.blip2.retriever import Retriever
 from engine.errors import CheckpointError
 
 NUCLEUS = 256
-"""Number of likeliest words that are sorted first: they nearly always contain the whole nucleus, and to sort the whole
-vocabulary takes several times as long as the pass that scored it."""
+"""Number of likeliest words that are sorted first; they nearly always contain the whole nucleus.
+
+Sorting the whole vocabulary takes several times as long as the pass that scored it.
+"""
 
 
 @torch.inference_mode()
@@ -37,26 +39,27 @@ def search_captions(
     min_length: int = 1,
     max_length: int = 30,
 ) -> Tensor:
-    """Write the best caption of each photo by beam search -> ids (B, T) int64: [DEC], the caption, [SEP], padding.
+    """Write the best caption of each photo by beam search; return ids (B, T) int64: [DEC], the caption, [SEP], padding.
 
-    photo_keys: see `QFormer.compute_photo_keys`. min_length, max_length: of the ids with [DEC] and [SEP] counted, as
-    LAVIS counts them; [SEP] cannot come at a place before min_length, and is missing from a caption that did not end.
-    Among ended captions the one with the largest mean log-probability of its tokens is returned ([DEC] counted in their
-    number, as in transformers 4). Raises ValueError for lengths or beams out of range, CheckpointError for a model
-    without an ITG head.
+    photo_keys: see `QFormer.compute_photo_keys`. dec_id, sep_id, pad_id: the numbers of [DEC], [SEP] and the padding.
+    min_length, max_length: number of ids with [DEC] and [SEP] counted, as LAVIS counts them; [SEP] does not come before
+    min_length ids are written, and is missing from a caption that did not end. Of the ended captions the one with the
+    largest mean log-probability of its tokens is returned; [DEC] counts as a token, as in transformers 4. Raises
+    ValueError for lengths or beams out of range, CheckpointError for a model without an ITG head.
     """
-    _check(net, min_length, max_length, num_beams >= 1, f"num_beams {num_beams}", "at least one beam")
-    search = BeamSearch.started(net, photo_keys, num_beams, dec_id)
+    given = f"num_beams is {num_beams}"
+    _check_options(net, min_length, max_length, num_beams >= 1, given, "at least one beam")
+    search = BeamSearch.start(net, photo_keys, num_beams, dec_id)
     while search.length < max_length and not search.is_over:
         log_probs_BKW = search.score_words(net)
         if search.length < min_length:
             log_probs_BKW[:, :, sep_id] = float("-inf")
         search.advance(log_probs_BKW, sep_id)
-    return search.best_captions(sep_id, pad_id)
+    return search.write_best_captions(sep_id, pad_id)
 
 
 class FinishedCaptions:
-    """The best captions of one photo that have ended, by mean log-probability: at most `num_beams` of them."""
+    """The best ended captions of one photo by mean log-probability, at most `num_beams` of them."""
 
     def __init__(self, num_beams: int):
         self.num_beams = num_beams
@@ -64,16 +67,19 @@ class FinishedCaptions:
         self.captions: list[tuple[float, Tensor]] = []
 
     def add(self, total: float, length: int, ids_T: Tensor) -> None:
-        """Add a caption. total: sum of the log-probabilities. length: number of the tokens that it is shared among."""
+        """Add a caption. total: the sum of its log-probabilities. length: the number of tokens that this is divided
+        by.
+        """
         self.captions.append((total / length, ids_T.clone()))
         self.captions.sort(key=lambda scored: -scored[0])
         del self.captions[self.num_beams :]
 
     def close_if_none_better(self, best_total: float, length: int) -> None:
-        """End the search of a photo once no beam can give a better caption than those that it has.
+        """End the search of a photo when no unfinished beam can become a better caption than the ended ones.
 
-        Beams that go on only lose probability, so the best of them decides. A lone beam (greedy search) is over when it
-        ends.
+        A beam that goes on only loses probability, so the best unfinished beam decides. A lone beam (greedy search) is
+        over when it ends. best_total: the largest sum of log-probabilities of an unfinished beam. length: its number of
+        tokens.
         """
         if len(self.captions) == self.num_beams:
             self.is_final = self.num_beams == 1 or self.captions[-1][0] >= best_total / length
@@ -83,8 +89,8 @@ class FinishedCaptions:
 class BeamSearch:
     """A beam search in progress: K unfinished captions of each of B photos, the likeliest first.
 
-    ids: what is written so far. scores: its log-probability. past: keys and values of what was read, R = B * K rows.
-    finished: for each photo, the captions that have ended.
+    ids: the tokens that are written so far. scores: the log-probability of each beam. past: keys and values of all
+    tokens that were read, R = B * K rows. finished: the ended captions of each photo.
     """
 
     ids_BKT: Tensor
@@ -93,32 +99,36 @@ class BeamSearch:
     finished: list[FinishedCaptions]
 
     @classmethod
-    def started(cls, net: Retriever, photo_keys: PhotoKeys, num_beams: int, dec_id: int) -> BeamSearch:
-        """Read the photos, and write [DEC] into every beam."""
+    def start(cls, net: Retriever, photo_keys: PhotoKeys, num_beams: int, dec_id: int) -> BeamSearch:
+        """Read the photos, write [DEC] into every beam, and return the search."""
         past = _read_photos(net, photo_keys, num_beams)
         batch, device = len(past[0][0]) // num_beams, past[0][0].device
         scores_BK = torch.full((batch, num_beams), float("-inf"), device=device)
-        scores_BK[:, 0] = 0.0  # the beams are equal at first: only one of them counts
+        scores_BK[:, 0] = 0.0  # The beams are equal at first, so that only one of them counts.
         ids_BKT = torch.full((batch, num_beams, 1), dec_id, device=device)
         return cls(ids_BKT, scores_BK, past, [FinishedCaptions(num_beams) for _ in range(batch)])
 
     @property
     def length(self) -> int:
+        """Return the number of tokens in every beam, [DEC] counted."""
         return self.ids_BKT.shape[2]
 
     @property
     def is_over(self) -> bool:
+        """Return whether no photo's captions can get better."""
         return all(captions.is_final for captions in self.finished)
 
     def score_words(self, net: Retriever) -> Tensor:
         """Read the last word of every beam; return the log-probabilities (B, K, W) of the words that may follow."""
-        logits_RW, self.past = _next_logits(net, self.past, self.ids_BKT[:, :, -1].flatten(), self.length - 1)
+        logits_RW, self.past = _score_next_word(
+            net, self.past, self.ids_BKT[:, :, -1].flatten(), self.length - 1
+        )
         return logits_RW.log_softmax(-1).view(*self.scores_BK.shape, -1)
 
     def advance(self, log_probs_BKW: Tensor, sep_id: int) -> None:
         """Choose the likeliest words over all beams of a photo, keep the captions that end, and extend the others."""
         num_beams, num_words = log_probs_BKW.shape[1:]
-        # at most num_beams of the candidates end, so num_beams of them go on
+        # At most num_beams of the 2 * num_beams candidates end, so that num_beams of them can go on.
         scores, places = (self.scores_BK[:, :, None] + log_probs_BKW).flatten(1).topk(2 * num_beams)
         beams, words = places // num_words, places % num_words
         is_end = words == sep_id
@@ -127,19 +137,22 @@ class BeamSearch:
         self._extend(scores.gather(1, going_on), beams.gather(1, going_on), words.gather(1, going_on))
 
     def _keep_ended(self, scores: Tensor, beams: Tensor, is_end: Tensor) -> None:
-        """Keep the captions that end here. scores, beams, is_end: of the 2 K candidates of each photo (B, 2 K)."""
+        """Keep the captions that end with this token. scores, beams, is_end: (B, 2 K), of each photo's 2 K
+        candidates.
+        """
         num_beams = self.scores_BK.shape[1]
         for row, captions in enumerate(self.finished):
             if captions.is_final:
                 continue
             for place in is_end[row].nonzero()[:, 0].tolist():
-                if place < num_beams:  # a caption that is not among the best is not kept
+                # An ended caption is kept only when it is among the best num_beams candidates.
+                if place < num_beams:
                     ids_T = self.ids_BKT[row, beams[row, place]]
                     captions.add(float(scores[row, place]), self.length, ids_T)
             captions.close_if_none_better(float(scores[row].max()), self.length + 1)
 
     def _extend(self, scores_BK: Tensor, beams_BK: Tensor, words_BK: Tensor) -> None:
-        """Go on from these beams with these words."""
+        """Replace the beams by `beams_BK`, each with one of `words_BK` behind it. scores: their log-probabilities."""
         batch, num_beams = beams_BK.shape
         ids_BKT = self.ids_BKT.gather(1, beams_BK[:, :, None].expand_as(self.ids_BKT))
         self.ids_BKT = torch.cat([ids_BKT, words_BK[:, :, None]], dim=2)
@@ -148,10 +161,10 @@ class BeamSearch:
         rows_R = (beams_BK + first_rows).flatten()
         self.past = [(k[rows_R], v[rows_R]) for k, v in self.past]
 
-    def best_captions(self, sep_id: int, pad_id: int) -> Tensor:
+    def write_best_captions(self, sep_id: int, pad_id: int) -> Tensor:
         """Return the best caption of each photo, padded (B, T).
 
-        Where the search stopped for lack of room, captions without an end count as they stand.
+        Where the search stopped at the maximum length, unfinished captions are compared as they are.
         """
         best = []
         for row, captions in enumerate(self.finished):
@@ -179,54 +192,58 @@ def sample_captions(
     min_length: int = 1,
     max_length: int = 30,
 ) -> Tensor:
-    """Draw `num_samples` = S captions of each photo by nucleus sampling (arXiv:1904.09751) -> ids (B, S, T) int64.
+    """Draw `num_samples` = S captions of each photo by nucleus sampling (arXiv:1904.09751); return ids (B, S, T) int64.
 
-    A token is drawn from the likeliest that make up `top_p` of the probability, at `temperature`. generator: on the
-    CPU; as many numbers are taken from it as `max_length` could need, so that no text changes another's. The ids, what
-    else is given and what is raised are as for `search_captions`.
+    A token is drawn from the likeliest ones that make up `top_p` of the probability, at `temperature`. generator: a
+    generator on the CPU; it gives as many numbers as `max_length` could need, so that the length of one text does not
+    change the draws of another. The other parameters, the ids and the errors: see `search_captions`.
     """
     is_in_range = num_samples >= 1 and 0 < top_p <= 1 and temperature > 0
-    given = f"num_samples {num_samples}, top_p {top_p}, temperature {temperature}"
-    takes = "at least one sample, 0 < top_p <= 1, temperature > 0"
-    _check(net, min_length, max_length, is_in_range, given, takes)
+    given = f"num_samples is {num_samples}, top_p {top_p}, temperature {temperature}"
+    allowed = "at least one sample, 0 < top_p <= 1, temperature > 0"
+    _check_options(net, min_length, max_length, is_in_range, given, allowed)
     past = _read_photos(net, photo_keys, num_samples)
     num_rows, device = len(past[0][0]), past[0][0].device
     draws_RT = torch.rand(num_rows, max_length, generator=generator).to(device)
     ids_RT = torch.full((num_rows, max_length), pad_id, device=device)
     ids_RT[:, 0] = dec_id
-    going = torch.arange(num_rows, device=device)  # the rows that have not ended
+    unfinished = torch.arange(num_rows, device=device)
     length = 1
-    while length < max_length and len(going):
-        logits, past = _next_logits(net, past, ids_RT[going, length - 1], length - 1)
+    while length < max_length and len(unfinished):
+        logits, past = _score_next_word(net, past, ids_RT[unfinished, length - 1], length - 1)
         if length < min_length:
             logits[:, sep_id] = float("-inf")
-        words = draw_nucleus(logits / temperature, top_p, draws_RT[going, length])
-        ids_RT[going, length] = words
+        words = draw_nucleus(logits / temperature, top_p, draws_RT[unfinished, length])
+        ids_RT[unfinished, length] = words
         goes_on = words != sep_id
         if not goes_on.all():
-            going, past = going[goes_on], [(k[goes_on], v[goes_on]) for k, v in past]
+            unfinished, past = unfinished[goes_on], [(k[goes_on], v[goes_on]) for k, v in past]
         length += 1
     return ids_RT[:, :length].view(-1, num_samples, length)
 
 
 def _read_photos(net: Retriever, photo_keys: PhotoKeys, copies: int) -> list[KeysValues]:
-    """Return the keys and values that the queries leave of each photo, `copies` times after each other."""
+    """Return the self-attention keys and values of the queries that read each photo, `copies` times after each
+    other.
+    """
     _, past = net.qformer.read_photos(photo_keys)
     return [(k.repeat_interleave(copies, 0), v.repeat_interleave(copies, 0)) for k, v in past]
 
 
-def _next_logits(
+def _score_next_word(
     net: Retriever, past: Sequence[KeysValues], words_R: Tensor, place: int
 ) -> tuple[Tensor, list[KeysValues]]:
-    """Read one more word of each text; return the logits (R, W) float32 of the next one, and the past with the word."""
+    """Read one more word of each text; return the logits (R, W) float32 of the next word, and the past with this
+    word.
+    """
     hidden, past = net.qformer.write_next(past, words_R, place)
     return net.caption_head(hidden, net.qformer.words)[:, 0].float(), past
 
 
 def draw_nucleus(logits_RW: Tensor, top_p: float, draws_R: Tensor) -> Tensor:
-    """Draw one word of each row from the likeliest that make up `top_p` of the probability -> (R,) int64.
+    """Draw one word (R,) int64 of each row from the likeliest words that make up `top_p` of the probability.
 
-    draws: uniform in [0, 1); 0 gives the likeliest word.
+    draws: uniform numbers in [0, 1); 0 gives the likeliest word.
     """
     probabilities = logits_RW.softmax(-1)
     largest, words = probabilities.topk(min(NUCLEUS, logits_RW.shape[1]))
@@ -239,20 +256,24 @@ def draw_nucleus(logits_RW: Tensor, top_p: float, draws_R: Tensor) -> Tensor:
 
 
 def _draw_ordered(probabilities: Tensor, words: Tensor, top_p: float, draws_R: Tensor) -> Tensor:
-    """Draw one of the words of each row. probabilities: theirs, the largest first; the first ones of a row, or all."""
+    """Draw one word of each row from the words in the nucleus.
+
+    probabilities: of `words`, the largest first. They may be only the largest ones of a row, if these hold the nucleus.
+    """
     nucleus = probabilities.masked_fill(probabilities.cumsum(-1) - probabilities >= top_p, 0.0)
     sums = nucleus.cumsum(-1)
     places = torch.searchsorted(sums, draws_R[:, None] * sums[:, -1:], right=True)
-    last = (nucleus > 0).sum(-1, keepdim=True) - 1  # where a draw is rounded up to the whole
+    last = (nucleus > 0).sum(-1, keepdim=True) - 1  # A draw may be rounded up to the whole sum.
     return words.gather(1, places.minimum(last))[:, 0]
 
 
-def _check(
-    net: Retriever, min_length: int, max_length: int, is_in_range: bool, given: str, takes: str
+def _check_options(
+    net: Retriever, min_length: int, max_length: int, is_in_range: bool, given: str, allowed: str
 ) -> None:
-    """Raise CheckpointError for a network without an ITG head, ValueError for what is out of range.
+    """Raise CheckpointError for a network without an ITG head, ValueError for an option out of range.
 
-    is_in_range: whether what was `given` beside the lengths is what the function `takes`.
+    is_in_range: whether the options beside the lengths are. given: these options in words. allowed: their range in
+    words.
     """
     if not net.config.has_captions:
         raise CheckpointError(
@@ -261,6 +282,6 @@ def _check(
     most = net.config.qformer.max_positions
     if not is_in_range or not 1 <= min_length <= max_length <= most or max_length < 2:
         raise ValueError(
-            f"{given}, min_length {min_length}, max_length {max_length}: it takes {takes}, "
-            f"and 1 <= min_length <= max_length, which is 2 to {most}"
+            f"{given}, min_length {min_length}, max_length {max_length}; allowed are {allowed}, "
+            f"and 1 <= min_length <= max_length, with max_length from 2 to {most}."
         )

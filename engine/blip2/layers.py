@@ -1,7 +1,7 @@
-"""The one attention function, the attention layer, the feed-forward and the Q-Former's block.
+"""Define the attention function, the attention layer, the feed-forward layer and the block of the Q-Former.
 
-Post-norm, exact GELU, as in BERT (BLIP-2 starts from BERT-base). Shapes: B pairs, S asking rows, N answering
-rows, Q queries, T tokens, P patches, D width, V vision width, H heads, d width of a head.
+Norms come last and GELU is exact, as in BERT, from which BLIP-2 starts. Shapes: B pairs, S rows that ask, N rows that
+are asked, Q queries, T tokens, P patches, D width, V vision width, H heads, d width of a head.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KeysValues = tuple[Tensor, Tensor]
 def attention(
     q_BHSd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, mask: Tensor | None, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v -> (B, S, H*d). mask broadcasts to (B, H, S, N), True = may attend."""
+    """Compute softmax(q k^T / sqrt(d)) v as (B, S, H*d). mask: broadcasts to (B, H, S, N), True = may attend."""
     if q_BHSd.requires_grad and q_BHSd.device.type == "cpu":
         return _plain_attention(q_BHSd, k_BHNd, v_BHNd, mask, dropout)
     mixed = F.scaled_dot_product_attention(q_BHSd, k_BHNd, v_BHNd, attn_mask=mask, dropout_p=dropout)
@@ -29,7 +29,9 @@ def attention(
 def _plain_attention(
     q_BHSd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, mask: Tensor | None, dropout: float
 ) -> Tensor:
-    """The same in single steps: on a CPU, PyTorch's fused backward pass is several times slower for short rows."""
+    """Compute `attention` in single steps, whose backward pass is faster for short rows on a CPU than PyTorch's
+    fused one.
+    """
     scores = (q_BHSd * q_BHSd.shape[-1] ** -0.5) @ k_BHNd.transpose(2, 3)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
@@ -38,7 +40,10 @@ def _plain_attention(
 
 
 class Attention(nn.Module):
-    """Multi-head attention with its output projection, residual and norm. `source_width`: where keys come from."""
+    """Multi-head attention with its output projection, residual connection and norm.
+
+    source_width: width of the rows that keys and values are computed from.
+    """
 
     def __init__(self, config: QFormerConfig, source_width: int):
         super().__init__()
@@ -50,26 +55,30 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def keys_values(self, source_BND: Tensor) -> KeysValues:
-        """Keys and values of the source rows; they depend on nothing else and can be kept."""
+    def compute_keys_values(self, source_BND: Tensor) -> KeysValues:
+        """Compute the keys and values of source rows. They depend on these rows alone, so that they can be kept."""
         return self._heads(self.key(source_BND)), self._heads(self.value(source_BND))
 
     def forward(self, hidden_BSD: Tensor, keys_values: KeysValues, mask: Tensor | None) -> Tensor:
-        """-> (B, S, D). Rows or keys of a batch of 1 serve all of the other's."""
+        """Let rows attend to keys and values; return the rows (B, S, D).
+
+        mask: True = may attend, None = everything. Rows or keys with a batch of 1 serve the whole batch of the other.
+        """
         dropout = self.dropout.p if self.training else 0.0
         asked, num_sources = self.query(hidden_BSD), len(keys_values[0])
-        if mask is None and num_sources == 1:  # all rows ask one photo: one large product, not B small ones
+        if mask is None and num_sources == 1:
+            # All rows ask one photo: one large product is faster than B small ones.
             asked = asked.flatten(0, 1)[None]
         q_BHSd = self._heads(asked).expand(max(len(asked), num_sources), -1, -1, -1)
         mixed = attention(q_BHSd, *keys_values, mask, dropout).view(-1, *hidden_BSD.shape[1:])
         return self.norm(hidden_BSD + self.dropout(self.out(mixed)))
 
     def read_folded(self, hidden_BSD: Tensor, source_BNV: Tensor) -> Tensor:
-        """As `forward` with the source's keys and values and no mask, without computing them.
+        """Attend to a source without a mask, as `forward` does, but without computing the source's keys and values.
 
-        (W_q h) . (W_k x) = (W_k^T W_q h) . x: the projections go to the S asking rows instead of the N rows of the
-        source. The key's bias adds the same to all scores of a row and falls out of the softmax. hidden's batch may
-        be 1, for all sources.
+        Since (W_q h) . (W_k x) = (W_k^T W_q h) . x, the projections are applied to the S rows that ask instead of the N
+        rows of the source. The bias of the key adds the same number to all scores of a row and falls out of the
+        softmax. hidden: its batch may be 1, for all sources.
         """
         heads = self.num_heads
         q_BHSd = self._heads(self.query(hidden_BSD)) * (hidden_BSD.shape[2] // heads) ** -0.5
@@ -78,7 +87,8 @@ class Attention(nn.Module):
         asked = torch.cat(
             [F.linear(q_BHSd[:, h], key_HdV[h].T) for h in range(heads)], dim=1
         )  # (B or 1, H*S, V)
-        if len(asked) == 1:  # the same for every source: one large product
+        if len(asked) == 1:
+            # The rows are the same for every source: one large product is faster.
             scores = F.linear(source_BNV, asked[0]).transpose(1, 2)
         else:
             scores = asked @ source_BNV.transpose(1, 2)
@@ -89,7 +99,10 @@ class Attention(nn.Module):
         return self.norm(hidden_BSD + self.out(mixed))
 
     def folding_pays(self, num_rows: int, num_source: int) -> bool:
-        """Whether `read_folded` multiplies less than keys, values and attention do, for a source read once."""
+        """Return whether `read_folded` takes fewer multiplications than `forward` for a source that is read once.
+
+        num_rows: S. num_source: N. The keys and values that `forward` needs are counted.
+        """
         width, source_width = self.key.weight.shape
         plain = num_source * width * (source_width + num_rows)
         folded = num_rows * source_width * (width + self.num_heads * num_source)
@@ -100,7 +113,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Feed-forward with residual and norm."""
+    """The feed-forward layer with its residual connection and norm."""
 
     def __init__(self, config: QFormerConfig):
         super().__init__()
@@ -114,9 +127,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One Q-Former layer: shared self-attention, cross-attention for the queries, two feed-forwards.
+    """One Q-Former layer: shared self-attention, cross-attention for the queries, and two feed-forwards.
 
-    BLIP-2, section 3.1 and figure 2. `reads_patches`: whether this layer has cross-attention.
+    Source: BLIP-2, section 3.1 and figure 2. reads_patches: whether this layer has cross-attention.
     """
 
     def __init__(self, config: QFormerConfig, vision_width: int, reads_patches: bool):

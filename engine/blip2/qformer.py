@@ -1,7 +1,7 @@
-"""The Q-Former: queries + patches (+ text) -> hidden states (BLIP-2, section 3.1).
+"""Define the Q-Former, which turns queries, patches and text into hidden states (BLIP-2, section 3.1).
 
-Four passes over one set of weights. What a pass does not need is not computed: the last layer's rows that
-nobody reads, the patches' keys and values that are already there, the queries' keys and values in ITG.
+There are four passes over one set of weights. A pass leaves out what it does not need: rows of the last layer that
+nobody reads, keys and values of patches that are known already, and in ITG the keys and values of the queries.
 
 Shapes: B pairs, Q queries, T tokens, P patches, D width, V vision width.
 """
@@ -24,10 +24,10 @@ PhotoKeys = Sequence[KeysValues]
 
 @dataclass(frozen=True)
 class TextStart:
-    """The part of an ITM pass that no photo changes: until the first cross-attention, queries and text meet alone.
+    """The part of an ITM pass that depends on the texts alone: all before the first cross-attention.
 
-    queries: (B, Q, D) after the first layer's self-attention. text: (B, T, D) after the whole first layer.
-    mask: (B, T), True = a token.
+    queries: (B, Q, D) after the self-attention of the first layer. text: (B, T, D) after the whole first layer. mask:
+    (B, T), True = a token.
     """
 
     queries: Tensor
@@ -35,8 +35,8 @@ class TextStart:
     mask: Tensor
 
     @classmethod
-    def joined(cls, parts: Sequence[TextStart]) -> TextStart:
-        """Texts of the same padded length, after each other."""
+    def join(cls, parts: Sequence[TextStart]) -> TextStart:
+        """Concatenate the starts of texts that are padded to one length."""
         if len(parts) == 1:
             return parts[0]
         rows = [(part.queries, part.text, part.mask) for part in parts]
@@ -46,14 +46,14 @@ class TextStart:
         return len(self.mask)
 
     def __getitem__(self, rows: Tensor | slice) -> TextStart:
-        """Some of the texts, without the padding that none of them needs."""
+        """Return the starts of some of the texts, without the padding that none of them needs."""
         mask = self.mask[rows]
         longest = int(mask.sum(dim=1).max())
         return TextStart(self.queries[rows], self.text[rows, :longest], mask[:, :longest])
 
 
 class QFormer(nn.Module):
-    """Queries that read patches, and a text encoder and decoder that shares their self-attention."""
+    """A Q-Former: queries that read patches, and a text encoder and decoder that shares their self-attention."""
 
     def __init__(self, config: QFormerConfig, vision_width: int):
         super().__init__()
@@ -71,103 +71,116 @@ class QFormer(nn.Module):
         nn.init.normal_(self.queries, std=0.02)
 
     def drop_text(self) -> None:
-        """Keep what reading photos alone takes: the Q-Former of stage 2 has no text branch."""
+        """Remove the text branch, which the Q-Former of stage 2 does not have."""
         del self.words, self.positions
         for layer in self.layers:
             del layer.text_mlp
 
     def compute_photo_keys(self, patches_BPV: Tensor) -> list[KeysValues]:
-        """What the queries will read of each photo. Depends on the photo alone: compute once, use for every text."""
+        """Compute the cross-attention keys and values of photos for every layer that reads patches.
+
+        They depend on the photo alone, so that they are computed once and used for every text.
+        """
         return [
-            layer.cross_attention.keys_values(patches_BPV)
+            layer.cross_attention.compute_keys_values(patches_BPV)
             for layer in self.layers
             if layer.cross_attention is not None
         ]
 
     def read_photos(
-        self, photo_keys: PhotoKeys, chosen: Tensor | None = None
+        self, photo_keys: PhotoKeys, query_numbers: Tensor | None = None
     ) -> tuple[Tensor, list[KeysValues]]:
-        """Queries alone (ITC, photo side) -> hidden (B, Q, D) and, for ITG, every layer's self-attention keys and
-        values of the queries. chosen: numbers of the queries that take part; all of them when not given."""
-        hidden = self._embed_queries(photo_keys[0][0].shape[0], chosen)
+        """Let the queries read photos (ITC, photo side); return hidden states (B, Q, D) and, for ITG, keys and values.
+
+        The keys and values are those of the queries in the self-attention of every layer. query_numbers: the numbers of
+        the queries that take part, None for all.
+        """
+        hidden = self._embed_queries(photo_keys[0][0].shape[0], query_numbers)
         cross = iter(photo_keys)
         past = []
         for layer in self.layers:
-            own = layer.attention.keys_values(hidden)
-            past.append(own)
-            hidden = layer.attention(hidden, own, None)
+            keys_values = layer.attention.compute_keys_values(hidden)
+            past.append(keys_values)
+            hidden = layer.attention(hidden, keys_values, None)
             if layer.cross_attention is not None:
                 hidden = layer.cross_attention(hidden, next(cross), None)
             hidden = layer.query_mlp(hidden)
         return hidden, past
 
     def read_texts(self, ids_BT: Tensor, text_mask_BT: Tensor, *, first_only: bool = False) -> Tensor:
-        """Text alone (ITC, text side) -> hidden (B, T, D), or the first token's (B, 1, D) alone."""
+        """Read texts alone (ITC, text side); return hidden states (B, T, D), or (B, 1, D) with `first_only`."""
         hidden = self._embed_texts(ids_BT)
         mask = masks.padding_mask(text_mask_BT)
         for number, layer in enumerate(self.layers):
-            own = layer.attention.keys_values(hidden)
+            keys_values = layer.attention.compute_keys_values(hidden)
             if first_only and number == self.config.num_layers - 1:
                 hidden = hidden[:, :1].contiguous()
-            hidden = layer.text_mlp(layer.attention(hidden, own, mask))
+            hidden = layer.text_mlp(layer.attention(hidden, keys_values, mask))
         return hidden
 
     def read_pairs(
         self, photo_keys: PhotoKeys, ids_BT: Tensor, text_mask_BT: Tensor, *, queries_only: bool = False,
-        chosen: Tensor | None = None,
+        query_numbers: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Photo and text together (ITM) -> hidden (B, Q+T, D), or the queries' (B, Q, D). chosen: as above."""
-        start = self.start_texts(ids_BT, text_mask_BT, chosen)
-        return self.read_started(photo_keys, start, queries_only=queries_only)
+        """Read photo and text together (ITM); return hidden states (B, Q+T, D), or (B, Q, D) with `queries_only`.
 
-    def start_texts(self, ids_BT: Tensor, text_mask_BT: Tensor, chosen: Tensor | None = None) -> TextStart:
-        """The part of `read_pairs` that depends on the texts alone: compute once, use for every photo."""
+        query_numbers: the numbers of the queries that take part, None for all.
+        """
+        start = self.start_texts(ids_BT, text_mask_BT, query_numbers)
+        return self.read_started_pairs(photo_keys, start, queries_only=queries_only)
+
+    def start_texts(
+        self, ids_BT: Tensor, text_mask_BT: Tensor, query_numbers: Tensor | None = None
+    ) -> TextStart:
+        """Compute the part of `read_pairs` that depends on the texts alone; it serves every photo."""
         first = self.layers[0]
-        queries = self._embed_queries(ids_BT.shape[0], chosen)
+        queries = self._embed_queries(ids_BT.shape[0], query_numbers)
         hidden = torch.cat([queries, self._embed_texts(ids_BT)], dim=1)
         mask = masks.bidirectional_mask(text_mask_BT, queries.shape[1])
-        hidden = first.attention(hidden, first.attention.keys_values(hidden), mask)
-        # Contiguous: a linear layer on a slice would copy its weights for every pair.
-        read, text = (part.contiguous() for part in hidden.split([queries.shape[1], ids_BT.shape[1]], dim=1))
-        return TextStart(read, first.text_mlp(text), text_mask_BT)
+        hidden = first.attention(hidden, first.attention.compute_keys_values(hidden), mask)
+        # The parts are made contiguous, because a linear layer on a slice would copy its weights for every pair.
+        sizes = [queries.shape[1], ids_BT.shape[1]]
+        queries, text = (part.contiguous() for part in hidden.split(sizes, dim=1))
+        return TextStart(queries, first.text_mlp(text), text_mask_BT)
 
-    def read_started(
+    def read_started_pairs(
         self, photos: PhotoKeys | Tensor, start: TextStart, *, queries_only: bool = False
     ) -> Tensor:
-        """The rest of `read_pairs`. Photos or texts may be one, for all of the others.
+        """Read photos together with texts that `start_texts` has started; the result is that of `read_pairs`.
 
-        photos: their keys, or patches (B, P, V) that are read this once: see `folding_pays`.
+        There may be one photo for all texts, or one text for all photos. photos: the keys of photos, or the patches
+        (B, P, V) of photos that no other text reads; see `folding_pays`.
         """
         num_queries = start.queries.shape[1]
         mask = masks.bidirectional_mask(start.mask, num_queries)
         cross = iter(() if isinstance(photos, Tensor) else photos)
-        read, text = start.queries, start.text
+        queries, text = start.queries, start.text
         for number, layer in enumerate(self.layers):
             if number:
-                hidden = torch.cat([read, text.expand(len(read), -1, -1)], dim=1)
-                own = layer.attention.keys_values(hidden)
+                hidden = torch.cat([queries, text.expand(len(queries), -1, -1)], dim=1)
+                keys_values = layer.attention.compute_keys_values(hidden)
                 if queries_only and number == self.config.num_layers - 1:
                     hidden = hidden[:, :num_queries].contiguous()
-                hidden = layer.attention(hidden, own, mask)
-                read, text = hidden[:, :num_queries].contiguous(), hidden[:, num_queries:].contiguous()
+                hidden = layer.attention(hidden, keys_values, mask)
+                queries, text = hidden[:, :num_queries].contiguous(), hidden[:, num_queries:].contiguous()
             if layer.cross_attention is not None and isinstance(photos, Tensor):
-                read = layer.cross_attention.read_folded(read, photos)
+                queries = layer.cross_attention.read_folded(queries, photos)
             elif layer.cross_attention is not None:
-                read = layer.cross_attention(read, next(cross), None)
-            read = layer.query_mlp(read)
+                queries = layer.cross_attention(queries, next(cross), None)
+            queries = layer.query_mlp(queries)
             if number and text.shape[1]:
                 text = layer.text_mlp(text)
-        return read if queries_only else torch.cat([read, text.expand(len(read), -1, -1)], dim=1)
+        return queries if queries_only else torch.cat([queries, text.expand(len(queries), -1, -1)], dim=1)
 
     def folding_pays(self, num_patches: int) -> bool:
-        """Whether reading patches themselves costs less than making their keys, for photos read by one text."""
+        """Return whether photos that one text alone reads are read faster by their patches than by their keys."""
         cross = self.layers[0].cross_attention
         return cross is not None and cross.folding_pays(self.config.num_queries, num_patches)
 
     def write_texts(self, past: Sequence[KeysValues], ids_BT: Tensor, text_mask_BT: Tensor) -> Tensor:
-        """Text that sees the queries and its own past (ITG) -> hidden (B, T, D).
+        """Read texts that see the queries and the tokens before (ITG); return hidden states (B, T, D).
 
-        past: what `read_photos` returned for the same photos.
+        past: the keys and values that `read_photos` returned for the same photos.
         """
         mask = masks.causal_text_mask(text_mask_BT, past[0][0].shape[2])
         return self._write(self._embed_texts(ids_BT), past, mask)[0]
@@ -175,25 +188,27 @@ class QFormer(nn.Module):
     def write_next(
         self, past: Sequence[KeysValues], ids_B: Tensor, position: int
     ) -> tuple[Tensor, list[KeysValues]]:
-        """One more token of each text (ITG, generation) -> its hidden (B, 1, D), and the past with it.
+        """Read one more token of each text (ITG, generation); return its hidden state (B, 1, D) and the longer past.
 
-        past: of the queries (`read_photos`) and of the tokens before. position: of this token, from 0.
+        past: keys and values of the queries (`read_photos`) and of the tokens before. position: the place of this token
+        in its text, from 0.
         """
         return self._write(self._embed_texts(ids_B[:, None], position), past, None)
 
     def _write(
         self, hidden_BTD: Tensor, past: Sequence[KeysValues], mask: Tensor | None
     ) -> tuple[Tensor, list[KeysValues]]:
-        longer = []
+        """Read tokens behind a past; return their hidden states and the past with these tokens."""
+        longer_past = []
         for layer, (keys, values) in zip(self.layers, past, strict=True):
-            own_keys, own_values = layer.attention.keys_values(hidden_BTD)
-            seen = torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
-            longer.append(seen)
-            hidden_BTD = layer.text_mlp(layer.attention(hidden_BTD, seen, mask))
-        return hidden_BTD, longer
+            new_keys, new_values = layer.attention.compute_keys_values(hidden_BTD)
+            all_seen = torch.cat([keys, new_keys], dim=2), torch.cat([values, new_values], dim=2)
+            longer_past.append(all_seen)
+            hidden_BTD = layer.text_mlp(layer.attention(hidden_BTD, all_seen, mask))
+        return hidden_BTD, longer_past
 
-    def _embed_queries(self, batch: int, chosen: Tensor | None) -> Tensor:
-        queries = self.queries if chosen is None else self.queries[chosen]
+    def _embed_queries(self, batch: int, query_numbers: Tensor | None) -> Tensor:
+        queries = self.queries if query_numbers is None else self.queries[query_numbers]
         return self.dropout(self.norm(queries)).expand(batch, -1, -1).contiguous()
 
     def _embed_texts(self, ids_BT: Tensor, first: int = 0) -> Tensor:
@@ -202,7 +217,7 @@ class QFormer(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """BERT's initialisation: normal with standard deviation 0.02, zero biases."""
+    """Initialise a layer as BERT does: weights are normal with standard deviation 0.02, biases are zero."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):

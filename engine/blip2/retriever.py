@@ -1,4 +1,4 @@
-"""The retrieval model: frozen encoder, Q-Former, and the ITC, ITM and ITG heads (BLIP-2, section 3.2).
+"""Define the retrieval model: frozen encoder, Q-Former, and the ITC, ITM and ITG heads (BLIP-2, section 3.2).
 
 Shapes: B photos or pairs, P patches, V vision width, Q queries, T tokens, D Q-Former width, E embedding.
 """
@@ -16,7 +16,9 @@ from engine.blip2.vision import VisionEncoder
 
 
 class CaptionHead(nn.Module):
-    """BERT's language-model head; its output matrix is the word embedding (tied), its bias is its own."""
+    """The language-model head of BERT, for ITG. It shares the matrix of the word embedding and has a bias of its
+    own.
+    """
 
     def __init__(self, width: int, vocab_size: int, norm_eps: float):
         super().__init__()
@@ -27,11 +29,12 @@ class CaptionHead(nn.Module):
         nn.init.zeros_(self.dense.bias)
 
     def forward(self, hidden_BTD: Tensor, words: nn.Embedding) -> Tensor:
+        """Return the logits (B, T, vocabulary) of the next word. words: the embedding that is shared."""
         return F.linear(self.norm(F.gelu(self.dense(hidden_BTD))), words.weight, self.bias)
 
 
 class Retriever(nn.Module):
-    """Photos -> Q unit vectors each, texts -> one unit vector each, photo and text -> do they match?"""
+    """The network that makes Q unit vectors of a photo and one of a text, and says whether photo and text match."""
 
     def __init__(self, config: Blip2Config):
         super().__init__()
@@ -48,43 +51,48 @@ class Retriever(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(0.07))
 
     def encode_patches(self, pixels_B3HW: Tensor) -> Tensor:
-        """Pixels -> patches (B, P, V) as the Q-Former reads them, after the trained `vision_norm` (ln_vision)."""
+        """Encode pixels as patches (B, P, V), after the trained `vision_norm` (LAVIS: ln_vision)."""
         return self.vision_norm(self.vision(pixels_B3HW))
 
     def compute_photo_keys(self, patches_BPV: Tensor) -> list[KeysValues]:
-        """See `QFormer.compute_photo_keys`."""
+        """Compute the keys and values of photos; see `QFormer.compute_photo_keys`."""
         return self.qformer.compute_photo_keys(patches_BPV)
 
     def encode_photos(self, photo_keys: PhotoKeys) -> Tensor:
-        """-> unit vectors (B, Q, E) in float32."""
+        """Return the ITC unit vectors (B, Q, E) float32 of photos."""
         return self.project_photos(self.qformer.read_photos(photo_keys)[0])
 
     def encode_texts(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """-> unit vectors (B, E) in float32, read from the first token, [CLS]."""
+        """Return the ITC unit vectors (B, E) float32 of texts, which the first token, [CLS], gives."""
         first = self.qformer.read_texts(ids_BT, mask_BT, first_only=True)[:, 0]
         return F.normalize(self.text_head(first).float(), dim=-1)
 
     def project_photos(self, hidden_BQD: Tensor) -> Tensor:
-        """Query outputs -> unit vectors (B, Q, E) in float32."""
+        """Project the outputs of the queries to unit vectors (B, Q, E) float32."""
         return F.normalize(self.photo_head(hidden_BQD).float(), dim=-1)
 
     def match(
-        self, photo_keys: PhotoKeys, ids_BT: Tensor, mask_BT: Tensor, chosen: Tensor | None = None
+        self, photo_keys: PhotoKeys, ids_BT: Tensor, mask_BT: Tensor, query_numbers: Tensor | None = None
     ) -> Tensor:
-        """Pairs -> logits (B, 2) in float32, averaged over the queries; class 1 = they match.
+        """Return the ITM logits (B, 2) float32 of pairs, averaged over the queries; class 1 means that they match.
 
-        chosen: numbers of the queries that take part, all when not given.
+        query_numbers: the numbers of the queries that take part, None for all.
         """
-        return self.match_started(photo_keys, self.qformer.start_texts(ids_BT, mask_BT, chosen))
+        return self.match_started_texts(photo_keys, self.qformer.start_texts(ids_BT, mask_BT, query_numbers))
 
-    def match_started(self, photos: PhotoKeys | Tensor, start: TextStart) -> Tensor:
-        """The same of texts begun before, and of photos' keys or patches: see `QFormer.read_started`."""
-        hidden = self.qformer.read_started(photos, start, queries_only=True)
+    def match_started_texts(self, photos: PhotoKeys | Tensor, start: TextStart) -> Tensor:
+        """Return the ITM logits (B, 2) float32 of photos with texts whose first layer is already computed.
+
+        photos: keys or patches, see `QFormer.read_started_pairs`. start: of `QFormer.start_texts`.
+        """
+        hidden = self.qformer.read_started_pairs(photos, start, queries_only=True)
         return self.match_head(hidden).float().mean(dim=1)
 
 
 def itc_scores(photos_BQE: Tensor, texts_ME: Tensor) -> Tensor:
-    """ITC score of every photo and text: max over the queries of the cosine (BLIP-2, section 3.2) -> (B, M)."""
+    """Return the ITC scores (B, M) of B photos and M texts: the largest cosine over the queries (BLIP-2, section
+    3.2).
+    """
     batch, num_queries, _ = photos_BQE.shape
     cosines = photos_BQE.flatten(0, 1) @ texts_ME.T
     return cosines.view(batch, num_queries, -1).amax(dim=1)

@@ -1,4 +1,4 @@
-"""The frozen image encoder: pixels -> patches, from any timm model.
+"""Wrap any timm model as the frozen image encoder, which turns pixels into patches.
 
 Shapes: B photos, P patches, V vision width, H W pixels or feature map.
 """
@@ -20,10 +20,10 @@ from engine.errors import CheckpointError
 
 
 class VisionEncoder(nn.Module):
-    """pixels (B, 3, H, W) -> patches (B, P, V): a timm backbone without its classifier.
+    """A timm backbone without its classifier, which turns pixels (B, 3, H, W) into patches (B, P, V).
 
-    Tokens of a transformer stay as they are; a convolutional feature map is read row by row. Raises
-    CheckpointError when timm does not know the name or the width is not the configured one.
+    The tokens of a transformer are its patches; a convolutional feature map is read row by row. Raises CheckpointError
+    when timm does not know the name, and when the width is not that of the config.
     """
 
     def __init__(self, config: VisionConfig):
@@ -35,25 +35,27 @@ class VisionEncoder(nn.Module):
             )
         except (RuntimeError, TypeError) as error:
             raise CheckpointError(
-                f"timm {timm.__version__} cannot make the image encoder {config.timm_name!r} with {config.timm_args}: "
-                f"{error}"
+                f"The image encoder {config.timm_name!r} cannot be made by timm {timm.__version__} with "
+                f"{config.timm_args}: {error}"
             ) from error
         if self.backbone.num_features != config.num_channels:
             raise CheckpointError(
-                f"The image encoder {config.timm_name!r} gives {self.backbone.num_features} channels, "
-                f"config.json says {config.num_channels}."
+                f"The image encoder {config.timm_name!r} gives {self.backbone.num_features} channels, but config.json "
+                f"says {config.num_channels}."
             )
         if not config.final_norm:
-            # ViTs keep their last norm in one of these two; convolutional models have neither.
+            # A ViT has its last norm in one of these two attributes; a convolutional model has neither.
             for name in ("norm", "fc_norm"):
                 if hasattr(self.backbone, name):
                     setattr(self.backbone, name, nn.Identity())
 
     @property
     def device(self) -> torch.device:
+        """Return the device that the weights lie on."""
         return next(self.parameters()).device
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """Encode normalised pixels as patches (B, P, V)."""
         features = self.backbone.forward_features(pixels_B3HW)
         if features.ndim == 4:
             if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
@@ -64,8 +66,8 @@ class VisionEncoder(nn.Module):
             features = features[:, num_prefix:]
         return features
 
-    def num_patches(self) -> int:
-        """P, from one blank picture."""
+    def count_patches(self) -> int:
+        """Return P, the number of patches of a picture, by encoding a blank one."""
         size = self.config.image_size
         with torch.inference_mode():
             dtype = next(self.parameters()).dtype
@@ -73,15 +75,15 @@ class VisionEncoder(nn.Module):
 
 
 def has_batch_norms(module: nn.Module) -> bool:
-    """Whether there is something for `folded` to fold."""
+    """Return whether a module holds a batch norm, which `fold_batch_norms` could fold."""
     return any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
 
 
-def folded(encoder: VisionEncoder) -> VisionEncoder:
-    """A copy for inference whose batch norms are folded into the convolutions before them: the same numbers, faster.
+def fold_batch_norms(encoder: VisionEncoder) -> VisionEncoder:
+    """Return a faster copy for inference whose batch norms are folded into the convolutions before them.
 
-    A norm is folded where its module stands right behind a convolution. Whether that is also the order in which they
-    run is decided by the numbers: when one picture comes out otherwise than before, the encoder itself is returned.
+    A norm is folded where its module stands right behind a convolution. To be sure that this is also the order in which
+    they run, a picture is encoded both ways: when the patches differ, the encoder itself is returned.
     """
     if not has_batch_norms(encoder):
         return encoder
@@ -102,17 +104,21 @@ def folded(encoder: VisionEncoder) -> VisionEncoder:
     picture = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(encoder.device)
     was_training = encoder.training
     with torch.inference_mode():
-        want, got = encoder.eval()(picture), copied(picture)
+        expected, actual = encoder.eval()(picture), copied(picture)
     encoder.train(was_training)
-    same = want.shape == got.shape and torch.allclose(got, want, atol=1e-3 * float(want.abs().max()), rtol=0)
-    return copied if same else encoder
+    tolerance = 1e-3 * float(expected.abs().max())
+    is_same = expected.shape == actual.shape and torch.allclose(actual, expected, atol=tolerance, rtol=0)
+    return copied if is_same else encoder
 
 
 EncoderPart = Callable[[Tensor], Tensor]
 
 
-def network_parts(encoder: VisionEncoder) -> list[tuple[nn.ModuleList, EncoderPart]]:
-    """The backbone (timm's EfficientNet family) as a chain: stem, every block, head; with the modules of each."""
+def list_network_parts(encoder: VisionEncoder) -> list[tuple[nn.ModuleList, EncoderPart]]:
+    """Return a backbone of timm's EfficientNet family as a chain of parts: stem, every block, head.
+
+    Each part comes as its modules and the function that runs it.
+    """
     net: Any = encoder.backbone
     parts: list[tuple[nn.ModuleList, EncoderPart]] = [
         (nn.ModuleList([net.conv_stem, net.bn1]), lambda x: net.bn1(net.conv_stem(x)))

@@ -1,4 +1,4 @@
-"""A sentence becomes the token ids that the Q-Former reads.
+"""Convert texts to the token ids that the Q-Former reads, and ids back to text.
 
 Shapes: B texts, T tokens.
 """
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class TextTokenizer:
-    """WordPiece ids with BERT's layout: [CLS] words [SEP], padded to the batch's longest.
+    """A WordPiece tokenizer with BERT's layout: [CLS], the words, [SEP], and padding up to the longest text of a batch.
 
-    Wraps a `tokenizers.Tokenizer` that has [PAD], [CLS], [SEP] and [DEC]. Raises CheckpointError when it has not.
-    max_tokens: the longest text, [CLS] and [SEP] counted, >= 3.
+    tokenizer: a `tokenizers.Tokenizer` with the tokens [PAD], [CLS], [SEP] and [DEC]; raises CheckpointError where it
+    lacks one. max_tokens: the longest text, [CLS] and [SEP] counted, at least 3.
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int):
@@ -34,20 +34,22 @@ class TextTokenizer:
     def _id(self, token: str) -> int:
         number = self.tokenizer.token_to_id(token)
         if number is None:
-            raise CheckpointError(f"The tokenizer has no {token} token; a BLIP-2 tokenizer.json needs it.")
+            raise CheckpointError(
+                f"The tokenizer has no {token} token, which BLIP-2 needs. Give a tokenizer.json that has it."
+            )
         return number
 
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """Texts -> ids (B, T) int64, mask (B, T) bool (True = a token), tokens cut off of each text.
+        """Return ids (B, T) int64, mask (B, T) bool (True = a token), and how many tokens of each text were cut off.
 
-        T is the batch's longest, at most `max_tokens` with [CLS] and [SEP] counted.
-        Raises QueryError for an empty text.
+        T is the length of the longest text, at most `max_tokens` with [CLS] and [SEP] counted. Raises QueryError for an
+        empty text.
         """
         rows, cut = [], []
         for text in texts:
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids
             if not ids:
-                raise QueryError(f"The text {text!r} is empty; describe what the photo shows.")
+                raise QueryError(f"The text {text!r} is empty. Write what the photo shows.")
             room = self.max_tokens - 2
             cut.append(max(0, len(ids) - room))
             rows.append([self.cls_id, *ids[:room], self.sep_id])
@@ -59,5 +61,5 @@ class TextTokenizer:
         return ids_BT, torch.arange(longest) < lengths, cut
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Token ids -> text, special tokens left out."""
+        """Return the text of token ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)

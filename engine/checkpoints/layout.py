@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 
-from engine.atomic import new_folder, replace_folder, sync_folder
+from engine.atomic import create_folder, replace_folder, sync_folder
 from engine.errors import CheckpointError
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -98,7 +98,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not folder.exists():
-        with new_folder(folder) as half:
+        with create_folder(folder) as half:
             yield half
     elif any(folder.iterdir()):
         with replace_folder(folder) as half:
@@ -106,7 +106,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     else:
         inner = folder / "checkpoint"
         try:
-            with new_folder(inner) as half:
+            with create_folder(inner) as half:
                 yield half
             for path in sorted(inner.iterdir(), key=lambda path: path.name == CONFIG):
                 os.replace(path, folder / path.name)

@@ -91,7 +91,9 @@ class CaptionModel(LoadedModel[Captioner]):
             raise ValueError(
                 f"{len(photos)} photos and {len(prompts)} prompts do not pair: give as many of both, or one of either."
             )
-        ids, mask = (t.to(self.device) for t in self.tokenizer.prompts(prompts, options.max_new_tokens))
+        ids, mask = (
+            t.to(self.device) for t in self.tokenizer.encode_prompts(prompts, options.max_new_tokens)
+        )
         prompt_tokens = self._tokenize_prompts(prompts)
         patches = photos if isinstance(photos, Tensor) else self.encode_patches(photos)
         soft = None if prompt_tokens else self._compute_soft_prompts(patches)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from engine.blip2.captioner import Captioner
-from engine.blip2.pixels import pixel_parts
+from engine.blip2.pixels import make_pixel_batches
 from engine.blip2.retriever import Retriever
-from engine.blip2.vision import folded
+from engine.blip2.vision import fold_batch_norms
 
 Net = TypeVar("Net", Retriever, Captioner)
 
@@ -30,7 +30,7 @@ class LoadedModel(Generic[Net]):
         self, net: Net, *, name: str, digest: str, folder: Path, device: torch.device, dtype: torch.dtype
     ):
         net.eval().requires_grad_(False)
-        net.vision = folded(net.vision)
+        net.vision = fold_batch_norms(net.vision)
         self.net: Net = net.to(device=device, dtype=dtype)
         self.name, self.digest, self.folder = name, digest, folder
         self.device, self.dtype = device, dtype
@@ -49,5 +49,5 @@ class LoadedModel(Generic[Net]):
     def encode_patches(self, pictures_BHWC: np.ndarray) -> Tensor:
         """Encode uint8 pictures (B, H, W, 3) of `image_size` as patches (B, P, V) on the device."""
         vision = self.net.config.vision
-        parts = pixel_parts(pictures_BHWC, vision, self.vision_at_once, self.device, self.dtype)
+        parts = make_pixel_batches(pictures_BHWC, vision, self.vision_at_once, self.device, self.dtype)
         return torch.cat([self.net.encode_patches(pixels) for pixels in parts])

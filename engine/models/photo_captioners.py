@@ -145,7 +145,7 @@ def write_captions(
             model.encode_patches(pictures_BHWC[start : start + HEAD_CAPTION_BATCH])
         )
         if options.top_p is None:
-            texts += model.best_captions(
+            texts += model.write_best_captions(
                 keys, num_beams=options.num_beams, min_length=shortest, max_length=longest
             )
         else:

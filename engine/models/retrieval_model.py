@@ -42,7 +42,7 @@ class RetrievalModel(LoadedModel[Retriever]):
         super().__init__(net, name=name, digest=digest, folder=folder, device=device, dtype=dtype)
         self.net = self.net.to(memory_format=torch.channels_last)
         self.tokenizer = tokenizer
-        self.num_patches = self.net.vision.num_patches()
+        self.num_patches = self.net.vision.count_patches()
 
     @property
     def config(self) -> Blip2Config:
@@ -138,7 +138,7 @@ class RetrievalModel(LoadedModel[Retriever]):
             self.net.qformer.start_texts(ids[start : start + TEXT_BATCH], mask[start : start + TEXT_BATCH])
             for start in range(0, len(ids), TEXT_BATCH)
         ]
-        return TextStart.joined(parts)
+        return TextStart.join(parts)
 
     @torch.inference_mode()
     def match(self, photos: PhotoKeys | Tensor, texts: Sequence[str] | TextStart) -> np.ndarray:
@@ -157,11 +157,11 @@ class RetrievalModel(LoadedModel[Retriever]):
         for first in range(0, len(logits), at_once):
             part = slice(first, first + at_once)
             texts_part = start if num_texts == 1 else start[part]
-            logits[part] = self.net.match_started(_take_photos(photos, part), texts_part).cpu().numpy()
+            logits[part] = self.net.match_started_texts(_take_photos(photos, part), texts_part).cpu().numpy()
         return logits
 
     @torch.inference_mode()
-    def best_captions(
+    def write_best_captions(
         self, photos: PhotoKeys, *, num_beams: int = 5, min_length: int = 8, max_length: int = 30
     ) -> list[str]:
         """Write a caption of each photo with the ITG head by beam search.

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.atomic import HALF_WRITTEN, new_folder, write_file
+from engine.atomic import HALF_WRITTEN, create_folder, write_file
 from engine.errors import IndexStateError
 from engine.index.writer_lock import locked
 from engine.vectors.segments import Segment
@@ -70,7 +70,7 @@ class SegmentWriter:
             return segment
         name = f"{time.time_ns():x}"
         try:
-            with new_folder(self._root / name) as half:
+            with create_folder(self._root / name) as half:
                 _write_segment(half, segment)
             mapped = _read_segment(self._root / name, len(segment.slots), segment.slots[0].d, segment.kind)
         except (OSError, RuntimeError, ValueError) as error:

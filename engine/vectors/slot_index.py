@@ -19,7 +19,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from engine.processors import num_processors
+from engine.processors import count_processors
 from engine.vectors.gpu_slots import DeviceCopy, DeviceView
 from engine.vectors.segments import KINDS, Segment, bitmap_selector
 from engine.vectors.slot_bounds import (
@@ -87,7 +87,7 @@ class SlotIndex:
         self._device = DeviceCopy(num_slots, width, kind) if on_gpu else None
         self._vectors_of = vectors_of or self.reconstruct
         # FAISS uses one thread for one query on a flat index: the slots are searched side by side
-        self._pool = ThreadPoolExecutor(num_processors(), "faiss", lambda: faiss.omp_set_num_threads(1))
+        self._pool = ThreadPoolExecutor(count_processors(), "faiss", lambda: faiss.omp_set_num_threads(1))
 
     def close(self) -> None:
         """End the threads that search; the index cannot be searched after that, and closing it again does nothing."""

@@ -166,12 +166,14 @@ def measure(
     """Seconds of each round by side, by the wall's clock and the processors', and how many of the texts are equal."""
     import numpy as np
 
-    from engine.blip2.pixels import pixel_parts
+    from engine.blip2.pixels import make_pixel_batches
 
     side = ours.image_size
     pictures = np.random.default_rng(batch).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
-    pixels = next(pixel_parts(pictures, ours.config.vision, batch, ours.device, ours.dtype)).contiguous()
-    prompt = ours.tokenizer.prompts([PROMPT], how.max_new_tokens)[0].to(ours.device)
+    pixels = next(
+        make_pixel_batches(pictures, ours.config.vision, batch, ours.device, ours.dtype)
+    ).contiguous()
+    prompt = ours.tokenizer.encode_prompts([PROMPT], how.max_new_tokens)[0].to(ours.device)
     sides: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: ids_by_ours(ours, pictures, how, prompt),
         "transformers": lambda: ids_by_theirs(theirs, ours, pixels, how, prompt),

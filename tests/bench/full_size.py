@@ -108,7 +108,7 @@ def time_encoding(
     """Seconds of each round by side, the largest difference of a vector, our patches."""
     import torch
 
-    from engine.blip2.pixels import pixel_parts
+    from engine.blip2.pixels import make_pixel_batches
 
     seconds: dict[str, list[float]] = defaultdict(list)
     apart, patches = 0.0, torch.empty(0)
@@ -120,7 +120,7 @@ def time_encoding(
         started = time.perf_counter()
         with torch.inference_mode():
             rows = []
-            for pixels in pixel_parts(
+            for pixels in make_pixel_batches(
                 pictures, model.config.vision, model.vision_at_once, model.device, model.dtype
             ):
                 seen = theirs.vision_model(pixel_values=pixels)[0]

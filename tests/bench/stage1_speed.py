@@ -41,7 +41,7 @@ def bert_layer(
     """All layers over queries and text together, as LAVIS' BertModel goes through them -> hidden, keys and values."""
     kept = []
     for number, layer in enumerate(model.qformer.layers):
-        own = layer.attention.keys_values(hidden)
+        own = layer.attention.compute_keys_values(hidden)
         if past is not None:
             own = torch.cat([past[number][0], own[0]], dim=2), torch.cat([past[number][1], own[1]], dim=2)
         kept.append(own)
@@ -49,7 +49,9 @@ def bert_layer(
         queries, text = hidden[:, :num_queries], hidden[:, num_queries:]
         if num_queries:
             if layer.cross_attention is not None and patches is not None:
-                queries = layer.cross_attention(queries, layer.cross_attention.keys_values(patches), None)
+                queries = layer.cross_attention(
+                    queries, layer.cross_attention.compute_keys_values(patches), None
+                )
             queries = layer.query_mlp(queries)
         hidden = torch.cat([queries, layer.text_mlp(text)], dim=1) if text.shape[1] else queries
     return hidden, kept

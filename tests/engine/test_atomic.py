@@ -1,4 +1,4 @@
-"""Files and folders are there whole or not at all."""
+"""Files and folders are there as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine import atomic
-from engine.atomic import HALF_WRITTEN, REPLACED, new_folder, replace_file, replace_folder, write_file
+from engine.atomic import HALF_WRITTEN, REPLACED, create_folder, replace_file, replace_folder, write_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,7 +74,7 @@ def _write_shared(path: Path) -> None:
 
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "model") as folder:
+    with create_folder(tmp_path / "model") as folder:
         (folder / "inner").mkdir()
         (folder / "inner" / "weights").write_bytes(b"1")
         assert not (tmp_path / "model").exists()
@@ -83,7 +83,7 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
 
 
 def test_an_error_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError), new_folder(tmp_path / "model") as folder:
+    with pytest.raises(ValueError), create_folder(tmp_path / "model") as folder:
         (folder / "weights").write_bytes(b"1")
         raise ValueError
     assert os.listdir(tmp_path) == []
@@ -92,7 +92,7 @@ def test_an_error_leaves_no_folder(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_does_not_stay(tmp_path: Path) -> None:
     (tmp_path / f"model{HALF_WRITTEN}").mkdir()
     (tmp_path / f"model{HALF_WRITTEN}" / "old").write_bytes(b"0")
-    with new_folder(tmp_path / "model") as folder:
+    with create_folder(tmp_path / "model") as folder:
         (folder / "weights").write_bytes(b"1")
     assert os.listdir(tmp_path / "model") == ["weights"]
 
@@ -198,9 +198,9 @@ def test_a_folder_that_a_kill_left_without_its_name_gets_it_back(tmp_path: Path)
     assert os.listdir(tmp_path) == ["model"]
 
 
-@pytest.mark.parametrize("make", [new_folder, replace_folder])
+@pytest.mark.parametrize("make", [create_folder, replace_folder])
 def test_all_bytes_are_on_the_disk_before_the_name_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: type[new_folder]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: type[create_folder]
 ) -> None:
     events: list[str] = []
     if make is replace_folder:

@@ -57,7 +57,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "model.safetensors").write_text("<!DOCTYPE html><html>Not found</html>"),
         "not a readable safetensors",
     ),
-    "config gone": (lambda f: (f / "config.json").unlink(), "is no model: it has no config.json"),
+    "config gone": (lambda f: (f / "config.json").unlink(), "is not a model folder: config.json is missing"),
     "config no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not readable JSON"),
     "config no text": (
         lambda f: (f / "config.json").write_bytes(b"\xff\xfe"),

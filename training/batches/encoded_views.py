@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.blip2.captioner import Captioner
 from engine.blip2.pixels import to_pixels
 from engine.blip2.retriever import Retriever
-from engine.blip2.vision import VisionEncoder, folded, network_parts
+from engine.blip2.vision import VisionEncoder, fold_batch_norms, list_network_parts
 from engine.datasets.captioned_pictures import CaptionedPicture, compute_data_digest
 from engine.errors import DataError
 from engine.models.devices import choose_fast_dtype
@@ -99,7 +99,7 @@ def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: Views
     Crops are squares of `smallest_crop` to 1 of the side, half of them mirrored; drawn from the seed.
     """
     dtype = choose_fast_dtype(net.vision.device)
-    vision = folded(net.vision.eval())  # frozen: batch norms neither learn nor see the batch
+    vision = fold_batch_norms(net.vision.eval())  # frozen: batch norms neither learn nor see the batch
     if vision is net.vision:
         vision = copy.deepcopy(vision)  # net's keeps its precision
     vision = vision.to(dtype)
@@ -139,7 +139,7 @@ def _random_crop(pixels_B3HW: Tensor, size: int, smallest: float, generator: tor
 
 def encode_maps(net: Retriever, pictures: np.ndarray, config: Views, count: int) -> Tensor:
     """What a convolutional encoder's first `count` parts make of every picture's views -> (N, S, H, W, C) bfloat16."""
-    parts = [part for _, part in network_parts(net.vision.eval())[:count]]
+    parts = [part for _, part in list_network_parts(net.vision.eval())[:count]]
 
     def read(pixels_B3HW: Tensor) -> Tensor:
         features = pixels_B3HW

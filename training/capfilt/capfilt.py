@@ -145,7 +145,7 @@ def _write_shards(
     pace = Pace(sum(len(_photos_of(photos, number, config)) for number in waiting), None)
     for number in waiting:
         tally = _write_shard(worker, photos, number, shards[number], pace)
-        left = pace.now().seconds_left or 0.0
+        left = pace.measure().seconds_left or 0.0
         say(f"{shards[number].name}: {tally_text(tally)}  {left / 60:.1f} min left")
 
 

@@ -82,7 +82,7 @@ class RunLog:
         values = (total(means) / world().size).tolist()
         self._losses = []
         row: dict[str, float] = {"step": step, **dict(zip(names, values, strict=True))}
-        pace = self._pace.now()
+        pace = self._pace.measure()
         steps_per_second = pace.per_second or math.nan
         row |= {
             "lr": learning_rate(step - 1, self.config),

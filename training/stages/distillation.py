@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from engine.atomic import write_file
 from engine.blip2.config import VisionConfig
 from engine.blip2.pixels import to_pixels
-from engine.blip2.vision import EncoderPart, VisionEncoder, network_parts
+from engine.blip2.vision import EncoderPart, VisionEncoder, list_network_parts
 from engine.datasets.picture_reading import load_pictures
 from engine.datasets.tar_shards import find_shards, read_shards
 from engine.errors import DataError
@@ -94,7 +94,7 @@ class DistillTask:
         device: torch.device,
     ):
         self.phase, self.vision, self.device = phase, student.config, device
-        student_parts, teacher_parts = network_parts(student), network_parts(teacher)
+        student_parts, teacher_parts = list_network_parts(student), list_network_parts(teacher)
         self.teacher = [part for _, part in teacher_parts[phase.first : phase.last]]
         chosen = student_parts[phase.first : phase.last]
         self.student = [part for _, part in chosen]
@@ -199,7 +199,7 @@ def distill(
             if checkpoint.exists():
                 state = torch.load(checkpoint, weights_only=True)["model"]
                 parts = nn.ModuleList(
-                    modules for modules, _ in network_parts(student)[phase.first : phase.last]
+                    modules for modules, _ in list_network_parts(student)[phase.first : phase.last]
                 )
                 parts.load_state_dict(state)
         else:

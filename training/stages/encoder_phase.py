@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from engine.blip2.vision import VisionEncoder, network_parts
+from engine.blip2.vision import VisionEncoder, list_network_parts
 
 
 class EncoderEnd:
@@ -22,7 +22,7 @@ class EncoderEnd:
 
     def __init__(self, vision: VisionEncoder, first: int):
         self.vision, self.first = vision, first
-        last = nn.ModuleList(modules for modules, _ in network_parts(vision)[first:])
+        last = nn.ModuleList(modules for modules, _ in list_network_parts(vision)[first:])
         last.requires_grad_(True).train()
         self.weight = next(last.parameters())
         self.strided = [conv for conv in last.modules() if isinstance(conv, nn.Conv2d) and _is_slow(conv)]
@@ -36,7 +36,7 @@ class EncoderEnd:
         if not torch.is_autocast_enabled(features.device.type):
             features = features.to(self.weight.dtype)  # the maps are kept in bfloat16
         with _in_float32(self.strided):
-            for _, part in network_parts(self.vision)[self.first :]:
+            for _, part in list_network_parts(self.vision)[self.first :]:
                 features = part(features)
         return features.flatten(2).transpose(1, 2)
 

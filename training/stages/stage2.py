@@ -124,7 +124,7 @@ class Stage2Task:
             read = ids.to(device), mask.to(device)
         return WritingInputs(
             images_of(batch, count, self.net.config.vision, device),
-            self.tokenizer.pairs(prompts, texts, self.config.max_tokens).to(device),
+            self.tokenizer.encode_pairs(prompts, texts, self.config.max_tokens).to(device),
             read,
         )
 
@@ -155,8 +155,8 @@ def cut_in_two(prompt: str, words: Sequence[str], place: int) -> tuple[str, str]
 def _loss(net: Captioner, inputs: WritingInputs) -> Tensor:
     patches = normed(net, encode(net, inputs.images))
     if inputs.prompts is None:
-        return net.loss(net.read_photos(patches), inputs.texts)
-    return net.loss(net.read_with_prompts(patches, *inputs.prompts), inputs.texts)
+        return net.compute_loss(net.read_photos(patches), inputs.texts)
+    return net.compute_loss(net.read_with_prompts(patches, *inputs.prompts), inputs.texts)
 
 
 def run_stage2(

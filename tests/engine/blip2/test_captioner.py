@@ -1,4 +1,6 @@
-"""Photos and prompts -> text: what is read how often, what is learned, how texts are drawn, and what is refused."""
+"""The captioner reads each photo once, learns the labelled tokens, draws texts by their probability, and refuses bad
+input.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,10 @@ def opt(tmp_path_factory: pytest.TempPathFactory) -> CaptionModel:
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_batch_gives_what_each_photo_gives_alone(model: CaptionModel, beams: int) -> None:
-    """Prompts of other lengths beside it change nothing."""
-    photos, how = pictures(3), GenerationOptions(max_new_tokens=8, num_beams=beams)
-    together = model.generate(photos, PROMPTS, how)
-    alone = [model.generate(photos[n : n + 1], PROMPTS[n : n + 1], how)[0] for n in range(3)]
+    """A text does not change when prompts of other lengths stand beside its own in the batch."""
+    photos, options = pictures(3), GenerationOptions(max_new_tokens=8, num_beams=beams)
+    together = model.generate(photos, PROMPTS, options)
+    alone = [model.generate(photos[n : n + 1], PROMPTS[n : n + 1], options)[0] for n in range(3)]
     assert together == alone and len(set(together)) > 1
 
 
@@ -43,30 +45,30 @@ def test_the_photo_decides(model: CaptionModel) -> None:
 
 
 def test_the_prompt_decides(model: CaptionModel) -> None:
-    """Many prompts about one photo; each as if it was asked alone."""
+    """Many prompts about one photo give the texts that each prompt gives alone."""
     together = model.generate(pictures(1), PROMPTS, SHORT)
     assert together == [model.generate(pictures(1), [prompt], SHORT)[0] for prompt in PROMPTS]
     assert len(set(together)) > 1
 
 
 def test_greedy_is_the_likeliest_token_each_time(opt: CaptionModel) -> None:
-    """Beside a search that reads everything anew, without a cache."""
+    """Greedy texts equal those of a search that reads everything anew, without a cache."""
     net, soft = opt.net, opt.net.read_photos(opt.encode_patches(pictures(2)))
-    ids, mask = opt.tokenizer.prompts(["a red", "the"], 6)
-    got = net.generate(soft, ids, mask, GenerationOptions(max_new_tokens=6))
+    ids, mask = opt.tokenizer.encode_prompts(["a red", "the"], 6)
+    actual = net.generate(soft, ids, mask, GenerationOptions(max_new_tokens=6))
     for row in range(2):
         text = ids[row][mask[row]].tolist()
         start = len(text)
         while len(text) < start + 6 and opt.config.language.end_id not in text[start:]:
-            one = torch.tensor([[*text, 0]])
-            batch = LanguageBatch(one, torch.ones_like(one, dtype=torch.bool), one)
-            text.append(int(net.logits(soft[row : row + 1], batch)[0, -1].argmax()))
-        assert got[row].tolist()[: len(text) - start] == text[start:]
+            ids_BT = torch.tensor([[*text, 0]])
+            batch = LanguageBatch(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), ids_BT)
+            text.append(int(net.compute_logits(soft[row : row + 1], batch)[0, -1].argmax()))
+        assert actual[row].tolist()[: len(text) - start] == text[start:]
 
 
 @contextmanager
 def ending(model: CaptionModel, bias: float) -> Iterator[None]:
-    """A language model that ends its texts sooner."""
+    """Let a language model end its texts sooner while the block runs."""
     head = model.net.language.lm_head
     head.bias = torch.nn.Parameter(torch.zeros(head.out_features))
     head.bias.data[model.config.language.end_id] = bias
@@ -76,7 +78,7 @@ def ending(model: CaptionModel, bias: float) -> Iterator[None]:
 
 def test_at_least_and_at_most(opt: CaptionModel) -> None:
     soft = opt.net.read_photos(opt.encode_patches(pictures(8)))
-    ids, mask = (t.expand(8, -1) for t in opt.tokenizer.prompts(["a"], 8))
+    ids, mask = (t.expand(8, -1) for t in opt.tokenizer.encode_prompts(["a"], 8))
     with ending(opt, 1e4):  # it would end at once
         free = opt.net.generate(soft, ids, mask, GenerationOptions(max_new_tokens=8))
         held = opt.net.generate(soft, ids, mask, GenerationOptions(max_new_tokens=8, min_new_tokens=5))
@@ -101,17 +103,17 @@ def test_sampling_is_a_function_of_the_seed(opt: CaptionModel) -> None:
 
 
 def test_several_texts_of_each_photo(opt: CaptionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a photo after each other, its picture read once; certain ones are the greedy one."""
+    """The samples of a photo follow each other, its picture is read once, and a tiny top_p gives the greedy text."""
     photos, reads = pictures(20), []
     keys = opt.net.qformer.compute_photo_keys
     monkeypatch.setattr(
         opt.net.qformer, "photo_keys", lambda patches: reads.append(len(patches)) or keys(patches)
     )
-    how = GenerationOptions(max_new_tokens=8, top_p=0.95, num_samples=3)
-    texts = opt.generate(photos, ["a"], how)
+    options = GenerationOptions(max_new_tokens=8, top_p=0.95, num_samples=3)
+    texts = opt.generate(photos, ["a"], options)
     assert len(texts) == 60 and sum(reads) == 20
     assert sum(len(set(texts[n : n + 3])) > 1 for n in range(0, 60, 3)) > 10
-    same = opt.generate(np.repeat(photos[:1], 20, axis=0), ["a"], how)
+    same = opt.generate(np.repeat(photos[:1], 20, axis=0), ["a"], options)
     assert len({tuple(same[n : n + 3]) for n in range(0, 60, 3)}) > 10  # each photo has draws of its own
     greedy = opt.generate(photos, ["a"], SHORT)
     certain = GenerationOptions(max_new_tokens=8, top_p=1e-6, num_samples=3)
@@ -123,8 +125,10 @@ def test_several_texts_of_each_photo(opt: CaptionModel, monkeypatch: pytest.Monk
 def test_beams_share_one_reading_of_photo_and_prompt(
     model: CaptionModel, copies: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Texts are what every beam's own reading gives; prompts of unequal lengths."""
-    photos, how = pictures(3), GenerationOptions(max_new_tokens=8, **copies)
+    """Reading a photo once for all beams gives the texts of reading it for each beam, with prompts of unequal
+    lengths.
+    """
+    photos, options = pictures(3), GenerationOptions(max_new_tokens=8, **copies)
     rows: list[int] = []
 
     def watch(_: Any, __: Any, given: dict[str, Any]) -> None:
@@ -134,7 +138,7 @@ def test_beams_share_one_reading_of_photo_and_prompt(
     def written(saved_tokens: float) -> list[str]:
         monkeypatch.setattr(captioner, "SAVED_TOKENS", (saved_tokens,) * 2)
         rows.clear()
-        return model.generate(photos, PROMPTS, how)
+        return model.generate(photos, PROMPTS, options)
 
     hook = model.net.language.register_forward_pre_hook(watch, with_kwargs=True)
     together = written(0)
@@ -143,7 +147,7 @@ def test_beams_share_one_reading_of_photo_and_prompt(
     alone = written(1e9)
     hook.remove()
     if not model.config.language.encoder_decoder:
-        assert rows == [9 if how.num_samples == 3 else 12]
+        assert rows == [9 if options.num_samples == 3 else 12]
     assert together == alone and len(set(alone)) > 1
 
 
@@ -154,9 +158,9 @@ def test_repetition_and_length_penalties(opt: CaptionModel) -> None:
     assert sum(len(set(t)) / max(1, len(t)) for t in varied) > sum(
         len(set(t)) / max(1, len(t)) for t in plain
     )
-    own = replace(opt.config, language=replace(opt.config.language, repetition_penalty=10.0))
+    config = replace(opt.config, language=replace(opt.config.language, repetition_penalty=10.0))
     with pytest.MonkeyPatch.context() as patch:  # a checkpoint's own is asked for by None alone
-        patch.setattr(opt.net, "config", own)
+        patch.setattr(opt.net, "config", config)
         assert (
             opt.generate(photos, ["a"], GenerationOptions(max_new_tokens=20, repetition_penalty=None))
             == varied
@@ -183,12 +187,14 @@ def test_a_repetition_penalty_warns_of_nothing_and_leaves_the_filters_alone(opt:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_is_of_the_target_alone(kind: str) -> None:
-    """The fast loss against all logits, by hand; a row's padding and its prompt's ids are not learned."""
+    """The loss equals one that is computed by hand from all logits; padding and the ids of the prompt are not
+    learned.
+    """
     net = tiny_captioner(kind).eval()
     tokenizer = LanguageTokenizer(byte_tokenizer(kind), net.config.language, 8)
     soft = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0))
-    texts = tokenizer.pairs(["a", "the red"], ["dog", "house on fire"], 64)
-    log_probs = net.logits(soft, texts).log_softmax(-1)
+    texts = tokenizer.encode_pairs(["a", "the red"], ["dog", "house on fire"], 64)
+    log_probs = net.compute_logits(soft, texts).log_softmax(-1)
     taken = [
         float(log_probs[row, column, label])
         for row, labels in enumerate(texts.labels.tolist())
@@ -197,11 +203,11 @@ def test_loss_is_of_the_target_alone(kind: str) -> None:
     ]
     spaces = 0 if kind == "t5" else 2  # between prompt and text, in a decoder the text's first token
     assert len(taken) == len("dog") + len("house on fire") + 2 + spaces
-    assert float(net.loss(soft, texts)) == pytest.approx(-np.mean(taken), abs=1e-5)
-    alone = [tokenizer.pairs([p], [t], 64) for p, t in (("a", "dog"), ("the red", "house on fire"))]
+    assert float(net.compute_loss(soft, texts)) == pytest.approx(-np.mean(taken), abs=1e-5)
+    alone = [tokenizer.encode_pairs([p], [t], 64) for p, t in (("a", "dog"), ("the red", "house on fire"))]
     sums = [
-        float(net.loss(soft[n : n + 1], one)) * int((one.labels != IGNORED).sum())
-        for n, one in enumerate(alone)
+        float(net.compute_loss(soft[n : n + 1], batch)) * int((batch.labels != IGNORED).sum())
+        for n, batch in enumerate(alone)
     ]
     assert sum(sums) / len(taken) == pytest.approx(-np.mean(taken), abs=1e-5)
 
@@ -213,9 +219,9 @@ def test_only_what_stage_2_trains_gets_gradients() -> None:
     net.language.requires_grad_(False)
     net.train()
     assert not net.vision.training and not net.language.training and net.qformer.training
-    texts = LanguageTokenizer(byte_tokenizer("opt"), net.config.language, 8).pairs(["a"], ["dog"], 64)
+    texts = LanguageTokenizer(byte_tokenizer("opt"), net.config.language, 8).encode_pairs(["a"], ["dog"], 64)
     patches = net.encode_patches(torch.randn(1, 3, SIDE, SIDE))
-    net.loss(net.read_photos(patches), texts).backward()
+    net.compute_loss(net.read_photos(patches), texts).backward()
     for name, parameter in net.named_parameters():
         frozen = name.startswith(("vision.", "language."))
         assert (parameter.grad is None) == frozen, name

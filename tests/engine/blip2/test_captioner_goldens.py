@@ -34,14 +34,14 @@ OTHER_BEAMS = {
 
 @cache
 def golden(case: str) -> tuple[Captioner, dict[str, Any], dict[str, Tensor], Tensor]:
-    """(model, json, arrays, soft prompts of the golden's four photos), the weights through the converter's table."""
+    """Return (model, JSON, arrays, soft prompts of the golden's four photos); its weights are read by the key table."""
     info, want = load_golden(case)
     theirs = {
         name: stored(weight(name, shape, info["w_scale"], info["b_scale"]))
         for name, shape in info["shapes"].items()
         if not name.endswith("position_ids")
     }
-    rest, words = split_language(theirs)
+    other_tensors, words = split_language(theirs)
     values = dict(info["config"]["opt" if "opt" in case else "t5"])
     if "opt" in case:
         language, theirs_config = OPT, OPTConfig(**values)
@@ -51,7 +51,7 @@ def golden(case: str) -> tuple[Captioner, dict[str, Any], dict[str, Tensor], Ten
     config = CaptionerConfig(small.vision, small.qformer, language)
     with without_storage():
         net = Captioner(config, torch.nn.Identity())
-    ours = renamed(rest, LAVIS_CAPTIONER)
+    ours = renamed(other_tensors, LAVIS_CAPTIONER)
     check_fits({name: tuple(value.shape) for name, value in net.state_dict().items()}, ours, Path(case))
     put_tensors(net, ours, torch.float32)
     net.language = make_language(theirs_config, words, Path(case), torch.float32)
@@ -59,15 +59,15 @@ def golden(case: str) -> tuple[Captioner, dict[str, Any], dict[str, Tensor], Ten
     return net, info, want, net.read_photos(net.encode_patches(normal(501, (4, 3, 56, 56))))
 
 
-def close(got: Tensor, want: Tensor) -> None:
-    assert got.shape == want.shape
-    torch.testing.assert_close(got, want, atol=2e-5, rtol=0)
+def assert_close(actual: Tensor, want: Tensor) -> None:
+    assert actual.shape == want.shape
+    torch.testing.assert_close(actual, want, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("case", ["g_opt_std", "g_opt_strong", "g_t5_std"])
 def test_soft_prompts(case: str) -> None:
     _, _, want, soft = golden(case)
-    close(soft, want["inputs_opt" if "opt" in case else "inputs_t5"])
+    assert_close(soft, want["inputs_opt" if "opt" in case else "inputs_t5"])
 
 
 @pytest.mark.parametrize("case", ["g_opt_std", "g_opt_strong"])
@@ -77,36 +77,41 @@ def test_opt_loss_and_logits(case: str, prompt: str) -> None:
     num_queries = soft.shape[1]
     ids, mask = want[f"{prompt}_input_ids"], want[f"{prompt}_attention_mask"][:, num_queries:].bool()
     texts = LanguageBatch(ids, mask, want[f"{prompt}_labels"][:, num_queries:])
-    close(net.loss(soft, texts), want[f"{prompt}_loss"])
-    logits = net.logits(soft, texts)
-    close(logits[mask], want[f"{prompt}_logits"][:, num_queries - 1 : -1][mask])
+    assert_close(net.compute_loss(soft, texts), want[f"{prompt}_loss"])
+    logits = net.compute_logits(soft, texts)
+    assert_close(logits[mask], want[f"{prompt}_logits"][:, num_queries - 1 : -1][mask])
 
 
 def test_t5_loss_and_logits() -> None:
     net, _, want, soft = golden("g_t5_std")
     mask = want["attention_mask"][:, soft.shape[1] :].bool()
     texts = LanguageBatch(want["input_ids"], mask, want["labels"])
-    close(net.loss(soft, texts), want["loss"])
+    assert_close(net.compute_loss(soft, texts), want["loss"])
     written = want["decoder_attention_mask"].bool()
-    close(net.logits(soft, texts)[written], want["logits"][written])
+    assert_close(net.compute_logits(soft, texts)[written], want["logits"][written])
 
 
-def generated(net: Captioner, soft: Tensor, ids: Tensor, mask: Tensor, how: dict[str, Any]) -> Tensor:
-    """As a golden's JSON says. Its OPT counts a placeholder that the model never sees among max_length."""
-    end = how.get("eos", net.config.language.end_id)
+def generated(net: Captioner, soft: Tensor, ids: Tensor, mask: Tensor, options: dict[str, Any]) -> Tensor:
+    """Return the options of a golden's JSON. For OPT, max_length there counts a placeholder that the model never
+    sees.
+    """
+    end = options.get("eos", net.config.language.end_id)
     net.config = replace(net.config, language=replace(net.config.language, end_id=end))
     asked = GenerationOptions(
-        max_new_tokens=how["max_length"] - (not net.config.language.encoder_decoder),
-        num_beams=how["num_beams"],
-        length_penalty=how["length_penalty"],
+        max_new_tokens=options["max_length"] - (not net.config.language.encoder_decoder),
+        num_beams=options["num_beams"],
+        length_penalty=options["length_penalty"],
     )
     return net.generate(soft, ids, mask, asked)
 
 
-def same_ids(got: Tensor, want: Tensor, pad_id: int, left_out: list[int]) -> None:
-    kept = [row for row in range(len(want)) if row not in left_out]
-    longest = max(got.shape[1], want.shape[1])
-    rows = [[row + [pad_id] * (longest - len(row)) for row in ids[kept].tolist()] for ids in (got, want)]
+def assert_same_ids(actual: Tensor, want: Tensor, pad_id: int, left_out: list[int]) -> None:
+    compared_rows = [row for row in range(len(want)) if row not in left_out]
+    longest = max(actual.shape[1], want.shape[1])
+    rows = [
+        [row + [pad_id] * (longest - len(row)) for row in ids[compared_rows].tolist()]
+        for ids in (actual, want)
+    ]
     assert rows[0] == rows[1]
 
 
@@ -114,22 +119,24 @@ def same_ids(got: Tensor, want: Tensor, pad_id: int, left_out: list[int]) -> Non
 @pytest.mark.parametrize("prompt", ["noprompt", "prompt"])
 def test_opt_generation(case: str, prompt: str) -> None:
     net, info, want, soft = golden(case)
-    own = net.config
+    old_config = net.config
     ids = torch.tensor([[2, 60, 61, 62] if prompt == "prompt" else [2]] * 4)
-    for name, how in info["gen"].items():
-        got = generated(net, soft, ids, torch.ones_like(ids, dtype=torch.bool), how)
-        net.config = own
+    for name, options in info["gen"].items():
+        actual = generated(net, soft, ids, torch.ones_like(ids, dtype=torch.bool), options)
+        net.config = old_config
         key = f"{prompt}_gen_{name}"
-        same_ids(got, want[key][:, 1:], 1, OTHER_BEAMS.get((case, key), []))
+        assert_same_ids(actual, want[key][:, 1:], 1, OTHER_BEAMS.get((case, key), []))
 
 
 def test_t5_generation() -> None:
     net, info, want, soft = golden("g_t5_std")
-    own = net.config
+    old_config = net.config
     texts = want["input_ids"], want["attention_mask"][:, soft.shape[1] :].bool()
     prompt = torch.tensor([[60, 61, 62, 1]] * 4)
-    for name, how in info["gen"].items():
+    for name, options in info["gen"].items():
         ids, mask = texts if name.startswith("texts") else (prompt, torch.ones_like(prompt, dtype=torch.bool))
-        got = generated(net, soft, ids, mask, how)
-        net.config = own
-        same_ids(got, want[f"gen_{name}"][:, 1:], 0, OTHER_BEAMS.get(("g_t5_std", f"gen_{name}"), []))
+        actual = generated(net, soft, ids, mask, options)
+        net.config = old_config
+        assert_same_ids(
+            actual, want[f"gen_{name}"][:, 1:], 0, OTHER_BEAMS.get(("g_t5_std", f"gen_{name}"), [])
+        )

@@ -1,5 +1,7 @@
-"""Stage 2 beside another implementation: transformers' BLIP-2 (OPT, Flan-T5) and InstructBLIP (LLaMA) with random
-weights, saved and read by us."""
+"""Stage 2 gives the numbers of transformers' BLIP-2 (OPT, Flan-T5) and InstructBLIP (LLaMA).
+
+Their weights are random, saved by transformers and read by us.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ Pair = tuple[Any, CaptionModel]
 
 @pytest.fixture(scope="module", params=["opt", "t5", "llama"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """(theirs, ours) with the same weights, ours read from what theirs saved."""
+    """Return (their model, our model) with equal weights: ours is read from the folder that theirs saved."""
     theirs, folder = random_captioner(request.param), tmp_path_factory.mktemp(request.param)
     save_captioner_folder(theirs, request.param, folder)
     return theirs, load_captioner(str(folder), device="cpu", dtype="float32")
@@ -34,10 +36,10 @@ def pictures(count: int) -> np.ndarray:
 
 
 def asked(ours: CaptionModel, batch: int) -> tuple[list[str], dict[str, Tensor], Tensor, Tensor, Tensor]:
-    """prompts, what only theirs is given, and our soft prompts, ids and mask."""
+    """Return the prompts, the inputs that only their model takes, and our soft prompts, ids and mask."""
     prompts = list(INSTRUCTIONS[:batch] if ours.prompt_tokenizer else PROMPTS[:batch])
     patches = ours.encode_patches(pictures(batch))
-    ids, mask = ours.tokenizer.prompts(prompts, 12)
+    ids, mask = ours.tokenizer.encode_prompts(prompts, 12)
     assert batch == 1 or not mask.all()
     if ours.prompt_tokenizer is None:
         return prompts, {}, ours.net.read_photos(patches), ids, mask
@@ -61,7 +63,7 @@ def with_images(theirs: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]
 def test_logits_and_loss(pair: Pair, batch: int) -> None:
     theirs, ours = pair
     prompts, extra, soft, _, _ = asked(ours, batch)
-    texts = ours.tokenizer.pairs(prompts, ["a dog", "it is a cat in the snow", "no"][:batch], 96)
+    texts = ours.tokenizer.encode_pairs(prompts, ["a dog", "it is a cat in the snow", "no"][:batch], 96)
     all_ids, all_mask = with_images(theirs, texts.ids, texts.mask)
     labels = texts.labels
     if not ours.config.language.encoder_decoder:
@@ -73,15 +75,17 @@ def test_logits_and_loss(pair: Pair, batch: int) -> None:
         labels=labels,
         **extra,
     )
-    got = ours.net.logits(soft, texts)
+    actual = ours.net.compute_logits(soft, texts)
     if ours.config.language.encoder_decoder:
         real = texts.labels != IGNORED
-        torch.testing.assert_close(got[real], want.logits[real], atol=ATOL, rtol=0)
+        torch.testing.assert_close(actual[real], want.logits[real], atol=ATOL, rtol=0)
     else:
-        torch.testing.assert_close(got[texts.mask], want.logits[:, Q - 1 : -1][texts.mask], atol=ATOL, rtol=0)
-    torch.testing.assert_close(ours.net.loss(soft, texts), want.loss, atol=ATOL, rtol=0)
+        torch.testing.assert_close(
+            actual[texts.mask], want.logits[:, Q - 1 : -1][texts.mask], atol=ATOL, rtol=0
+        )
+    torch.testing.assert_close(ours.net.compute_loss(soft, texts), want.loss, atol=ATOL, rtol=0)
     assert (
-        batch == 1 or got[:, 0].std(dim=0).mean() > 0.05
+        batch == 1 or actual[:, 0].std(dim=0).mean() > 0.05
     )  # weights that say the same of everything prove nothing
 
 
@@ -91,23 +95,23 @@ def test_generated_ids(pair: Pair, batch: int, beams: int) -> None:
     theirs, ours = pair
     language = ours.config.language
     _, extra, soft, ids, mask = asked(ours, batch)
-    got = ours.net.generate(soft, ids, mask, GenerationOptions(max_new_tokens=12, num_beams=beams))
+    actual = ours.net.generate(soft, ids, mask, GenerationOptions(max_new_tokens=12, num_beams=beams))
     rows = []
     for row in range(batch):  # theirs without any padding
         length = int(mask[row].sum())
         all_ids, all_mask = with_images(theirs, ids[row : row + 1, :length], mask[row : row + 1, :length])
-        own = {
+        options_of_row = {
             name: value[row : row + 1, : int(extra["qformer_attention_mask"][row].sum())]
             for name, value in extra.items()
         }
         written = theirs.generate(
             pixel_values=their_pixels(ours, batch)[row : row + 1], input_ids=all_ids, attention_mask=all_mask,
             max_new_tokens=12, num_beams=beams, do_sample=False, eos_token_id=language.end_id,
-            pad_token_id=language.pad_id, **own,
+            pad_token_id=language.pad_id, **options_of_row,
         )  # fmt: skip
         new = written[0, 1:] if language.encoder_decoder else written[0, all_ids.shape[1] :]
         rows.append(new.tolist())
     ended = [row[: row.index(language.end_id) + 1] if language.end_id in row else row for row in rows]
-    wanted = [row + [language.pad_id] * (got.shape[1] - len(row)) for row in ended]
-    assert got.tolist() == wanted
+    wanted = [row + [language.pad_id] * (actual.shape[1] - len(row)) for row in ended]
+    assert actual.tolist() == wanted
     assert batch == 1 or len({tuple(row) for row in wanted}) > 1

@@ -1,4 +1,4 @@
-"""Configs survive JSON."""
+"""Configs become JSON and come back equal."""
 
 from __future__ import annotations
 

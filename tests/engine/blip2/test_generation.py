@@ -1,4 +1,4 @@
-"""Settings of generation that are out of range are refused."""
+"""Options of writing that are out of range are refused."""
 
 from __future__ import annotations
 

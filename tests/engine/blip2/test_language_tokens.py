@@ -19,13 +19,13 @@ def language_tokenizer(kind: str) -> LanguageTokenizer:
 
 
 def test_opt_layout() -> None:
-    """As LAVIS: </s> prompt text newline; without a prompt </s> is learned, too."""
+    """OPT reads `</s> prompt text newline`, as in LAVIS; without a prompt, `</s>` is learned as well."""
     tokenizer = language_tokenizer("opt")
     newline = ids_of("opt", "\n")[0]
     assert (
         tokenizer.config.start_id == 2 and tokenizer.config.pad_id == 1 and tokenizer.config.end_id == newline
     )
-    batch = tokenizer.pairs(["a photo of ", ""], ["a cat", " a dog "], 64)
+    batch = tokenizer.encode_pairs(["a photo of ", ""], ["a cat", " a dog "], 64)
     first = [2, *ids_of("opt", "a photo of a cat"), newline]
     second = [2, *ids_of("opt", "a dog"), newline]
     assert batch.ids[0].tolist() == first and batch.mask[0].all()
@@ -33,16 +33,16 @@ def test_opt_layout() -> None:
     given = 1 + len("a photo of")
     assert batch.labels[0].tolist() == [IGNORED] * given + first[given:]
     assert batch.labels[1].tolist() == second + [IGNORED] * (len(first) - len(second))
-    cut = tokenizer.pairs(["a photo of"], ["a cat"], 14)
-    assert cut.ids[0].tolist() == first[:14]  # LAVIS' truncation takes the end, too
-    ids, mask = tokenizer.prompts(["a photo of ", ""], 8)
+    cut = tokenizer.encode_pairs(["a photo of"], ["a cat"], 14)
+    assert cut.ids[0].tolist() == first[:14]  # LAVIS cuts off the end token as well.
+    ids, mask = tokenizer.encode_prompts(["a photo of ", ""], 8)
     assert ids[0].tolist() == first[:given] and ids[1][mask[1]].tolist() == [2]
 
 
 def test_t5_layout() -> None:
     tokenizer = language_tokenizer("t5")
     assert (tokenizer.config.start_id, tokenizer.config.pad_id, tokenizer.config.end_id) == (None, 0, 1)
-    batch = tokenizer.pairs(["a photo of", ""], ["a cat", "dog"], 64)
+    batch = tokenizer.encode_pairs(["a photo of", ""], ["a cat", "dog"], 64)
     assert batch.ids[0].tolist() == [*ids_of("t5", "a photo of"), 1]
     assert batch.ids[1][batch.mask[1]].tolist() == [1]
     assert batch.labels[0].tolist() == [*ids_of("t5", "a cat"), 1]
@@ -50,10 +50,10 @@ def test_t5_layout() -> None:
 
 
 def test_llama_has_no_padding_token() -> None:
-    """It is padded with its end, which is masked."""
+    """LLaMA's texts are padded with its end token, which is masked."""
     tokenizer = language_tokenizer("llama")
     assert (tokenizer.config.start_id, tokenizer.config.pad_id, tokenizer.config.end_id) == (1, 2, 2)
-    batch = tokenizer.pairs(["a", "the red"], ["cat", "dog"], 64)
+    batch = tokenizer.encode_pairs(["a", "the red"], ["cat", "dog"], 64)
     end = 1 + len("a cat") + 1
     assert batch.mask[0].sum() == end and batch.labels[0, end - 1] == 2
     assert (batch.labels[0, end:] == IGNORED).all() and (batch.ids[0, end:] == 2).all()
@@ -73,6 +73,6 @@ def test_tokenizers_that_do_not_fit() -> None:
 def test_captions_and_prompts_that_cannot_be_learned() -> None:
     tokenizer = language_tokenizer("opt")
     with pytest.raises(DataError, match=r"1 of 2 captions are empty \(first: number 1\)"):
-        tokenizer.pairs(["a", "a"], ["cat", " "], 64)
+        tokenizer.encode_pairs(["a", "a"], ["cat", " "], 64)
     with pytest.raises(DataError, match="leaves no room for a caption within max_tokens = 8"):
-        tokenizer.pairs(["a photo of"], ["cat"], 8)
+        tokenizer.encode_pairs(["a photo of"], ["cat"], 8)

@@ -1,4 +1,4 @@
-"""The ways to compute attention: PyTorch's fused one, single steps for training on a CPU, folded projections."""
+"""All ways to compute attention agree: PyTorch's fused one, single steps for training on a CPU, folded projections."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def test_single_steps_equal_the_fused_attention(masked: bool) -> None:
         mask = torch.rand(3, 1, 4, 6) < 0.5
         mask[..., 0] = True
     want = attention(q, k, v, mask)
-    got = attention(q.requires_grad_(), k, v, mask)
-    torch.testing.assert_close(got.detach(), want, atol=1e-6, rtol=1e-5)
-    assert got.requires_grad and want.shape == (3, 4, 16)
+    actual = attention(q.requires_grad_(), k, v, mask)
+    torch.testing.assert_close(actual.detach(), want, atol=1e-6, rtol=1e-5)
+    assert actual.requires_grad and want.shape == (3, 4, 16)
 
 
 def test_dropout_acts_in_training_alone() -> None:
@@ -39,7 +39,7 @@ def test_folded_projections_change_nothing(batch: int) -> None:
     layer.key.bias.normal_()
     layer.value.bias.normal_()
     hidden, source = torch.randn(batch, 4, 16), torch.randn(3, 6, 24)
-    want = layer(hidden.expand(3, -1, -1), layer.keys_values(source), None)
+    want = layer(hidden.expand(3, -1, -1), layer.compute_keys_values(source), None)
     torch.testing.assert_close(layer.read_folded(hidden, source), want, atol=1e-5, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""The three masks of figure 2 written out by hand, and the model's separate passes beside one joint pass."""
+"""The masks equal those of figure 2, and the model's separate passes equal one joint pass under these masks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def drawn(*rows: str) -> Tensor:
 
 
 def unimodal_mask(text_mask_BT: Tensor, num_queries: int) -> Tensor:
-    """ITC in one joint sequence: queries and text do not see each other. Returns (B, 1, Q+T, Q+T).
+    """Return the ITC mask (B, 1, Q+T, Q+T) of one joint sequence: queries and text do not see each other.
 
     The model runs the two sides as separate passes instead: the same result with less work.
     """
@@ -33,7 +33,7 @@ def unimodal_mask(text_mask_BT: Tensor, num_queries: int) -> Tensor:
 
 
 def multimodal_causal_mask(text_mask_BT: Tensor, num_queries: int) -> Tensor:
-    """ITG in one joint sequence: queries see queries, text sees queries and its past. Returns (B, 1, Q+T, Q+T)."""
+    """Return the ITG mask (B, 1, Q+T, Q+T) of one joint sequence: queries see queries, text sees them and its past."""
     batch, tokens = text_mask_BT.shape
     total = num_queries + tokens
     mask = text_mask_BT.new_zeros(batch, 1, total, total)
@@ -43,36 +43,36 @@ def multimodal_causal_mask(text_mask_BT: Tensor, num_queries: int) -> Tensor:
 
 
 def test_padding_mask() -> None:
-    got = masks.padding_mask(TEXTS)
-    assert got.shape == (2, 1, 1, 3)
-    assert torch.equal(got[:, 0, 0], drawn("xxx", "xx."))
+    actual = masks.padding_mask(TEXTS)
+    assert actual.shape == (2, 1, 1, 3)
+    assert torch.equal(actual[:, 0, 0], drawn("xxx", "xx."))
 
 
 def test_bidirectional_mask() -> None:
-    got = masks.bidirectional_mask(TEXTS, 2)
-    assert got.shape == (2, 1, 1, 5)
-    assert torch.equal(got[:, 0, 0], drawn("xx xxx", "xx xx."))
+    actual = masks.bidirectional_mask(TEXTS, 2)
+    assert actual.shape == (2, 1, 1, 5)
+    assert torch.equal(actual[:, 0, 0], drawn("xx xxx", "xx xx."))
 
 
 def test_causal_text_mask() -> None:
-    got = masks.causal_text_mask(TEXTS, 2)
-    assert got.shape == (2, 1, 3, 5)
-    assert torch.equal(got[0, 0], drawn("xx x..", "xx xx.", "xx xxx"))
-    assert torch.equal(got[1, 0], drawn("xx x..", "xx xx.", "xx xx."))
+    actual = masks.causal_text_mask(TEXTS, 2)
+    assert actual.shape == (2, 1, 3, 5)
+    assert torch.equal(actual[0, 0], drawn("xx x..", "xx xx.", "xx xxx"))
+    assert torch.equal(actual[1, 0], drawn("xx x..", "xx xx.", "xx xx."))
 
 
 def test_unimodal_mask() -> None:
-    got = unimodal_mask(TEXTS, 2)
-    assert got.shape == (2, 1, 5, 5)
-    assert torch.equal(got[0, 0], drawn("xx ...", "xx ...", ".. xxx", ".. xxx", ".. xxx"))
-    assert torch.equal(got[1, 0], drawn("xx ...", "xx ...", ".. xx.", ".. xx.", ".. xx."))
+    actual = unimodal_mask(TEXTS, 2)
+    assert actual.shape == (2, 1, 5, 5)
+    assert torch.equal(actual[0, 0], drawn("xx ...", "xx ...", ".. xxx", ".. xxx", ".. xxx"))
+    assert torch.equal(actual[1, 0], drawn("xx ...", "xx ...", ".. xx.", ".. xx.", ".. xx."))
 
 
 def test_multimodal_causal_mask() -> None:
-    got = multimodal_causal_mask(TEXTS, 2)
-    assert got.shape == (2, 1, 5, 5)
-    assert torch.equal(got[0, 0], drawn("xx ...", "xx ...", "xx x..", "xx xx.", "xx xxx"))
-    assert torch.equal(got[1, 0], drawn("xx ...", "xx ...", "xx x..", "xx xx.", "xx xx."))
+    actual = multimodal_causal_mask(TEXTS, 2)
+    assert actual.shape == (2, 1, 5, 5)
+    assert torch.equal(actual[0, 0], drawn("xx ...", "xx ...", "xx x..", "xx xx.", "xx xxx"))
+    assert torch.equal(actual[1, 0], drawn("xx ...", "xx ...", "xx x..", "xx xx.", "xx xx."))
 
 
 # One joint pass of queries and text, with the model's own layers, beside its separate passes.
@@ -95,23 +95,23 @@ def tokens() -> tuple[Tensor, Tensor]:
 
 
 def joint_pass(net: Retriever, patches: Tensor, ids: Tensor, mask_B1RR: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and text in one sequence under one mask -> hidden of the queries, of the text."""
+    """Read queries and text in one sequence under one mask; return the hidden states of the queries and of the text."""
     former = net.qformer
     count = former.config.num_queries
     text = former.words(ids) + former.positions.weight[: ids.shape[1]]
     hidden = former.norm(torch.cat([former.queries.expand(len(ids), -1, -1), text], dim=1))
     for layer in former.layers:
-        hidden = layer.attention(hidden, layer.attention.keys_values(hidden), mask_B1RR)
+        hidden = layer.attention(hidden, layer.attention.compute_keys_values(hidden), mask_B1RR)
         read, text = hidden[:, :count], hidden[:, count:]
         if layer.cross_attention is not None:
-            read = layer.cross_attention(read, layer.cross_attention.keys_values(patches), None)
+            read = layer.cross_attention(read, layer.cross_attention.compute_keys_values(patches), None)
         hidden = torch.cat([layer.query_mlp(read), layer.text_mlp(text)], dim=1)
     return hidden[:, :count], hidden[:, count:]
 
 
-def near(got: Tensor, want: Tensor) -> None:
-    assert got.shape == want.shape
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+def near(actual: Tensor, want: Tensor) -> None:
+    assert actual.shape == want.shape
+    torch.testing.assert_close(actual, want, atol=1e-5, rtol=0)
 
 
 def test_itc_is_the_unimodal_pass(net: Retriever, patches: Tensor) -> None:
@@ -140,27 +140,27 @@ def test_itm_is_the_bidirectional_pass(net: Retriever, patches: Tensor) -> None:
 
 
 def test_one_photo_or_one_text_serves_all_of_the_others(net: Retriever, patches: Tensor) -> None:
-    """What is computed once (the texts' start, one photo's keys) changes nothing of any pair."""
+    """The start of texts and the keys of a photo may be computed once for many pairs without changing their logits."""
     ids, mask = tokens()
     keys, start = net.compute_photo_keys(patches), net.qformer.start_texts(ids, mask)
     for photo in range(len(patches)):
-        one = [(k[photo : photo + 1], v[photo : photo + 1]) for k, v in keys]
-        many = [(k.expand(len(ids), -1, -1, -1), v.expand(len(ids), -1, -1, -1)) for k, v in one]
-        near(net.qformer.read_started(one, start), net.qformer.read_pairs(many, ids, mask))
-        near(net.match_started(one, start), net.match(many, ids, mask))
+        keys_of_photo = [(k[photo : photo + 1], v[photo : photo + 1]) for k, v in keys]
+        many = [(k.expand(len(ids), -1, -1, -1), v.expand(len(ids), -1, -1, -1)) for k, v in keys_of_photo]
+        near(net.qformer.read_started_pairs(keys_of_photo, start), net.qformer.read_pairs(many, ids, mask))
+        near(net.match_started_texts(keys_of_photo, start), net.match(many, ids, mask))
     for text in range(len(ids)):
         alone = ids[text : text + 1, : mask[text].sum()]  # without padding
         begun = start[torch.tensor([text])]
         assert begun.text.shape[1] == alone.shape[1]
         many_ids = alone.expand(len(patches), -1)
         want = net.qformer.read_pairs(keys, many_ids, torch.ones_like(many_ids, dtype=torch.bool))
-        near(net.qformer.read_started(keys, begun), want)
+        near(net.qformer.read_started_pairs(keys, begun), want)
 
 
 def test_the_passes_differ(net: Retriever, patches: Tensor) -> None:
-    """Were the masks without effect, the tests above would hold all the same."""
+    """Each mask changes the result, without which the comparisons of this file would prove nothing."""
     ids, mask = tokens()
-    made = [unimodal_mask, multimodal_causal_mask, masks.bidirectional_mask]
-    texts = [joint_pass(net, patches, ids, mask_of(mask, 8))[1][mask] for mask_of in made]
+    mask_functions = [unimodal_mask, multimodal_causal_mask, masks.bidirectional_mask]
+    texts = [joint_pass(net, patches, ids, mask_of(mask, 8))[1][mask] for mask_of in mask_functions]
     for first, second in ((0, 1), (0, 2), (1, 2)):
         assert (texts[first] - texts[second]).abs().max() > 0.1

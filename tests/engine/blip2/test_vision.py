@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from engine.blip2.config import VisionConfig, mini
-from engine.blip2.vision import VisionEncoder, folded
+from engine.blip2.vision import VisionEncoder, fold_batch_norms
 from engine.errors import CheckpointError
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
 
 
-def encoder(name: str, size: int, channels: int, seed: int = 0, **fields: object) -> VisionEncoder:
+def make_encoder(name: str, size: int, channels: int, seed: int = 0, **fields: object) -> VisionEncoder:
     torch.manual_seed(seed)
-    made = VisionEncoder(VisionConfig(name, size, channels, **fields)).eval()  # type: ignore[arg-type]
-    return made.requires_grad_(False)
+    net = VisionEncoder(VisionConfig(name, size, channels, **fields)).eval()  # type: ignore[arg-type]
+    return net.requires_grad_(False)
 
 
 def pixels(size: int, batch: int = 2) -> Tensor:
@@ -25,28 +25,28 @@ def pixels(size: int, batch: int = 2) -> Tensor:
 
 
 def test_a_vit_keeps_or_drops_its_class_token() -> None:
-    kept = encoder("vit_tiny_patch16_224", 32, 32, timm_args=VIT)
-    dropped = encoder("vit_tiny_patch16_224", 32, 32, timm_args=VIT, class_token=False)
-    dropped.load_state_dict(kept.state_dict())
-    with_class, without = kept(pixels(32)), dropped(pixels(32))
+    with_class_token = make_encoder("vit_tiny_patch16_224", 32, 32, timm_args=VIT)
+    dropped = make_encoder("vit_tiny_patch16_224", 32, 32, timm_args=VIT, class_token=False)
+    dropped.load_state_dict(with_class_token.state_dict())
+    with_class, without = with_class_token(pixels(32)), dropped(pixels(32))
     assert with_class.shape == (2, 17, 32) and without.shape == (2, 16, 32)
     assert torch.equal(with_class[:, 1:], without)
-    assert (kept.num_patches(), dropped.num_patches()) == (17, 16)
+    assert (with_class_token.count_patches(), dropped.count_patches()) == (17, 16)
 
 
 def test_every_prefix_token_goes() -> None:
-    """Register tokens are no patches either."""
+    """Register tokens are left out like the class token, since they are no patches."""
     args = {**VIT, "reg_tokens": 3, "no_embed_class": True}
-    kept = encoder("vit_tiny_patch16_224", 32, 32, timm_args=args)
-    dropped = encoder("vit_tiny_patch16_224", 32, 32, timm_args=args, class_token=False)
-    dropped.load_state_dict(kept.state_dict())
-    assert kept(pixels(32)).shape[1] == 20
-    assert torch.equal(kept(pixels(32))[:, 4:], dropped(pixels(32)))
+    with_class_token = make_encoder("vit_tiny_patch16_224", 32, 32, timm_args=args)
+    dropped = make_encoder("vit_tiny_patch16_224", 32, 32, timm_args=args, class_token=False)
+    dropped.load_state_dict(with_class_token.state_dict())
+    assert with_class_token(pixels(32)).shape[1] == 20
+    assert torch.equal(with_class_token(pixels(32))[:, 4:], dropped(pixels(32)))
 
 
 def test_the_last_norm_is_a_choice() -> None:
-    bare = encoder("vit_tiny_patch16_224", 32, 32, timm_args=VIT)
-    normed = encoder("vit_tiny_patch16_224", 32, 32, timm_args=VIT, final_norm=True)
+    bare = make_encoder("vit_tiny_patch16_224", 32, 32, timm_args=VIT)
+    normed = make_encoder("vit_tiny_patch16_224", 32, 32, timm_args=VIT, final_norm=True)
     assert isinstance(bare.backbone.norm, nn.Identity) and isinstance(normed.backbone.norm, nn.LayerNorm)
     normed.load_state_dict({**normed.state_dict(), **bare.state_dict()})
     with torch.no_grad():
@@ -68,17 +68,17 @@ def test_the_last_norm_is_a_choice() -> None:
     ],
 )
 def test_patches_go_row_by_row(name: str, size: int, channels: int, side: int, fields: dict) -> None:
-    made = encoder(name, size, channels, **fields)
-    patches = made(pixels(size, 1))
-    assert patches.shape == (1, side * side, channels) and made.num_patches() == side * side
+    model = make_encoder(name, size, channels, **fields)
+    patches = model(pixels(size, 1))
+    assert patches.shape == (1, side * side, channels) and model.count_patches() == side * side
     assert torch.isfinite(patches).all()
 
     def changes(row: int, column: int) -> Tensor:
-        """How much each patch changes with one part of the picture."""
+        """Return how much each patch changes when one part of the picture does."""
         step = size // side
         changed = pixels(size, 1)
         changed[:, :, row * step : (row + 1) * step, column * step : (column + 1) * step] *= -1
-        return (made(changed) - patches).norm(dim=2)[0]
+        return (model(changed) - patches).norm(dim=2)[0]
 
     right, below = side - 1, side * (side - 1)  # the upper right and the lower left corner
     of_right, of_below = changes(0, side - 1), changes(side - 1, 0)
@@ -86,9 +86,9 @@ def test_patches_go_row_by_row(name: str, size: int, channels: int, side: int, f
 
 
 def test_conv_features_are_the_map_transposed() -> None:
-    made = encoder("test_resnet", 96, 96)
-    grid = made.backbone.forward_features(pixels(96))
-    patches = made(pixels(96))
+    model = make_encoder("test_resnet", 96, 96)
+    grid = model.backbone.forward_features(pixels(96))
+    patches = model(pixels(96))
     assert grid.shape == (2, 96, 3, 3) and patches.shape == (2, 9, 96)
     for row in range(3):
         for column in range(3):
@@ -110,7 +110,7 @@ def test_folding_batch_norms_changes_no_number() -> None:
         if isinstance(module, torch.nn.BatchNorm2d):  # statistics of a trained network, not the fresh 0 and 1
             torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
             torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-    lean = folded(encoder)
+    lean = fold_batch_norms(encoder)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in lean.modules())
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in encoder.modules())
     pixels = torch.randn(2, 3, 96, 96)
@@ -119,11 +119,11 @@ def test_folding_batch_norms_changes_no_number() -> None:
 
 
 def test_a_net_that_norms_first_is_left_alone() -> None:
-    """Where batch norms do not follow the convolution they stand behind, folding would change the numbers."""
+    """An encoder whose batch norms do not run right after their convolutions is returned as it is."""
     encoder = VisionEncoder(VisionConfig("resnetv2_18", 64, 512, class_token=False)).eval()
     for module in encoder.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_var, 0.2, 3.0)
     pixels = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
-        torch.testing.assert_close(folded(encoder)(pixels), encoder(pixels), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(fold_batch_norms(encoder)(pixels), encoder(pixels), atol=1e-3, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""Pixels and token ids by hand."""
+"""Pixels and token ids equal those that were computed by hand."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from engine.pictures.squares import squash
 
 
 def test_squash_has_no_crop() -> None:
-    """Left half black, right half white: so it stays, however wide the picture was."""
+    """A picture whose left half is black and right half is white stays so when it is squashed, however wide it was."""
     for width, height in ((90, 30), (30, 90), (64, 64), (6, 4)):
         pixels = np.zeros((height, width, 3), np.uint8)
         pixels[:, width // 2 :] = 255
-        got = squash(Image.fromarray(pixels), 16)
-        assert got.shape == (16, 16, 3) and got.dtype == np.uint8
-        assert (got[:, :5] < 30).all() and (got[:, -5:] > 225).all()
+        actual = squash(Image.fromarray(pixels), 16)
+        assert actual.shape == (16, 16, 3) and actual.dtype == np.uint8
+        assert (actual[:, :5] < 30).all() and (actual[:, -5:] > 225).all()
 
 
 def test_squash_is_pillows_bicubic() -> None:
@@ -36,19 +36,19 @@ def test_squash_is_pillows_bicubic() -> None:
 
 def test_a_picture_of_the_right_size_stays_as_it_is() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    got = squash(Image.fromarray(pixels), 16)
-    np.testing.assert_array_equal(got, pixels)
-    got[:] = 0  # it is a copy that may be written to
+    actual = squash(Image.fromarray(pixels), 16)
+    np.testing.assert_array_equal(actual, pixels)
+    actual[:] = 0  # it is a copy that may be written to
 
 
 def test_to_pixels_by_hand() -> None:
     pictures = np.zeros((2, 2, 3, 3), np.uint8)
     pictures[0, 1, 2] = (255, 51, 102)  # row 1, column 2
-    got = to_pixels(pictures, (0.5, 0.1, 0.2), (0.5, 0.25, 0.1))
-    assert got.shape == (2, 3, 2, 3) and got.dtype == torch.float32
-    torch.testing.assert_close(got[0, :, 1, 2], torch.tensor([1.0, 0.4, 2.0]))
-    torch.testing.assert_close(got[1, :, 0, 0], torch.tensor([-1.0, -0.4, -2.0]))
-    assert got.is_contiguous(memory_format=torch.channels_last)
+    actual = to_pixels(pictures, (0.5, 0.1, 0.2), (0.5, 0.25, 0.1))
+    assert actual.shape == (2, 3, 2, 3) and actual.dtype == torch.float32
+    torch.testing.assert_close(actual[0, :, 1, 2], torch.tensor([1.0, 0.4, 2.0]))
+    torch.testing.assert_close(actual[1, :, 0, 0], torch.tensor([-1.0, -0.4, -2.0]))
+    assert actual.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_to_pixels_takes_views() -> None:
@@ -56,8 +56,8 @@ def test_to_pixels_takes_views() -> None:
     want = (
         pictures[::2, :, ::-1].transpose(0, 3, 1, 2) / 255 - np.reshape(CLIP_MEAN, (3, 1, 1))
     ) / np.reshape(CLIP_STD, (3, 1, 1))
-    got = to_pixels(pictures[::2, :, ::-1], CLIP_MEAN, CLIP_STD)
-    np.testing.assert_allclose(got.numpy(), want, atol=1e-6)
+    actual = to_pixels(pictures[::2, :, ::-1], CLIP_MEAN, CLIP_STD)
+    np.testing.assert_allclose(actual.numpy(), want, atol=1e-6)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_words_beyond_the_vocabulary_are_spelled(read: TextTokenizer) -> None:
 
 @pytest.mark.parametrize("text", ["", "   ", "\n\t", "\u200b"])
 def test_an_empty_text_is_refused(read: TextTokenizer, text: str) -> None:
-    with pytest.raises(QueryError, match="is empty; describe what the photo shows"):
+    with pytest.raises(QueryError, match=r"is empty\. Write what the photo shows"):
         read(["cat", text])
 
 

@@ -56,7 +56,7 @@ def test_transformers_gives_the_same_logits(tmp_path: Path, kind: str) -> None:
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     config: CaptionerConfig = net.config
     words = LanguageTokenizer(byte_tokenizer(kind), config.language, config.qformer.num_queries)
-    texts = words.pairs(PROMPTS, ["a dog", "it is a cat in the snow", "no"], 60)
+    texts = words.encode_pairs(PROMPTS, ["a dog", "it is a cat in the snow", "no"], 60)
     pixels = normal(1, (3, 3, 56, 56))
     extra = {}
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_transformers_gives_the_same_logits(tmp_path: Path, kind: str) -> None:
             soft = net.read_with_prompts(patches, ids, mask)
         else:
             soft = net.read_photos(patches)
-        ours = net.logits(soft, texts)
+        ours = net.compute_logits(soft, texts)
         images = config.qformer.num_queries
         all_ids, all_mask = with_images_of(theirs, texts.ids, texts.mask, images)
         labels = {"labels": texts.labels} if kind == "t5" else {}

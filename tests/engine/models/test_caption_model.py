@@ -29,7 +29,7 @@ def test_pictures_are_read_once_whatever_the_beams(
         return keys(patches)
 
     monkeypatch.setattr(model.net, "encode_patches", count_pictures)
-    monkeypatch.setattr(model.net.qformer, "photo_keys", count_photos)
+    monkeypatch.setattr(model.net.qformer, "compute_photo_keys", count_photos)
     model.generate(pictures(3), ["a"], GenerationOptions(max_new_tokens=4, num_beams=4))
     assert seen == {"vision": 3, "qformer": 3}
     model.generate(pictures(1), PROMPTS, GenerationOptions(max_new_tokens=4, num_beams=2))
@@ -55,7 +55,7 @@ def test_prompts_that_cannot_be_read(model: CaptionModel) -> None:
     if model.prompt_tokenizer is None:
         assert model.generate(pictures(1), [""], SHORT)  # a text without a beginning
         return
-    with pytest.raises(QueryError, match="reads its prompt and got an empty one"):
+    with pytest.raises(QueryError, match=r"The prompt is empty, and .* cannot write without one"):
         model.generate(pictures(1), [" "], SHORT)
     with pytest.raises(QueryError, match="5 tokens longer than the 16 that the Q-Former reads"):
         model.generate(pictures(1), ["a " * 19], SHORT)

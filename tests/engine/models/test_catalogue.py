@@ -52,13 +52,13 @@ def test_an_unknown_name_says_where_it_looked(folder: Path, own_models: Path) ->
     with pytest.raises(CheckpointError, match=r"no model 'blip3'.*\(mine, blip2-itm") as caught:
         load_model("blip3")
     assert str(own_models) in str(caught.value)
-    with pytest.raises(CheckpointError, match=r"is no model: it has no config\.json"):
+    with pytest.raises(CheckpointError, match=r"is not a model folder: config\.json is missing"):
         load_model(str(own_models))
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-that-name/model", "m" * 5000, "nul\0name", ""])
 def test_names_that_no_folder_can_have(name: str) -> None:
-    with pytest.raises(CheckpointError, match=r"There is no model|is no model"):
+    with pytest.raises(CheckpointError, match=r"There is no model|is not a model folder"):
         load_model(name)
 
 
@@ -104,5 +104,5 @@ def test_a_shared_encoder_is_not_counted() -> None:
 def test_no_models_anywhere(own_models: Path) -> None:
     own_models.rmdir()
     assert list_models() == []
-    with pytest.raises(CheckpointError, match=r"not among the known ones"):
+    with pytest.raises(CheckpointError, match=r"it is none of the known ones"):
         load_model()

@@ -46,7 +46,7 @@ def test_an_attention_layer(tmp_path: Path) -> None:
     patches = torch.randn(3, sources, source_width)
 
     def read() -> None:
-        layer(hidden, layer.keys_values(patches), None)
+        layer(hidden, layer.compute_keys_values(patches), None)
 
     projections = 2 * 3 * (2 * rows * width * width + 2 * sources * source_width * width)
     products = 2 * (2 * 3 * heads * rows * sources * (width // heads))  # scores, and the values they mix

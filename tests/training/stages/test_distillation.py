@@ -15,7 +15,7 @@ from shard_writing import write_shard
 from tiny import write_pictures
 
 from engine.blip2.config import mini
-from engine.blip2.vision import VisionEncoder, network_parts
+from engine.blip2.vision import VisionEncoder, list_network_parts
 from engine.errors import DataError
 from training.loop.optimizer import OptimConfig
 from training.stages import distillation
@@ -45,10 +45,10 @@ def test_parts_make_the_network() -> None:
     encoder = VisionEncoder(mini().vision).eval()
     x = torch.randn(1, 3, 64, 64)
     chained = x
-    for _, part in network_parts(encoder):
+    for _, part in list_network_parts(encoder):
         chained = part(chained)
     torch.testing.assert_close(chained.flatten(2).transpose(1, 2), encoder(x))
-    owned = {id(p) for modules, _ in network_parts(encoder) for p in modules.parameters()}
+    owned = {id(p) for modules, _ in list_network_parts(encoder) for p in modules.parameters()}
     assert owned == {id(p) for p in encoder.parameters()}
 
 

@@ -114,7 +114,7 @@ def test_a_run_writes_what_stage_2_reads(tmp_path: Path) -> None:
     assert (about.start_id, about.pad_id, about.end_id, about.width) == (2, 1, newline, 32)
     language = make_language(source.config, source.tensors, folder, torch.float32)
     words = LanguageTokenizer(source.tokenizer, about, num_queries=0)
-    ids, _ = words.prompts(["a green"], 8)
+    ids, _ = words.encode_prompts(["a green"], 8)
     written = language.generate(
         ids, max_new_tokens=6, do_sample=False, eos_token_id=about.end_id, pad_token_id=1
     )

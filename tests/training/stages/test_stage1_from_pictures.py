@@ -139,7 +139,7 @@ def test_larger_pictures_interpolate_the_positions(tmp_path: Path) -> None:
     args = model.vision.timm_args | {"img_size": 48}
     larger = replace(model, vision=replace(model.vision, image_size=48, timm_args=args))
     net, _ = start_stage1(config(model=larger), data(tmp_path / "data"), tmp_path)
-    assert net.vision.backbone.pos_embed.shape == (1, 1 + 36, 32) and net.vision.num_patches() == 37
+    assert net.vision.backbone.pos_embed.shape == (1, 1 + 36, 32) and net.vision.count_patches() == 37
     odd = replace(model, vision=replace(model.vision, image_size=50))
     with pytest.raises(DataError, match="50 pixels are not a multiple of the encoder's patches of 8"):
         start_stage1(config(model=odd), tmp_path / "data", tmp_path)

@@ -92,7 +92,7 @@ def written(parts: Parts, prompt: str) -> list[str]:
         else:
             words, words_mask, _ = prompts([prompt] * 8)
             soft = net.read_with_prompts(patches, words, words_mask)
-    ids, mask = (t.expand(8, -1) for t in tokenizer.prompts([prompt], 8))
+    ids, mask = (t.expand(8, -1) for t in tokenizer.encode_prompts([prompt], 8))
     return tokenizer.decode(net.generate(soft, ids, mask, GREEDY))
 
 

@@ -34,7 +34,7 @@ def test_stage_2_on_a_stream(data: Path, tmp_path: Path, kind: str) -> None:
         soft = model.net.read_photos(model.encode_patches(pictures(data, model)))
         own = [f"is {colour}" for colour in COLOURS]
         costs = [
-            model.net.loss(soft, model.tokenizer.pairs(["the wall"] * 8, texts, 16)).item()
+            model.net.compute_loss(soft, model.tokenizer.encode_pairs(["the wall"] * 8, texts, 16)).item()
             for texts in (own, own[1:] + own[:1], own[4:] + own[:4])
         ]
         assert costs[0] < min(costs[1:]) - 0.3, costs

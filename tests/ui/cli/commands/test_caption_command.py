@@ -101,7 +101,7 @@ def test_bad_input_is_plain(model: Path, photos: list[Path], tmp_path: Path) -> 
         ([photos[0], "--model", retrieval, "--prompt", "a"], 1, "reads no prompt"),
         ([photos[0], "--model", retrieval, "--question", "why?"], 1, "blip2-opt-2.7b"),
         ([photos[0], "--model", model, "--prompt", " "], 1, "The prompt is empty"),
-        ([photos[0], "--model", model, "--max-new-tokens", 500], 1, "more than the language model writes"),
+        ([photos[0], "--model", model, "--max-new-tokens", 500], 1, "more than the language model can write"),
         ([photos[0], "--model", model, "--results"], 2, "leave PHOTO away"),
         (["--model", model, "--results"], 1, "holds no result"),
         ([photos[0], "--model", tmp_path / "none"], 1, "none"),
