@@ -51,7 +51,7 @@ class Ranks:
 
     tr: np.ndarray
     ir: np.ndarray
-    write_best_captions: np.ndarray
+    best_captions: np.ndarray
     best_photos: np.ndarray
 
 

@@ -107,7 +107,7 @@ def test_several_texts_of_each_photo(opt: CaptionModel, monkeypatch: pytest.Monk
     photos, reads = pictures(20), []
     keys = opt.net.qformer.compute_photo_keys
     monkeypatch.setattr(
-        opt.net.qformer, "photo_keys", lambda patches: reads.append(len(patches)) or keys(patches)
+        opt.net.qformer, "compute_photo_keys", lambda patches: reads.append(len(patches)) or keys(patches)
     )
     options = GenerationOptions(max_new_tokens=8, top_p=0.95, num_samples=3)
     texts = opt.generate(photos, ["a"], options)

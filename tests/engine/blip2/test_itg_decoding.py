@@ -86,7 +86,7 @@ def test_a_batch_gives_what_each_photo_gives_alone() -> None:
 )
 def test_lengths_and_beams_out_of_range(wrong: dict[str, int]) -> None:
     net, keys = small()
-    with pytest.raises(ValueError, match="takes at least one beam"):
+    with pytest.raises(ValueError, match="allowed are at least one beam"):
         search_captions(net, keys, dec_id=DEC, sep_id=SEP, **{"max_length": 8} | wrong)
 
 
@@ -185,5 +185,5 @@ def test_samples_are_as_long_as_they_may() -> None:
 )
 def test_draws_out_of_range(wrong: dict[str, float]) -> None:
     net, keys = small()
-    with pytest.raises(ValueError, match="takes at least one sample"):
+    with pytest.raises(ValueError, match="allowed are at least one sample"):
         drawn(net, keys, **wrong)

@@ -96,11 +96,11 @@ def test_conv_features_are_the_map_transposed() -> None:
 
 
 def test_what_timm_cannot_make_is_said() -> None:
-    with pytest.raises(CheckpointError, match="cannot make the image encoder 'vit_enormous'"):
+    with pytest.raises(CheckpointError, match="The image encoder 'vit_enormous' cannot be made by timm"):
         VisionEncoder(VisionConfig("vit_enormous", 32, 32))
-    with pytest.raises(CheckpointError, match=r"cannot make .*'num_wings': 2"):
+    with pytest.raises(CheckpointError, match=r"cannot be made by timm .*'num_wings': 2"):
         VisionEncoder(VisionConfig("vit_tiny_patch16_224", 32, 32, {"num_wings": 2}))
-    with pytest.raises(CheckpointError, match=r"'test_resnet' gives 96 channels, config.json says 97"):
+    with pytest.raises(CheckpointError, match=r"'test_resnet' gives 96 channels, but config\.json says 97"):
         VisionEncoder(VisionConfig("test_resnet", 32, 97))
 
 

@@ -87,7 +87,7 @@ def test_recall_and_best_answers_equal_those_of_brute_force(
         order = sorted(range(18), key=lambda m: -itc[row, m])
         best = sorted(order[:k], key=lambda m: -itm[row, m] - itc[row, m]) + order[k:]
         tr[row] = min(best.index(m) for m in range(18) if OWNER[m] == row)
-        assert result.after.write_best_captions[row].tolist() == best[: min(5, k)]
+        assert result.after.best_captions[row].tolist() == best[: min(5, k)]
     for column in range(18):
         order = sorted(range(12), key=lambda n: -itc[n, column])
         best = sorted(order[:k], key=lambda n: -itm[n, column] - itc[n, column]) + order[k:]

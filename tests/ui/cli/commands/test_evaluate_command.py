@@ -88,13 +88,15 @@ def test_captions_of_the_itg_head(
     assert result.exit_code == 0, result.output
     model = load_model(str(models["itg"]))
     keys = model.compute_photo_keys(model.encode_patches(pictures(images)))
-    want = model.best_captions(keys, min_length=9, max_length=13)  # [DEC] counted
+    want = model.write_best_captions(keys, min_length=9, max_length=13)  # [DEC] counted
     assert json.loads(save.read_text()) == [
         {"image_id": id_, "caption": text} for id_, text in zip(IDS, want, strict=True)
     ]
     assert len(set(want)) > 1
     monkeypatch.setattr("engine.models.retrieval_model.BEAM_BATCH", 10)
-    assert model.best_captions(keys, min_length=9, max_length=13) == want, "two photos at a time, then one"
+    assert model.write_best_captions(keys, min_length=9, max_length=13) == want, (
+        "two photos at a time, then one"
+    )
     lines = result.stdout.splitlines()
     assert lines[0].startswith("captions_val2014.json, ") and "ITG head, 5 beams, 8 to 12 tokens" in lines[0]
     assert lines[0].endswith("): 3 photos, 5 references, percent")
