@@ -80,14 +80,14 @@ class BuildReport:
             notes=tuple(plan.notes),
             num_photos=store.num_photos,
             seconds=seconds,
-            disk_bytes=store.disk_bytes(),
+            disk_bytes=store.measure_disk_bytes(),
         )
 
 
 def estimate(num_new: int, manifest: Manifest) -> int:
     """Bytes that so many new photos take: vectors, in the table and in the FAISS cache, and features."""
     vectors = manifest.num_queries * manifest.embed_dim * 2
-    return num_new * (2 * vectors + manifest.feature_bytes + ROW_BYTES)
+    return num_new * (2 * vectors + manifest.patch_bytes_per_photo + ROW_BYTES)
 
 
 def build_index(
@@ -134,7 +134,7 @@ class _Run:
         self.encoder = encoder
         self.pace = pace
         self.tally: Counter[str] = Counter(unchanged=plan.num_unchanged)
-        self.stored = set(store.photo_ids()) if plan.to_read else set()  # digests with vectors
+        self.stored = set(store.map_ids_by_digest()) if plan.to_read else set()  # digests with vectors
         self.waiting: dict[str, tuple[Decoded, list[FileRecord]]] = {}  # by digest, for the next batch
         self.photos: list[NewPhoto] = []  # these four for the next commit
         self.files: list[FileRecord] = []

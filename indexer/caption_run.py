@@ -61,8 +61,10 @@ def index_captions(
     """
     started = time.monotonic()
     with store.writing():
-        photos = [photo for photo in store.photos(store.live_ids()) if _place(photo, roots) is not None]
-        done = set(store.captions.photos_by(writer.digest).tolist())
+        photos = [
+            photo for photo in store.read_photos(store.list_live_ids()) if _place(photo, roots) is not None
+        ]
+        done = set(store.captions.photos_written_by(writer.digest).tolist())
         missing = [photo for photo in photos if photo.id not in done]
         run = _Run(store, writer, encode_texts, Pace(len(missing), on_progress))
         if missing:

@@ -34,7 +34,7 @@ class ChangePlan:
 
 def make_plan(roots: Sequence[Path], store: Store, *, retry_failed: bool) -> ChangePlan:
     """Scan the roots. Raises QueryError for a root that cannot be read, unless it is known and away."""
-    plan = ChangePlan(store.files(), store.failures())
+    plan = ChangePlan(store.read_files(), store.read_failures())
     for root in _distinct(roots):
         unreadable: list[Failure] = []
         try:

@@ -17,7 +17,7 @@ import numpy as np
 from engine.errors import IndexStateError, QueryError
 from engine.index.manifest import Manifest, has_index
 from engine.index.store import Store
-from engine.index.writer_lock import locked
+from engine.index.writer_lock import lock_folder
 from engine.models.photo_encoder import PhotoEncoder
 from engine.pictures.formats import PHOTO_SUFFIXES
 from engine.progress import Progress
@@ -176,7 +176,7 @@ class IndexRun:
     def _remake(self) -> RunReport:
         """Make the index anew beside the old one, and put it in its place."""
         folder = self.request.folder
-        with locked(folder):
+        with lock_folder(folder):
             old = contents_of(folder, self.request.roots)
             model = self.load_model(self.request.model or old.model)
             store = new_store(folder, manifest_of(model, self.request.features))
@@ -205,7 +205,7 @@ class IndexRun:
             save_indexes(store)
         except KeyboardInterrupt:
             raise RunStopped(store.num_photos, remake=old is not None) from None
-        return RunReport(photos and replace(photos, disk_bytes=store.disk_bytes()), captions)
+        return RunReport(photos and replace(photos, disk_bytes=store.measure_disk_bytes()), captions)
 
     def _add_photos(self, store: Store, model: RetrievalModel) -> BuildReport:
         with PhotoEncoder(model, store.manifest.features) as encoder, self.listener.progress() as update:
@@ -226,7 +226,7 @@ class IndexRun:
 
     def _write_captions(self, store: Store, model: RetrievalModel) -> CaptionReport:
         """Write what is missing of the photos beneath the roots, of all photos without roots."""
-        num_by_writer = store.captions.writers()
+        num_by_writer = store.captions.count_by_captioner()
         captioner = self.load_captioner(self.request.captioner or next(iter(num_by_writer), None), model)
         others = {name: count for name, count in num_by_writer.items() if name != captioner.name}
         self.listener.captioner_chosen(captioner.name, others)
@@ -245,7 +245,7 @@ class IndexRun:
 def manifest_of(model: RetrievalModel, features: str) -> Manifest:
     """Return the manifest of an index that a model makes. features: "auto" keeps the patches where they are small."""
     manifest = Manifest.for_model(model, "store" if features == "auto" else features)
-    if features == "auto" and manifest.feature_bytes > AUTO_FEATURE_BYTES:
+    if features == "auto" and manifest.patch_bytes_per_photo > AUTO_FEATURE_BYTES:
         return Manifest.for_model(model, "none")
     return manifest
 

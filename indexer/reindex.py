@@ -46,7 +46,7 @@ def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
     """
     try:
         store = Store.open(folder)
-        files = store.files()
+        files = store.read_files()
     except IndexStateError:
         if not given:
             raise
@@ -59,16 +59,18 @@ def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
                 f"{root} is not there, and its {count_text(num_photos, 'photo')} would be lost: mount its drive, "
                 "or make another index with --index"
             )
-    ids = [id_ for part, _ in store.texts.iter_vectors() for id_ in part.tolist()]
-    captions = store.captions.of_photos(store.captions.ids_and_photos()[1])
-    by_digest = {digest: captions[id_] for digest, id_ in store.photo_ids().items() if id_ in captions}
+    ids = [id_ for part, _ in store.texts.iterate_vectors() for id_ in part.tolist()]
+    captions = store.captions.read_captions(store.captions.list_ids_and_photos()[1])
+    by_digest = {
+        digest: captions[id_] for digest, id_ in store.map_ids_by_digest().items() if id_ in captions
+    }
     return Contents(tuple(roots), tuple(store.texts.read(ids)), store.manifest.model, by_digest)
 
 
 def carry_captions(old: Contents, store: Store, model: RetrievalModel) -> None:
     """Captions stay with their photos: only their vectors are the new model's."""
-    known = store.captions.of_photos(store.captions.ids_and_photos()[1])
-    ids = store.photo_ids()
+    known = store.captions.read_captions(store.captions.list_ids_and_photos()[1])
+    ids = store.map_ids_by_digest()
     photos = [(ids[digest], one) for digest, one in old.captions.items() if digest in ids]
     photos = [(id_, caption) for id_, caption in photos if id_ not in known]
     for start in range(0, len(photos), CAPTIONS_AT_ONCE):

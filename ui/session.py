@@ -84,7 +84,9 @@ def writer_of(given: str | None, store: Store, searching: str) -> tuple[str, boo
     """
     from engine.models.photo_captioners import choose_default_captioner, is_able_to_answer
 
-    name = given or next(iter(store.captions.writers()), None) or choose_default_captioner(searching)
+    name = (
+        given or next(iter(store.captions.count_by_captioner()), None) or choose_default_captioner(searching)
+    )
     return name, is_able_to_answer(name)
 
 

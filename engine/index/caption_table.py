@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.index.database import Database, Table, ids_condition, retried
-from engine.index.schemas import caption_schema, fixed_lists, to_fixed_lists
+from engine.index.database import Database, Table, make_ids_condition, retry_on_newest
+from engine.index.schemas import make_caption_schema, make_fixed_lists, read_fixed_lists
 from engine.index.writer_lock import Held
 from engine.types import Caption
 
@@ -51,7 +51,7 @@ class CaptionTable:
         self._database = database
         self._embed_dim = embed_dim
         self._writing = writing
-        self.table: Table | None = database.open_if_there(NAME)
+        self.table: Table | None = database.open_if_exists(NAME)
         self._rows: _Rows | None = None
 
     @property
@@ -62,7 +62,7 @@ class CaptionTable:
     def refresh(self) -> None:
         """Move on to the newest version."""
         if self.table is None:
-            self.table = self._database.open_if_there(NAME)
+            self.table = self._database.open_if_exists(NAME)
         else:
             self.table.refresh()
 
@@ -74,25 +74,25 @@ class CaptionTable:
         with self._writing():
             self._upsert(list({caption.photo_id: caption for caption in captions}.values()))
 
-    @retried
-    def of_photos(self, photo_ids: Sequence[int] | np.ndarray) -> dict[int, Caption]:
+    @retry_on_newest
+    def read_captions(self, photo_ids: Sequence[int] | np.ndarray) -> dict[int, Caption]:
         """Return the captions of the photos that have one, by the photo's id."""
         wanted = np.intersect1d(np.asarray(photo_ids, dtype=np.int64), self._all_rows().photos)
         if self.table is None or not len(wanted):
             return {}
-        where = ids_condition(wanted.tolist(), "photo")
+        where = make_ids_condition(wanted.tolist(), "photo")
         rows = self.table.read(["photo", "text", "writer", "writer_digest"], where)
         columns = (rows[name].to_pylist() for name in ("photo", "text", "writer", "writer_digest"))
         return {photo: Caption(*fields) for photo, *fields in zip(*columns, strict=True)}
 
-    @retried
-    def photos_by(self, writer_digest: str) -> np.ndarray:
+    @retry_on_newest
+    def photos_written_by(self, writer_digest: str) -> np.ndarray:
         """Return the ids of the photos whose caption this checkpoint wrote."""
         rows = self._all_rows()
         return rows.photos[pc.equal(rows.digests, writer_digest).to_numpy()]
 
-    @retried
-    def writers(self) -> dict[str, int]:
+    @retry_on_newest
+    def count_by_captioner(self) -> dict[str, int]:
         """Return how many captions each checkpoint wrote, by its name, most first."""
         if self.table is None:
             return {}
@@ -101,8 +101,8 @@ class CaptionTable:
             count["values"]: count["counts"] for count in sorted(counts, key=lambda count: -count["counts"])
         }
 
-    @retried
-    def ids_and_photos(self) -> tuple[np.ndarray, np.ndarray]:
+    @retry_on_newest
+    def list_ids_and_photos(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the ascending int64 ids of the captions, and the photo's id of each.
 
         A caption that is written anew has a new id.
@@ -110,14 +110,14 @@ class CaptionTable:
         rows = self._all_rows()
         return rows.ids, rows.photos
 
-    @retried
-    def vectors(self, ids: np.ndarray) -> np.ndarray:
+    @retry_on_newest
+    def read_vectors(self, ids: np.ndarray) -> np.ndarray:
         """Return vectors (N, E) float16 in the order of the captions' ids, which are there."""
         if self.table is None or not len(ids):
             return np.zeros((0, self._embed_dim), np.float16)
-        rows = self.table.read(["id", "vector"], ids_condition(np.asarray(ids).tolist()))
+        rows = self.table.read(["id", "vector"], make_ids_condition(np.asarray(ids).tolist()))
         rows = rows.take(pc.sort_indices(rows["id"]))
-        return fixed_lists(rows["vector"])[np.searchsorted(rows["id"].to_numpy(), ids)]
+        return read_fixed_lists(rows["vector"])[np.searchsorted(rows["id"].to_numpy(), ids)]
 
     def forget(self, photo_ids: np.ndarray) -> None:
         """Delete those of photos that are no more, but for the highest id, which must not be given again.
@@ -127,13 +127,13 @@ class CaptionTable:
         rows = self._all_rows()
         gone = rows.ids[:-1][np.isin(rows.photos[:-1], photo_ids)]
         if self.table is not None and len(gone):
-            self.table.delete(ids_condition(gone.tolist()))
+            self.table.delete(make_ids_condition(gone.tolist()))
 
     def _upsert(self, captions: list[NewCaption]) -> None:
         if not captions:
             return
         if self.table is None:
-            self.table = self._database.create(NAME, caption_schema(self._embed_dim))
+            self.table = self._database.create(NAME, make_caption_schema(self._embed_dim))
         next_id = int(self._all_rows().ids.max(initial=-1)) + 1
         columns = [
             range(next_id, next_id + len(captions)),
@@ -141,13 +141,13 @@ class CaptionTable:
             [caption.text for caption in captions],
             [caption.writer for caption in captions],
             [caption.writer_digest for caption in captions],
-            to_fixed_lists(np.stack([caption.vector_E for caption in captions])),
+            make_fixed_lists(np.stack([caption.vector_E for caption in captions])),
         ]
-        self.table.upsert(pa.table(columns, schema=caption_schema(self._embed_dim)), ["photo"])
+        self.table.upsert(pa.table(columns, schema=make_caption_schema(self._embed_dim)), ["photo"])
 
     def _all_rows(self) -> _Rows:
         if self._rows is None or self._rows.version != self.version:
-            schema = caption_schema(self._embed_dim)
+            schema = make_caption_schema(self._embed_dim)
             names = ["id", "photo", "writer_digest"]
             empty = schema.empty_table().select(names)
             rows = empty if self.table is None else self.table.read(names)

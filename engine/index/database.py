@@ -40,7 +40,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def retried(method: Callable[Concatenate[Owner, P], T]) -> Callable[Concatenate[Owner, P], T]:
+def retry_on_newest(method: Callable[Concatenate[Owner, P], T]) -> Callable[Concatenate[Owner, P], T]:
     """Read once more from the newest version when another process compacted this one away."""
 
     @wraps(method)
@@ -61,15 +61,15 @@ class Database:
         import lancedb  # late: 1.7 s
 
         self.folder = folder
-        with _errors_in_words(folder):
+        with _explain_errors(folder):
             self._connection = lancedb.connect(str(folder))
 
     def create(self, name: str, schema: pa.Schema) -> Table:
         """Make an empty table."""
-        with _errors_in_words(self.folder):
+        with _explain_errors(self.folder):
             return Table(self._connection.create_table(name, schema=schema), self.folder)
 
-    def open_if_there(self, name: str) -> Table | None:
+    def open_if_exists(self, name: str) -> Table | None:
         """None for a table that older versions of qseek did not make."""
         return self.open(name) if (self.folder / f"{name}.lance").exists() else None
 
@@ -93,12 +93,12 @@ class Table:
 
     def refresh(self) -> None:
         """Move on to the newest version."""
-        with _errors_in_words(self._folder):
+        with _explain_errors(self._folder):
             self._handle.checkout_latest()
             self.version = self._handle.version
 
     def count(self, where: str | None = None) -> int:
-        with _errors_in_words(self._folder):
+        with _explain_errors(self._folder):
             return int(self._handle.count_rows(where))
 
     def read(self, columns: Sequence[str], where: str | None = None, *, row_ids: bool = False) -> pa.Table:
@@ -106,17 +106,17 @@ class Table:
         query = self._handle.search().select(list(columns))
         if where is not None:
             query = query.where(where)
-        with _errors_in_words(self._folder):
+        with _explain_errors(self._folder):
             return (query.with_row_id(True) if row_ids else query).to_arrow()
 
     def take(self, row_ids: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Rows by their ids, in an order of Lance's choice."""
-        with _errors_in_words(self._folder):
+        with _explain_errors(self._folder):
             return self._handle.take_row_ids(row_ids.tolist()).select(list(columns)).to_arrow()
 
-    def blobs(self, column: str, row_ids: np.ndarray) -> list[bytes | None]:
+    def read_blobs(self, column: str, row_ids: np.ndarray) -> list[bytes | None]:
         """Blobs of one column in the order of row_ids, None where there is none."""
-        with _errors_in_words(self._folder):
+        with _explain_errors(self._folder):
             return self._handle.fetch_blobs(column, row_ids.tolist()).to_pylist()
 
     def append(self, rows: pa.Table) -> None:
@@ -146,7 +146,7 @@ class Table:
 
     @contextmanager
     def _commit(self) -> Iterator[None]:
-        with _errors_in_words(self._folder):
+        with _explain_errors(self._folder):
             try:
                 yield
             finally:
@@ -154,7 +154,7 @@ class Table:
 
 
 @contextmanager
-def _errors_in_words(folder: Path) -> Iterator[None]:
+def _explain_errors(folder: Path) -> Iterator[None]:
     """Turn the errors that a user can act on into IndexStateError, and let bugs through."""
     try:
         yield
@@ -173,10 +173,10 @@ def _errors_in_words(folder: Path) -> Iterator[None]:
         raise
 
 
-def bytes_literal(value: bytes) -> str:
+def quote_bytes(value: bytes) -> str:
     """SQL literal of any bytes, quotes and newlines included."""
     return f"X'{value.hex()}'"
 
 
-def ids_condition(ids: Sequence[int], column: str = "id") -> str:
+def make_ids_condition(ids: Sequence[int], column: str = "id") -> str:
     return f"{column} IN ({','.join(map(str, set(ids)))})"

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.index.path_table import FileRecord, PathTable, absolute
+from engine.index.path_table import FileRecord, PathTable, join_path
 from engine.index.photo_table import PhotoTable
 from engine.types import Photo
 
@@ -43,47 +43,51 @@ class LivePhotos:
         self._files = files
         self._live: LiveFiles | None = None
 
-    def ids(self) -> np.ndarray:
+    def list_ids(self) -> np.ndarray:
         """Return the ascending int64 ids of the photos that have a file, (N,)."""
         return self._live_files().ids
 
-    def photos(self, ids: Sequence[int] | np.ndarray) -> list[Photo]:
+    def read_photos(self, ids: Sequence[int] | np.ndarray) -> list[Photo]:
         """Return the photos in the order of `ids`, with the paths that are not missing.
 
         Raises IndexStateError for an id that is not in the table.
         """
         if len(ids) == 0:
             return []
-        places = self._photos.places(ids)
+        places = self._photos.find_rows(ids)
         live = self._live_files()
         starts, stops = (np.searchsorted(live.places, places, side) for side in ("left", "right"))
         rows_of_photos = [np.arange(start, stop) for start, stop in zip(starts, stops, strict=True)]
         files = live.files.take(pa.array(np.concatenate(rows_of_photos))).to_pylist()
-        paths = iter([absolute(file["root"], file["path"]) for file in files])
-        facts = self._photos.facts(places)
+        paths = iter([join_path(file["root"], file["path"]) for file in files])
+        facts = self._photos.read_facts(places)
         return [
             Photo(id_, digest, width, height, tuple(sorted(islice(paths, len(rows)))))
             for (id_, digest, width, height), rows in zip(facts, rows_of_photos, strict=True)
         ]
 
-    def photos_at(self, paths: Sequence[Path]) -> list[Photo | None]:
+    def find_photos(self, paths: Sequence[Path]) -> list[Photo | None]:
         """Return the photo at each absolute path, None where none is indexed or the file is missing."""
         digests: dict[Path, str] = {}
         for start in range(0, len(paths), _PATHS_AT_ONCE):
-            rows = self._files.of_paths(paths[start : start + _PATHS_AT_ONCE])
+            rows = self._files.read_paths(paths[start : start + _PATHS_AT_ONCE])
             for row in rows.filter(pc.invert(pc.field("missing"))).to_pylist():
-                digests[absolute(row["root"], row["path"])] = row["digest"]
-        ids_of_digests = self._photos.ids_of_digests()
-        ids = {path: ids_of_digests[digest] for path, digest in digests.items() if digest in ids_of_digests}
+                digests[join_path(row["root"], row["path"])] = row["digest"]
+        read_ids_by_digest = self._photos.read_ids_by_digest()
+        ids = {
+            path: read_ids_by_digest[digest]
+            for path, digest in digests.items()
+            if digest in read_ids_by_digest
+        }
         unique_ids = sorted(set(ids.values()))
-        photos = dict(zip(unique_ids, self.photos(unique_ids), strict=True))
+        photos = dict(zip(unique_ids, self.read_photos(unique_ids), strict=True))
         return [photos[ids[path]] if path in ids else None for path in paths]
 
     def _live_files(self) -> LiveFiles:
         versions = (self._photos.table.version, self._files.table.version)
         if self._live is None or self._live.versions != versions:
             files = self._files.table.read(["digest", "root", "path"], "NOT missing")
-            places = self._photos.places_of_digests(files["digest"])
+            places = self._photos.find_rows_of_digests(files["digest"])
             order = np.argsort(places, kind="stable")
             order = order[
                 np.searchsorted(places[order], 0) :

@@ -11,7 +11,7 @@ from engine.atomic import write_file
 from engine.errors import IndexStateError
 
 FILE_NAME = "manifest.json"
-FEATURES = ("none", "store", "int8")
+PATCH_KINDS = ("none", "store", "int8")
 SCHEMA = 1  # of the tables and of this file; raise it when an older qseek would misread them
 
 
@@ -55,7 +55,7 @@ class Manifest:
     schema: int = SCHEMA
 
     @property
-    def feature_bytes(self) -> int:
+    def patch_bytes_per_photo(self) -> int:
         """Bytes of one photo's patches; see engine/models/patch_bytes.py."""
         num_patches, width = self.patch_shape
         return {"none": 0, "store": 2 * num_patches * width, "int8": num_patches * (4 + width)}[self.features]
@@ -141,7 +141,7 @@ def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
     shape = values["patch_shape"]
     if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(side, int) for side in shape)):
         raise _damaged(path, f"patch_shape is {shape!r}")
-    if values["features"] not in FEATURES:
+    if values["features"] not in PATCH_KINDS:
         raise _damaged(path, f"features is {values['features']!r}")
     for name, kind in kinds.items():
         if isinstance(kind, type) and kind in (str, int) and not isinstance(values[name], kind):

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.index.database import Table, bytes_literal
+from engine.index.database import Table, quote_bytes
 
 KEY = ("root", "path")
 _SEPARATOR = os.fsencode(os.sep)
@@ -57,7 +57,7 @@ class PathTable(Generic[Record]):
         self._schema = schema
         self._roots: tuple[int, list[bytes]] = (-1, [])
 
-    def records(self, root: Path | None = None) -> dict[Path, Record]:
+    def read_records(self, root: Path | None = None) -> dict[Path, Record]:
         """By absolute path: all, or those below root whatever root they were indexed from."""
         rows = self.table.read(self._schema.names)
         if root is None:
@@ -72,25 +72,25 @@ class PathTable(Generic[Record]):
                 parts.append(of_known.filter(pc.starts_with(of_known["path"], inner + _SEPARATOR)))
         return self._to_records(pa.concat_tables(parts)) if parts else {}
 
-    def put(self, records: Sequence[Record]) -> None:
+    def put(self, read_records: Sequence[Record]) -> None:
         """Upsert by absolute path, of twice the same the last; one commit, two where roots overlap."""
-        if not records:
+        if not read_records:
             return
-        latest = {record.path: record for record in records}
+        latest = {record.path: record for record in read_records}
         roots = {os.fsencode(record.root) for record in latest.values()}
         others = [
             known
             for known in self.roots()
             if any(known != root and (_is_below(known, root) or _is_below(root, known)) for root in roots)
         ]
-        where = _where(latest, others)
+        where = _make_paths_condition(latest, others)
         self.upsert(self._to_rows(latest.values()))
         if where and self.table.count(where):
             self._drop_other_roots(latest, others)
 
-    def of_paths(self, paths: Iterable[Path]) -> pa.Table:
+    def read_paths(self, paths: Iterable[Path]) -> pa.Table:
         """The rows of these absolute paths, those that are there."""
-        where = _where(paths, self.roots())
+        where = _make_paths_condition(paths, self.roots())
         return self.table.read(self._schema.names, where or "false")
 
     def upsert(self, rows: pa.Table) -> None:
@@ -100,7 +100,7 @@ class PathTable(Generic[Record]):
 
     def delete(self, paths: Iterable[Path]) -> None:
         """Forget these absolute paths; those that are not there are ignored."""
-        where = _where(paths, self.roots())
+        where = _make_paths_condition(paths, self.roots())
         if where and self.table.count(where):
             roots = self.roots()
             self.table.delete(where)
@@ -117,13 +117,13 @@ class PathTable(Generic[Record]):
     def _drop_other_roots(self, latest: dict[Path, Record], others: list[bytes]) -> None:
         for root in others:
             moved = [path for path, record in latest.items() if os.fsencode(record.root) != root]
-            where = _where(moved, [root])
+            where = _make_paths_condition(moved, [root])
             if where:
                 self.table.delete(where)
 
-    def _to_rows(self, records: Iterable[Record]) -> pa.Table:
+    def _to_rows(self, read_records: Iterable[Record]) -> pa.Table:
         columns: dict[str, list[Any]] = {name: [] for name in self._schema.names}
-        for record in records:
+        for record in read_records:
             root = os.fsencode(record.root)
             columns["root"].append(root)
             columns["path"].append(_below(os.fsencode(record.path), root))
@@ -137,14 +137,14 @@ class PathTable(Generic[Record]):
     def _to_records(self, rows: pa.Table) -> dict[Path, Record]:
         columns = [rows[name].to_pylist() for name in self._schema.names]
         roots = {root: Path(os.fsdecode(root)) for root in set(columns[0])}
-        records: dict[Path, Record] = {}
+        read_records: dict[Path, Record] = {}
         for root, below, *rest in zip(*columns, strict=True):
-            path = absolute(root, below)
-            records[path] = self._record(roots[root], path, *rest)
-        return records
+            path = join_path(root, below)
+            read_records[path] = self._record(roots[root], path, *rest)
+        return read_records
 
 
-def absolute(root: bytes, below: bytes) -> Path:
+def join_path(root: bytes, below: bytes) -> Path:
     return Path(os.fsdecode(os.path.join(root, below)))
 
 
@@ -161,13 +161,13 @@ def _is_below(path: bytes, root: bytes) -> bool:
     return path == root or path.startswith(root.rstrip(_SEPARATOR) + _SEPARATOR)
 
 
-def _where(paths: Iterable[Path], roots: Sequence[bytes]) -> str:
+def _make_paths_condition(paths: Iterable[Path], roots: Sequence[bytes]) -> str:
     """SQL condition for the rows of absolute paths under any of the roots; "" when none can be there."""
     encoded = [os.fsencode(path) for path in paths]
     conditions = []
     for root in roots:
         inside = [_below(path, root) for path in encoded if path != root and _is_below(path, root)]
         if inside:
-            values = ",".join(bytes_literal(path) for path in inside)
-            conditions.append(f"(root = {bytes_literal(root)} AND path IN ({values}))")
+            values = ",".join(quote_bytes(path) for path in inside)
+            conditions.append(f"(root = {quote_bytes(root)} AND path IN ({values}))")
     return " OR ".join(conditions)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from engine.errors import IndexStateError
 from engine.index.database import Table
-from engine.index.schemas import fixed_lists, photo_schema, to_fixed_lists
+from engine.index.schemas import make_fixed_lists, make_photo_schema, read_fixed_lists
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,19 +51,19 @@ class PhotoTable:
         """Ascending int64 ids of every row."""
         return self._all_rows().ids
 
-    def ids_of_digests(self) -> dict[str, int]:
+    def read_ids_by_digest(self) -> dict[str, int]:
         if self._known[0] != self.table.version:
             rows = self._all_rows()
             ids = dict(zip(rows.digests.to_pylist(), rows.ids.tolist(), strict=True))
             self._known = (rows.version, ids)
         return self._known[1]
 
-    def places_of_digests(self, digests: pa.ChunkedArray) -> np.ndarray:
+    def find_rows_of_digests(self, digests: pa.ChunkedArray) -> np.ndarray:
         """For each digest the place of its photo among `ids`, -1 where there is none."""
         places = pc.index_in(digests, value_set=self._all_rows().digests)
         return places.fill_null(-1).to_numpy().astype(np.int64)
 
-    def places(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    def find_rows(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """For each id its place among `ids`. Raises IndexStateError for one that is not there."""
         rows = self._all_rows()
         wanted = np.asarray(ids, dtype=np.int64)
@@ -74,7 +74,7 @@ class PhotoTable:
             raise IndexStateError(f"photo {wanted[~found][0]} is no longer in the index; ask again")
         return places
 
-    def facts(self, places: np.ndarray) -> list[tuple[int, str, int, int]]:
+    def read_facts(self, places: np.ndarray) -> list[tuple[int, str, int, int]]:
         """Id, digest, width and height of the photos at these places."""
         rows = self._all_rows()
         digests = rows.digests.take(pa.array(places)).to_pylist()
@@ -83,7 +83,7 @@ class PhotoTable:
 
     def append(self, photos: Sequence[NewPhoto]) -> list[int]:
         """Commit those whose digest is new; the ids of all of them, in their order."""
-        known = self.ids_of_digests()
+        known = self.read_ids_by_digest()
         new: dict[str, NewPhoto] = {}
         for photo in photos:
             if photo.digest not in known:
@@ -99,17 +99,17 @@ class PhotoTable:
     def delete(self, ids: np.ndarray) -> None:
         self.table.delete(f"id IN ({','.join(map(str, ids.tolist()))})")
 
-    def vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    def read_vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """(N, Q, E) float16 in the order of ids."""
         if len(ids) == 0:
             return np.zeros((0, *self._shape), np.float16)
         unique, inverse = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
         rows = self.table.take(self._row_ids(unique), ["id", "vectors"])
         places = np.argsort(rows["id"].to_numpy())[inverse]
-        return fixed_lists(rows["vectors"])[places].reshape(-1, *self._shape)
+        return read_fixed_lists(rows["vectors"])[places].reshape(-1, *self._shape)
 
-    def features(self, ids: Sequence[int] | np.ndarray) -> list[bytes | None]:
-        return self.table.blobs("features", self._row_ids(ids)) if len(ids) else []
+    def read_patches(self, ids: Sequence[int] | np.ndarray) -> list[bytes | None]:
+        return self.table.read_blobs("features", self._row_ids(ids)) if len(ids) else []
 
     def _all_rows(self) -> _Rows:
         version = self.table.version
@@ -123,7 +123,7 @@ class PhotoTable:
         return self._rows
 
     def _row_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        return self._all_rows().row_ids[self.places(ids)]
+        return self._all_rows().row_ids[self.find_rows(ids)]
 
     def _to_rows(self, ids: range, photos: list[NewPhoto]) -> pa.Table:
         vectors = np.stack([photo.vectors_QE for photo in photos])
@@ -134,7 +134,7 @@ class PhotoTable:
             [photo.digest for photo in photos],
             [photo.width for photo in photos],
             [photo.height for photo in photos],
-            to_fixed_lists(vectors),
+            make_fixed_lists(vectors),
             pa.array([photo.features for photo in photos], pa.large_binary()),
         ]
-        return pa.table(columns, schema=photo_schema(*self._shape))
+        return pa.table(columns, schema=make_photo_schema(*self._shape))

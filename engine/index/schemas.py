@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 
-def photo_schema(num_queries: int, embed_dim: int) -> pa.Schema:
+def make_photo_schema(num_queries: int, embed_dim: int) -> pa.Schema:
     return pa.schema(
         [
             pa.field("id", pa.int64(), nullable=False),
@@ -19,7 +19,7 @@ def photo_schema(num_queries: int, embed_dim: int) -> pa.Schema:
     )
 
 
-def text_schema(embed_dim: int) -> pa.Schema:
+def make_text_schema(embed_dim: int) -> pa.Schema:
     return pa.schema(
         [
             pa.field("id", pa.int64(), nullable=False),
@@ -29,7 +29,7 @@ def text_schema(embed_dim: int) -> pa.Schema:
     )
 
 
-def caption_schema(embed_dim: int) -> pa.Schema:
+def make_caption_schema(embed_dim: int) -> pa.Schema:
     return pa.schema(
         [
             pa.field("id", pa.int64(), nullable=False),
@@ -59,22 +59,22 @@ FILE_SCHEMA = pa.schema(
 FAILURE_SCHEMA = pa.schema([*_PATH_FIELDS, pa.field("reason", pa.string(), nullable=False)])
 
 
-def table_schemas(num_queries: int, embed_dim: int) -> dict[str, pa.Schema]:
+def make_table_schemas(num_queries: int, embed_dim: int) -> dict[str, pa.Schema]:
     """Return the schema of each table that every index has, by its name; the table of captions comes later."""
     return {
-        "photos": photo_schema(num_queries, embed_dim),
+        "photos": make_photo_schema(num_queries, embed_dim),
         "files": FILE_SCHEMA,
         "failures": FAILURE_SCHEMA,
-        "texts": text_schema(embed_dim),
+        "texts": make_text_schema(embed_dim),
     }
 
 
-def to_fixed_lists(vectors: np.ndarray) -> pa.Array:
+def make_fixed_lists(vectors: np.ndarray) -> pa.Array:
     """fixed_size_list<float16> column of (N, ...) vectors, one list a row."""
     flat = np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), flat.size // len(vectors))
 
 
-def fixed_lists(column: pa.ChunkedArray) -> np.ndarray:
+def read_fixed_lists(column: pa.ChunkedArray) -> np.ndarray:
     """(N, width) array of a fixed_size_list column."""
     return column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)

@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from engine.errors import IndexStateError
 from engine.index.caption_table import CaptionTable
-from engine.index.database import MAX_FRAGMENTS, Database, Table, retried
+from engine.index.database import MAX_FRAGMENTS, Database, Table, retry_on_newest
 from engine.index.live_photos import LivePhotos
 from engine.index.manifest import FILE_NAME, Manifest
 from engine.index.path_table import FailureRecord, FileRecord, PathTable
 from engine.index.photo_table import NewPhoto, PhotoTable
-from engine.index.schemas import FAILURE_SCHEMA, FILE_SCHEMA, table_schemas
+from engine.index.schemas import FAILURE_SCHEMA, FILE_SCHEMA, make_table_schemas
 from engine.index.text_table import TextTable
-from engine.index.writer_lock import LOCK_NAME, PROCESS_NAME, WriterLock, locked
+from engine.index.writer_lock import LOCK_NAME, PROCESS_NAME, WriterLock, lock_folder
 from engine.types import Photo
 
 CACHE_FOLDER = "faiss"
@@ -56,8 +56,8 @@ class Store:
         is one already, another process writes it, or the disk is full.
         """
         folder = Path(folder)
-        _claim(folder)
-        with locked(folder):
+        _claim_folder(folder)
+        with lock_folder(folder):
             if (folder / FILE_NAME).exists() and not replace:
                 raise IndexStateError(
                     f"there is an index at {folder} already; add to it with `qseek index`, "
@@ -67,7 +67,7 @@ class Store:
             for stale in (CACHE_FOLDER, TABLES_FOLDER):
                 shutil.rmtree(folder / stale, ignore_errors=True)
             database = Database(folder / TABLES_FOLDER)
-            schemas = table_schemas(manifest.num_queries, manifest.embed_dim)
+            schemas = make_table_schemas(manifest.num_queries, manifest.embed_dim)
             tables = [database.create(name, schema) for name, schema in schemas.items()]
             manifest.save(folder)
         return cls(folder, manifest, database, tables)
@@ -78,7 +78,9 @@ class Store:
         folder = Path(folder)
         manifest = Manifest.load(folder)
         database = Database(folder / TABLES_FOLDER)
-        tables = [database.open(name) for name in table_schemas(manifest.num_queries, manifest.embed_dim)]
+        tables = [
+            database.open(name) for name in make_table_schemas(manifest.num_queries, manifest.embed_dim)
+        ]
         return cls(folder, manifest, database, tables)
 
     def refresh(self) -> None:
@@ -89,7 +91,7 @@ class Store:
 
     def writing(self) -> AbstractContextManager[None]:
         """Hold the writer's lock; may be nested. Raises IndexStateError when another process has it."""
-        return self._lock.held()
+        return self._lock.hold()
 
     # What is there
 
@@ -101,80 +103,82 @@ class Store:
     @property
     def num_photos(self) -> int:
         """Photos that have a file: those a search can find."""
-        return len(self.live_ids())
+        return len(self.list_live_ids())
 
     @property
-    @retried
+    @retry_on_newest
     def num_files(self) -> int:
         """Paths that hold a photo and are not missing."""
         return self._files.table.count("NOT missing")
 
     @property
-    @retried
+    @retry_on_newest
     def num_captions(self) -> int:
         """Photos that have a file and a caption."""
-        _, photos = self.captions.ids_and_photos()
-        return len(np.intersect1d(photos, self.live_ids()))
+        _, photos = self.captions.list_ids_and_photos()
+        return len(np.intersect1d(photos, self.list_live_ids()))
 
-    @retried
-    def files(self, root: Path | None = None) -> dict[Path, FileRecord]:
+    @retry_on_newest
+    def read_files(self, root: Path | None = None) -> dict[Path, FileRecord]:
         """By absolute path: all, or those below root. Missing ones too."""
-        return self._files.records(root)
+        return self._files.read_records(root)
 
-    @retried
-    def failures(self, root: Path | None = None) -> dict[Path, FailureRecord]:
+    @retry_on_newest
+    def read_failures(self, root: Path | None = None) -> dict[Path, FailureRecord]:
         """By absolute path: all, or those below root."""
-        return self._failures.records(root)
+        return self._failures.read_records(root)
 
-    @retried
-    def all_ids(self) -> np.ndarray:
+    @retry_on_newest
+    def list_ids(self) -> np.ndarray:
         """Ascending int64 ids of every photo, without files too: what the FAISS index holds."""
         return self._photos.ids
 
-    @retried
-    def photo_ids(self) -> dict[str, int]:
+    @retry_on_newest
+    def map_ids_by_digest(self) -> dict[str, int]:
         """The id of every digest, photos without files too."""
-        return dict(self._photos.ids_of_digests())
+        return dict(self._photos.read_ids_by_digest())
 
-    @retried
-    def live_ids(self) -> np.ndarray:
+    @retry_on_newest
+    def list_live_ids(self) -> np.ndarray:
         """Ascending int64 ids of the photos with a file that is not missing: what may be found."""
-        return self._live_photos.ids()
+        return self._live_photos.list_ids()
 
-    @retried
-    def photos(self, ids: Sequence[int] | np.ndarray) -> list[Photo]:
+    @retry_on_newest
+    def read_photos(self, ids: Sequence[int] | np.ndarray) -> list[Photo]:
         """Photos in the order of ids, with the paths that are not missing.
 
         Raises IndexStateError for an id that is not there.
         """
-        return self._live_photos.photos(ids)
+        return self._live_photos.read_photos(ids)
 
-    def photo_at(self, path: Path) -> Photo | None:
+    def find_photo(self, path: Path) -> Photo | None:
         """The photo at an absolute path; None when that path is not indexed or missing."""
-        return self.photos_at([path])[0]
+        return self.find_photos([path])[0]
 
-    @retried
-    def photos_at(self, paths: Sequence[Path]) -> list[Photo | None]:
+    @retry_on_newest
+    def find_photos(self, paths: Sequence[Path]) -> list[Photo | None]:
         """The photo at each absolute path, None where none is indexed or the file is missing."""
-        return self._live_photos.photos_at(paths)
+        return self._live_photos.find_photos(paths)
 
-    @retried
-    def vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    @retry_on_newest
+    def read_vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """ITC vectors (N, Q, E) float16 in the order of ids."""
-        return self._photos.vectors(ids)
+        return self._photos.read_vectors(ids)
 
-    def iter_vectors(self, after_id: int = -1, batch: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def iterate_vectors(
+        self, after_id: int = -1, batch: int = 4096
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(ids int64, vectors (n, Q, E) float16) of every photo in id order, n <= batch."""
         ids = self._photos.ids
         ids = ids[np.searchsorted(ids, after_id, side="right") :]
         for start in range(0, len(ids), batch):
             part = ids[start : start + batch]
-            yield part, self.vectors(part)
+            yield part, self.read_vectors(part)
 
-    @retried
-    def features(self, ids: Sequence[int] | np.ndarray) -> list[bytes | None]:
+    @retry_on_newest
+    def read_patches(self, ids: Sequence[int] | np.ndarray) -> list[bytes | None]:
         """Patches' bytes in the order of ids, None where they are not kept."""
-        return self._photos.features(ids)
+        return self._photos.read_patches(ids)
 
     # What is written
 
@@ -212,7 +216,7 @@ class Store:
     def mark_missing(self, paths: Iterable[Path]) -> None:
         """Their photos are no longer found, and come back with `add`; one commit."""
         with self.writing():
-            rows = self._files.of_paths(paths)
+            rows = self._files.read_paths(paths)
             if rows.num_rows:
                 column = rows.schema.get_field_index("missing")
                 marked = pa.array(np.ones(rows.num_rows, bool))
@@ -227,7 +231,7 @@ class Store:
         with self.writing():
             if self._files.table.count("missing"):
                 self._files.table.delete("missing")
-            gone = np.setdiff1d(self._photos.ids[:-1], self.live_ids())
+            gone = np.setdiff1d(self._photos.ids[:-1], self.list_live_ids())
             if len(gone):
                 many = len(gone) > len(self._photos.ids) // 10  # only then it is worth a copy of the rest
                 self._photos.delete(gone)
@@ -248,19 +252,19 @@ class Store:
 
     def _compact_photos(self, max_fragments: int) -> None:
         """Where the disk has room for the copy that is made before the old rows go."""
-        num_bytes = _size_of(self.folder / TABLES_FOLDER / "photos.lance")
+        num_bytes = _measure_folder(self.folder / TABLES_FOLDER / "photos.lance")
         if shutil.disk_usage(self.folder).free > 1.2 * num_bytes:
             self._photos.table.compact(max_fragments)
 
-    def disk_bytes(self) -> int:
+    def measure_disk_bytes(self) -> int:
         """Size of everything in the index folder that stays there when nobody writes."""
-        return _size_of(self.folder)
+        return _measure_folder(self.folder)
 
     def _tables(self) -> list[Table]:
         return [self._photos.table, self._files.table, self._failures.table, self.texts.table]
 
 
-def _claim(folder: Path) -> None:
+def _claim_folder(folder: Path) -> None:
     """Make the folder, or see that it is ours, before anything in it is replaced."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -277,7 +281,7 @@ def _claim(folder: Path) -> None:
         )
 
 
-def _size_of(folder: Path) -> int:
+def _measure_folder(folder: Path) -> int:
     """Return the bytes of all files beneath a folder, without those that are there only while somebody writes."""
     num_bytes = 0
     for parent, _, names in os.walk(folder):

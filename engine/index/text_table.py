@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import IndexStateError
-from engine.index.database import Table, ids_condition, retried
-from engine.index.schemas import fixed_lists, text_schema, to_fixed_lists
+from engine.index.database import Table, make_ids_condition, retry_on_newest
+from engine.index.schemas import make_fixed_lists, make_text_schema, read_fixed_lists
 from engine.index.writer_lock import Held
 
 
@@ -34,7 +34,7 @@ class TextTable:
         """Move on to the newest version."""
         self.table.refresh()
 
-    @retried
+    @retry_on_newest
     def count(self) -> int:
         """Return how many texts there are."""
         return self.table.count()
@@ -44,40 +44,42 @@ class TextTable:
         with self._writing():
             return self._append(texts, vectors_TE)
 
-    @retried
+    @retry_on_newest
     def read(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Return the texts in the order of `ids`. Raises IndexStateError for an id that is not there."""
         if len(ids) == 0:
             return []
         wanted = [int(id_) for id_ in ids]
-        rows = self.table.read(["id", "text"], ids_condition(wanted))
+        rows = self.table.read(["id", "text"], make_ids_condition(wanted))
         known = dict(zip(rows["id"].to_pylist(), rows["text"].to_pylist(), strict=True))
         gone = [id_ for id_ in wanted if id_ not in known]
         if gone:
             raise IndexStateError(f"text {gone[0]} is not in the index; ask again")
         return [known[id_] for id_ in wanted]
 
-    @retried
-    def ids(self) -> np.ndarray:
+    @retry_on_newest
+    def list_ids(self) -> np.ndarray:
         """Return the ascending int64 ids of every text."""
         return np.sort(self.table.read(["id"])["id"].to_numpy())
 
-    @retried
-    def vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    @retry_on_newest
+    def read_vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return vectors (N, E) float16 in the order of `ids`, which are there."""
         if len(ids) == 0:
             return np.zeros((0, self._embed_dim), np.float16)
-        rows = self.table.read(["id", "vector"], ids_condition(np.asarray(ids).tolist()))
+        rows = self.table.read(["id", "vector"], make_ids_condition(np.asarray(ids).tolist()))
         rows = rows.take(pc.sort_indices(rows["id"]))
-        return fixed_lists(rows["vector"])[np.searchsorted(rows["id"].to_numpy(), ids)]
+        return read_fixed_lists(rows["vector"])[np.searchsorted(rows["id"].to_numpy(), ids)]
 
-    def iter_vectors(self, after_id: int = -1, batch: int = 65536) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def iterate_vectors(
+        self, after_id: int = -1, batch: int = 65536
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (ids int64, vectors (n, E) float16) of every text in id order, n <= batch."""
-        ids = self.ids()
+        ids = self.list_ids()
         ids = ids[np.searchsorted(ids, after_id, side="right") :]
         for start in range(0, len(ids), batch):
             part = ids[start : start + batch]
-            yield part, self.vectors(part)
+            yield part, self.read_vectors(part)
 
     def _append(self, texts: Sequence[str], vectors_TE: np.ndarray) -> list[int]:
         rows = self.table.read(["id", "text"])
@@ -90,7 +92,7 @@ class TextTable:
             next_id = max(known.values(), default=-1) + 1
             ids = range(next_id, next_id + len(places))
             vectors = np.asarray(vectors_TE)[list(places.values())]
-            columns = [ids, list(places), to_fixed_lists(vectors)]
-            self.table.append(pa.table(columns, schema=text_schema(self._embed_dim)))
+            columns = [ids, list(places), make_fixed_lists(vectors)]
+            self.table.append(pa.table(columns, schema=make_text_schema(self._embed_dim)))
             known.update(zip(places, ids, strict=True))
         return [known[text] for text in texts]

@@ -25,7 +25,7 @@ Held = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, or raise at once; the system frees it when the process ends, however it does.
 
     Not even the thread that holds it can take it again; see `WriterLock`. Raises IndexStateError: it is held already,
@@ -63,9 +63,9 @@ class WriterLock:
         self._depth = 0
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Hold the lock; may be nested. Other threads wait. Raises IndexStateError when another process has it."""
-        with self._thread, nullcontext() if self._depth else locked(self._folder):
+        with self._thread, nullcontext() if self._depth else lock_folder(self._folder):
             if not self._depth:
                 self._on_taken()
             self._depth += 1

@@ -45,7 +45,7 @@ class CaptionSearch:
 
     def nearest(self, text_E: np.ndarray, k: int, live: np.ndarray) -> np.ndarray:
         """Ids of the photos among `live` whose captions are the k nearest to a text's unit vector, nearest first."""
-        ids, photos = self.store.captions.ids_and_photos()
+        ids, photos = self.store.captions.list_ids_and_photos()
         if not len(ids) or k == 0:
             return np.zeros(0, np.int64)
         version = self.store.captions.version
@@ -56,18 +56,18 @@ class CaptionSearch:
     def cosines(self, text_E: np.ndarray, photo_ids: np.ndarray) -> np.ndarray:
         """Of a text's unit vector with each photo's caption (N,) float32; a photo without one gets the others' mean,
         which neither helps nor harms it, 0 where none has one."""
-        ids, photos = self.store.captions.ids_and_photos()
+        ids, photos = self.store.captions.list_ids_and_photos()
         order = np.argsort(photos, kind="stable")
         places = np.searchsorted(photos, photo_ids, sorter=order)
         has = np.isin(photo_ids, photos)
         cosines = np.zeros(len(photo_ids), np.float32)
         if has.any():
-            vectors = self.store.captions.vectors(ids[order[places[has]]]).astype(np.float32)
+            vectors = self.store.captions.read_vectors(ids[order[places[has]]]).astype(np.float32)
             cosines[has] = vectors @ text_E
             cosines[~has] = cosines[has].mean()
         return cosines
 
     def put_on(self, hits: Sequence[Hit]) -> tuple[Hit, ...]:
         """The same hits with the captions that the index keeps."""
-        captions = self.store.captions.of_photos([hit.photo.id for hit in hits])
+        captions = self.store.captions.read_captions([hit.photo.id for hit in hits])
         return tuple(replace(hit, caption=captions.get(hit.photo.id)) for hit in hits)

@@ -154,7 +154,7 @@ class Reranking:
         ids = [photo.id for photo in photos if photo.id >= 0]
         if self._store is None or self._features == "none" or not ids:
             return [None] * len(photos)
-        patches_of_ids = dict(zip(ids, self._store.features(ids), strict=True))
+        patches_of_ids = dict(zip(ids, self._store.read_patches(ids), strict=True))
         return [patches_of_ids.get(photo.id) for photo in photos]
 
 

@@ -97,7 +97,7 @@ class Retrieval:
 
     def _by_itc(self, photo_ids: np.ndarray, text_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the photos and their ITC with a text, best first."""
-        itc = (self.store.vectors(photo_ids).astype(np.float32) @ text_E).max(axis=1, initial=-1.0)
+        itc = (self.store.read_vectors(photo_ids).astype(np.float32) @ text_E).max(axis=1, initial=-1.0)
         order = np.argsort(-itc, kind="stable")
         return photo_ids[order], itc[order]
 

@@ -94,10 +94,10 @@ class Searcher:
         with timer.phase("encode"):
             vectors, num_cut = self.model.encode_texts([text])
         with timer.phase("retrieve"):
-            live = retrieval.store.live_ids()
+            live = retrieval.store.list_live_ids()
             candidates = retrieval.candidates(vectors[0], top, rerank, caption_weight, live)
             bonus = retrieval.caption_bonus(vectors[0], candidates.photo_ids, caption_weight)
-        photos = retrieval.store.photos(candidates.photo_ids)
+        photos = retrieval.store.read_photos(candidates.photo_ids)
         notes += text_cut_notes(num_cut[0], self._max_tokens) + size_notes(len(live), top)
         hits, failures = self._ranked(text, photos, candidates, bonus, top, timer)
         return Results(hits, tuple(notes), tuple(failures), timer.seconds)
@@ -110,20 +110,20 @@ class Searcher:
         """
         timer, retrieval = PhaseTimer(), self._refreshed()
         store = retrieval.store
-        photo = store.photo_at(path)
+        photo = store.find_photo(path)
         with timer.phase("encode"):
             if photo is not None:
-                photo_QE = store.vectors([photo.id])[0].astype(np.float32)
+                photo_QE = store.read_vectors([photo.id])[0].astype(np.float32)
             else:
                 photo_QE = self._encode_file(path)[0]
         with timer.phase("retrieve"):
-            live = store.live_ids()
+            live = store.list_live_ids()
             ids, cosines = retrieval.similar(photo_QE, top + 1, live)
             is_other = np.ones(len(ids), bool) if photo is None else ids != photo.id
             ids, cosines = ids[is_other][:top], cosines[is_other][:top]
         hits = tuple(
             Hit(rank, hit_photo, float(cosine), float(cosine))
-            for rank, (hit_photo, cosine) in enumerate(zip(store.photos(ids), cosines, strict=True), 1)
+            for rank, (hit_photo, cosine) in enumerate(zip(store.read_photos(ids), cosines, strict=True), 1)
         )
         notes = size_notes(len(live), top) if photo is None else other_photo_notes(len(live) - 1, top)
         return Results(self._captioned(hits), tuple(notes), (), timer.seconds)
@@ -253,7 +253,7 @@ class Searcher:
 
 def known_photos(store: Store | None, paths: Sequence[Path]) -> list[Photo]:
     """Return the photos of an index at these paths, that path first; one that is not indexed has the id -1."""
-    photos = [None] * len(paths) if store is None else store.photos_at(paths)
+    photos = [None] * len(paths) if store is None else store.find_photos(paths)
     return [
         Photo(-1, "", 0, 0, (path,))
         if photo is None
@@ -264,5 +264,5 @@ def known_photos(store: Store | None, paths: Sequence[Path]) -> list[Photo]:
 
 def _checked(text: str) -> str:
     if not text.strip():
-        raise QueryError("The text is empty; describe what the photo shows.")
+        raise QueryError("The text is empty. Write what the photo shows.")
     return text.strip()

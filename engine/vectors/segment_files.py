@@ -23,7 +23,7 @@ import numpy as np
 
 from engine.atomic import HALF_WRITTEN, create_folder, write_file
 from engine.errors import IndexStateError
-from engine.index.writer_lock import locked
+from engine.index.writer_lock import lock_folder
 from engine.vectors.segments import Segment
 
 _POINTER = "current.json"
@@ -99,7 +99,7 @@ def segment_writer(root: Path, names: list[str]) -> Iterator[SegmentWriter]:
     with ExitStack() as stack:
         try:
             root.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(root))
+            stack.enter_context(lock_folder(root))
         except (OSError, IndexStateError) as error:
             _log.info("the FAISS files at %s are not kept: %s", root, error)
             yield SegmentWriter(root, names, can_write=False)

@@ -35,11 +35,13 @@ def open_photo_index(store: Store, kind: str = "fp16", device: str = "auto") -> 
     """The index of a store's photos, from its files where they are good, else built from the table.
 
     Rows that came since are appended and saved. Photos without files are in it: search with
-    allowed=store.live_ids().
+    allowed=store.list_live_ids().
     """
     shape = (store.manifest.num_queries, store.manifest.embed_dim)
     root = store.folder / CACHE_FOLDER / "photos"
-    table = FollowedTable(root, store.version, store.all_ids(), store.iter_vectors, store.vectors, *shape)
+    table = FollowedTable(
+        root, store.version, store.list_ids(), store.iterate_vectors, store.read_vectors, *shape
+    )
     return _open(table, kind, device)
 
 
@@ -47,20 +49,20 @@ def open_text_index(store: Store, kind: str = "fp16", device: str = "auto") -> S
     """The index of a store's texts, one slot wide; as `open_photo_index`."""
 
     def batches(after_id: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return ((ids, vectors[:, None]) for ids, vectors in store.texts.iter_vectors(after_id))
+        return ((ids, vectors[:, None]) for ids, vectors in store.texts.iterate_vectors(after_id))
 
     def vectors_of(ids: np.ndarray) -> np.ndarray:
-        return store.texts.vectors(ids)[:, None]
+        return store.texts.read_vectors(ids)[:, None]
 
     root = store.folder / CACHE_FOLDER / "texts"
-    ids = store.texts.ids()
+    ids = store.texts.list_ids()
     table = FollowedTable(root, store.texts.version, ids, batches, vectors_of, 1, store.manifest.embed_dim)
     return _open(table, kind, device)
 
 
 def open_caption_index(store: Store, kind: str = "fp16", device: str = "auto") -> SlotIndex:
     """The index of the captions' vectors under the captions' ids, one slot wide; as `open_photo_index`."""
-    ids, _ = store.captions.ids_and_photos()
+    ids, _ = store.captions.list_ids_and_photos()
 
     def batches(after_id: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         rest = ids[np.searchsorted(ids, after_id, side="right") :]
@@ -69,7 +71,7 @@ def open_caption_index(store: Store, kind: str = "fp16", device: str = "auto") -
             yield part, vectors_of(part)
 
     def vectors_of(some: np.ndarray) -> np.ndarray:
-        return store.captions.vectors(some)[:, None]
+        return store.captions.read_vectors(some)[:, None]
 
     root = store.folder / CACHE_FOLDER / "captions"
     version, width = store.captions.version, store.manifest.embed_dim

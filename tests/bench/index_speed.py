@@ -65,7 +65,7 @@ def indexed(
         raise SystemExit(f"the second run took {again.unchanged} of {report.added} photos as unchanged")
     started = time.perf_counter()
     open_photo_index(store)
-    return rate, second, time.perf_counter() - started, store.disk_bytes() / report.added, memory
+    return rate, second, time.perf_counter() - started, store.measure_disk_bytes() / report.added, memory
 
 
 def _kind(args: argparse.Namespace) -> str:

@@ -142,7 +142,7 @@ def time_search(searcher: Searcher, brute: BruteForce, real: Real, rounds: int) 
     searcher.search(TEXTS[0])
     store = searcher.store
     assert store is not None
-    some_path = store.photos([0])[0].path
+    some_path = store.read_photos([0])[0].path
     searcher.similar(some_path)
     for _ in range(rounds):
         for text, query in zip(TEXTS, real.queries, strict=True):
@@ -196,7 +196,7 @@ def time_rerank(
     apart32 = apart = 0.0
     for number in range(rounds + 1):
         for text, query in zip(TEXTS, real.queries, strict=True):
-            kept = [row for row in store.features(brute.best(query, K)[0]) if row is not None]
+            kept = [row for row in store.read_patches(brute.best(query, K)[0]) if row is not None]
             patches, patches32 = (one.unpack_patches(kept, store.manifest.features) for one in (model, fp32))
             started = time.perf_counter()
             ours = model.match(patches if model.folding_pays else model.compute_photo_keys(patches), [text])
@@ -346,7 +346,7 @@ def measure(
     ratio = median(seconds["brute force"]) / median(seconds["of it retrieve, ITC alone"])
     facts = (
         f"Brute force takes {ratio:.2f} times as long as retrieving. {agreement[0]}. FAISS files: built in "
-        f"{built:.1f} s, opened in {1000 * opened:.0f} ms. Disk: {store.disk_bytes() / MIB:,.0f} MiB."
+        f"{built:.1f} s, opened in {1000 * opened:.0f} ms. Disk: {store.measure_disk_bytes() / MIB:,.0f} MiB."
     )
     rerank = time_rerank(model, fp32, store, brute, real, rounds)
     del brute

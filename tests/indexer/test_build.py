@@ -29,10 +29,10 @@ def test_each_photo_gets_its_own_vectors_size_and_path(tmp_path: Path, store: St
     assert counts(report) == {"added": 10}
     assert (encoded, report.num_photos, store.num_photos, store.num_files) == (10, 10, 10, 10)
     assert stored_colours(store) == {root / f"{number:04}.png": colour(number) for number in range(10)}
-    photo = store.photo_at(root / "0003.png")
+    photo = store.find_photo(root / "0003.png")
     assert photo is not None
     assert (photo.width, photo.height) == (12, 10)
-    assert report.disk_bytes == store.disk_bytes() > 0
+    assert report.disk_bytes == store.measure_disk_bytes() > 0
     assert report.notes == ()
 
 
@@ -65,7 +65,7 @@ def test_a_bad_file_that_was_mended_and_one_that_was_deleted(tmp_path: Path, sto
     paint(root / "a.png", 9)
     (root / "b.png").unlink()
     assert counts(build(store, root)[0]) == {"added": 1, "unchanged": 2}
-    assert store.failures() == {}
+    assert store.read_failures() == {}
 
 
 def test_a_good_photo_that_goes_bad_is_no_longer_found(tmp_path: Path, store: Store) -> None:
@@ -92,7 +92,7 @@ def test_a_missing_extra_is_tried_again_by_itself(
         patch.setitem(sys.modules, "pillow_heif", None)
         report, _ = build(store, root)
         assert [failure.reason for failure in report.failed] == [reason]
-    record = store.files().get(root / "phone.heic")
+    record = store.read_files().get(root / "phone.heic")
     assert record is None
     monkeypatch.setattr(
         "engine.pictures.pillow_files._register_heic", lambda: None
@@ -197,9 +197,9 @@ def test_features_are_kept_photo_by_photo(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "index", MANIFEST)
     root = photos(tmp_path / "photos", range(6))
     build(store, root, encoder=WithFeatures(), batch_size=4)
-    ids = store.live_ids()
-    paths = [photo.path for photo in store.photos(ids)]
-    assert dict(zip(paths, store.features(ids), strict=True)) == {
+    ids = store.list_live_ids()
+    paths = [photo.path for photo in store.read_photos(ids)]
+    assert dict(zip(paths, store.read_patches(ids), strict=True)) == {
         root / f"{number:04}.png": bytes(colour(number)) for number in range(6)
     }
 

@@ -54,9 +54,9 @@ def caption(store: Store, writer: FakeWriter | None = None, **options: object) -
 
 def texts(store: Store) -> dict[str, str]:
     """By the name of the photo's file."""
-    ids = store.live_ids()
-    found = store.captions.of_photos(ids)
-    return {photo.path.stem: found[photo.id].text for photo in store.photos(ids) if photo.id in found}
+    ids = store.list_live_ids()
+    found = store.captions.read_captions(ids)
+    return {photo.path.stem: found[photo.id].text for photo in store.read_photos(ids) if photo.id in found}
 
 
 def test_each_photo_gets_its_caption_once(store: Store) -> None:
@@ -70,12 +70,12 @@ def test_each_photo_gets_its_caption_once(store: Store) -> None:
     assert caption(store, writer).kept == 4 and writer.pictures == 0
     old.refresh()
     assert texts(old) == texts(Store.open(store.folder)) == texts(store)
-    ids, _ = store.captions.ids_and_photos()
+    ids, _ = store.captions.list_ids_and_photos()
     assert np.allclose(
-        store.captions.vectors(ids[::-1]),
+        store.captions.read_vectors(ids[::-1]),
         [
             colour_vector(one.text)
-            for one in reversed(list(store.captions.of_photos(store.live_ids()).values()))
+            for one in reversed(list(store.captions.read_captions(store.list_live_ids()).values()))
         ],
         atol=1e-3,
     )
@@ -94,13 +94,13 @@ def test_only_new_photos_are_captioned(store: Store, photos: Path) -> None:
 
 def test_another_captioner_writes_them_anew(store: Store) -> None:
     caption(store)
-    before, _ = store.captions.ids_and_photos()
+    before, _ = store.captions.list_ids_and_photos()
     report = caption(store, FakeWriter(*SKETCHER))
     assert (report.written, report.kept) == (4, 0)
-    assert store.captions.writers() == {"sketcher": 4} and store.num_captions == 4
-    after, owners = store.captions.ids_and_photos()
+    assert store.captions.count_by_captioner() == {"sketcher": 4} and store.num_captions == 4
+    after, owners = store.captions.list_ids_and_photos()
     assert not set(before.tolist()) & set(after.tolist()), "an id stays with its text: FAISS' files go by it"
-    assert sorted(owners.tolist()) == store.live_ids().tolist()
+    assert sorted(owners.tolist()) == store.list_live_ids().tolist()
 
 
 def test_only_photos_beneath_the_folders(store: Store, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_prune_forgets_captions_too(store: Store, photos: Path) -> None:
     take_in(store, photos)
     assert store.num_captions == 3
     store.prune()
-    assert store.captions.writers() == {"painter": 3} and "green" not in texts(store)
+    assert store.captions.count_by_captioner() == {"painter": 3} and "green" not in texts(store)
 
 
 def test_nearest_captions_follow_the_table(store: Store) -> None:
@@ -167,10 +167,10 @@ def test_nearest_captions_follow_the_table(store: Store) -> None:
     search = CaptionSearch(store)
 
     def check() -> None:
-        ids, owners = store.captions.ids_and_photos()
-        cosines = store.captions.vectors(ids).astype(np.float32) @ colour_vector("red")
+        ids, owners = store.captions.list_ids_and_photos()
+        cosines = store.captions.read_vectors(ids).astype(np.float32) @ colour_vector("red")
         want = owners[np.lexsort((ids, -cosines))]
-        got = search.nearest(colour_vector("red").astype(np.float32), 3, store.live_ids())
+        got = search.nearest(colour_vector("red").astype(np.float32), 3, store.list_live_ids())
         assert got.tolist() == want[:3].tolist()
         some = np.concatenate([owners[1:], [999]])
         own = dict(zip(owners.tolist(), cosines.tolist(), strict=True))
@@ -183,13 +183,13 @@ def test_nearest_captions_follow_the_table(store: Store) -> None:
     store.captions.put(  # the photo's last caption counts, here the opposite of what it shows
         [
             NewCaption(int(id_), "turned", "x", "y", colour_vector(colour).astype(np.float16))
-            for id_, colour in zip(store.live_ids()[:2], ("green", "red"), strict=True)
+            for id_, colour in zip(store.list_live_ids()[:2], ("green", "red"), strict=True)
         ]
     )
     check()
     assert CaptionSearch(Store.open(store.folder)).nearest(
-        colour_vector("red").astype(np.float32), 1, store.live_ids()[2:]
-    ).tolist() == [int(store.live_ids()[2])]
+        colour_vector("red").astype(np.float32), 1, store.list_live_ids()[2:]
+    ).tolist() == [int(store.list_live_ids()[2])]
 
 
 # Search with the tiny model: brute force over what is stored
@@ -234,7 +234,7 @@ def captioned(searcher: Searcher) -> dict[int, float]:
 def brute_scores(model: RetrievalModel, searcher: Searcher, chosen: list[int]) -> dict[int, float]:
     assert searcher.store is not None
     itc = stored_itc(searcher, QUERY)
-    paths = {photo.id: photo.path for photo in searcher.store.photos(chosen)}
+    paths = {photo.id: photo.path for photo in searcher.store.read_photos(chosen)}
     return {id_: float(match_logits(model, paths[id_], QUERY)[1]) + itc[id_] for id_ in chosen}
 
 

@@ -50,20 +50,20 @@ def test_touched_but_not_changed_is_read_once_and_not_encoded(tmp_path: Path, st
         report, encoded = build(store, root, on_progress=seen.append)
         assert (counts(report), encoded) == ({"unchanged": 3}, 0)
         assert {progress.total for progress in seen} == {1}
-    assert store.files()[root / "0001.png"].mtime_ns == 1
+    assert store.read_files()[root / "0001.png"].mtime_ns == 1
 
 
 def test_a_renamed_photo_keeps_its_vectors(tmp_path: Path, store: Store) -> None:
     root = photos(tmp_path / "photos", range(5))
     build(store, root)
-    before = store.photo_ids()
+    before = store.map_ids_by_digest()
     (root / "0001.png").rename(root / "renamed.png")
     (root / "sub").mkdir()
     (root / "0002.png").rename(root / "sub" / "0002.png")
     report, encoded = build(store, root)
     assert counts(report) == {"moved": 2, "unchanged": 3}
     assert encoded == 0
-    assert store.photo_ids() == before
+    assert store.map_ids_by_digest() == before
     assert stored_colours(store)[root / "renamed.png"] == colour(1)
     assert root / "0001.png" not in stored_colours(store)
     report, _ = build(store, root)
@@ -108,7 +108,7 @@ def test_copies_share_one_photo(tmp_path: Path, store: Store) -> None:
     shutil.copy(root / "0001.png", root / "later.png")
     report, encoded = build(store, root)
     assert (counts(report), encoded) == ({"copied": 1, "unchanged": 4}, 0)
-    photo = store.photo_at(root / "later.png")
+    photo = store.find_photo(root / "later.png")
     assert photo is not None
     assert photo.paths == (root / "0001.png", root / "later.png")
     (root / "0001.png").unlink()  # one of two goes: the photo stays

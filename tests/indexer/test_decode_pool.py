@@ -29,7 +29,7 @@ def test_worker_processes_give_the_same_as_none(tmp_path: Path, store: Store) ->
     other = Store.create(tmp_path / "other", MANIFEST)
     build(other, root)
     assert np.array_equal(
-        store.vectors(store.live_ids()), other.vectors(other.live_ids())
+        store.read_vectors(store.list_live_ids()), other.read_vectors(other.list_live_ids())
     )  # ids in scan order
 
 
@@ -134,7 +134,7 @@ def test_when_no_worker_can_start_no_photo_is_blamed(
     )
     with pytest.raises(BrokenProcessPool):
         build(store, root, workers=2)
-    assert store.failures() == {}
+    assert store.read_failures() == {}
     assert counts(build(store, root, workers=0)[0]) == {"added": 20}
 
 

@@ -47,9 +47,9 @@ def fresh_itc(model: RetrievalModel, path: Path, text: str) -> float:
 def stored_itc(searcher: Searcher, text: str) -> dict[int, float]:
     """By id."""
     assert searcher.store is not None
-    ids = searcher.store.live_ids()
+    ids = searcher.store.list_live_ids()
     text_E = searcher.model.encode_texts([text])[0][0]
-    scores = (searcher.store.vectors(ids).astype(np.float64) @ text_E).max(axis=1)
+    scores = (searcher.store.read_vectors(ids).astype(np.float64) @ text_E).max(axis=1)
     return dict(zip(ids.tolist(), scores.tolist(), strict=True))
 
 

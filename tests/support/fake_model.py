@@ -83,9 +83,11 @@ class FakeSearcher:
         )
 
     def similar(self, path: Path, *, top: int = 20) -> Results:
-        photo = self.store.photo_at(path)
+        photo = self.store.find_photo(path)
         vector = (
-            self._vector(path) if photo is None else self.store.vectors([photo.id])[0, 0].astype(np.float32)
+            self._vector(path)
+            if photo is None
+            else self.store.read_vectors([photo.id])[0, 0].astype(np.float32)
         )
         ids, vectors_NE = self._photos()
         return Results(self._hits(ids, vectors_NE @ vector, top, 0))
@@ -94,7 +96,9 @@ class FakeSearcher:
         self, path: Path, texts: Sequence[str] | None, *, top: int = 20, rerank: int = 128
     ) -> TextResults:
         if texts is None:
-            texts = self.store.texts.read(np.concatenate([ids for ids, _ in self.store.texts.iter_vectors()]))
+            texts = self.store.texts.read(
+                np.concatenate([ids for ids, _ in self.store.texts.iterate_vectors()])
+            )
         vector = self._vector(path)
         scored = sorted(((float(colour_vector(text) @ vector), text) for text in texts), reverse=True)[:top]
         return TextResults(
@@ -119,13 +123,13 @@ class FakeSearcher:
         return Results(hits, failures=tuple(failures))
 
     def _photos(self) -> tuple[np.ndarray, np.ndarray]:
-        ids = self.store.live_ids()
-        return ids, self.store.vectors(ids)[:, 0].astype(np.float32)
+        ids = self.store.list_live_ids()
+        return ids, self.store.read_vectors(ids)[:, 0].astype(np.float32)
 
     def _hits(self, ids: np.ndarray, cosines: np.ndarray, top: int, rerank: int) -> tuple[Hit, ...]:
         order = np.argsort(-cosines, kind="stable")[:top]
-        photos = self.store.photos(ids[order])
-        captions = self.store.captions.of_photos(ids[order])
+        photos = self.store.read_photos(ids[order])
+        captions = self.store.captions.read_captions(ids[order])
         return tuple(
             Hit(
                 rank,

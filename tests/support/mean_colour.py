@@ -66,10 +66,10 @@ def counts(report: BuildReport) -> dict[str, int]:
 
 def stored_colours(store: Store) -> dict[Path, tuple[int, ...]]:
     """Every path that can be found, with the colour that its vectors say."""
-    ids = store.live_ids()
-    vectors = store.vectors(ids).astype(np.float32) * 256
+    ids = store.list_live_ids()
+    vectors = store.read_vectors(ids).astype(np.float32) * 256
     return {
         path: tuple(vector[0, :3].astype(int))
-        for photo, vector in zip(store.photos(ids), vectors, strict=True)
+        for photo, vector in zip(store.read_photos(ids), vectors, strict=True)
         for path in photo.paths
     }

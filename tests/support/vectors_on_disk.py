@@ -13,7 +13,7 @@ from engine.vectors.slot_index import SlotIndex
 
 
 def fill(store: Store, count: int, seed: int = 0) -> Store:
-    start = len(store.all_ids())
+    start = len(store.list_ids())
     new = compute_photo_vectors(count, seed=seed + start)
     root = Path("/photos")
     names = [f"{start + n:032x}" for n in range(count)]
@@ -23,9 +23,9 @@ def fill(store: Store, count: int, seed: int = 0) -> Store:
 
 
 def assert_finds(index: SlotIndex, store: Store) -> None:
-    ids = store.all_ids()
+    ids = store.list_ids()
     assert index.ids.tolist() == ids.tolist()
-    photos, query = store.vectors(ids), text_vectors(1)
+    photos, query = store.read_vectors(ids), text_vectors(1)
     found = index.search(query, len(ids))
     assert_same((found[0][0], found[1][0]), best_by_maximum(ids, photos, query[0], len(ids)))
 

@@ -22,7 +22,7 @@ def checked_text(text: str) -> str:
     except UnicodeEncodeError:
         raise QueryError(f"The text {printable(text)} is not valid UTF-8.") from None
     if not text.strip():
-        raise QueryError("The text is empty; describe what the photo shows.")
+        raise QueryError("The text is empty. Write what the photo shows.")
     return text
 
 

@@ -136,8 +136,8 @@ def more_like(photo: Photo) -> None:
 
 def photo_of(store: Store, digest: str) -> Photo | None:
     """The photo of the link, where it is still in the index."""
-    id_ = store.photo_ids().get(digest)
-    photo = None if id_ is None else store.photos([id_])[0]
+    id_ = store.map_ids_by_digest().get(digest)
+    photo = None if id_ is None else store.read_photos([id_])[0]
     return photo if photo is not None and photo.paths else None
 
 

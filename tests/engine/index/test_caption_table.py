@@ -27,11 +27,11 @@ def test_a_reader_goes_on_after_a_compaction(tmp_path: Path) -> None:
     assert store.captions.table is not None
     store.captions.table.compact(0)
     assert readers[0].captions.version < store.captions.version
-    assert readers[0].captions.of_photos([1, 2]) == {1: Caption("photo 1", "painter", "d1")}
-    assert sorted(readers[1].captions.photos_by("d1").tolist()) == [1, 3, 4, 5]
-    assert readers[2].captions.writers() == {"painter": 4}
-    ids, photos = readers[3].captions.ids_and_photos()
+    assert readers[0].captions.read_captions([1, 2]) == {1: Caption("photo 1", "painter", "d1")}
+    assert sorted(readers[1].captions.photos_written_by("d1").tolist()) == [1, 3, 4, 5]
+    assert readers[2].captions.count_by_captioner() == {"painter": 4}
+    ids, photos = readers[3].captions.list_ids_and_photos()
     assert ids.tolist() == [0, 2, 3, 4] and photos.tolist() == [3, 4, 1, 5]  # 1 was written anew
     want_NE = np.stack([a_caption(photo_id).vector_E for photo_id in (5, 1)])
-    np.testing.assert_array_equal(readers[4].captions.vectors(ids[[3, 2]]), want_NE)
+    np.testing.assert_array_equal(readers[4].captions.read_vectors(ids[[3, 2]]), want_NE)
     assert {reader.captions.version for reader in readers} == {store.captions.version}

@@ -17,14 +17,14 @@ def test_compaction_changes_nothing_that_is_read(store: Store, monkeypatch: pyte
     for n in range(12):
         store.add([photos[n]], [a_file(n)], [])
     reader = Store.open(store.folder)
-    assert reader.live_ids().tolist() == list(range(12))
+    assert reader.list_live_ids().tolist() == list(range(12))
     ids = [11, 0, 5]
     store.optimize()
     assert store._photos.table._handle.stats()["fragment_stats"]["num_fragments"] == 1
     for each in (store, reader, Store.open(store.folder)):  # the reader's version is gone: it reads again
-        np.testing.assert_array_equal(each.vectors(ids), np.stack([photos[n].vectors_QE for n in ids]))
-        assert each.features(ids) == [photos[n].features for n in ids]
-        assert set(each.files()) == {ROOT / f"{n}.jpg" for n in range(12)}
+        np.testing.assert_array_equal(each.read_vectors(ids), np.stack([photos[n].vectors_QE for n in ids]))
+        assert each.read_patches(ids) == [photos[n].features for n in ids]
+        assert set(each.read_files()) == {ROOT / f"{n}.jpg" for n in range(12)}
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_a_full_disk_is_said_and_loses_nothing(
         patch.setattr(store._photos.table._handle, "add", full)
         with pytest.raises(IndexStateError, match="is full; everything committed before is safe"):
             store.add([a_photo(2)], [a_file(2)], [])
-    assert store.live_ids().tolist() == [0, 1]
-    assert set(Store.open(store.folder).files()) == {ROOT / "0.jpg", ROOT / "1.jpg"}
+    assert store.list_live_ids().tolist() == [0, 1]
+    assert set(Store.open(store.folder).read_files()) == {ROOT / "0.jpg", ROOT / "1.jpg"}
     assert store.add([a_photo(2)], [a_file(2)], []) == [2]
 
 
@@ -67,4 +67,4 @@ def test_a_lost_table_is_named(store: Store) -> None:
 
 
 def test_a_literal_cannot_be_left() -> None:
-    assert database.bytes_literal(b"'\n\xff") == "X'270aff'"
+    assert database.quote_bytes(b"'\n\xff") == "X'270aff'"

@@ -15,11 +15,11 @@ def test_missing_is_not_forgotten_and_comes_back(store: Store) -> None:
     store.add([], [a_file(1, "copy of 1.jpg")])
     version = store.version
     store.mark_missing([ROOT / "0.jpg", ROOT / "1.jpg", ROOT / "unknown.jpg"])
-    assert store.live_ids().tolist() == [1, 2]  # 1 still has its copy
-    assert store.photos([1])[0].paths == (ROOT / "copy of 1.jpg",)
-    assert store.num_files == 2 and len(store.files()) == 4
+    assert store.list_live_ids().tolist() == [1, 2]  # 1 still has its copy
+    assert store.read_photos([1])[0].paths == (ROOT / "copy of 1.jpg",)
+    assert store.num_files == 2 and len(store.read_files()) == 4
     store.add([], [a_file(0)])
-    assert store.live_ids().tolist() == [0, 1, 2] and not store.files()[ROOT / "0.jpg"].missing
+    assert store.list_live_ids().tolist() == [0, 1, 2] and not store.read_files()[ROOT / "0.jpg"].missing
     assert store.version == version  # the photos did not change: FAISS files stay
 
 
@@ -27,14 +27,14 @@ def test_prune_forgets_and_never_gives_an_id_again(store: Store) -> None:
     filled(store, 5)
     store.mark_missing([ROOT / "1.jpg", ROOT / "3.jpg", ROOT / "4.jpg"])
     assert store.prune() == 2
-    assert set(store.files()) == {ROOT / "0.jpg", ROOT / "2.jpg"}
-    assert store.live_ids().tolist() == [0, 2] and store.num_photos == 2
-    np.testing.assert_array_equal(store.vectors([2]), a_photo(2).vectors_QE[None])
+    assert set(store.read_files()) == {ROOT / "0.jpg", ROOT / "2.jpg"}
+    assert store.list_live_ids().tolist() == [0, 2] and store.num_photos == 2
+    np.testing.assert_array_equal(store.read_vectors([2]), a_photo(2).vectors_QE[None])
     assert store.add([a_photo(7)], [a_file(7)], []) == [5]
-    assert store.prune() == 1 and store.all_ids().tolist() == [0, 2, 5]
+    assert store.prune() == 1 and store.list_ids().tolist() == [0, 2, 5]
     assert store.prune() == 0
     with pytest.raises(IndexStateError, match="photo 3 is no longer in the index"):
-        store.photos([0, 3])
+        store.read_photos([0, 3])
 
 
 def test_photos_at_many_paths(store: Store) -> None:
@@ -45,8 +45,8 @@ def test_photos_at_many_paths(store: Store) -> None:
     paths[7], paths[1200], paths[2499], paths[3] = (
         ROOT / name for name in ("a.jpg", "c.jpg", "a.jpg", "b.jpg")
     )
-    found = store.photos_at(paths)
+    found = store.find_photos(paths)
     assert [row for row, photo in enumerate(found) if photo] == [7, 1200, 2499]
-    assert {photo.id for photo in found if photo} == {0} and found[7] == store.photo_at(ROOT / "c.jpg")
+    assert {photo.id for photo in found if photo} == {0} and found[7] == store.find_photo(ROOT / "c.jpg")
     assert found[7] is not None and found[7].paths == (ROOT / "a.jpg", ROOT / "c.jpg")
-    assert store.photos_at([]) == []
+    assert store.find_photos([]) == []

@@ -18,22 +18,22 @@ def test_a_path_is_replaced_not_doubled(store: Store) -> None:
     filled(store, 2)
     changed = FileRecord(ROOT, ROOT / "0.jpg", 5, 6, f"{1:032x}")
     store.add([], [a_file(0), changed])  # of twice the same path, the last
-    assert store.files() == {ROOT / "0.jpg": changed, ROOT / "1.jpg": a_file(1)}
-    assert store.photos([0])[0].paths == ()
-    assert store.photos([1])[0].paths == (ROOT / "0.jpg", ROOT / "1.jpg")
-    assert store.live_ids().tolist() == [1]
+    assert store.read_files() == {ROOT / "0.jpg": changed, ROOT / "1.jpg": a_file(1)}
+    assert store.read_photos([0])[0].paths == ()
+    assert store.read_photos([1])[0].paths == (ROOT / "0.jpg", ROOT / "1.jpg")
+    assert store.list_live_ids().tolist() == [1]
 
 
 def test_a_path_is_a_file_or_a_failure(store: Store) -> None:
     filled(store, 2)
     store.add([], [], [a_failure("0.jpg", "truncated"), a_failure("x.jpg")])
-    assert set(store.files()) == {ROOT / "1.jpg"} and store.live_ids().tolist() == [1]
+    assert set(store.read_files()) == {ROOT / "1.jpg"} and store.list_live_ids().tolist() == [1]
     store.add([], [], [a_failure("x.jpg", "now another reason")])
-    assert store.failures()[ROOT / "x.jpg"].reason == "now another reason"
+    assert store.read_failures()[ROOT / "x.jpg"].reason == "now another reason"
     store.add([], [a_file(0)])
-    assert set(store.failures()) == {ROOT / "x.jpg"} and store.live_ids().tolist() == [0, 1]
+    assert set(store.read_failures()) == {ROOT / "x.jpg"} and store.list_live_ids().tolist() == [0, 1]
     store.remove_failures([ROOT / "x.jpg", ROOT / "never seen.jpg"])
-    assert store.failures() == {}
+    assert store.read_failures() == {}
 
 
 STRANGE = [
@@ -56,16 +56,16 @@ def test_strange_names_survive_every_operation(store: Store, name: str) -> None:
     filled(store, 2)
     strange = a_file(9, name)
     store.add([a_photo(9)], [strange], [])
-    assert Store.open(store.folder).files()[strange.path] == strange
-    found = store.photo_at(strange.path)
+    assert Store.open(store.folder).read_files()[strange.path] == strange
+    found = store.find_photo(strange.path)
     assert found is not None and found.id == 2 and found.path == strange.path
     store.mark_missing([strange.path])
-    assert store.live_ids().tolist() == [0, 1] and store.photo_at(strange.path) is None
-    assert store.files()[strange.path].missing
+    assert store.list_live_ids().tolist() == [0, 1] and store.find_photo(strange.path) is None
+    assert store.read_files()[strange.path].missing
     store.add([], [], [a_failure(name)])
-    assert set(store.files()) == {ROOT / "0.jpg", ROOT / "1.jpg"}
+    assert set(store.read_files()) == {ROOT / "0.jpg", ROOT / "1.jpg"}
     store.remove_failures([strange.path])
-    assert store.failures() == {}
+    assert store.read_failures() == {}
 
 
 def test_a_strange_root_and_reason(store: Store) -> None:
@@ -74,19 +74,19 @@ def test_a_strange_root_and_reason(store: Store) -> None:
     photo = NewPhoto("d'1", 1, 1, np.zeros((Q, E), np.float16))
     reason = f"cannot read {os.fsdecode(b'x')}{chr(0xDCFF)}"
     store.add([photo], [record], [FailureRecord(root, root / "b.jpg", 1, 2, reason)])
-    assert store.files(root) == {root / "a.jpg": record}
-    assert store.photos([0])[0].paths == (root / "a.jpg",)
-    assert store.failures(root)[root / "b.jpg"].reason == "cannot read x\\udcff"
+    assert store.read_files(root) == {root / "a.jpg": record}
+    assert store.read_photos([0])[0].paths == (root / "a.jpg",)
+    assert store.read_failures(root)[root / "b.jpg"].reason == "cannot read x\\udcff"
 
 
 def test_roots_that_overlap_hold_a_path_once(store: Store) -> None:
     inner = ROOT / "2024"
     store.add([a_photo(1), a_photo(2)], [a_file(1, "a.jpg", inner), a_file(2, "b.jpg")], [])
     store.add([], [a_file(3, "c.jpg", Path("/photos2"))])
-    assert set(store.files(ROOT)) == {inner / "a.jpg", ROOT / "b.jpg"}
-    assert set(store.files(inner)) == {inner / "a.jpg"}
+    assert set(store.read_files(ROOT)) == {inner / "a.jpg", ROOT / "b.jpg"}
+    assert set(store.read_files(inner)) == {inner / "a.jpg"}
     store.add([], [a_file(1, "2024/a.jpg")])  # the outer root is walked now
-    assert store.files()[inner / "a.jpg"].root == ROOT and len(store.files()) == 3
-    assert set(store.files(inner)) == {inner / "a.jpg"}
+    assert store.read_files()[inner / "a.jpg"].root == ROOT and len(store.read_files()) == 3
+    assert set(store.read_files(inner)) == {inner / "a.jpg"}
     store.add([], [a_file(1, "a.jpg", inner)])
-    assert store.files()[inner / "a.jpg"].root == inner and store.num_files == 3
+    assert store.read_files()[inner / "a.jpg"].root == inner and store.num_files == 3

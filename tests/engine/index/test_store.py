@@ -20,22 +20,22 @@ def test_what_is_added_is_read_back(store: Store) -> None:
     assert store.add([a_photo(0), a_photo(1)], [a_file(0), a_file(1)], [a_failure("bad.jpg")]) == [0, 1]
     again = Store.open(store.folder)
     assert again.manifest == a_manifest()
-    assert again.photo_ids() == {f"{0:032x}": 0, f"{1:032x}": 1}
-    assert again.files() == {ROOT / "0.jpg": a_file(0), ROOT / "1.jpg": a_file(1)}
-    assert again.failures() == {ROOT / "bad.jpg": a_failure("bad.jpg")}
-    one, zero = again.photos([1, 0])
+    assert again.map_ids_by_digest() == {f"{0:032x}": 0, f"{1:032x}": 1}
+    assert again.read_files() == {ROOT / "0.jpg": a_file(0), ROOT / "1.jpg": a_file(1)}
+    assert again.read_failures() == {ROOT / "bad.jpg": a_failure("bad.jpg")}
+    one, zero = again.read_photos([1, 0])
     assert (one.id, one.digest, one.width, one.height) == (1, f"{1:032x}", 101, 201)
     assert one.paths == (ROOT / "1.jpg",) and zero.path == ROOT / "0.jpg"
     assert (again.num_photos, again.num_files, again.texts.count()) == (2, 2, 0)
-    assert again.disk_bytes() >= 2 * Q * E * 2
+    assert again.measure_disk_bytes() >= 2 * Q * E * 2
 
 
 def test_a_digest_is_added_once_and_keeps_all_its_paths(store: Store) -> None:
     first = store.add([a_photo(3), a_photo(4), a_photo(3)], [a_file(3), a_file(4)], [])
     assert first == [0, 1, 0]
     assert store.add([a_photo(5), a_photo(4)], [a_file(4, "copy.jpg"), a_file(5)], []) == [2, 1]
-    assert store.num_photos == 3 and len(store.photo_ids()) == 3
-    assert store.photos([1])[0].paths == (ROOT / "4.jpg", ROOT / "copy.jpg")
+    assert store.num_photos == 3 and len(store.map_ids_by_digest()) == 3
+    assert store.read_photos([1])[0].paths == (ROOT / "4.jpg", ROOT / "copy.jpg")
 
 
 def test_ten_thousand_paths_are_one_commit(store: Store) -> None:
@@ -54,11 +54,15 @@ def test_vectors_and_features_come_in_the_order_asked(store: Store) -> None:
         store.add(photos[start : start + 10], [], [])
     ids = [*np.random.default_rng(0).permutation(40)[:25].tolist(), 7, 7]
     for each in (store, Store.open(store.folder)):
-        vectors = each.vectors(ids)
+        vectors = each.read_vectors(ids)
         assert vectors.dtype == np.float16
         np.testing.assert_array_equal(vectors, np.stack([photos[n].vectors_QE for n in ids]))
-        assert each.features(ids) == [photos[n].features for n in ids]
-    assert store.vectors([]).shape == (0, Q, E) and store.features([]) == [] and store.photos([]) == []
+        assert each.read_patches(ids) == [photos[n].features for n in ids]
+    assert (
+        store.read_vectors([]).shape == (0, Q, E)
+        and store.read_patches([]) == []
+        and store.read_photos([]) == []
+    )
 
 
 def test_all_vectors_stream_in_id_order(store: Store) -> None:
@@ -67,7 +71,7 @@ def test_all_vectors_stream_in_id_order(store: Store) -> None:
         store.add(filled_part, [a_file(n) for n in range(start, start + 10)], [])
     store.mark_missing([ROOT / "4.jpg", ROOT / "12.jpg"])
     store.prune()
-    parts = list(store.iter_vectors(after_id=2, batch=7))
+    parts = list(store.iterate_vectors(after_id=2, batch=7))
     ids = np.concatenate([part for part, _ in parts])
     assert ids.tolist() == [n for n in range(3, 30) if n not in (4, 12)]
     assert max(len(part) for part, _ in parts) == 7
@@ -120,7 +124,7 @@ def test_a_fresh_process_reads_it(store: Store) -> None:
         from pathlib import Path
         from engine.index.store import Store
         store = Store.open(Path(sys.argv[1]))
-        print(store.live_ids().tolist(), store.photos([2])[0].path, store.vectors([1]).tolist())
+        print(store.list_live_ids().tolist(), store.read_photos([2])[0].path, store.read_vectors([1]).tolist())
         """,
         store.folder,
     )
@@ -145,19 +149,19 @@ def test_a_kill_between_the_commits_leaves_no_file_without_its_photo(store: Stor
     )
     assert done.returncode == 9, done.stderr
     again = Store.open(store.folder)  # the dead writer's lock is free
-    assert set(again.files()) == {ROOT / "0.jpg", ROOT / "1.jpg"}
-    assert again.photo_ids()[f"{5:032x}"] == 2 and again.live_ids().tolist() == [0, 1]
+    assert set(again.read_files()) == {ROOT / "0.jpg", ROOT / "1.jpg"}
+    assert again.map_ids_by_digest()[f"{5:032x}"] == 2 and again.list_live_ids().tolist() == [0, 1]
     assert again.add([a_photo(5)], [a_file(5)], []) == [2]  # taken up, not encoded and added again
-    assert again.live_ids().tolist() == [0, 1, 2]
+    assert again.list_live_ids().tolist() == [0, 1, 2]
 
 
 def test_a_store_sees_others_writes_after_refresh_and_before_its_own(store: Store) -> None:
     filled(store, 1)
     other = Store.open(store.folder)
     store.add([a_photo(1)], [a_file(1)], [])
-    assert other.live_ids().tolist() == [0]
+    assert other.list_live_ids().tolist() == [0]
     other.refresh()
-    assert other.live_ids().tolist() == [0, 1]
+    assert other.list_live_ids().tolist() == [0, 1]
     store.add([a_photo(2)], [a_file(2)], [])
     assert other.add([a_photo(2), a_photo(3)], [a_file(3)], []) == [2, 3]  # without refresh
 
@@ -192,12 +196,12 @@ def test_an_interrupted_create_can_be_repeated(tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_empty_index(store: Store) -> None:
-    assert store.files() == {} and store.failures() == {} and store.photo_ids() == {}
-    assert store.live_ids().tolist() == [] and store.live_ids().dtype == np.int64
-    assert list(store.iter_vectors()) == [] and list(store.texts.iter_vectors()) == []
-    assert store.photo_at(ROOT / "a.jpg") is None and store.prune() == 0
+    assert store.read_files() == {} and store.read_failures() == {} and store.map_ids_by_digest() == {}
+    assert store.list_live_ids().tolist() == [] and store.list_live_ids().dtype == np.int64
+    assert list(store.iterate_vectors()) == [] and list(store.texts.iterate_vectors()) == []
+    assert store.find_photo(ROOT / "a.jpg") is None and store.prune() == 0
     store.mark_missing([ROOT / "a.jpg"])
     store.remove_failures([])
     store.optimize()
     with pytest.raises(IndexStateError):
-        store.photos([0])
+        store.read_photos([0])

@@ -16,10 +16,10 @@ def test_texts_are_kept_once(store: Store) -> None:
     assert store.texts.add(["new", "a dog"], vectors[:2]) == [3, 0]
     again = Store.open(store.folder)
     assert again.texts.read([3, 1, 0, 1]) == ["new", "it's\n東京", "a dog", "it's\n東京"]
-    assert again.texts.count() == 4 and again.texts.ids().tolist() == [0, 1, 2, 3]
+    assert again.texts.count() == 4 and again.texts.list_ids().tolist() == [0, 1, 2, 3]
     want = vectors[[0, 1, 3, 0]]
-    np.testing.assert_array_equal(again.texts.vectors([3, 0]), want[[3, 0]])
-    (ids, got), (more_ids, more) = again.texts.iter_vectors(after_id=0, batch=2)
+    np.testing.assert_array_equal(again.texts.read_vectors([3, 0]), want[[3, 0]])
+    (ids, got), (more_ids, more) = again.texts.iterate_vectors(after_id=0, batch=2)
     np.testing.assert_array_equal(np.concatenate([got, more]), want[1:])
     assert [*ids, *more_ids] == [1, 2, 3]
     with pytest.raises(IndexStateError, match="text 9"):
@@ -35,9 +35,9 @@ def test_a_reader_goes_on_after_a_compaction(store: Store) -> None:
     store.texts.table.compact(0)
     assert readers[0].texts.version < store.texts.version
     assert readers[0].texts.read([4, 0]) == ["text 4", "text 0"]
-    assert readers[1].texts.ids().tolist() == list(range(6))
-    np.testing.assert_array_equal(readers[2].texts.vectors([5, 1, 5]), vectors_TE[[5, 1, 5]])
-    ((ids, vectors),) = readers[3].texts.iter_vectors(after_id=2)
+    assert readers[1].texts.list_ids().tolist() == list(range(6))
+    np.testing.assert_array_equal(readers[2].texts.read_vectors([5, 1, 5]), vectors_TE[[5, 1, 5]])
+    ((ids, vectors),) = readers[3].texts.iterate_vectors(after_id=2)
     assert ids.tolist() == [3, 4, 5]
     np.testing.assert_array_equal(vectors, vectors_TE[3:])
     assert {reader.texts.version for reader in readers} == {store.texts.version}

@@ -13,22 +13,22 @@ from store_rows import a_file, a_photo, filled, run_python
 
 from engine.errors import IndexStateError
 from engine.index.store import Store
-from engine.index.writer_lock import WriterLock, locked
+from engine.index.writer_lock import WriterLock, lock_folder
 
 REPOSITORY = Path(__file__).parents[3]
 on_unix = pytest.mark.skipif(sys.platform == "win32", reason="older versions of qseek ran on Unix alone")
 TAKE_AND_STOP = """
 import sys, time
 from pathlib import Path
-from engine.index.writer_lock import locked
-with locked(Path(sys.argv[1])):
+from engine.index.writer_lock import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("taken", flush=True)
     time.sleep(100)
 """
 
 
 def assert_refused(folder: Path, process: object) -> None:
-    with pytest.raises(IndexStateError) as error, locked(folder):
+    with pytest.raises(IndexStateError) as error, lock_folder(folder):
         pass
     assert str(error.value) == (
         f"another qseek (process {process}) is writing the index at {folder}; "
@@ -38,15 +38,15 @@ def assert_refused(folder: Path, process: object) -> None:
 
 def test_one_at_a_time_and_nothing_but_the_lock_file_stays(tmp_path: Path) -> None:
     for _ in range(2):
-        with locked(tmp_path):
+        with lock_folder(tmp_path):
             assert_refused(tmp_path, os.getpid())
         assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_an_error_inside_frees_it(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), locked(tmp_path):
+    with pytest.raises(KeyError), lock_folder(tmp_path):
         raise KeyError
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
@@ -57,7 +57,7 @@ def test_a_killed_process_frees_it(tmp_path: Path) -> None:
         assert_refused(tmp_path, process.pid)
         process.kill()
     assert (tmp_path / "lock.pid").read_text() == str(process.pid), "nobody could tidy up"
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         assert_refused(tmp_path, os.getpid())
 
 
@@ -72,7 +72,7 @@ def test_an_older_qseek_keeps_us_out(tmp_path: Path) -> None:
         file.write("4242")
         file.flush()
         assert_refused(tmp_path, 4242)
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         assert_refused(tmp_path, os.getpid())
 
 
@@ -81,7 +81,7 @@ def test_we_keep_an_older_qseek_out(tmp_path: Path) -> None:
     import fcntl
 
     (tmp_path / "lock").write_text("4242")  # what its last run wrote; it would name that process again
-    with locked(tmp_path), open(tmp_path / "lock", "a+") as file:
+    with lock_folder(tmp_path), open(tmp_path / "lock", "a+") as file:
         with pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.seek(0)
@@ -91,7 +91,7 @@ def test_we_keep_an_older_qseek_out(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder, reason in ((tmp_path / "gone", "No such file or directory"), (tmp_path / "file", "")):
-        with pytest.raises(IndexStateError, match=f"cannot be written: {reason}"), locked(folder):
+        with pytest.raises(IndexStateError, match=f"cannot be written: {reason}"), lock_folder(folder):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "no folder is made"
 
@@ -100,12 +100,12 @@ def test_the_writer_may_take_it_again(tmp_path: Path) -> None:
     taken: list[bool] = []
     lock = WriterLock(tmp_path, lambda: taken.append(True))
     for num_taken in (1, 2):
-        with lock.held(), lock.held():
-            with pytest.raises(KeyError), lock.held():
+        with lock.hold(), lock.hold():
+            with pytest.raises(KeyError), lock.hold():
                 raise KeyError
             assert_refused(tmp_path, os.getpid())
         assert len(taken) == num_taken
-    with locked(tmp_path):
+    with lock_folder(tmp_path):
         pass
 
 
@@ -114,10 +114,10 @@ def test_other_threads_wait_for_it(tmp_path: Path) -> None:
     events: list[str] = []
 
     def take() -> None:
-        with lock.held():
+        with lock.hold():
             events.append("other")
 
-    with lock.held():
+    with lock.hold():
         other = threading.Thread(target=take)
         other.start()
         other.join(0.1)
@@ -134,7 +134,7 @@ def test_a_second_writer_is_turned_away_at_once(store: Store) -> None:
         from engine.errors import IndexStateError
         from engine.index.store import Store
         store = Store.open(Path(sys.argv[1]))
-        print(store.live_ids().tolist())
+        print(store.list_live_ids().tolist())
         try:
             store.mark_missing([Path("/photos/0.jpg")])
             print("written")

@@ -25,7 +25,7 @@ def patches() -> torch.Tensor:
 @pytest.mark.parametrize("features", ["store", "int8"])
 def test_what_is_kept_comes_back(patches: torch.Tensor, features: str) -> None:
     rows = pack(patches, features)
-    assert [len(row) for row in rows] == [manifest(features).feature_bytes] * 3
+    assert [len(row) for row in rows] == [manifest(features).patch_bytes_per_photo] * 3
     actual = unpack(rows, SHAPE, features, CPU, torch.float32)
     step = patches.abs().amax(dim=2, keepdim=True) / (127 if features == "int8" else 1024)
     assert ((actual - patches).abs() <= 0.5001 * step).all()

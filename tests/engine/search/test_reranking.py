@@ -40,7 +40,7 @@ from indexer.build import build_index
 def test_reranked(searcher: Searcher, model: RetrievalModel, rerank: int) -> None:
     itc = stored_itc(searcher, QUERY)
     by_itc = sort_by(itc)
-    paths = {photo.id: photo.path for photo in searcher.store.photos(by_itc)}  # type: ignore[union-attr]
+    paths = {photo.id: photo.path for photo in searcher.store.read_photos(by_itc)}  # type: ignore[union-attr]
     logits = {id_: match_logits(model, paths[id_], QUERY) for id_ in by_itc}
     chosen = {id_: float(logits[id_][1]) + itc[id_] for id_ in by_itc[:rerank]}
     found = searcher.search(QUERY, top=24, rerank=rerank)

@@ -67,8 +67,10 @@ def test_photos_of_another_process_are_found(
 
 
 def mean_cosines(store: Store, photo_QE: np.ndarray) -> dict[int, float]:
-    ids = store.live_ids()
-    means = (store.vectors(ids).astype(np.float64) * photo_QE.astype(np.float64)).sum(axis=2).mean(axis=1)
+    ids = store.list_live_ids()
+    means = (
+        (store.read_vectors(ids).astype(np.float64) * photo_QE.astype(np.float64)).sum(axis=2).mean(axis=1)
+    )
     return dict(zip(ids.tolist(), means.tolist(), strict=True))
 
 
@@ -76,9 +78,9 @@ def test_like_an_indexed_photo(copied: Callable[[str], tuple[Searcher, list[Path
     searcher, paths = copied("none")
     store = searcher.store
     assert store is not None
-    photo = store.photo_at(paths[7])
+    photo = store.find_photo(paths[7])
     assert photo is not None
-    want = mean_cosines(store, store.vectors([photo.id])[0])
+    want = mean_cosines(store, store.read_vectors([photo.id])[0])
     del want[photo.id]
     for number, top in enumerate((5, 23, 100)):
         found = searcher.similar(paths[7], top=top)

@@ -38,12 +38,12 @@ def store(tmp_path: Path) -> Store:
 def rows_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each batch took from the table to build an index."""
     counts: list[int] = []
-    batches = store.iter_vectors
+    batches = store.iterate_vectors
 
     def counted(after_id: int = -1, batch: int = 4096) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for ids, part in batches(after_id, batch):
             counts.append(len(ids))
             yield ids, part
 
-    monkeypatch.setattr(store, "iter_vectors", counted)
+    monkeypatch.setattr(store, "iterate_vectors", counted)
     return counts

@@ -13,7 +13,7 @@ from brute_force_slots import E, S
 from vectors_on_disk import assert_finds, fill, taken
 
 from engine.index.store import Store
-from engine.index.writer_lock import locked
+from engine.index.writer_lock import lock_folder
 from engine.vectors import segment_files, segments
 from engine.vectors.table_indexes import open_photo_index
 
@@ -130,7 +130,7 @@ def test_a_full_disk_costs_only_the_files(
 def test_while_another_process_writes_the_files_they_are_left_alone(store: Store) -> None:
     root = store.folder / "faiss" / "photos"
     root.mkdir(parents=True)
-    with locked(root):
+    with lock_folder(root):
         assert_finds(open_photo_index(store, device="cpu"), store)
     assert not (root / "current.json").exists()
 

@@ -29,7 +29,7 @@ def test_files_follow_the_table(store: Store, rows_read: list[int], kind: str) -
     store.mark_missing([Path("/photos") / f"{3:032x}"])  # hidden by live_ids, not removed
     index = open_photo_index(store, kind, "cpu")
     assert_finds(index, store)
-    assert 3 not in index.search(text_vectors(1), 45, store.live_ids())[0]
+    assert 3 not in index.search(text_vectors(1), 45, store.list_live_ids())[0]
     assert taken(rows_read) == 0
     store.prune()
     assert_finds(open_photo_index(store, kind, "cpu"), store)
@@ -61,8 +61,8 @@ def test_large_tables_are_built_in_segments(
     store: Store, rows_read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table_indexes, "_SEGMENT_ROWS", 16)
-    small_batches = store.iter_vectors
-    monkeypatch.setattr(store, "iter_vectors", lambda after_id: small_batches(after_id, 8))
+    small_batches = store.iterate_vectors
+    monkeypatch.setattr(store, "iterate_vectors", lambda after_id: small_batches(after_id, 8))
     index = open_photo_index(store, device="cpu")
     assert [len(segment) for segment in index.segments] == [16, 16, 8]
     assert all(segment.frozen for segment in index.segments)
@@ -86,7 +86,7 @@ def test_a_photo_finds_texts(store: Store, kind: str) -> None:
     store.texts.add([f"text {n}" for n in range(250, 300)], texts[250:])
     for _ in range(2):
         index = open_text_index(store, kind, "cpu")
-        photo = store.vectors([4])[0]
+        photo = store.read_vectors([4])[0]
         found = merge_maximum(*index.search(photo, 20), 20)
         scores = (texts.astype(np.float64) @ photo.astype(np.float64).T).max(axis=1)
         assert_same(found, brute_force(np.arange(300), scores, 20))

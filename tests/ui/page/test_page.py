@@ -73,7 +73,7 @@ def test_the_threshold_hides_and_counts(store):
 
 
 def test_how_many(store):
-    photos = store.photos(store.live_ids())[0].path.parent
+    photos = store.read_photos(store.list_live_ids())[0].path.parent
     for number in range(20):
         Image.new("RGB", (20, 20), (number, 9, 9)).save(photos / f"dark{number}.png")
     build_index([photos], store, PhotoEncoder(FakeModel(), "none"), workers=0)
@@ -117,7 +117,7 @@ def test_open_shows_the_whole_photo_and_where_it_lies(store):
 
 def test_a_photo_that_is_gone_is_said_so(store):
     page(q="red")  # its thumbnail is kept
-    red, green, *_ = (path for path in sorted(store.files()) if path.stem in ("red", "green"))
+    red, green, *_ = (path for path in sorted(store.read_files()) if path.stem in ("red", "green"))
     red.unlink()
     green.unlink()
     test = page(q="red green")
@@ -127,7 +127,7 @@ def test_a_photo_that_is_gone_is_said_so(store):
 
 
 def test_a_photo_gone_before_it_was_ever_shown(store):
-    next(path for path in store.files() if path.stem == "red").unlink()
+    next(path for path in store.read_files() if path.stem == "red").unlink()
     test = page(q="red")
     assert "This photo is gone since it was indexed" in all_words(test)
     assert len(test.get("image")) == 3

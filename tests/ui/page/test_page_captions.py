@@ -36,7 +36,7 @@ def test_captions_of_the_index_are_shown_and_can_be_hidden(store, monkeypatch):
 def test_missing_captions_are_written_after_the_photos(store, monkeypatch):
     writer = FakeWriter()
     monkeypatch.setattr(session, "load_photo_captioner", lambda name, searching: writer)
-    (gone,) = (path for path in store.files() if path.stem == "blue")
+    (gone,) = (path for path in store.read_files() if path.stem == "blue")
     page(q="red")  # its thumbnail is kept
     gone.unlink()
     test = page(q="red", captions="true")

@@ -198,10 +198,10 @@ def prune(index: Path | None) -> None:
     """
     store = open_store(index_folder(index))
     with store.writing():
-        num_missing = sum(record.missing for record in store.files().values())
+        num_missing = sum(record.missing for record in store.read_files().values())
         store.prune()
         store.optimize()
-    photos, size = count_text(store.num_photos, "photo"), text_forms.size_text(store.disk_bytes())
+    photos, size = count_text(store.num_photos, "photo"), text_forms.size_text(store.measure_disk_bytes())
     write(f"{num_missing:,} forgotten, {photos} in the index, {size} on disk\n")
 
 
@@ -210,7 +210,7 @@ def prune(index: Path | None) -> None:
 @output_options
 def failures(index: Path | None, output: Output) -> None:
     """List the photos that could not be read, and why."""
-    records = open_store(index_folder(index)).failures()
+    records = open_store(index_folder(index)).read_failures()
     found = [Failure(path, records[path].reason) for path in sorted(records)]
     if not found:
         say("No photo failed.")

@@ -119,9 +119,9 @@ def test_reindexing_keeps_them(photos: Path, tmp_path: Path, monkeypatch: pytest
     assert result.exit_code == 0, result.output
     assert captions(qseek("search", "blue", "--json")) == {"blue": "a blue thing", "green": "a green thing"}
     store = Store.open(tmp_path / "index")
-    ids, owners = store.captions.ids_and_photos()
-    for vector, photo in zip(store.captions.vectors(ids), owners, strict=True):
-        text = store.captions.of_photos([photo])[int(photo)].text
+    ids, owners = store.captions.list_ids_and_photos()
+    for vector, photo in zip(store.captions.read_vectors(ids), owners, strict=True):
+        text = store.captions.read_captions([photo])[int(photo)].text
         assert FakeModel().encode_texts([text])[0][0] == pytest.approx(vector.astype(float), abs=1e-3)
 
 

@@ -12,7 +12,7 @@ from fake_model import FakeModel
 
 from engine.index.manifest import Manifest
 from engine.index.store import Store
-from engine.index.writer_lock import locked
+from engine.index.writer_lock import lock_folder
 
 pytestmark = pytest.mark.usefixtures("colours")
 
@@ -107,7 +107,7 @@ class TestIndex:
         assert not (tmp_path / "fresh").exists()
 
     def test_two_at_once(self, tmp_path, indexed):
-        with locked(tmp_path / "index"):
+        with lock_folder(tmp_path / "index"):
             result = qseek("index", indexed)
         assert result.exit_code == 1
         assert f"another qseek (process {os.getpid()}) is writing" in result.stderr
