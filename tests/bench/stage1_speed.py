@@ -25,7 +25,7 @@ from engine.blip2.config import vit_g
 from engine.blip2.layers import KeysValues
 from engine.blip2.retriever import Retriever
 from training.loop.optimizer import OptimConfig, make_optimizer
-from training.loop.trained_weights import Weights
+from training.loop.trained_weights import TrainedWeights
 from training.losses.itc_itm_itg import draw_negatives, itc_loss, itc_similarities, itm_loss
 from training.losses.stage1_losses import stage1_losses
 
@@ -104,7 +104,7 @@ def make_step(
     model: Retriever, losses_of: Losses, inputs: tuple[Tensor, ...], dtype: str
 ) -> Callable[[], float]:
     """A whole training step, and the seconds that it takes. Both sides train the same weights in turn."""
-    weights = Weights(model, dtype)
+    weights = TrainedWeights(model, dtype)
     optimizer = make_optimizer(weights.masters, OptimConfig(steps=1, batch=len(inputs[1]), lr=1e-6))
     on_gpu = inputs[0].is_cuda
 
@@ -115,9 +115,9 @@ def make_step(
         optimizer.zero_grad(set_to_none=True)
         patches = model.vision_norm(inputs[0].to(model.vision_norm.weight.dtype))
         torch.stack(list(losses_of(model, patches, *inputs[1:]).values())).sum().backward()
-        weights.take_gradients()
+        weights.move_gradients_to_masters()
         optimizer.step()
-        weights.give_values()
+        weights.copy_masters_to_model()
         if on_gpu:
             torch.cuda.synchronize()
         return time.perf_counter() - started

@@ -12,22 +12,26 @@ from engine.datasets.captioned_sets import SourceConfig, open_training_set
 from engine.models.retrieval_model import RetrievalModel
 from training.capfilt.capfilt import run_capfilt
 from training.capfilt.capfilt_config import CapfiltConfig
-from training.capfilt.caption_candidates import load_parts
+from training.capfilt.caption_candidates import load_captioner_and_matcher
 from ui.cli.main import main
 
 CONFIG = CapfiltConfig(
     ("plain-*.tar",), "tiny", "tiny", per_photo=5, keep=2, min_tokens=2, max_tokens=8, photos_at_once=2,
     shard_photos=3,
 )  # fmt: skip
-OWN = [("a red dog", "the dog runs"), ("a cat",), ("snow on the house", "a house", "the house in snow")]
+ORIGINAL_CAPTIONS = [
+    ("a red dog", "the dog runs"),
+    ("a cat",),
+    ("snow on the house", "a house", "the house in snow"),
+]
 
 
-def run(place: Path, name: str = "out", config: CapfiltConfig = CONFIG) -> Path:
-    run_capfilt(config, place / "data", place / "runs", place / "runs" / name)
-    return place / "runs" / name
+def run(workspace: Path, name: str = "out", config: CapfiltConfig = CONFIG) -> Path:
+    run_capfilt(config, workspace / "data", workspace / "runs", workspace / "runs" / name)
+    return workspace / "runs" / name
 
 
-def facts(folder: Path) -> list[dict[str, Any]]:
+def read_shard_json(folder: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.tar")):
         source = open_training_set(SourceConfig(str(path)), folder)
@@ -37,11 +41,11 @@ def facts(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def model_of(place: Path) -> RetrievalModel:
-    return load_parts(CONFIG, place / "runs", "cpu")[1]
+def load_matcher(workspace: Path) -> RetrievalModel:
+    return load_captioner_and_matcher(CONFIG, workspace / "runs", "cpu")[1]
 
 
-def command(place: Path, *changes: str, data: str = "data") -> Result:
+def run_command(workspace: Path, *changes: str, data: str = "data") -> Result:
     settings = [
         f"captioner={CONFIG.captioner}",
         "matcher=tiny",
@@ -52,6 +56,6 @@ def command(place: Path, *changes: str, data: str = "data") -> Result:
         "least=none",
         *changes,
     ]
-    arguments = ["train", "capfilt", "--recipe", "mini-capfilt", "--data", str(place / data)]
+    arguments = ["train", "capfilt", "--recipe", "mini-capfilt", "--data", str(workspace / data)]
     sets = [part for change in settings for part in ("--set", change)]
-    return CliRunner().invoke(main, [*arguments, "--runs", str(place / "runs"), *sets])
+    return CliRunner().invoke(main, [*arguments, "--runs", str(workspace / "runs"), *sets])

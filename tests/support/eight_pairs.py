@@ -36,7 +36,7 @@ VISION = VisionConfig(
 )
 
 
-def config(**changes: object) -> Stage1Config:
+def stage1_config(**changes: object) -> Stage1Config:
     words = train_tokenizer((text for group in CAPTIONS for text in group), 100)
     qformer = QFormerConfig(
         num_layers=2, width=32, num_heads=2, mlp_width=64, num_queries=4, vocab_size=words.get_vocab_size(),
@@ -48,7 +48,7 @@ def config(**changes: object) -> Stage1Config:
     return replace(made, **changes)
 
 
-def eight_pairs(
+def make_eight_pairs(
     chosen: Stage1Config,
 ) -> tuple[Retriever, TextTokenizer, torch.Tensor, list[CaptionedPicture]]:
     torch.manual_seed(0)
@@ -59,7 +59,9 @@ def eight_pairs(
     return net, TextTokenizer(words, 12), encode_views(net, pictures, chosen), samples
 
 
-def source_of(patches: torch.Tensor, samples: list[CaptionedPicture], chosen: Stage1Config) -> EncodedViews:
+def make_batches(
+    patches: torch.Tensor, samples: list[CaptionedPicture], chosen: Stage1Config
+) -> EncodedViews:
     return EncodedViews(patches, samples, chosen.optim)
 
 
@@ -104,7 +106,7 @@ def stage1_net() -> tuple[Retriever, Tokenizer]:
     return Retriever(Blip2Config(VISION, qformer, embed_dim=16, max_tokens=12)), words
 
 
-def before_language_model(net: Retriever, language: Any, about: LanguageConfig) -> Captioner:
+def put_before_language_model(net: Retriever, language: Any, about: LanguageConfig) -> Captioner:
     """Put the modules of a stage-1 network before a language model, with a new projection, as stage 2 starts.
 
     The network loses its text branch unless the Q-Former reads the prompt.

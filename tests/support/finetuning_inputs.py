@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from eight_pairs import COLOURS, before_language_model, language_model, stage1_net, word_tokenizer
+from eight_pairs import COLOURS, language_model, put_before_language_model, stage1_net, word_tokenizer
 from shard_writing import picture
 
 from engine.blip2.captioner import Captioner
@@ -29,27 +29,27 @@ OPTIM = OptimConfig(
 )
 
 
-def stage2_model(folder: Path, kind: str = "opt") -> Captioner:
+def save_stage2_model(folder: Path, kind: str = "opt") -> Captioner:
     """A captioner of stage 2, its Q-Former without a text branch."""
     retriever, _ = stage1_net()
     language = language_model(kind)
-    net = before_language_model(
+    net = put_before_language_model(
         retriever, language, describe_language(language.config, word_tokenizer(kind), Path("x"))
     )
     save_captioner(folder, net, word_tokenizer(kind))
     return net
 
 
-def captions(**changes: Any) -> CaptionConfig:
+def caption_config(**changes: Any) -> CaptionConfig:
     return replace(CaptionConfig((SourceConfig("captions.json"),), OPTIM, "opt", workers=2), **changes)
 
 
-def questions(**changes: Any) -> VqaConfig:
+def vqa_config(**changes: Any) -> VqaConfig:
     made = VqaConfig((QuestionConfig("questions.json"),), OPTIM, "opt", reads_prompt=True, text_start="first")
     return replace(made, **{"workers": 2, "prompts": ("{}",)} | changes)
 
 
-def pictures(data: Path, model: CaptionModel, colours: tuple[str, ...] = COLOURS) -> np.ndarray:
+def read_squares(data: Path, model: CaptionModel, colours: tuple[str, ...] = COLOURS) -> np.ndarray:
     size = model.image_size
     return np.stack([squash(open_picture(data / f"{colour}.png"), size) for colour in colours])
 
@@ -72,5 +72,5 @@ def write_finetuning_data(folder: Path) -> Path:
     retriever, words = stage1_net()
     save_checkpoint(folder / "first", retriever, words)
     for kind in ("opt", "t5"):
-        stage2_model(folder / kind, kind)
+        save_stage2_model(folder / kind, kind)
     return folder

@@ -91,7 +91,7 @@ RUNS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def losses_of(name: str, folder: Path) -> dict[str, list[float]]:
+def run_and_read_losses(name: str, folder: Path) -> dict[str, list[float]]:
     """Run one of `RUNS` below `folder`; return the losses of each phase, one a step."""
     write_inputs(folder)
     output = folder / "out"
@@ -117,7 +117,7 @@ def compute() -> dict[str, dict[str, list[float]]]:
     losses = {}
     for name in RUNS:
         with tempfile.TemporaryDirectory() as folder:
-            losses[name] = losses_of(name, Path(folder))
+            losses[name] = run_and_read_losses(name, Path(folder))
     return losses
 
 

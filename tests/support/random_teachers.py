@@ -13,7 +13,7 @@ from engine.blip2.config import mini
 from engine.blip2.vision import VisionEncoder
 
 
-def random_teacher(folder: Path, num_classes: int = 0) -> Path:
+def write_random_teacher(folder: Path, num_classes: int = 0) -> Path:
     """Write a teacher file of the right layout; return `folder`.
 
     num_classes: with more than 0, a classifier of so many classes is written as the last convolution, and their names.

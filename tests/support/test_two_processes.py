@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from two_processes import in_two_processes
+from two_processes import run_in_two_processes
 
-from training.distributed.world import joined
+from training.distributed.world import join_process_group
 
 pytestmark = pytest.mark.xdist_group("processes")
 
 
 def sum_of_ranks(rank: int, folder: Path) -> tuple[int, float]:
-    with joined():
+    with join_process_group():
         total = torch.tensor(float(rank + 1))
         dist.all_reduce(total)
     return os.getpid(), float(total)
@@ -29,14 +29,14 @@ def fail(rank: int, folder: Path) -> None:
 
 
 def test_a_pair_works_twice(tmp_path: Path) -> None:
-    first, second = (in_two_processes(sum_of_ranks, tmp_path) for _ in range(2))
+    first, second = (run_in_two_processes(sum_of_ranks, tmp_path) for _ in range(2))
     assert first == second and [total for _, total in first] == [3.0, 3.0]
     assert len({os.getpid(), *(pid for pid, _ in first)}) == 3
 
 
 def test_failures_are_told_and_a_new_pair_works(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as raised:
-        in_two_processes(fail, tmp_path)
+        run_in_two_processes(fail, tmp_path)
     assert "process 0: it ended by itself" in str(raised.value)
     assert "AssertionError: the second is wrong" in str(raised.value)
-    assert [total for _, total in in_two_processes(sum_of_ranks, tmp_path)] == [3.0, 3.0]
+    assert [total for _, total in run_in_two_processes(sum_of_ranks, tmp_path)] == [3.0, 3.0]

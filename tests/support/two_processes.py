@@ -63,7 +63,7 @@ class Pair:
 _pair: Pair | None = None
 
 
-def in_two_processes(work: Work, folder: Path) -> list[Any]:
+def run_in_two_processes(work: Work, folder: Path) -> list[Any]:
     """Return what each of the two found, by rank. folder: theirs to write to."""
     global _pair
     if _pair is None:

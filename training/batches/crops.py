@@ -11,7 +11,7 @@ from PIL import Image
 Augment = Callable[[Image.Image, np.random.Generator], np.ndarray]
 
 
-def random_crop(size: int, smallest: float = 0.5) -> Augment:
+def make_random_crop(size: int, smallest: float = 0.5) -> Augment:
     """A crop of `smallest` to all of the area, of 3:4 to 4:3, squashed to a square; mirrored half of the time.
 
     As LAVIS pretrains BLIP-2 (bicubic; torchvision's RandomResizedCrop draws alike). size: pixels of the square.
@@ -19,7 +19,7 @@ def random_crop(size: int, smallest: float = 0.5) -> Augment:
 
     def augment(picture: Image.Image, draws: np.random.Generator) -> np.ndarray:
         picture = picture.resize(
-            (size, size), Image.Resampling.BICUBIC, box=crop_box(picture.size, smallest, draws)
+            (size, size), Image.Resampling.BICUBIC, box=draw_crop_box(picture.size, smallest, draws)
         )
         if draws.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -28,7 +28,9 @@ def random_crop(size: int, smallest: float = 0.5) -> Augment:
     return augment
 
 
-def crop_box(size: tuple[int, int], smallest: float, draws: np.random.Generator) -> tuple[int, int, int, int]:
+def draw_crop_box(
+    size: tuple[int, int], smallest: float, draws: np.random.Generator
+) -> tuple[int, int, int, int]:
     """left, top, right, bottom of a random crop; the largest central one when ten draws do not fit."""
     width, height = size
     for _ in range(10):

@@ -24,8 +24,8 @@ from engine.datasets.captioned_pictures import CaptionedPicture, compute_data_di
 from engine.errors import DataError
 from engine.models.devices import choose_fast_dtype
 from training.batches.batch_source import Batch
-from training.batches.sample_order import batch_of
-from training.distributed.world import world
+from training.batches.sample_order import choose_batch
+from training.distributed.world import current_world
 from training.loop.optimizer import OptimConfig
 from training.loop.random_draws import shared_draws
 from training.loop.run_dtype import fast_autocast
@@ -34,7 +34,7 @@ LEAST_WINDOW = 0.8
 """Of a feature map's side, that `random_window` leaves."""
 
 
-class Views(Protocol):
+class ViewSettings(Protocol):
     """What `encode_views` asks of a config; see `Stage1Config`."""
 
     @property
@@ -52,7 +52,12 @@ class EncodedViews:
     """
 
     def __init__(
-        self, views: Tensor, samples: Sequence[CaptionedPicture], optim: OptimConfig, *, alone: bool = False
+        self,
+        views: Tensor,
+        samples: Sequence[CaptionedPicture],
+        optim: OptimConfig,
+        *,
+        draws_from_torch: bool = False,
     ):
         """Raises DataError for pictures without captions, and for fewer of them than a batch.
 
@@ -65,14 +70,18 @@ class EncodedViews:
             raise DataError(f"{len(uncaptioned)} pictures have no caption (first: {uncaptioned[0]}).")
         if len(samples) < optim.batch:
             raise DataError(f"{len(samples)} pictures are fewer than a batch of {optim.batch}.")
-        self.views, self.samples, self.optim, self.alone = views, samples, optim, alone
+        self.views, self.samples, self.optim, self.draws_from_torch = views, samples, optim, draws_from_torch
 
     def __getitem__(self, step: int) -> Batch:
-        draws = None if self.alone else shared_draws(self.optim.seed, step)
-        chosen = batch_of(step, len(self.samples), self.optim)
+        draws = None if self.draws_from_torch else shared_draws(self.optim.seed, step)
+        chosen = choose_batch(step, len(self.samples), self.optim)
         views = torch.randint(self.views.shape[1], (len(chosen),), generator=draws)
-        shares = None if draws is None else world().share(torch.rand(len(chosen), generator=draws)).tolist()
-        numbers, views = world().share(chosen), world().share(views)
+        shares = (
+            None
+            if draws is None
+            else current_world().select_share(torch.rand(len(chosen), generator=draws)).tolist()
+        )
+        numbers, views = current_world().select_share(chosen), current_world().select_share(views)
         return Batch(
             self.views[numbers, views],
             self._captions(numbers.tolist(), shares),
@@ -93,7 +102,7 @@ class EncodedViews:
         return [group[int(share * len(group))] for group, share in zip(texts, shares, strict=True)]
 
 
-def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: Views) -> Tensor:
+def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: ViewSettings) -> Tensor:
     """The frozen encoder's patches of every picture, whole and (views - 1) times cropped -> (N, W, P, V) bfloat16.
 
     Crops are squares of `smallest_crop` to 1 of the side, half of them mirrored; drawn from the seed.
@@ -103,14 +112,14 @@ def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: Views
     if vision is net.vision:
         vision = copy.deepcopy(vision)  # net's keeps its precision
     vision = vision.to(dtype)
-    return views_of(lambda pixels: vision(pixels.to(dtype)), net.vision, pictures, config)
+    return compute_views(lambda pixels: vision(pixels.to(dtype)), net.vision, pictures, config)
 
 
-def views_of(
+def compute_views(
     read: Callable[[Tensor], Tensor],
     encoder: VisionEncoder,
     pictures: np.ndarray,
-    config: Views,
+    config: ViewSettings,
     batch: int = 50,
 ) -> Tensor:
     """What `read` makes of the pixels (B, 3, H, W) of every view, bfloat16, stacked as in `encode_views`."""
@@ -137,7 +146,7 @@ def _random_crop(pixels_B3HW: Tensor, size: int, smallest: float, generator: tor
     return window.flip(3) if flip < 0.5 else window
 
 
-def encode_maps(net: Retriever, pictures: np.ndarray, config: Views, count: int) -> Tensor:
+def encode_maps(net: Retriever, pictures: np.ndarray, config: ViewSettings, count: int) -> Tensor:
     """What a convolutional encoder's first `count` parts make of every picture's views -> (N, S, H, W, C) bfloat16."""
     parts = [part for _, part in list_network_parts(net.vision.eval())[:count]]
 
@@ -148,10 +157,10 @@ def encode_maps(net: Retriever, pictures: np.ndarray, config: Views, count: int)
                 features = part(features)
         return features.permute(0, 2, 3, 1).to("cpu", torch.bfloat16)
 
-    return views_of(read, net.vision, pictures, config)
+    return compute_views(read, net.vision, pictures, config)
 
 
-def random_window(maps_BHWC: Tensor, draws: torch.Generator) -> Tensor:
+def cut_random_window(maps_BHWC: Tensor, draws: torch.Generator) -> Tensor:
     """One random window and flip for the whole batch."""
     side = maps_BHWC.shape[1]
     window = int(torch.randint(round(LEAST_WINDOW * side), side + 1, (), generator=draws))

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.errors import DataError
 
-PERIOD = 10_000
+MIXTURE_PERIOD = 10_000
 """Samples after which every source has given its exact share."""
 
 
@@ -23,27 +23,27 @@ class Mixture:
         """Raises DataError for a weight that is not positive, or so small that the source would never be read."""
         if not all(math.isfinite(weight) and weight > 0 for weight in weights):
             raise DataError(f"The sources' weights are {list(weights)}; each must be above 0.")
-        shares = np.array(weights) / sum(weights) * PERIOD
+        shares = np.array(weights) / sum(weights) * MIXTURE_PERIOD
         self.quota = np.floor(shares).astype(np.int64)
-        self.quota[np.argsort(self.quota - shares)[: PERIOD - int(self.quota.sum())]] += (
+        self.quota[np.argsort(self.quota - shares)[: MIXTURE_PERIOD - int(self.quota.sum())]] += (
             1  # largest remainders
         )
         if not self.quota.all():
             number = int(self.quota.argmin())
             raise DataError(
-                f"The weight of source {number + 1} is {weights[number]}, less than 1 in {PERIOD:,} of their sum: it "
-                "would not be read; raise it or leave the source out."
+                f"The weight of source {number + 1} is {weights[number]}, less than 1 in "
+                f"{MIXTURE_PERIOD:,} of their sum: it would not be read; raise it or leave the source out."
             )
         self.seed = seed
         self._period = -1
 
     def __call__(self, number: int) -> tuple[int, int]:
         """-> (source, how many samples of it came before)."""
-        period, place = divmod(number, PERIOD)
+        period, place = divmod(number, MIXTURE_PERIOD)
         if period != self._period:
             slots = np.repeat(np.arange(len(self.quota)), self.quota)
             self._slots = np.random.default_rng([self.seed, period]).permutation(slots)
-            before = np.zeros(PERIOD, dtype=np.int64)
+            before = np.zeros(MIXTURE_PERIOD, dtype=np.int64)
             for source in range(len(self.quota)):
                 own = self._slots == source
                 before[own] = np.arange(self.quota[source])

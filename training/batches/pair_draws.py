@@ -11,11 +11,11 @@ import torch
 class PairDraws(Protocol):
     """The random numbers of one pair, in the order in which they are asked for."""
 
-    def below(self, count: int) -> int:
+    def draw_integer(self, count: int) -> int:
         """Return a whole number from 0 to count - 1."""
         ...
 
-    def share(self) -> float:
+    def draw_fraction(self) -> float:
         """Return a number from 0 to below 1."""
         ...
 
@@ -26,18 +26,18 @@ class RowDraws:
     def __init__(self, numbers: Iterable[float]):
         self._numbers = iter(numbers)
 
-    def below(self, count: int) -> int:
+    def draw_integer(self, count: int) -> int:
         return int(next(self._numbers) * count)
 
-    def share(self) -> float:
+    def draw_fraction(self) -> float:
         return next(self._numbers)
 
 
 class TorchDraws:
     """Draws of torch's own generator."""
 
-    def below(self, count: int) -> int:
+    def draw_integer(self, count: int) -> int:
         return int(torch.randint(count, ()))
 
-    def share(self) -> float:
+    def draw_fraction(self) -> float:
         return float(torch.rand(()))

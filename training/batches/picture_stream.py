@@ -21,7 +21,7 @@ from engine.pictures.opening import open_picture
 from training.batches.batch_source import Batch
 from training.batches.crops import Augment
 from training.batches.mixture import Mixture
-from training.batches.sample_order import Order
+from training.batches.sample_order import SampleOrder
 from training.distributed.world import World
 from training.loop.random_draws import shared_draws
 
@@ -36,29 +36,39 @@ SHIFT = 40
 
 
 Opener = Callable[[Any, Path, int], TrainingSet]
-Usable = Callable[[str, str], None]
+CheckCaption = Callable[[str, str], None]
 """Question, caption: raises DataError for those that cannot be learned."""
 _Row = tuple[np.ndarray, str, int, str]
 
 
-class Stream:
+class PictureStream:
     """Opened sources, as batches by step. `failures` counts by reason what the next good sample stood in for.
 
     `failed` names the last of those."""
 
     def __init__(
-        self, sources: Sequence[SetConfig], data: Path, *, batch: int, seed: int, augment: Augment,
-        here: World, workers: int = 8, ahead: int = 3, opener: Opener = open_training_set, usable: Usable | None = None,
-    ):  # fmt: skip
+        self,
+        sources: Sequence[SetConfig],
+        data: Path,
+        *,
+        batch: int,
+        seed: int,
+        augment: Augment,
+        world: World,
+        workers: int = 8,
+        ahead: int = 3,
+        opener: Opener = open_training_set,
+        check_caption: CheckCaption | None = None,
+    ):
         """batch: N. augment: picture, draws -> uint8 (H, W, 3). opener: config, data, threads -> opened. usable: what
         is refused is replaced. Raises DataError when a source holds nothing."""
         if not sources:
             raise DataError("There is no source to train on; give at least one.")
-        self.sources = [opener(config, data, workers) for config in sources]
-        self.usable = usable
+        self.sets = [opener(config, data, workers) for config in sources]
+        self.check_caption = check_caption
         self.mixture = Mixture([config.weight for config in sources], seed)
-        self.orders = [Order(source, (seed, number)) for number, source in enumerate(self.sources)]
-        self.batch_size, self.seed, self.augment, self.here = batch, seed, augment, here
+        self.orders = [SampleOrder(source, (seed, number)) for number, source in enumerate(self.sets)]
+        self.batch_size, self.seed, self.augment, self.world = batch, seed, augment, world
         self.failures: Counter[str] = Counter()
         self.failed: deque[str] = deque(maxlen=MOST_NAMED)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -68,16 +78,16 @@ class Stream:
 
     @property
     def count(self) -> int:
-        return sum(source.count for source in self.sources)
+        return sum(source.count for source in self.sets)
 
     def settings(self) -> dict[str, str]:
         """What a resumed run must find again: which samples lie where."""
-        return {f"source {source.config.path}": source.digest() for source in self.sources}
+        return {f"source {source.config.path}": source.digest() for source in self.sets}
 
     def report(self) -> list[str]:
         """What was left out, counted and named, a line each."""
         lines = []
-        for source in self.sources:
+        for source in self.sets:
             lines += [
                 f"{source.config.path}: {count} left out, {why}" for why, count in source.left_out.items()
             ]
@@ -104,8 +114,8 @@ class Stream:
         self._pool.shutdown(cancel_futures=True)
 
     def _begin(self, step: int) -> list[Future[_Row]]:
-        count = self.batch_size // self.here.size
-        first = step * self.batch_size + self.here.rank * count
+        count = self.batch_size // self.world.size
+        first = step * self.batch_size + self.world.rank * count
         return [self._pool.submit(self._load, number) for number in range(first, first + count)]
 
     def _load(self, number: int) -> _Row:
@@ -123,14 +133,14 @@ class Stream:
                     raise DataError(NO_CAPTION)
                 picture = self.augment(open_picture(sample.pair.picture), draws)
                 caption = sample.pair.captions[int(draws.integers(len(sample.pair.captions)))]
-                if self.usable is not None:
-                    self.usable(sample.question, caption)
+                if self.check_caption is not None:
+                    self.check_caption(sample.question, caption)
             except (DataError, PhotoError) as error:
                 self._note(str(error) if sample is None else f"{sample.pair.key}: {error}")
                 continue
             return picture, caption, (source << SHIFT) + sample.picture_id, sample.question
         raise DataError(
-            f"{MOST_REPLACED} samples in a row of {self.sources[source].config.path} could not be read, the last: "
+            f"{MOST_REPLACED} samples in a row of {self.sets[source].config.path} could not be read, the last: "
             f"{self.failed[-1]}"
         )
 

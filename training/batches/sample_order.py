@@ -15,15 +15,15 @@ from engine.datasets.captioned_sets import TrainingSet
 from training.loop.optimizer import OptimConfig
 
 
-class Order:
+class SampleOrder:
     """Which sample of a source is the i-th that a run reads, computed from the seed and i alone.
 
     Every epoch takes the shards in another order, some of them at a time, and mixes the samples of those: reads stay
     within few files.
     """
 
-    def __init__(self, source: TrainingSet, seed: Sequence[int], together: int = 8):
-        self.source, self.seed, self.together = source, seed, together
+    def __init__(self, source: TrainingSet, seed: Sequence[int], shards_at_once: int = 8):
+        self.source, self.seed, self.shards_at_once = source, seed, shards_at_once
         self._first = [0, *accumulate(shard.count for shard in source.shards)]
         self._kept: dict[tuple[int, int], tuple[list[int], np.ndarray]] = {}
         self._groups: tuple[int, list[list[int]], list[int]] = (-1, [], [])
@@ -50,7 +50,7 @@ class Order:
     def _group_of(self, epoch: int, place: int) -> tuple[int, int]:
         if self._groups[0] != epoch:
             order = np.random.default_rng([*self.seed, epoch]).permutation(len(self.source.shards)).tolist()
-            groups = [order[i : i + self.together] for i in range(0, len(order), self.together)]
+            groups = [order[i : i + self.shards_at_once] for i in range(0, len(order), self.shards_at_once)]
             ends = list(accumulate(sum(self.source.shards[n].count for n in group) for group in groups))
             self._groups, self._kept = (epoch, groups, ends), {}
         ends = self._groups[2]
@@ -70,7 +70,7 @@ class Order:
         return self._kept[epoch, group]
 
 
-def batch_of(step: int, num_samples: int, optim: OptimConfig) -> Tensor:
+def choose_batch(step: int, num_samples: int, optim: OptimConfig) -> Tensor:
     """Numbers of a step's samples: each once an epoch, what does not fill a batch left out."""
     epoch, number = divmod(step, num_samples // optim.batch)
     order = torch.randperm(num_samples, generator=torch.Generator().manual_seed((optim.seed << 20) + epoch))

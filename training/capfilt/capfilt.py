@@ -27,12 +27,12 @@ from engine.pictures.opening import open_picture, read_bytes
 from engine.pictures.picture_batches import read_batches
 from engine.progress import Pace
 from engine.types import Failure
-from training.capfilt.capfilt_config import CapfiltConfig, check
-from training.capfilt.caption_candidates import Candidates, kept, load_parts
+from training.capfilt.capfilt_config import CapfiltConfig, check_capfilt_config
+from training.capfilt.caption_candidates import CandidateRanker, load_captioner_and_matcher, select_captions
 from training.capfilt.photo_labels import Labeller, label_captions
 from training.capfilt.shard_tally import Tally, check_written, tally_text
 from training.distributed.world import World, device_of_process
-from training.loop.run_checkpoint import check_same_settings, flat_settings
+from training.loop.run_checkpoint import check_same_settings, flatten_settings
 
 
 def check_originals(photos: PhotoSets, config: CapfiltConfig) -> None:
@@ -78,13 +78,13 @@ def run_capfilt(
     CheckpointError and DataError for what is missing or does not fit, TrainingError for a folder whose shards were made
     with other settings.
     """
-    check(config)
-    here = World(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+    check_capfilt_config(config)
+    world = World(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     photos, worker = _open_inputs(config, data, runs, teacher)
     output.mkdir(parents=True, exist_ok=True)
-    _check_settings(output / "settings.json", _settings_of(worker, photos), writes=here.rank == 0)
+    _check_settings(output / "settings.json", _settings_of(worker, photos), writes=world.rank == 0)
     shards = [output / f"{output.name}-{n:03}.tar" for n in range(-(-len(photos) // config.shard_photos))]
-    mine = range(here.rank, len(shards), here.size)
+    mine = range(world.rank, len(shards), world.size)
     _write_shards(worker, photos, shards, mine, say)
     whole = Tally()
     for number in mine:
@@ -96,12 +96,12 @@ def run_capfilt(
 
 def _open_inputs(
     config: CapfiltConfig, data: Path, runs: Path, teacher: Path | None
-) -> tuple[PhotoSets, Candidates]:
+) -> tuple[PhotoSets, CandidateRanker]:
     """Open the photos and what captions, ranks and labels them."""
     photos = PhotoSets(config.pictures, data, runs)
     check_originals(photos, config)
     device = str(device_of_process())
-    captioner, matcher = load_parts(config, runs, device)
+    captioner, matcher = load_captioner_and_matcher(config, runs, device)
     labeller = None
     if config.label_least is not None:
         if teacher is None:
@@ -109,10 +109,10 @@ def _open_inputs(
                 f"label_least is {config.label_least}: give the teacher's folder with --teacher, or set it to none."
             )
         labeller = Labeller(teacher, config.label_least, device)
-    return photos, Candidates(captioner, matcher, config, labeller)
+    return photos, CandidateRanker(captioner, matcher, config, labeller)
 
 
-def _settings_of(worker: Candidates, photos: PhotoSets) -> dict[str, Any]:
+def _settings_of(worker: CandidateRanker, photos: PhotoSets) -> dict[str, Any]:
     """Return all that decides what the shards hold, as JSON keeps it."""
     made_by = {
         "captioner digest": None if worker.captioner is None else worker.captioner.digest,
@@ -120,7 +120,7 @@ def _settings_of(worker: Candidates, photos: PhotoSets) -> dict[str, Any]:
         "teacher digest": None if worker.labeller is None else worker.labeller.digest,
         "photos": photos.list_counts(),
     }
-    settings: dict[str, Any] = json.loads(json.dumps(flat_settings(asdict(worker.config)) | made_by))
+    settings: dict[str, Any] = json.loads(json.dumps(flatten_settings(asdict(worker.config)) | made_by))
     return settings
 
 
@@ -133,7 +133,11 @@ def _check_settings(path: Path, settings: dict[str, Any], writes: bool) -> None:
 
 
 def _write_shards(
-    worker: Candidates, photos: PhotoSets, shards: Sequence[Path], mine: range, say: Callable[[str], None]
+    worker: CandidateRanker,
+    photos: PhotoSets,
+    shards: Sequence[Path],
+    mine: range,
+    say: Callable[[str], None],
 ) -> None:
     """Write those of a process's shards that are not there yet, each with its report, and say how far it is."""
     config = worker.config
@@ -155,7 +159,7 @@ def _photos_of(photos: PhotoSets, shard: int, config: CapfiltConfig) -> range:
     return range(first, min(first + config.shard_photos, len(photos)))
 
 
-def _write_shard(worker: Candidates, photos: PhotoSets, number: int, path: Path, pace: Pace) -> Tally:
+def _write_shard(worker: CandidateRanker, photos: PhotoSets, number: int, path: Path, pace: Pace) -> Tally:
     tally = Tally()
     rows = _captioned(worker, photos, _photos_of(photos, number, worker.config), tally, pace)
     one = next(rows, None)
@@ -166,7 +170,7 @@ def _write_shard(worker: Candidates, photos: PhotoSets, number: int, path: Path,
 
 
 def _captioned(
-    worker: Candidates, photos: PhotoSets, numbers: range, tally: Tally, pace: Pace
+    worker: CandidateRanker, photos: PhotoSets, numbers: range, tally: Tally, pace: Pace
 ) -> Iterator[tuple[CaptionedPicture, dict[str, Any]]]:
     """Photos that keep a caption, with what their JSON says. A few are in memory at a time."""
     config = worker.config
@@ -182,15 +186,15 @@ def _captioned(
 
 
 def _kept_of(
-    worker: Candidates, opened: Sequence[tuple[CaptionedPicture, Image.Image]], start: int, tally: Tally
+    worker: CandidateRanker, opened: Sequence[tuple[CaptionedPicture, Image.Image]], start: int, tally: Tally
 ) -> Iterator[tuple[CaptionedPicture, dict[str, Any]]]:
     """Caption the photos of one pass, whose first has the number `start`; its captions are drawn by that."""
     if not opened:
         return
     seed = int(np.random.SeedSequence([worker.config.seed, start]).generate_state(1)[0])
     samples, pictures = zip(*opened, strict=True)
-    for sample, captions in zip(samples, worker.captions(samples, pictures, seed), strict=True):
-        chosen = kept(captions, worker.config)
+    for sample, captions in zip(samples, worker.rank_captions(samples, pictures, seed), strict=True):
+        chosen = select_captions(captions, worker.config)
         tally.add(captions, chosen)
         if chosen:
             yield (

@@ -65,7 +65,7 @@ class CapfiltConfig:
     seed: int = 0
 
 
-def check(config: CapfiltConfig) -> None:
+def check_capfilt_config(config: CapfiltConfig) -> None:
     """Raises DataError for settings that contradict each other or are out of range."""
     if config.originals not in ORIGINALS:
         raise DataError(f"originals is {config.originals!r}; it must be one of {', '.join(ORIGINALS)}.")

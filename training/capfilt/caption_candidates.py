@@ -29,7 +29,7 @@ from training.capfilt.photo_labels import Labeller, label_captions
 
 
 @dataclass(frozen=True)
-class Caption:
+class CandidateCaption:
     """synthetic: drawn by the captioner. score: how well it fits its photo, as search scores a candidate; higher is
     better."""
 
@@ -38,7 +38,7 @@ class Caption:
     score: float = math.nan
 
 
-def load_parts(
+def load_captioner_and_matcher(
     config: CapfiltConfig, runs: Path, device: str
 ) -> tuple[RetrievalModel | CaptionModel | None, RetrievalModel]:
     """The captioner (None when nothing is drawn) and the matcher; one model where both are the same.
@@ -69,29 +69,35 @@ def _folder_of(name: str, runs: Path) -> str:
     return str((started if started.is_dir() else find_model(name)).resolve())
 
 
-class Candidates:
+class CandidateRanker:
     """Photos in, captions with their scores out."""
 
     def __init__(
-        self, captioner: RetrievalModel | CaptionModel | None, matcher: RetrievalModel, config: CapfiltConfig,
+        self,
+        captioner: RetrievalModel | CaptionModel | None,
+        matcher: RetrievalModel,
+        config: CapfiltConfig,
         labeller: Labeller | None = None,
-    ):  # fmt: skip
+    ):
         self.captioner, self.matcher, self.config, self.labeller = captioner, matcher, config, labeller
         sizes = [model.image_size for model in (captioner, matcher) if model is not None]
         self.least_side = 2 * max(
             sizes
         )  # as search opens files: larger ones may be scaled down while decoding
 
-    def captions(
+    def rank_captions(
         self, samples: Sequence[CaptionedPicture], pictures: Sequence[Image.Image], seed: int
-    ) -> list[list[Caption]]:
+    ) -> list[list[CandidateCaption]]:
         """Of each photo, best first; equal ones once, as the photo's own where it has them. seed: of this batch."""
         keys = self.matcher.compute_photo_keys(self.matcher.encode_patches(_squashed(pictures, self.matcher)))
         drawn = self._drawn(pictures, keys, seed)
         candidates = []
         for own, texts in zip(self._own(samples, pictures), drawn, strict=True):
-            merged: dict[str, Caption] = {}
-            for one in [*(Caption(text, False) for text in own), *(Caption(text, True) for text in texts)]:
+            merged: dict[str, CandidateCaption] = {}
+            for one in [
+                *(CandidateCaption(text, False) for text in own),
+                *(CandidateCaption(text, True) for text in texts),
+            ]:
                 name = " ".join(one.text.casefold().split())
                 if self.matcher.tokenizer.tokenizer.encode(name, add_special_tokens=False).ids:
                     merged.setdefault(name, one)
@@ -116,19 +122,30 @@ class Candidates:
             return [[] for _ in pictures]
         if isinstance(captioner, CaptionModel):
             how = GenerationOptions(
-                max_new_tokens=config.max_tokens, min_new_tokens=config.min_tokens, top_p=config.top_p,
-                temperature=config.temperature, seed=seed, num_samples=config.per_photo,
-            )  # fmt: skip
+                max_new_tokens=config.max_tokens,
+                min_new_tokens=config.min_tokens,
+                top_p=config.top_p,
+                temperature=config.temperature,
+                seed=seed,
+                num_samples=config.per_photo,
+            )
             texts = captioner.generate(_squashed(pictures, captioner), [config.prompt], how)
             return [texts[n : n + config.per_photo] for n in range(0, len(texts), config.per_photo)]
         if captioner is not self.matcher:
             keys = captioner.compute_photo_keys(captioner.encode_patches(_squashed(pictures, captioner)))
         return captioner.draw_captions(
-            keys, config.per_photo, torch.Generator().manual_seed(seed), top_p=config.top_p,
-            temperature=config.temperature, min_length=config.min_tokens + 1, max_length=config.max_tokens + 1,
-        )  # fmt: skip
+            keys,
+            config.per_photo,
+            torch.Generator().manual_seed(seed),
+            top_p=config.top_p,
+            temperature=config.temperature,
+            min_length=config.min_tokens + 1,
+            max_length=config.max_tokens + 1,
+        )
 
-    def _scored(self, keys: PhotoKeys, candidates: Sequence[Sequence[Caption]]) -> list[list[Caption]]:
+    def _scored(
+        self, keys: PhotoKeys, candidates: Sequence[Sequence[CandidateCaption]]
+    ) -> list[list[CandidateCaption]]:
         """As search scores them: the weighed match logit and the ITC cosine, or that alone; see `engine.search`."""
         texts = [one.text for captions in candidates for one in captions]
         if not texts:
@@ -146,14 +163,14 @@ class Candidates:
                 own = [(k[number : number + 1], v[number : number + 1]) for k, v in keys]
                 scores = scores + model.config.match_weight * model.match(own, start[rows])[:, 1]
             found = [
-                Caption(one.text, one.synthetic, float(score))
+                CandidateCaption(one.text, one.synthetic, float(score))
                 for one, score in zip(captions, scores, strict=True)
             ]
             scored.append(sorted(found, key=lambda one: -one.score))
         return scored
 
 
-def kept(captions: Sequence[Caption], config: CapfiltConfig) -> list[Caption]:
+def select_captions(captions: Sequence[CandidateCaption], config: CapfiltConfig) -> list[CandidateCaption]:
     """What stays of a photo's captions, best first; originals that are kept anyhow before the drawn ones."""
     good = [one for one in captions if config.least is None or one.score >= config.least]
     if config.originals != "kept":

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from engine.errors import DataError
 from training.capfilt.capfilt_config import CapfiltConfig
-from training.capfilt.caption_candidates import Caption
+from training.capfilt.caption_candidates import CandidateCaption
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Tally:
     best: float | None = None
     unreadable: list[list[str]] = field(default_factory=list)
 
-    def add(self, captions: Sequence[Caption], kept: Sequence[Caption]) -> None:
+    def add(self, captions: Sequence[CandidateCaption], kept: Sequence[CandidateCaption]) -> None:
         self.written += bool(kept)
         for one in captions:
             self.best = one.score if self.best is None else max(self.best, one.score)

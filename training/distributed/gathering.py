@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from training.distributed.world import world
+from training.distributed.world import current_world
 
 
 class _Gather(torch.autograd.Function):
@@ -32,17 +32,17 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)
-        return world().share(grad)
+        return current_world().select_share(grad)
 
 
 def gather(rows: Tensor) -> Tensor:
     """Rows (B, ...) of all processes -> (N, ...), with gradient: what any process asks of a row reaches its owner."""
-    return rows if world().size == 1 else _Gather.apply(rows)
+    return rows if current_world().size == 1 else _Gather.apply(rows)
 
 
 def gather_constants(rows: Tensor) -> Tensor:
     """The same without gradient, for numbers and masks too. B and the other sizes must be equal everywhere."""
-    size = world().size
+    size = current_world().size
     if size == 1:
         return rows
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(size)]
@@ -52,7 +52,7 @@ def gather_constants(rows: Tensor) -> Tensor:
 
 def gather_texts(ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Token ids and masks of all processes, padded to the longest text of all."""
-    if world().size == 1:
+    if current_world().size == 1:
         return ids_BT, mask_BT
     longest = torch.tensor(ids_BT.shape[1], device=ids_BT.device)
     dist.all_reduce(longest, dist.ReduceOp.MAX)
@@ -87,21 +87,21 @@ def fetch_rows(rows: Tensor, wanted_B: Tensor) -> tuple[Tensor, Tensor]:
     rows: (B, ...) of this process. wanted_B: numbers among all N rows, the same count on every process. Returns the
     fetched rows (F, ...), each once, and for every wanted number its place in [rows; fetched] (B + F rows).
     """
-    here = world()
+    world = current_world()
     count = len(rows)
-    if here.size == 1:
+    if world.size == 1:
         return rows[:0], wanted_B
-    wants = gather_constants(wanted_B).view(here.size, -1).cpu()
-    needs = [[_of(wants[asker], owner, count) for owner in range(here.size)] for asker in range(here.size)]
+    wants = gather_constants(wanted_B).view(world.size, -1).cpu()
+    needs = [[_of(wants[asker], owner, count) for owner in range(world.size)] for asker in range(world.size)]
     empty = wants.new_empty(0)
-    for process in range(here.size):
+    for process in range(world.size):
         needs[process][process] = empty
-    outgoing = [needs[asker][here.rank] for asker in range(here.size)]
-    incoming = needs[here.rank]
-    sent = torch.cat(outgoing).to(rows.device) - here.rank * count
+    outgoing = [needs[asker][world.rank] for asker in range(world.size)]
+    incoming = needs[world.rank]
+    sent = torch.cat(outgoing).to(rows.device) - world.rank * count
     fetched = _Exchange.apply(rows[sent], [len(r) for r in outgoing], [len(r) for r in incoming])
-    place = torch.full((here.size * count,), -1)
-    place[here.rank * count : (here.rank + 1) * count] = torch.arange(count)
+    place = torch.full((world.size * count,), -1)
+    place[world.rank * count : (world.rank + 1) * count] = torch.arange(count)
     place[torch.cat(incoming)] = count + torch.arange(len(fetched))
     return fetched, place.to(wanted_B.device)[wanted_B]
 
@@ -111,9 +111,9 @@ def _of(numbers: Tensor, owner: int, count: int) -> Tensor:
     return numbers[(numbers >= owner * count) & (numbers < (owner + 1) * count)].unique()
 
 
-def total(value: Tensor) -> Tensor:
+def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of a value over all processes, without gradient."""
-    if world().size > 1:
+    if current_world().size > 1:
         value = value.detach().clone()
         dist.all_reduce(value)
     return value
@@ -121,12 +121,12 @@ def total(value: Tensor) -> Tensor:
 
 def mean_weight(count: Tensor) -> Tensor | float:
     """What this process's mean over `count` things weighs in the mean over processes, so that it is that over all."""
-    return 1.0 if world().size == 1 else count * world().size / total(count)
+    return 1.0 if current_world().size == 1 else count * current_world().size / sum_over_processes(count)
 
 
-def any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
+def combine_flags(flags: Sequence[bool], device: torch.device) -> list[bool]:
     """For each flag whether any process has raised it; all get the same answer."""
-    if world().size == 1:
+    if current_world().size == 1:
         return list(flags)
     raised = torch.tensor([int(flag) for flag in flags], device=device)
     dist.all_reduce(raised, dist.ReduceOp.MAX)

@@ -21,7 +21,7 @@ class World:
     rank: int
     size: int
 
-    def share(self, rows: Tensor) -> Tensor:
+    def select_share(self, rows: Tensor) -> Tensor:
         """This process's rows of a joined batch. Raises TrainingError when they cannot be shared equally."""
         if len(rows) % self.size:
             raise TrainingError(
@@ -32,7 +32,7 @@ class World:
         return rows[self.rank * count : (self.rank + 1) * count]
 
 
-def world() -> World:
+def current_world() -> World:
     """Who this process is; alone when no process group was started."""
     if not dist.is_available() or not dist.is_initialized():
         return World(0, 1)
@@ -47,19 +47,19 @@ def device_of_process() -> torch.device:
 
 
 @contextmanager
-def joined() -> Iterator[tuple[World, torch.device]]:
+def join_process_group() -> Iterator[tuple[World, torch.device]]:
     """Join the processes that torchrun started (its RANK, WORLD_SIZE and LOCAL_RANK) and leave them at the end.
 
     Yields this process's place and device: its own GPU with NCCL, or the CPU with gloo. Alone, nothing is joined.
     """
     device = device_of_process()
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
-        yield world(), device
+        yield current_world(), device
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield world(), device
+        yield current_world(), device
     finally:
         dist.destroy_process_group()

@@ -16,6 +16,6 @@ def shared_draws(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((1 << 62) + (seed << 32) + step)
 
 
-def random_share(count: int, share: float, draws: torch.Generator) -> Tensor:
+def draw_random_share(count: int, share: float, draws: torch.Generator) -> Tensor:
     """A random share of the numbers below count, one at least."""
     return torch.randperm(count, generator=draws)[: max(1, round(share * count))]

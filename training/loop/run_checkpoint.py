@@ -16,19 +16,19 @@ import torch
 
 from engine.atomic import replace_file
 from engine.errors import TrainingError
-from training.distributed.world import world
-from training.distributed.wrapping import full_tensors, sharded_like
+from training.distributed.world import current_world
+from training.distributed.wrapping import gather_full_tensors, shard_like
 from training.loop.optimizer import OptimConfig
-from training.loop.run_dtype import advice_on_dtype
-from training.loop.trained_weights import Weights
+from training.loop.run_dtype import advise_on_dtype
+from training.loop.trained_weights import TrainedWeights
 
 
-def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted name, rows as lists: what a checkpoint keeps to be compared."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat_settings(value, f"{prefix}{name}.")
+            found |= flatten_settings(value, f"{prefix}{name}.")
         else:
             found[prefix + name] = list(value) if isinstance(value, tuple) else value
     return found
@@ -67,13 +67,17 @@ class Checkpointer:
     """
 
     def __init__(
-        self, folder: Path, weights: Weights, optimizer: torch.optim.Optimizer, config: OptimConfig,
+        self,
+        folder: Path,
+        weights: TrainedWeights,
+        optimizer: torch.optim.Optimizer,
+        config: OptimConfig,
         settings: Mapping[str, Any],
-    ):  # fmt: skip
+    ):
         self.path = folder / CHECKPOINT
         self.weights, self.optimizer, self.config, self.settings = weights, optimizer, config, settings
         self._saved = time.monotonic()
-        if world().rank == 0:
+        if current_world().rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -85,12 +89,12 @@ class Checkpointer:
         """Replace the checkpoint in one step: a kill leaves the old one or the new one."""
         state = {
             "model": self.weights.state(),
-            "optimizer": full_tensors(self.optimizer.state_dict()),
+            "optimizer": gather_full_tensors(self.optimizer.state_dict()),
             "step": step,
             "config": asdict(self.config),
             "settings": dict(self.settings),
         }
-        if world().rank == 0:
+        if current_world().rank == 0:
             with replace_file(self.path) as file:
                 torch.save(state, file)
         self._saved = time.monotonic()
@@ -109,7 +113,7 @@ class Checkpointer:
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         for number, moments in state["optimizer"]["state"].items():
             for name in ("exp_avg", "exp_avg_sq"):
-                moments[name] = sharded_like(moments[name], trained[number])
+                moments[name] = shard_like(moments[name], trained[number])
         self.optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
 
@@ -132,12 +136,12 @@ class Checkpointer:
         now = {f.name: getattr(self.config, f.name) for f in compared}
         advice = USE_THEM
         if then["dtype"] != now["dtype"]:
-            advice = advice_on_dtype(then["dtype"], self.weights.masters[0].device)
+            advice = advise_on_dtype(then["dtype"], self.weights.masters[0].device)
         settings = state.get("settings", self.settings)
         check_same_settings({**then, **settings}, {**now, **self.settings}, str(self.path), advice)
 
 
-def finished(folder: Path, config: OptimConfig) -> bool:
+def is_finished(folder: Path, config: OptimConfig) -> bool:
     """Whether the run in a folder has made all its steps: `train` then only puts its weights back."""
     path = folder / CHECKPOINT
     try:

@@ -19,7 +19,7 @@ from training.loop.optimizer import OptimConfig
 Config = TypeVar("Config")
 
 
-def with_resolved_dtypes(config: Config, device: torch.device | None = None) -> Config:
+def resolve_config_dtypes(config: Config, device: torch.device | None = None) -> Config:
     """Return a copy of a recipe in which no dtype is "auto", however deep its `OptimConfig`s are.
 
     config: a dataclass of dataclasses and tuples of them. device: where the run computes, by default where this process
@@ -56,7 +56,7 @@ def fast_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=choose_fast_dtype(device) == torch.bfloat16)
 
 
-def advice_on_dtype(then: str, device: torch.device) -> str:
+def advise_on_dtype(then: str, device: torch.device) -> str:
     """Return what to do with a checkpoint that was made in another dtype than the run would go on in."""
     advice = f"go on with them (--set optim.dtype={then})"
     if DTYPES.get(then) == torch.bfloat16 and choose_fast_dtype(device) != torch.bfloat16:

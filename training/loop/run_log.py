@@ -15,8 +15,8 @@ from torch import Tensor
 
 from engine.errors import TrainingError
 from engine.progress import Pace
-from training.distributed.gathering import total
-from training.distributed.world import world
+from training.distributed.gathering import sum_over_processes
+from training.distributed.world import current_world
 from training.loop.device_peak import peak_operations
 from training.loop.flop_count import OperationCount
 from training.loop.optimizer import OptimConfig, learning_rate
@@ -36,7 +36,7 @@ class RunLog:
         self.operations, self.peak = 0, math.nan
         self._losses: list[dict[str, Tensor]] = []
         self._pace = Pace(0, None)
-        self._board = _board(folder) if config.tensorboard and world().rank == 0 else None
+        self._board = _board(folder) if config.tensorboard and current_world().rank == 0 else None
 
     @contextmanager
     def counted(self, step: int) -> Iterator[None]:
@@ -63,7 +63,10 @@ class RunLog:
         """Raises TrainingError when a loss since the last row is not a number, naming its step."""
         if not self._losses:
             return
-        losses = total(torch.stack([losses["loss"].float() for losses in self._losses])) / world().size
+        losses = (
+            sum_over_processes(torch.stack([losses["loss"].float() for losses in self._losses]))
+            / current_world().size
+        )
         broken = (~losses.isfinite()).nonzero()
         if len(broken):
             number = step - len(losses) + int(broken[0]) + 1
@@ -79,7 +82,7 @@ class RunLog:
         means = torch.stack(
             [torch.stack([losses[name].float() for losses in self._losses]).mean() for name in names]
         )
-        values = (total(means) / world().size).tolist()
+        values = (sum_over_processes(means) / current_world().size).tolist()
         self._losses = []
         row: dict[str, float] = {"step": step, **dict(zip(names, values, strict=True))}
         pace = self._pace.measure()
@@ -90,7 +93,7 @@ class RunLog:
             "mfu": self.operations * steps_per_second / self.peak,
         }
         self.rows.append(row)
-        if world().rank == 0:
+        if current_world().rank == 0:
             self._write(step, row, names, pace.seconds_left)
 
     def _write(self, step: int, row: dict[str, float], names: list[str], left: float | None) -> None:

@@ -21,22 +21,22 @@ from torch import Tensor, nn
 
 from engine.errors import TrainingError
 from engine.models.malloc import keep_freed_memory
-from training.distributed.gathering import any_process
-from training.distributed.world import World, world
-from training.distributed.wrapping import clip_gradients, replicated, sharded
+from training.distributed.gathering import combine_flags
+from training.distributed.world import World, current_world
+from training.distributed.wrapping import clip_gradients, shard_with_fsdp, wrap_with_ddp
 from training.loop.interrupts import StopNow, StopSignal
 from training.loop.optimizer import OptimConfig, learning_rate, learning_rate_scales, make_optimizer
 from training.loop.random_draws import seed_step
 from training.loop.run_checkpoint import Checkpointer
-from training.loop.run_dtype import with_resolved_dtypes
+from training.loop.run_dtype import resolve_config_dtypes
 from training.loop.run_log import RunLog
-from training.loop.trained_weights import Weights
+from training.loop.trained_weights import TrainedWeights
 
 ASKED_EVERY = 8
 """Steps after which several processes agree on stopping and saving: to ask, each waits for its GPU."""
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """What is trained. `losses` returns the total under "loss", and its parts for the log.
 
     A task may have more. `through`, the door to its network (`wrapping.Through`), lets several processes train it;
@@ -52,7 +52,7 @@ class Task(Protocol):
 
 
 def train(
-    task: Task, config: OptimConfig, folder: Path, *, say: Callable[[str], None] = lambda line: None
+    task: TrainingTask, config: OptimConfig, folder: Path, *, say: Callable[[str], None] = lambda line: None
 ) -> list[dict[str, float]]:
     """Train `task.model` in place and return the log, one row every `log_every` steps.
 
@@ -61,9 +61,9 @@ def train(
     (naming them), a loss is not a number (naming the step; the last checkpoint stays good), or memory runs out (naming
     the largest batch that fitted). Ctrl-C ends the step and saves a checkpoint before KeyboardInterrupt is raised.
     """
-    config = with_resolved_dtypes(config, next(task.model.parameters()).device)
-    here = world()
-    weights = _spread(task, config, here)
+    config = resolve_config_dtypes(config, next(task.model.parameters()).device)
+    world = current_world()
+    weights = _spread(task, config, world)
     scales = learning_rate_scales(weights.names, config.layer_decay)
     optimizer = make_optimizer(weights.masters, config, scales)
     checkpointer = Checkpointer(folder, weights, optimizer, config, getattr(task, "settings", {}))
@@ -79,23 +79,23 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, config) * group["scale"]
                 # --- a single training step ---------------------------------------------------------
-                seed_step(config.seed, step, here.rank)
+                seed_step(config.seed, step, world.rank)
                 optimizer.zero_grad(set_to_none=True)
                 with log.counted(step):
                     losses = task.losses(step)
                     if losses["loss"].requires_grad:  # else the task has run its backward passes itself
                         losses["loss"].backward()
-                weights.take_gradients()
+                weights.move_gradients_to_masters()
                 if config.clip:
                     clip_gradients(weights.masters, config.clip)
                 optimizer.step()
-                weights.give_values()
+                weights.copy_masters_to_model()
                 # ------------------------------------------------------------------------------------
                 step += 1
                 log.add(step, losses)
                 if step % config.log_every == 0 or step == config.steps:
                     log.write_row(step)
-                stopping, saving = _asked(stop, checkpointer, step, here, device)
+                stopping, saving = _asked(stop, checkpointer, step, world, device)
                 if stopping:
                     raise KeyboardInterrupt
                 if saving:
@@ -110,28 +110,28 @@ def train(
         except RuntimeError as error:  # its traceback holds the step's tensors until this block is left
             out_of_memory = _memory_message(error)
     if out_of_memory:
-        raise TrainingError(_explain_out_of_memory(task, config, step, here, out_of_memory))
+        raise TrainingError(_explain_out_of_memory(task, config, step, world, out_of_memory))
     checkpointer.save(step)
-    weights.raise_again()
+    weights.restore_float32()
     log.close()
     return log.rows
 
 
-def _spread(task: Task, config: OptimConfig, here: World) -> Weights:
+def _spread(task: TrainingTask, config: OptimConfig, world: World) -> TrainedWeights:
     """The weights to train, and the task's network spread over the processes."""
-    if here.size == 1:
-        return Weights(task.model, config.dtype)
-    through: nn.Module | None = getattr(task, "through", None)
-    if through is None:
+    if world.size == 1:
+        return TrainedWeights(task.model, config.dtype)
+    wrapper: nn.Module | None = getattr(task, "wrapper", None)
+    if wrapper is None:
         raise TrainingError(f"{type(task).__name__} trains in one process; start it without torchrun.")
     if config.parallel == "fsdp":
-        task.through = sharded(through, config.dtype)  # type: ignore[attr-defined]
-        return Weights(task.model, "float32")
+        task.wrapper = shard_with_fsdp(wrapper, config.dtype)  # type: ignore[attr-defined]
+        return TrainedWeights(task.model, "float32")
     if config.parallel != "ddp":
         raise TrainingError(f"parallel is {config.parallel!r}; it must be ddp or fsdp.")
-    weights = Weights(task.model, config.dtype)
-    some_unused = getattr(task, "some_unused", False)
-    task.through = replicated(through, some_unused=some_unused)  # type: ignore[attr-defined]
+    weights = TrainedWeights(task.model, config.dtype)
+    leaves_parameters_out = getattr(task, "leaves_parameters_out", False)
+    task.wrapper = wrap_with_ddp(wrapper, leaves_parameters_out=leaves_parameters_out)  # type: ignore[attr-defined]
     return weights
 
 
@@ -140,12 +140,12 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _asked(
-    stop: StopSignal, checkpointer: Checkpointer, step: int, here: World, device: torch.device
+    stop: StopSignal, checkpointer: Checkpointer, step: int, world: World, device: torch.device
 ) -> tuple[bool, bool]:
     """Return whether the run is to stop after this step, and whether it is to save; all processes agree on both."""
-    if here.size > 1 and step % ASKED_EVERY:
+    if world.size > 1 and step % ASKED_EVERY:
         return False, False
-    stopping, saving = any_process((stop.asked, here.rank == 0 and checkpointer.is_late), device)
+    stopping, saving = combine_flags((stop.asked, world.rank == 0 and checkpointer.is_late), device)
     return stopping, saving
 
 
@@ -156,7 +156,9 @@ def _memory_message(error: RuntimeError) -> str:
     return str(error).splitlines()[0]
 
 
-def _explain_out_of_memory(task: Task, config: OptimConfig, step: int, here: World, message: str) -> str:
+def _explain_out_of_memory(
+    task: TrainingTask, config: OptimConfig, step: int, world: World, message: str
+) -> str:
     """Return what ran out of memory, and the largest batch that fits: it is halved until a step's passes do.
 
     Several processes do not try, for they would wait for each other. message: the first line of the error.
@@ -164,7 +166,7 @@ def _explain_out_of_memory(task: Task, config: OptimConfig, step: int, here: Wor
     happened = f"Out of memory at step {step + 1} with a batch of {config.batch}"
     losses_of = getattr(task, "losses_of", None)
     count = config.batch // 2
-    while losses_of is not None and here.size == 1 and count >= 2:
+    while losses_of is not None and world.size == 1 and count >= 2:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.distributed.wrapping import full_tensors, sharded_like
+from training.distributed.wrapping import gather_full_tensors, shard_like
 
 
-class Weights:
+class TrainedWeights:
     """What is trained of a model: its parameters, and float32 masters where the model computes in bfloat16.
 
     In float32 the masters are the parameters themselves.
@@ -25,24 +25,24 @@ class Weights:
             self._cast(torch.bfloat16)
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
 
-    def take_gradients(self) -> None:
+    def move_gradients_to_masters(self) -> None:
         """Before the optimizer's step: the parameters' gradients become the masters'."""
         if self.lowered:
             for master, parameter in zip(self.masters, self.parameters, strict=True):
                 master.grad = None if parameter.grad is None else parameter.grad.float()
                 parameter.grad = None
 
-    def give_values(self) -> None:
+    def copy_masters_to_model(self) -> None:
         """After it: the masters' values become the parameters'."""
         if self.lowered:
             with torch.no_grad():
                 torch._foreach_copy_(self.parameters, self.masters)
 
-    def raise_again(self) -> None:
+    def restore_float32(self) -> None:
         """Training is over: the model is float32 again and holds the masters' values."""
         if self.lowered:
             self._cast(torch.float32)
-            self.give_values()
+            self.copy_masters_to_model()
 
     def _cast(self, dtype: torch.dtype) -> None:
         """What is trained alone: frozen parts and running statistics keep their precision."""
@@ -52,7 +52,7 @@ class Weights:
 
     def state(self) -> dict[str, Tensor]:
         """Trained values in float32, and buffers."""
-        return full_tensors(self._own())
+        return gather_full_tensors(self._own())
 
     def _own(self) -> dict[str, Tensor]:
         named = dict(zip(self.names, self.masters, strict=True))
@@ -64,6 +64,6 @@ class Weights:
         if state.keys() != own.keys() or any(state[name].shape != own[name].shape for name in own):
             return False
         for name, value in own.items():
-            value.copy_(sharded_like(state[name], value))
-        self.give_values()
+            value.copy_(shard_like(state[name], value))
+        self.copy_masters_to_model()
         return True

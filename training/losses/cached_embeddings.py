@@ -22,24 +22,24 @@ from torch import Tensor, nn
 from engine.blip2.captioner import Captioner
 from engine.blip2.retriever import Retriever
 from training.distributed.gathering import fetch_rows, gather_texts
-from training.distributed.world import world
+from training.distributed.world import current_world
 from training.distributed.wrapping import average_gradients
 from training.losses.itc_itm_itg import itm_loss
 from training.losses.stage1_losses import (
     Contrast,
+    apply_vision_norm,
     caption_loss,
-    contrasted,
-    match_logits,
-    normed,
-    token_share,
+    compute_contrast,
+    compute_match_logits,
+    token_mean_weight,
 )
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Stage1Inputs:
     """What a step of stage 1 reads.
 
-    images: what `encode` takes. draws (2, N), queries: see `stage1_losses.stage1_losses`. seed: of dropout.
+    images: what `encode_images` takes. draws (2, N), queries: see `stage1_losses.stage1_losses`. seed: of dropout.
     """
 
     images: Tensor
@@ -51,7 +51,7 @@ class Inputs:
     queries: Tensor | None = None
 
 
-def encode(net: Retriever | Captioner, images: Tensor) -> Tensor:
+def encode_images(net: Retriever | Captioner, images: Tensor) -> Tensor:
     """Return patches (B, P, V) before `vision_norm`; without gradient where the encoder is frozen.
 
     images: pixels (B, 3, H, W), or patches (B, P, V) that were made before, which stay as they are.
@@ -64,7 +64,7 @@ def encode(net: Retriever | Captioner, images: Tensor) -> Tensor:
 
 
 def backward_in_chunks(
-    through: nn.Module, batch: Inputs, chunk: int, *, dec_id: int, label_smoothing: float
+    wrapper: nn.Module, batch: Stage1Inputs, chunk: int, *, dec_id: int, label_smoothing: float
 ) -> dict[str, Tensor]:
     """All passes of a step, the backward ones too -> the losses of this process, without gradient.
 
@@ -72,42 +72,46 @@ def backward_in_chunks(
     added to the parameters' and averaged over processes. Equal to `stage1_losses` of the whole batch but for dropout.
     """
     rows = list(torch.arange(len(batch.ids), device=batch.ids.device).split(chunk))
-    quiet: Callable[[], AbstractContextManager[Any]] = getattr(through, "no_sync", nullcontext)
+    quiet: Callable[[], AbstractContextManager[Any]] = getattr(wrapper, "no_sync", nullcontext)
     with quiet():
-        features, pull_features = _encoded(through, batch, rows)
-        contrast, pulls = _contrasted(through, batch, features, rows, label_smoothing)
+        features, pull_features = _encoded(wrapper, batch, rows)
+        contrast, pulls = _contrasted(wrapper, batch, features, rows, label_smoothing)
         fetched, photo_rows = fetch_rows(features, contrast.negatives[0])
         pool = [features, fetched.detach().requires_grad_(fetched.requires_grad)]
         texts = gather_texts(batch.ids, batch.mask)
-        share = token_share(batch.mask) / batch.mask[:, 1:].sum()
+        share = token_mean_weight(batch.mask) / batch.mask[:, 1:].sum()
         sums = torch.zeros(2, device=batch.ids.device)
         for number, some in enumerate(rows):
             torch.manual_seed(batch.seed + number)  # the dropout that the cached embeddings were made with
-            part = _Part(batch, some, contrast.negatives[1][some], photo_rows[some], texts, share, len(rows))
-            loss, parts = through(_chunk_losses, part, pool, pulls, dec_id, label_smoothing)
+            part = PairChunk(
+                batch, some, contrast.negatives[1][some], photo_rows[some], texts, share, len(rows)
+            )
+            loss, parts = wrapper(_chunk_losses, part, pool, pulls, dec_id, label_smoothing)
             loss.backward()
             sums += parts
         if fetched.requires_grad:
             grad = pool[1].grad
             fetched.backward(torch.zeros_like(fetched) if grad is None else grad)
         pull_features()
-    average_gradients(through)
+    average_gradients(wrapper)
     itc, (itm, itg) = contrast.loss.detach(), sums
     return {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
 
 
-def _encoded(through: nn.Module, batch: Inputs, rows: list[Tensor]) -> tuple[Tensor, Callable[[], None]]:
+def _encoded(
+    wrapper: nn.Module, batch: Stage1Inputs, rows: list[Tensor]
+) -> tuple[Tensor, Callable[[], None]]:
     """All patches as a leaf of their own, and what carries the gradient they collect on into the encoder."""
     with torch.no_grad():
-        features = torch.cat([through(encode, batch.images[some]) for some in rows])
-    trained = any(p.requires_grad for name, p in through.named_parameters() if ".vision." in f".{name}")
+        features = torch.cat([wrapper(encode_images, batch.images[some]) for some in rows])
+    trained = any(p.requires_grad for name, p in wrapper.named_parameters() if ".vision." in f".{name}")
     features.requires_grad_(trained)
 
     def pull() -> None:
         if features.grad is None:
             return
         for some in rows:
-            through(encode, batch.images[some]).backward(features.grad[some])
+            wrapper(encode_images, batch.images[some]).backward(features.grad[some])
 
     return features, pull
 
@@ -122,10 +126,10 @@ class _Pulls:
 
 
 def _contrasted(
-    through: nn.Module, batch: Inputs, features: Tensor, rows: list[Tensor], label_smoothing: float
+    wrapper: nn.Module, batch: Stage1Inputs, features: Tensor, rows: list[Tensor], label_smoothing: float
 ) -> tuple[Contrast, _Pulls]:
     def embed(net: Retriever, some: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        keys = net.compute_photo_keys(normed(net, features[some]))
+        keys = net.compute_photo_keys(apply_vision_norm(net, features[some]))
         photos = net.encode_photos(keys)
         return photos, net.encode_texts(batch.ids[some], batch.mask[some]), net.temperature.float().clone()
 
@@ -133,10 +137,10 @@ def _contrasted(
     for number, some in enumerate(rows):
         torch.manual_seed(batch.seed + number)
         # With gradient and dropped at once: without, attention takes another kernel, and its dropout other draws.
-        made.append([one.detach() for one in through(embed, some)])
+        made.append([one.detach() for one in wrapper(embed, some)])
     photos, texts = (torch.cat([one[side] for one in made]).requires_grad_() for side in (0, 1))
     temperature = made[0][2].requires_grad_()
-    contrast = contrasted(
+    contrast = compute_contrast(
         photos, texts, temperature, batch.picture_ids, label_smoothing=label_smoothing, draws_2N=batch.draws
     )
     pulls = torch.autograd.grad(contrast.loss, (photos, texts, temperature))
@@ -144,11 +148,11 @@ def _contrasted(
 
 
 @dataclass(frozen=True)
-class _Part:
+class PairChunk:
     """A chunk. rows: its pairs among the B; texts_for_photos, photos_for_texts: its negatives, among all N texts and in
     the pool [own; fetched]."""
 
-    batch: Inputs
+    batch: Stage1Inputs
     rows: Tensor
     texts_for_photos: Tensor
     photos_for_texts: Tensor
@@ -158,25 +162,29 @@ class _Part:
 
 
 def _chunk_losses(
-    net: Retriever, part: _Part, pool: list[Tensor], pulls: _Pulls, dec_id: int, label_smoothing: float
+    net: Retriever, part: PairChunk, pool: list[Tensor], pulls: _Pulls, dec_id: int, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """The chunk's part of the step's loss, as far as gradients go; its parts of ITM and ITG."""
     batch, rows = part.batch, part.rows
     count, size = len(rows), len(batch.ids)
     ids, mask = batch.ids[rows], batch.mask[rows]
-    own = net.compute_photo_keys(normed(net, pool[0][rows]))
+    own = net.compute_photo_keys(apply_vision_norm(net, pool[0][rows]))
     hidden, past = net.qformer.read_photos(own)
     photos, texts = net.project_photos(hidden), net.encode_texts(ids, mask)
     pulled = (photos * pulls.photos[rows]).sum() + (texts * pulls.texts[rows]).sum()
     pulled = pulled + net.temperature * pulls.temperature / part.num_chunks
-    wrong = net.compute_photo_keys(normed(net, torch.cat(pool)[part.photos_for_texts]))
+    wrong = net.compute_photo_keys(apply_vision_norm(net, torch.cat(pool)[part.photos_for_texts]))
     keys = [(torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in zip(own, wrong, strict=True)]
     first = torch.arange(count, device=ids.device)
-    fitting = rows + world().rank * size
-    logits = match_logits(
-        net, keys, *part.all_texts,
-        torch.cat([first, first + count, first]), torch.cat([fitting, fitting, part.texts_for_photos]), None,
-    )  # fmt: skip
+    fitting = rows + current_world().rank * size
+    logits = compute_match_logits(
+        net,
+        keys,
+        *part.all_texts,
+        torch.cat([first, first + count, first]),
+        torch.cat([fitting, fitting, part.texts_for_photos]),
+        None,
+    )
     itm = itm_loss(logits, count) * (count / size)
     itg = caption_loss(net, past, ids, mask, dec_id, label_smoothing) * mask[:, 1:].sum() * part.token_weight
     return pulled + itm + itg, torch.stack([itm, itg]).detach()

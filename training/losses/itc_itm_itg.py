@@ -95,9 +95,12 @@ def itm_loss(logits_M2: Tensor, num_matching: int) -> Tensor:
 
 
 def match_distillation_loss(
-    logits_M2: Tensor, similarities: Similarities, photo_for_text_B: Tensor, text_for_photo_B: Tensor,
+    logits_M2: Tensor,
+    similarities: Similarities,
+    photo_for_text_B: Tensor,
+    text_for_photo_B: Tensor,
     offset: int = 0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """ITM learns ITC's order: over each pair and its two negatives, cross-entropy from the softmax of ITC's scores to
     that of ITM's margins (match less no match).
 

@@ -20,7 +20,7 @@ from engine.blip2.qformer import PhotoKeys
 from engine.blip2.retriever import Retriever
 from engine.errors import TrainingError
 from training.distributed.gathering import fetch_rows, gather, gather_constants, gather_texts, mean_weight
-from training.distributed.world import world
+from training.distributed.world import current_world
 from training.losses.itc_itm_itg import (
     Similarities,
     draw_negatives,
@@ -52,20 +52,28 @@ class Stage1Losses:
     similarities: Similarities
 
     @property
-    def total(self) -> Tensor:
+    def total_loss(self) -> Tensor:
         return self.itc + self.itm + self.itg
 
 
-def normed(net: Retriever | Captioner, features_BPV: Tensor) -> Tensor:
+def apply_vision_norm(net: Retriever | Captioner, features_BPV: Tensor) -> Tensor:
     """What the frozen encoder gave, of any dtype -> patches (B, P, V) after the trained `vision_norm`."""
     return net.vision_norm(features_BPV.to(net.vision_norm.weight.dtype))
 
 
 def stage1_losses(
-    model: Retriever, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, *, dec_id: int,
-    image_ids: Tensor | None = None, negatives: Negatives | None = None, label_smoothing: float = 0.1,
-    queries: Tensor | None = None, draws_2N: Tensor | None = None,
-) -> Stage1Losses:  # fmt: skip
+    model: Retriever,
+    patches_BPV: Tensor,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    dec_id: int,
+    image_ids: Tensor | None = None,
+    negatives: Negatives | None = None,
+    label_smoothing: float = 0.1,
+    queries: Tensor | None = None,
+    draws_2N: Tensor | None = None,
+) -> Stage1Losses:
     """All three losses of a batch of matching pairs; every process calls it with as many pairs.
 
     patches: after `vision_norm`. ids, mask: [CLS] ... [SEP], padded. dec_id: takes the place of [CLS] for ITG.
@@ -78,38 +86,48 @@ def stage1_losses(
     keys = model.compute_photo_keys(patches_BPV)
     hidden, past = model.qformer.read_photos(keys, queries)
     photos, texts = model.project_photos(hidden), model.encode_texts(ids_BT, mask_BT)
-    contrast = contrasted(
+    contrast = compute_contrast(
         photos, texts, model.temperature, image_ids, label_smoothing=label_smoothing, draws_2N=draws_2N
     )
     negatives = contrast.negatives if negatives is None else negatives
     all_ids, all_masks = gather_texts(ids_BT, mask_BT)
     fetched_FPV, photo_rows = fetch_rows(patches_BPV, negatives[0])
-    if world().size > 1:
+    if current_world().size > 1:
         keys = [
             (torch.cat([own_k, k]), torch.cat([own_v, v]))
             for (own_k, own_v), (k, v) in zip(keys, model.compute_photo_keys(fetched_FPV), strict=True)
         ]
     own = torch.arange(len(ids_BT), device=ids_BT.device)
-    own_texts = own + world().rank * len(ids_BT)
-    logits = match_logits(
-        model, keys, all_ids, all_masks,
-        torch.cat([own, photo_rows, own]), torch.cat([own_texts, own_texts, negatives[1]]), queries,
-    )  # fmt: skip
+    own_texts = own + current_world().rank * len(ids_BT)
+    logits = compute_match_logits(
+        model,
+        keys,
+        all_ids,
+        all_masks,
+        torch.cat([own, photo_rows, own]),
+        torch.cat([own_texts, own_texts, negatives[1]]),
+        queries,
+    )
     itg = caption_loss(model, past, ids_BT, mask_BT, dec_id, label_smoothing)
-    itg = itg * token_share(mask_BT)
+    itg = itg * token_mean_weight(mask_BT)
     return Stage1Losses(
         contrast.loss, itm_loss(logits, len(own)), itg, logits, negatives, contrast.similarities
     )
 
 
-def itc_alone(
-    model: Retriever, patches_BPV: Tensor, ids_BT: Tensor, mask_BT: Tensor, *, label_smoothing: float = 0.1,
+def compute_itc_loss(
+    model: Retriever,
+    patches_BPV: Tensor,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    label_smoothing: float = 0.1,
     queries: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The contrastive loss of `stage1_losses` without the passes of the other two."""
     hidden, _ = model.qformer.read_photos(model.compute_photo_keys(patches_BPV), queries)
     photos, texts = model.project_photos(hidden), model.encode_texts(ids_BT, mask_BT)
-    return contrasted(photos, texts, model.temperature, label_smoothing=label_smoothing).loss
+    return compute_contrast(photos, texts, model.temperature, label_smoothing=label_smoothing).loss
 
 
 @dataclass(frozen=True)
@@ -121,23 +139,32 @@ class Contrast:
     negatives: Negatives
 
 
-def contrasted(
-    photos_BQE: Tensor, texts_BE: Tensor, temperature: Tensor, image_ids: Tensor | None = None, *,
-    label_smoothing: float = 0.1, draws_2N: Tensor | None = None,
-) -> Contrast:  # fmt: skip
+def compute_contrast(
+    photos_BQE: Tensor,
+    texts_BE: Tensor,
+    temperature: Tensor,
+    image_ids: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.1,
+    draws_2N: Tensor | None = None,
+) -> Contrast:
     """ITC of this process's pairs against those of all. See `stage1_losses`."""
-    batch, here = len(texts_BE), world()
-    if batch * here.size < 2:
+    batch, world = len(texts_BE), current_world()
+    if batch * world.size < 2:
         raise TrainingError(f"A batch of {batch} pair has no negatives; use at least 2.")
     similarities = itc_similarities(photos_BQE, texts_BE, gather(photos_BQE), gather(texts_BE), temperature)
-    offset = here.rank * batch
-    numbers = torch.arange(batch * here.size, device=texts_BE.device)
+    offset = world.rank * batch
+    numbers = torch.arange(batch * world.size, device=texts_BE.device)
     ids = numbers if image_ids is None else gather_constants(image_ids)
-    same_BN = here.share(ids)[:, None] == ids[None, :]
+    same_BN = world.select_share(ids)[:, None] == ids[None, :]
     loss = itc_loss(
         similarities, offset, label_smoothing, same_photo_BN=None if image_ids is None else same_BN
     )
-    draws = (None, None) if draws_2N is None else [here.share(row) for row in draws_2N.to(texts_BE.device)]
+    draws = (
+        (None, None)
+        if draws_2N is None
+        else [world.select_share(row) for row in draws_2N.to(texts_BE.device)]
+    )
     negatives = (
         draw_negatives(similarities.text_to_photo, same_BN, draws[0]),
         draw_negatives(similarities.photo_to_text, same_BN, draws[1]),
@@ -145,10 +172,15 @@ def contrasted(
     return Contrast(loss, similarities, negatives)
 
 
-def match_logits(
-    model: Retriever, keys: PhotoKeys, ids_NT: Tensor, mask_NT: Tensor, photos_M: Tensor, texts_M: Tensor,
+def compute_match_logits(
+    model: Retriever,
+    keys: PhotoKeys,
+    ids_NT: Tensor,
+    mask_NT: Tensor,
+    photos_M: Tensor,
+    texts_M: Tensor,
     queries: Tensor | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Match logits (M, 2) of pairs given by number: rows of the keys, rows of the texts.
 
     Pairs go in groups of like length: half of a batch padded to its longest text is padding.
@@ -165,9 +197,13 @@ def match_logits(
 
 
 def caption_loss(
-    model: Retriever, past: Sequence[KeysValues], ids_BT: Tensor, mask_BT: Tensor, dec_id: int,
+    model: Retriever,
+    past: Sequence[KeysValues],
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    dec_id: int,
     label_smoothing: float,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Every token predicts the next one; the vocabulary is scored for those alone that have one. Mean over tokens."""
     read_BT = torch.cat([torch.full_like(ids_BT[:, :1], dec_id), ids_BT[:, 1:]], dim=1)
     hidden_BTD = model.qformer.write_texts(past, read_BT, mask_BT)
@@ -176,6 +212,6 @@ def caption_loss(
     return itg_loss(logits, read_BT[:, 1:][followed_BT], label_smoothing)
 
 
-def token_share(mask_BT: Tensor) -> Tensor | float:
+def token_mean_weight(mask_BT: Tensor) -> Tensor | float:
     """What this process's mean over tokens weighs in the mean over processes: its tokens over their mean number."""
     return mean_weight(mask_BT[:, 1:].sum())

@@ -24,17 +24,17 @@ from engine.checkpoints.retrieval_reading import read_folder
 from engine.checkpoints.saving import cast_floats
 from engine.errors import DataError
 from training.batches.batch_source import Batch, BatchSource
-from training.batches.encoded_views import EncodedViews, encode_maps, encode_views, random_window
-from training.distributed.world import joined, world
-from training.distributed.wrapping import full_tensors
+from training.batches.encoded_views import EncodedViews, cut_random_window, encode_maps, encode_views
+from training.distributed.world import current_world, join_process_group
+from training.distributed.wrapping import gather_full_tensors
 from training.loop.optimizer import OptimConfig
-from training.loop.random_draws import random_share
-from training.loop.run_checkpoint import finished
-from training.loop.run_dtype import fast_autocast, with_resolved_dtypes
+from training.loop.random_draws import draw_random_share
+from training.loop.run_checkpoint import is_finished
+from training.loop.run_dtype import fast_autocast, resolve_config_dtypes
 from training.loop.train_loop import train
-from training.losses.cached_embeddings import Inputs, backward_in_chunks, encode
+from training.losses.cached_embeddings import Stage1Inputs, backward_in_chunks, encode_images
 from training.losses.itc_itm_itg import match_distillation_loss
-from training.losses.stage1_losses import itc_alone, normed, stage1_losses
+from training.losses.stage1_losses import apply_vision_norm, compute_itc_loss, stage1_losses
 from training.stages.bert_start import read_bert, start_from_bert
 from training.stages.distillation import ENCODER
 from training.stages.encoder_phase import EncoderEnd
@@ -56,7 +56,7 @@ from training.stages.weight_average import mix
 class Stage1Task:
     """ITC + ITM + ITG on the batches of a source."""
 
-    some_unused = False
+    leaves_parameters_out = False
 
     def __init__(
         self, net: Retriever, tokenizer: TextTokenizer, source: BatchSource, config: Stage1Config,
@@ -66,11 +66,11 @@ class Stage1Task:
         self.net = self.model = net
         self.tokenizer, self.source, self.config = tokenizer, source, config
         self.optim = optim or config.optim
-        self.through: nn.Module = prepare_network(net, config)
+        self.wrapper: nn.Module = prepare_network(net, config)
         self.settings = kept_settings(config, config.kept, source)
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        return self.losses_of(step, self.optim.batch // world().size)
+        return self.losses_of(step, self.optim.batch // current_world().size)
 
     def losses_of(self, step: int, count: int) -> dict[str, Tensor]:
         """Return the losses of the first `count` pairs of this process."""
@@ -78,12 +78,12 @@ class Stage1Task:
         chunk, smoothing = self.config.chunk, self.config.label_smoothing
         if 0 < chunk < count:
             dec_id = self.tokenizer.dec_id
-            return backward_in_chunks(self.through, inputs, chunk, dec_id=dec_id, label_smoothing=smoothing)
-        return self.through(self._losses, inputs)
+            return backward_in_chunks(self.wrapper, inputs, chunk, dec_id=dec_id, label_smoothing=smoothing)
+        return self.wrapper(self._losses, inputs)
 
-    def _inputs(self, batch: Batch, count: int) -> Inputs:
+    def _inputs(self, batch: Batch, count: int) -> Stage1Inputs:
         """What the step reads. All is drawn for the N pairs, so that any number of processes trains on the same."""
-        here, config, draws = world(), self.config, batch.draws
+        world, config, draws = current_world(), self.config, batch.draws
         assert draws is not None, "stage 1 draws alike in all processes"
         device = self.net.temperature.device
         images, queries = images_of(batch, count, config.model.vision, device), None
@@ -91,44 +91,57 @@ class Stage1Task:
         if config.views:  # a share of patches and queries: less to read, harder to learn by heart
             images = self._drawn_images(images, draws)
             num_queries = self.net.config.qformer.num_queries
-            queries = random_share(num_queries, config.query_share, draws).sort().values.to(device)
-        return Inputs(
+            queries = draw_random_share(num_queries, config.query_share, draws).sort().values.to(device)
+        return Stage1Inputs(
             images, ids.to(device), mask.to(device),
             torch.from_numpy(batch.picture_ids[:count]).to(device) if config.picture_ids else None,
-            torch.rand(2, count * here.size, generator=draws).to(device),
-            int(torch.randint(2**40, (), generator=draws)) + (here.rank << 48),
+            torch.rand(2, count * world.size, generator=draws).to(device),
+            int(torch.randint(2**40, (), generator=draws)) + (world.rank << 48),
             queries,
         )  # fmt: skip
 
     def _drawn_images(self, patches_BPV: Tensor, draws: torch.Generator) -> Tensor:
         """A random `patch_share` of the patches, the same for the batch."""
-        return patches_BPV[:, random_share(patches_BPV.shape[1], self.config.patch_share, draws)]
+        return patches_BPV[:, draw_random_share(patches_BPV.shape[1], self.config.patch_share, draws)]
 
-    def _losses(self, net: Retriever, inputs: Inputs) -> dict[str, Tensor]:
+    def _losses(self, net: Retriever, inputs: Stage1Inputs) -> dict[str, Tensor]:
         losses = stage1_losses(
-            net, normed(net, encode(net, inputs.images)), inputs.ids, inputs.mask, dec_id=self.tokenizer.dec_id,
-            image_ids=inputs.picture_ids, label_smoothing=self.config.label_smoothing, queries=inputs.queries,
+            net,
+            apply_vision_norm(net, encode_images(net, inputs.images)),
+            inputs.ids,
+            inputs.mask,
+            dec_id=self.tokenizer.dec_id,
+            image_ids=inputs.picture_ids,
+            label_smoothing=self.config.label_smoothing,
+            queries=inputs.queries,
             draws_2N=inputs.draws,
-        )  # fmt: skip
+        )
         parts = {"itc": losses.itc, "itm": losses.itm, "itg": losses.itg}
         if not self.config.match_distillation:
-            return {"loss": losses.total, **parts}
+            return {"loss": losses.total_loss, **parts}
         parts["distilled"] = match_distillation_loss(
-            losses.match_logits, losses.similarities, *losses.negatives, world().rank * len(inputs.ids)
+            losses.match_logits,
+            losses.similarities,
+            *losses.negatives,
+            current_world().rank * len(inputs.ids),
         )
-        return {"loss": losses.total + self.config.match_distillation * parts["distilled"], **parts}
+        return {"loss": losses.total_loss + self.config.match_distillation * parts["distilled"], **parts}
 
 
 class ItcTask(Stage1Task):
     """The same with the contrastive loss alone, a fifth of the work: it brings the two sides together first."""
 
-    some_unused = True
+    leaves_parameters_out = True
 
-    def _losses(self, net: Retriever, inputs: Inputs) -> dict[str, Tensor]:
-        loss = itc_alone(
-            net, normed(net, inputs.images), inputs.ids, inputs.mask, label_smoothing=self.config.label_smoothing,
+    def _losses(self, net: Retriever, inputs: Stage1Inputs) -> dict[str, Tensor]:
+        loss = compute_itc_loss(
+            net,
+            apply_vision_norm(net, inputs.images),
+            inputs.ids,
+            inputs.mask,
+            label_smoothing=self.config.label_smoothing,
             queries=inputs.queries,
-        )  # fmt: skip
+        )
         return {"loss": loss}
 
 
@@ -143,9 +156,9 @@ class EncoderTask(ItcTask):
         self.end = EncoderEnd(net.vision, config.encoder_from)
 
     def _drawn_images(self, maps_BHWC: Tensor, draws: torch.Generator) -> Tensor:
-        return random_window(maps_BHWC, draws)
+        return cut_random_window(maps_BHWC, draws)
 
-    def _losses(self, net: Retriever, inputs: Inputs) -> dict[str, Tensor]:
+    def _losses(self, net: Retriever, inputs: Stage1Inputs) -> dict[str, Tensor]:
         with fast_autocast(inputs.images.device):
             return super()._losses(net, replace(inputs, images=self.end.read(inputs.images)))
 
@@ -167,13 +180,13 @@ def run_stage1(
     that `config` names. Raises DataError, CheckpointError and TrainingError saying what is missing or does not fit.
     """
     check_stage1(config)
-    config = with_resolved_dtypes(config)
-    with joined() as (here, device):
-        tell = say if here.rank == 0 else (lambda line: None)
+    config = resolve_config_dtypes(config)
+    with join_process_group() as (world, device):
+        tell = say if world.rank == 0 else (lambda line: None)
         train_on = _train_on_patches if config.views else _train_on_pictures
         trained = train_on(config, data, runs, output, device, tell)
-        state = cast_floats(full_tensors(trained.net.state_dict()), torch.float16)
-        if here.rank == 0:
+        state = cast_floats(gather_full_tensors(trained.net.state_dict()), torch.float16)
+        if world.rank == 0:
             model = trained.net.config.to_dict()
             write_folder(output / "model", {**state, **trained.encoder}, trained.tokenizer, model)
             tell(f"wrote {output / 'model'}")
@@ -183,7 +196,7 @@ def _train_on_pictures(
     config: Stage1Config, data: Path, runs: Path, output: Path, device: torch.device, tell: Say
 ) -> _Trained:
     """Read pictures in every step."""
-    with open_stream(config, data, config.model.vision.image_size, world(), tell) as stream:
+    with open_stream(config, data, config.model.vision.image_size, current_world(), tell) as stream:
         net, tokenizer = start_stage1(config, data, runs)
         encoder = frozen_encoder(net, config, torch.float16)
         config = replace(config, model=net.config)
@@ -201,7 +214,7 @@ def _train_on_patches(
     words = TextTokenizer(tokenizer, net.config.max_tokens)
     pictures, samples = read_whole_sets(config, data, runs, net.config.vision.image_size, tell)
     if (optim := config.encoder_optim) is not None:
-        done = finished(output / "encoder", optim)
+        done = is_finished(output / "encoder", optim)
         maps = torch.empty(0) if done else encode_maps(net, pictures, config, config.encoder_from)
         task = EncoderTask(net, words, EncodedViews(maps, samples, optim), config, optim)
         train(task, optim, output / "encoder", say=tell)

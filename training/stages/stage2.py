@@ -33,14 +33,14 @@ from engine.models.devices import DTYPES
 from training.batches.batch_source import Batch, BatchSource
 from training.batches.encoded_views import EncodedViews, encode_views
 from training.batches.pair_draws import PairDraws, RowDraws, TorchDraws
-from training.batches.picture_stream import NO_CAPTION, TOO_LONG, Opener, Usable
+from training.batches.picture_stream import NO_CAPTION, TOO_LONG, CheckCaption, Opener
 from training.distributed.gathering import mean_weight
-from training.distributed.world import joined, world
-from training.distributed.wrapping import average_gradients, full_tensors
-from training.loop.run_dtype import with_resolved_dtypes
+from training.distributed.world import current_world, join_process_group
+from training.distributed.wrapping import average_gradients, gather_full_tensors
+from training.loop.run_dtype import resolve_config_dtypes
 from training.loop.train_loop import train
-from training.losses.cached_embeddings import encode
-from training.losses.stage1_losses import normed
+from training.losses.cached_embeddings import encode_images
+from training.losses.stage1_losses import apply_vision_norm
 from training.stages.stage2_config import Stage2Config, WritingConfig, check_start, check_writing
 from training.stages.stage_setup import (
     Say,
@@ -55,7 +55,8 @@ from training.stages.starts import at_size, before_language, find_start
 
 @dataclass(frozen=True)
 class WritingInputs:
-    """What a step reads. images: what `encode` takes. prompts: ids and mask (B, T) for a Q-Former that reads them."""
+    """What a step reads. images: what `encode_images` takes. prompts: ids and mask (B, T) for a Q-Former that reads
+    them."""
 
     images: Tensor
     texts: LanguageBatch
@@ -82,7 +83,7 @@ class Stage2Task:
         self.tokenizer, self.prompt_tokenizer = tokenizer, prompt_tokenizer
         self.source, self.config = source, config
         self.net = self.model = net
-        self.through: nn.Module = prepare_network(net, config)
+        self.wrapper: nn.Module = prepare_network(net, config)
         if prompt_tokenizer is not None and not config.views:
             # Nobody reads what the last layer makes of the prompt, and DDP wants a gradient of all that is trained.
             # Checkpoints of runs on patches hold these weights as trained ones, without a gradient.
@@ -90,7 +91,7 @@ class Stage2Task:
         self.settings = kept_settings(config, config.kept, source) if config.kept else {}
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        return self.losses_of(step, self.config.optim.batch // world().size)
+        return self.losses_of(step, self.config.optim.batch // current_world().size)
 
     def losses_of(self, step: int, count: int) -> dict[str, Tensor]:
         """Return the loss of the first `count` pairs of this process."""
@@ -99,19 +100,19 @@ class Stage2Task:
         chunk = self.config.chunk
         if 0 < chunk < count:
             return {"loss": self._in_chunks(inputs, chunk, weight)}
-        return {"loss": self.through(_loss, inputs) * weight}
+        return {"loss": self.wrapper(_loss, inputs) * weight}
 
     def _in_chunks(self, inputs: WritingInputs, chunk: int, weight: Tensor | float) -> Tensor:
         """The backward passes too: the loss is a sum over pairs, so gradients of parts add up."""
-        quiet: Callable[[], AbstractContextManager[Any]] = getattr(self.through, "no_sync", nullcontext)
+        quiet: Callable[[], AbstractContextManager[Any]] = getattr(self.wrapper, "no_sync", nullcontext)
         losses = []
         with quiet():
             for first in range(0, len(inputs.images), chunk):
                 part = inputs.part(slice(first, first + chunk))
-                loss = self.through(_loss, part) * (part.num_learned / inputs.num_learned * weight)
+                loss = self.wrapper(_loss, part) * (part.num_learned / inputs.num_learned * weight)
                 loss.backward()
                 losses.append(loss.detach())
-        average_gradients(self.through)
+        average_gradients(self.wrapper)
         return torch.stack(losses).sum()
 
     def _inputs(self, batch: Batch, count: int) -> WritingInputs:
@@ -133,17 +134,17 @@ class Stage2Task:
         if batch.draws is None:
             return repeat(TorchDraws())
         rows = torch.rand(self.config.optim.batch, 3, generator=batch.draws)
-        return [RowDraws(row) for row in world().share(rows).tolist()]
+        return [RowDraws(row) for row in current_world().select_share(rows).tolist()]
 
     def _pair(self, question: str, text: str, draws: PairDraws) -> tuple[str, str]:
         """A prompt and the text that follows it, which may be cut in two at a random word."""
         prompts = self.config.prompts
-        prompt = prompts[draws.below(len(prompts))].replace("{}", question)
+        prompt = prompts[draws.draw_integer(len(prompts))].replace("{}", question)
         if not self.config.asks:
             text = normalise_caption(text)
         words = text.split()
-        if len(words) > 1 and draws.share() < self.config.prefix_share:
-            return cut_in_two(prompt, words, 1 + draws.below(len(words) - 1))
+        if len(words) > 1 and draws.draw_fraction() < self.config.prefix_share:
+            return cut_in_two(prompt, words, 1 + draws.draw_integer(len(words) - 1))
         return prompt, text
 
 
@@ -153,7 +154,7 @@ def cut_in_two(prompt: str, words: Sequence[str], place: int) -> tuple[str, str]
 
 
 def _loss(net: Captioner, inputs: WritingInputs) -> Tensor:
-    patches = normed(net, encode(net, inputs.images))
+    patches = apply_vision_norm(net, encode_images(net, inputs.images))
     if inputs.prompts is None:
         return net.compute_loss(net.read_photos(patches), inputs.texts)
     return net.compute_loss(net.read_with_prompts(patches, *inputs.prompts), inputs.texts)
@@ -199,47 +200,55 @@ def train_writing(
     runs may hold them too. Raises DataError, CheckpointError and TrainingError saying what is missing or does not fit.
     """
     check_writing(config)
-    config = with_resolved_dtypes(config)
+    config = resolve_config_dtypes(config)
     torch.manual_seed(config.optim.seed)
-    with joined() as (here, device):
-        if config.views and here.size > 1:
+    with join_process_group() as (world, device):
+        if config.views and world.size > 1:
             raise TrainingError(
-                f"views is {config.views} and {here.size} processes share the batch: a model that writes trains on "
+                f"views is {config.views} and {world.size} processes share the batch: a model that writes trains on "
                 "patches in one process. Start it without torchrun, or set views to 0."
             )
-        tell = say if here.rank == 0 else (lambda line: None)
+        tell = say if world.rank == 0 else (lambda line: None)
         source, where = opened()
         check_start(config, source, where)
         former = source.config.qformer
         tokenizer = LanguageTokenizer(source.language.tokenizer, source.config.language, former.num_queries)
         prompts = None if source.tokenizer is None else TextTokenizer(source.tokenizer, former.max_positions)
         net = make_captioner(source, where, torch.float32, DTYPES[config.optim.dtype]).to(device)
-        usable = Learnable(config, tokenizer, prompts)
-        with _batches(config, net, data, runs, usable, opener, tell) as batches:
+        check_caption = Learnable(config, tokenizer, prompts)
+        with _batches(config, net, data, runs, check_caption, opener, tell) as batches:
             task = Stage2Task(net, tokenizer, prompts, batches, config)
             train(task, config.optim, output if config.views else output / "all", say=tell)
         own = own_state(net)
         if not config.train_encoder:
             own = {name: value for name, value in own.items() if not name.startswith("vision.")}
-        state = full_tensors(own)
-        if here.rank == 0:
+        state = gather_full_tensors(own)
+        if world.rank == 0:
             save_trained(output / "model", source, state, dtype=torch.float16)
             tell(f"wrote {output / 'model'}")
 
 
 @contextmanager
 def _batches(
-    config: WritingConfig, net: Captioner, data: Path, runs: Path, usable: Usable, opener: Opener, tell: Say
+    config: WritingConfig,
+    net: Captioner,
+    data: Path,
+    runs: Path,
+    check_caption: CheckCaption,
+    opener: Opener,
+    tell: Say,
 ) -> Iterator[BatchSource]:
     """Open the sets as the config asks: pictures that are read in every step, or patches that are made now."""
     size = net.config.vision.image_size
     if config.views:
         pictures, samples = read_whole_sets(config, data, runs, size, tell)
         yield EncodedViews(
-            encode_views(net, pictures, config), plain_samples(samples), config.optim, alone=True
+            encode_views(net, pictures, config), plain_samples(samples), config.optim, draws_from_torch=True
         )
         return
-    with open_stream(config, data, size, world(), tell, opener=opener, usable=usable) as stream:
+    with open_stream(
+        config, data, size, current_world(), tell, opener=opener, check_caption=check_caption
+    ) as stream:
         yield stream
 
 

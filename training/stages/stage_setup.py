@@ -22,12 +22,12 @@ from engine.datasets.captioned_sets import SetConfig, open_training_set, read_sm
 from engine.datasets.picture_reading import load_pictures
 from engine.errors import TrainingError
 from training.batches.batch_source import Batch, BatchSource
-from training.batches.crops import random_crop
-from training.batches.picture_stream import Opener, Stream, Usable
+from training.batches.crops import make_random_crop
+from training.batches.picture_stream import CheckCaption, Opener, PictureStream
 from training.distributed.world import World
-from training.distributed.wrapping import Through
+from training.distributed.wrapping import NetworkWrapper
 from training.loop.optimizer import OptimConfig
-from training.loop.run_checkpoint import flat_settings
+from training.loop.run_checkpoint import flatten_settings
 
 Say = Callable[[str], None]
 
@@ -85,7 +85,7 @@ def refuse_settings(config: Trained, names: Sequence[str], reason: str) -> None:
             )
 
 
-def prepare_network(net: Retriever | Captioner, config: Trained) -> Through:
+def prepare_network(net: Retriever | Captioner, config: Trained) -> NetworkWrapper:
     """Put the network into training mode, freeze what stays as it is, and return the door to it.
 
     An encoder that reads pictures in every step without learning is cast as `optim.dtype` says; one whose patches were
@@ -103,7 +103,7 @@ def prepare_network(net: Retriever | Captioner, config: Trained) -> Through:
         net.vision.to(torch.bfloat16)
     if config.compile:
         compile_parts(net)
-    return Through(net)
+    return NetworkWrapper(net)
 
 
 def compile_parts(net: Retriever | Captioner, backend: str = "inductor") -> None:
@@ -119,7 +119,7 @@ def compile_parts(net: Retriever | Captioner, backend: str = "inductor") -> None
 def kept_settings(config: Any, names: Sequence[str], source: BatchSource) -> Mapping[str, Any]:
     """Return what a resumed run must share: the settings of these names, and which samples the source holds."""
     values = asdict(config)
-    return flat_settings({name: values[name] for name in names}) | dict(source.settings())
+    return flatten_settings({name: values[name] for name in names}) | dict(source.settings())
 
 
 def images_of(batch: Batch, count: int, vision: VisionConfig, device: torch.device) -> Tensor:
@@ -144,21 +144,21 @@ def read_whole_sets(
 
 @contextmanager
 def open_stream(
-    config: Trained, data: Path, image_size: int, here: World, tell: Say, *, opener: Opener = open_training_set,
-    usable: Usable | None = None,
-) -> Iterator[Stream]:  # fmt: skip
+    config: Trained, data: Path, image_size: int, world: World, tell: Say, *, opener: Opener = open_training_set,
+    check_caption: CheckCaption | None = None,
+) -> Iterator[PictureStream]:  # fmt: skip
     """The stream of a config's sources, told of when it opens and what it left out when it closes.
 
     Raises TrainingError for a batch that the processes cannot share, DataError for a source that cannot be read.
     """
-    if config.optim.batch % here.size:
-        here.share(torch.empty(config.optim.batch))  # raises, with the sizes that fit
-    stream = Stream(
+    if config.optim.batch % world.size:
+        world.select_share(torch.empty(config.optim.batch))  # raises, with the sizes that fit
+    stream = PictureStream(
         config.sources, data, batch=config.optim.batch, seed=config.optim.seed,
-        augment=random_crop(image_size, config.smallest_crop), here=here, workers=config.workers, opener=opener,
-        usable=usable,
+        augment=make_random_crop(image_size, config.smallest_crop), world=world, workers=config.workers, opener=opener,
+        check_caption=check_caption,
     )  # fmt: skip
-    tell(f"{stream.count:,} samples in {len(stream.sources)} sources")
+    tell(f"{stream.count:,} samples in {len(stream.sets)} sources")
     told = stream.report()
     for line in told:
         tell(line)

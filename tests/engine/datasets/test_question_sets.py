@@ -13,7 +13,7 @@ from shard_writing import picture
 
 from engine.datasets.question_sets import QuestionConfig, open_question_set, read_usable_questions
 from engine.errors import DataError
-from training.batches.picture_stream import Stream
+from training.batches.picture_stream import PictureStream
 from training.distributed.world import World
 
 ANSWERS = ["red"] * 6 + ["dark red"] * 3 + ["blue"]
@@ -103,13 +103,13 @@ def test_gqa_is_learned_from_too(data: Path) -> None:
 
 def test_answers_are_drawn_as_often_as_they_were_given(data: Path) -> None:
     config = QuestionConfig("q.json", images="coco", annotations="a.json")
-    stream = Stream(
+    stream = PictureStream(
         (config,),
         data,
         batch=400,
         seed=3,
         augment=lambda image, draws: np.zeros((1, 1, 3), np.uint8),
-        here=World(0, 1),
+        world=World(0, 1),
         workers=2,
         ahead=0,
         opener=open_question_set,
@@ -136,25 +136,40 @@ BAD_FILES: dict[str, tuple[Any, Any, str]] = {
     "another object": ({"images": []}, None, "is in neither layout .TypeError"),
     "no object": ({}, None, "holds no questions"),
     "rows": ({"questions": 3}, None, "is not in VQA's layout .TypeError"),
-    "id": ([{"image": "a", "question": "x", "question_id": "q"}], None, "question_id is 'q', not a whole number"),
-    "answers": ([{"image": "a", "question": "x", "answer": [3]}], None, r"answers should be texts, not \[3\]"),
+    "id": (
+        [{"image": "a", "question": "x", "question_id": "q"}],
+        None,
+        "question_id is 'q', not a whole number",
+    ),
+    "answers": (
+        [{"image": "a", "question": "x", "answer": [3]}],
+        None,
+        r"answers should be texts, not \[3\]",
+    ),
     "row": ({"questions": [{"question_id": 1, "image_id": 2}]}, None, "not in VQA's layout .KeyError"),
     "split": (
         {"questions": [{"question_id": 1, "image_id": 2, "question": "x"}]},
-        {"annotations": [{"question_id": 3, "answers": []}]}, "a.json is of other questions",
+        {"annotations": [{"question_id": 3, "answers": []}]},
+        "a.json is of other questions",
     ),
     "annotations": (
-        {"questions": [{"question_id": 1, "image_id": 2, "question": "x"}]}, {"annotations": [{"answers": []}]},
+        {"questions": [{"question_id": 1, "image_id": 2, "question": "x"}]},
+        {"annotations": [{"answers": []}]},
         "a.json is not in VQA's layout .KeyError",
     ),
     "no annotations": (
-        {"questions": [{"question_id": 1, "image_id": 2, "question": "x"}]}, {"questions": []},
+        {"questions": [{"question_id": 1, "image_id": 2, "question": "x"}]},
+        {"questions": []},
         "2 hold questions and 0 hold annotations",
     ),
     "list with annotations": ([], {"annotations": []}, "leave annotations empty"),
     "empty": ([], None, "it is empty"),
-    "no picture": ([{"image": "a.jpg", "question": "x", "answer": "y"}], None, r"1 picture is not there .*a\.jpg"),
-}  # fmt: skip
+    "no picture": (
+        [{"image": "a.jpg", "question": "x", "answer": "y"}],
+        None,
+        r"1 picture is not there .*a\.jpg",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD_FILES)

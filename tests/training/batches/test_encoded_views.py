@@ -20,7 +20,7 @@ def test_a_step_gives_the_same_batch_in_any_number_of_processes(monkeypatch: pyt
     whole = EncodedViews(VIEWS, SAMPLES, OPTIM)[5]
     parts = []
     for rank in range(2):
-        monkeypatch.setattr("training.batches.encoded_views.world", lambda rank=rank: World(rank, 2))
+        monkeypatch.setattr("training.batches.encoded_views.current_world", lambda rank=rank: World(rank, 2))
         parts.append(EncodedViews(VIEWS, SAMPLES, OPTIM)[5])
     assert isinstance(whole.images, torch.Tensor) and whole.draws is not None
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)  # type: ignore[misc]
@@ -30,9 +30,9 @@ def test_a_step_gives_the_same_batch_in_any_number_of_processes(monkeypatch: pyt
     assert len(draws) == 1  # what is drawn next is the same for all
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_views_and_captions_belong_to_their_pictures(alone: bool) -> None:
-    source = EncodedViews(VIEWS, SAMPLES, OPTIM, alone=alone)
+@pytest.mark.parametrize("draws_from_torch", [False, True])
+def test_views_and_captions_belong_to_their_pictures(draws_from_torch: bool) -> None:
+    source = EncodedViews(VIEWS, SAMPLES, OPTIM, draws_from_torch=draws_from_torch)
     torch.manual_seed(0)
     seen = set()
     for step in range(40):
@@ -47,7 +47,7 @@ def test_views_and_captions_belong_to_their_pictures(alone: bool) -> None:
 
 def test_captions_drawn_alone_are_drawn_when_they_are_read() -> None:
     """What a task draws for a pair comes right after the pair's caption."""
-    source = EncodedViews(VIEWS, SAMPLES, OPTIM, alone=True)
+    source = EncodedViews(VIEWS, SAMPLES, OPTIM, draws_from_torch=True)
     torch.manual_seed(0)
     batch = source[0]
     assert batch.draws is None

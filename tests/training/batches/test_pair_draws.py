@@ -10,9 +10,9 @@ from training.batches.pair_draws import RowDraws, TorchDraws
 
 def test_a_row_is_taken_from_its_beginning() -> None:
     draws = RowDraws([0.99, 0.25, 0.5])
-    assert (draws.below(4), draws.share(), draws.below(3)) == (3, 0.25, 1)
+    assert (draws.draw_integer(4), draws.draw_fraction(), draws.draw_integer(3)) == (3, 0.25, 1)
     with pytest.raises(StopIteration):
-        draws.share()
+        draws.draw_fraction()
 
 
 def test_torchs_draws_follow_its_seed() -> None:
@@ -20,6 +20,6 @@ def test_torchs_draws_follow_its_seed() -> None:
     for _ in range(2):
         torch.manual_seed(3)
         draws = TorchDraws()
-        drawn.append([(draws.below(5), draws.share()) for _ in range(50)])
+        drawn.append([(draws.draw_integer(5), draws.draw_fraction()) for _ in range(50)])
     assert drawn[0] == drawn[1] and {number for number, _ in drawn[0]} == set(range(5))
     assert all(0 <= share < 1 for _, share in drawn[0])

@@ -18,10 +18,10 @@ from engine.datasets.picture_folders import read_picture_folder
 from engine.datasets.picture_reading import load_pictures
 from engine.datasets.tar_shards import TarShard, find_shards
 from engine.errors import DataError
-from training.batches.crops import crop_box, random_crop
-from training.batches.mixture import PERIOD, Mixture
-from training.batches.picture_stream import Stream
-from training.batches.sample_order import Order
+from training.batches.crops import draw_crop_box, make_random_crop
+from training.batches.mixture import MIXTURE_PERIOD, Mixture
+from training.batches.picture_stream import PictureStream
+from training.batches.sample_order import SampleOrder
 from training.distributed.world import World
 
 ALONE = World(0, 1)
@@ -47,8 +47,10 @@ def whole(image: Image.Image, draws: np.random.Generator) -> np.ndarray:
     return np.array([image.width, int(draws.integers(1000))], dtype=np.int64)
 
 
-def stream(data: Path, *sources: SourceConfig, batch: int = 4, seed: int = 0, here: World = ALONE) -> Stream:
-    return Stream(sources, data, batch=batch, seed=seed, augment=whole, here=here, workers=2)
+def stream(
+    data: Path, *sources: SourceConfig, batch: int = 4, seed: int = 0, world: World = ALONE
+) -> PictureStream:
+    return PictureStream(sources, data, batch=batch, seed=seed, augment=whole, world=world, workers=2)
 
 
 def assert_equal(a: Any, b: Any) -> None:
@@ -61,12 +63,12 @@ def test_every_sample_once_an_epoch_in_an_order_of_its_own(tmp_path: Path) -> No
         shard(tmp_path / f"s-{number}.tar", "abcdefg"[: 3 + number % 4])
     source = open_training_set(SourceConfig("s-*.tar"), tmp_path)
     assert source.count == 3 + 4 + 5 + 6 + 3
-    order = Order(source, (1, 0), together=2)
+    order = SampleOrder(source, (1, 0), shards_at_once=2)
     epochs = [[order(e * source.count + i)().picture_id for i in range(source.count)] for e in range(2)]
     assert all(sorted(epoch) == list(range(source.count)) for epoch in epochs) and epochs[0] != epochs[1]
-    again = Order(source, (1, 0), together=2)
+    again = SampleOrder(source, (1, 0), shards_at_once=2)
     assert [again(i)().picture_id for i in reversed(range(source.count))] == epochs[0][::-1]
-    assert [Order(source, (2, 0))(i)().picture_id for i in range(source.count)] != epochs[0]
+    assert [SampleOrder(source, (2, 0))(i)().picture_id for i in range(source.count)] != epochs[0]
 
 
 def test_a_resumed_stream_reads_on_bit_exactly(tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_a_resumed_stream_reads_on_bit_exactly(tmp_path: Path) -> None:
         assert_equal(again[step], want[step])
     other = stream(tmp_path, *sources, seed=1)
     assert any(other[step].captions != want[step].captions for step in range(4))
-    halves = [stream(tmp_path, *sources, here=World(rank, 2)) for rank in range(2)]
+    halves = [stream(tmp_path, *sources, world=World(rank, 2)) for rank in range(2)]
     for step in (0, 5):
         assert [c for half in halves for c in half[step].captions] == want[step].captions
     for one in (first, again, other, *halves):
@@ -93,12 +95,15 @@ def test_a_resumed_stream_reads_on_bit_exactly(tmp_path: Path) -> None:
 
 def test_shares_are_exact() -> None:
     mixture = Mixture([3.0, 1.0, 0.001], seed=4)
-    seen = [mixture(number) for number in range(2 * PERIOD)]
+    seen = [mixture(number) for number in range(2 * MIXTURE_PERIOD)]
     counts = Counter(source for source, _ in seen)
     assert [counts[n] for n in range(3)] == [14996, 4998, 6]
     for source in range(3):
         assert [before for own, before in seen if own == source] == list(range(counts[source]))
-    assert mixture(PERIOD + 17) == seen[PERIOD + 17] and seen[:100] != seen[PERIOD : PERIOD + 100]
+    assert (
+        mixture(MIXTURE_PERIOD + 17) == seen[MIXTURE_PERIOD + 17]
+        and seen[:100] != seen[MIXTURE_PERIOD : MIXTURE_PERIOD + 100]
+    )
     early = Counter(source for source, _ in seen[:1000])
     assert 650 < early[0] < 850  # mixed, not one after the other
 
@@ -186,12 +191,18 @@ def test_every_caption_of_a_list_is_a_sample(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("metadata.jsonl", '{"file_name": "in/x.png", "text": "one"}\n\n{"file_name": "y.png", "captions":'
-         ' ["two", "three"]}\n{"file_name": "in/x.png", "text": "more"}\n{"file_name": "gone.png", "text": "g"}\n'),
-        ("metadata.csv", 'file_name,label,text\nin/x.png,3,one\ny.png,,"two"\n'
-         'y.png,,three\nin/x.png,3,more\ngone.png,,g\n'),
+        (
+            "metadata.jsonl",
+            '{"file_name": "in/x.png", "text": "one"}\n\n{"file_name": "y.png", "captions":'
+            ' ["two", "three"]}\n{"file_name": "in/x.png", "text": "more"}\n{"file_name": "gone.png", "text": "g"}\n',
+        ),
+        (
+            "metadata.csv",
+            'file_name,label,text\nin/x.png,3,one\ny.png,,"two"\n'
+            "y.png,,three\nin/x.png,3,more\ngone.png,,g\n",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_picture_folder(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / "in").mkdir()
     for place in ("in/x.png", "y.png"):
@@ -242,7 +253,7 @@ def test_braces(tmp_path: Path) -> None:
 
 def test_crops_are_inside_and_large_enough() -> None:
     draws = np.random.default_rng(0)
-    boxes = [crop_box((100, 80), 0.5, draws) for _ in range(300)]
+    boxes = [draw_crop_box((100, 80), 0.5, draws) for _ in range(300)]
     shares, ratios = [], []
     for left, top, right, bottom in boxes:
         assert 0 <= left < right <= 100 and 0 <= top < bottom <= 80
@@ -250,13 +261,13 @@ def test_crops_are_inside_and_large_enough() -> None:
         ratios.append((right - left) / (bottom - top))
     assert 0.48 < min(shares) < 0.55 and max(shares) > 0.9
     assert min(ratios) > 0.73 and max(ratios) < 1.37
-    assert crop_box((1000, 10), 0.5, draws) == (493, 0, 506, 10)  # too narrow for any: the central one
+    assert draw_crop_box((1000, 10), 0.5, draws) == (493, 0, 506, 10)  # too narrow for any: the central one
 
 
 def test_random_crops_mirror_half() -> None:
     left_red = Image.new("RGB", (40, 40), "blue")
     left_red.paste("red", (0, 0, 20, 40))
-    augment = random_crop(16, 0.9)
+    augment = make_random_crop(16, 0.9)
     made = [augment(left_red, np.random.default_rng(seed)) for seed in range(100)]
     assert made[0].shape == (16, 16, 3) and made[0].dtype == np.uint8
     assert 30 < sum(bool(one[8, 0, 2] > 128) for one in made) < 70

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from capfilt_runs import OWN
+from capfilt_runs import ORIGINAL_CAPTIONS
 from shard_writing import write_shard
 from tiny import tiny_checkpoint, write_pictures
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def workspace(tmp_path: Path) -> Path:
     """data: seven photos without captions in two shards, three with; runs/tiny/model."""
     names = [f"{letter}.png" for letter in "abcdefgxyz"]
     photos = [path.read_bytes() for path in write_pictures(tmp_path / "photos", names)]
@@ -21,7 +21,7 @@ def place(tmp_path: Path) -> Path:
     write_shard(data / "plain-000.tar", dict(zip(names[:4], photos[:4], strict=True)))
     write_shard(data / "plain-001.tar", dict(zip(names[4:7], photos[4:7], strict=True)))
     members = {}
-    for name, photo, texts in zip(names[7:], photos[7:], OWN, strict=True):
+    for name, photo, texts in zip(names[7:], photos[7:], ORIGINAL_CAPTIONS, strict=True):
         members |= {name: photo, name.replace("png", "json"): json.dumps({"captions": texts}).encode()}
     write_shard(data / "own-000.tar", members)
     tiny_checkpoint(tmp_path / "runs" / "tiny" / "model")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from capfilt_runs import CONFIG, command, facts, model_of, run
+from capfilt_runs import CONFIG, load_matcher, read_shard_json, run, run_command
 from click.testing import CliRunner
 from shard_writing import write_shard
 from tiny import tiny_checkpoint, tiny_config, tiny_model, write_pictures
@@ -24,27 +24,27 @@ from engine.datasets.tar_shards import find_shards, read_shards, write_captioned
 from engine.errors import DataError
 from engine.search.searcher import Searcher
 from training.capfilt.capfilt import run_capfilt
-from training.capfilt.caption_candidates import Candidates, Caption
+from training.capfilt.caption_candidates import CandidateCaption, CandidateRanker
 from training.loop.optimizer import OptimConfig
 from training.stages.stage1 import run_stage1
 from training.stages.stage1_config import Stage1Config
 from ui.cli.main import main
 
 
-def test_shards_are_what_the_other_trainings_read(place: Path) -> None:
-    out = run(place)
+def test_shards_are_what_the_other_trainings_read(workspace: Path) -> None:
+    out = run(workspace)
     assert [path.name for path in sorted(out.glob("*.tar"))] == [f"out-00{n}.tar" for n in range(3)]
     got = list(read_shards(find_shards(["out-*.tar"], out)))
-    before = list(read_shards(find_shards(["plain-*.tar"], place / "data")))
+    before = list(read_shards(find_shards(["plain-*.tar"], workspace / "data")))
     assert [one.key for one in got] == list("abcdefg")
     assert [one.picture for one in got] == [one.picture for one in before]
     assert all(len(one.captions) == 2 and len(set(one.captions)) == 2 for one in got)
     assert len({one.captions for one in got}) > 3
-    for one, said in zip(got, facts(out), strict=True):
+    for one, said in zip(got, read_shard_json(out), strict=True):
         assert tuple(said["captions"]) == one.captions and said["synthetic"] == [True, True]
         assert said["scores"] == sorted(said["scores"], reverse=True) and said["key"] == one.key
     # a source for stage 1 by the run's name, and a whole run on it
-    again = read_small_sets(["own-*.tar", "out/out-*.tar"], place / "data", place / "runs")
+    again = read_small_sets(["own-*.tar", "out/out-*.tar"], workspace / "data", workspace / "runs")
     assert [one.captions for one in again[3:]] == [one.captions for one in got]
     stage1 = Stage1Config(
         tiny_config(),
@@ -53,72 +53,72 @@ def test_shards_are_what_the_other_trainings_read(place: Path) -> None:
         views=1,
         start="tiny",
     )
-    run_stage1(stage1, place / "data", place / "runs", place / "runs" / "next")
-    assert (place / "runs" / "next" / "model" / "config.json").is_file()
+    run_stage1(stage1, workspace / "data", workspace / "runs", workspace / "runs" / "next")
+    assert (workspace / "runs" / "next" / "model" / "config.json").is_file()
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
-    captions, seen = Candidates.captions, []
+    captions, seen = CandidateRanker.rank_captions, []
 
-    def stopping(self: Candidates, *arguments: Any) -> list[list[Caption]]:
+    def stopping(self: CandidateRanker, *arguments: Any) -> list[list[CandidateCaption]]:
         seen.append(1)
         if len(seen) > calls:
             raise KeyboardInterrupt
         return captions(self, *arguments)
 
-    monkeypatch.setattr(Candidates, "captions", stopping)
+    monkeypatch.setattr(CandidateRanker, "rank_captions", stopping)
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(place: Path) -> None:
-    want = {path.name: path.read_bytes() for path in run(place, "whole/out").iterdir()}
+def test_a_stopped_run_goes_on_to_the_same_bytes(workspace: Path) -> None:
+    want = {path.name: path.read_bytes() for path in run(workspace, "whole/out").iterdir()}
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 3)  # two batches a shard: within the second
         with pytest.raises(KeyboardInterrupt):
-            run(place)
-    out = place / "runs" / "out"
+            run(workspace)
+    out = workspace / "runs" / "out"
     assert [path.name for path in out.glob("*.tar")] == ["out-000.tar"]
     before = (out / "out-000.tar").stat().st_mtime_ns
-    run(place)
+    run(workspace)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == want and len(want) == 7
     assert (out / "out-000.tar").stat().st_mtime_ns == before
     (out / "out-001.tar").unlink()  # a report without its shard is no whole shard
-    run(place)
+    run(workspace)
     assert (out / "out-001.tar").read_bytes() == want["out-001.tar"]
-    other = run(place, "whole/other", replace(CONFIG, seed=1))
+    other = run(workspace, "whole/other", replace(CONFIG, seed=1))
     assert (other / "other-000.tar").read_bytes() != want["out-000.tar"]
 
 
-def test_processes_share_the_shards(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    want = {path.read_bytes() for path in run(place, "alone").glob("*.tar")}
+def test_processes_share_the_shards(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = {path.read_bytes() for path in run(workspace, "alone").glob("*.tar")}
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, names in (("0", ["out-000.tar", "out-002.tar"]), ("1", ["out-001.tar"])):
         monkeypatch.setenv("RANK", rank)
-        before = set((place / "runs" / "out").glob("*.tar"))
-        out = run(place)
+        before = set((workspace / "runs" / "out").glob("*.tar"))
+        out = run(workspace)
         assert sorted(path.name for path in {*out.glob("*.tar")} - before) == names
     assert {path.read_bytes() for path in out.glob("*.tar")} == want
 
 
-def test_a_stage_2_captioner(place: Path) -> None:
+def test_a_stage_2_captioner(workspace: Path) -> None:
     """Its image size is another than the matcher's in general; what it writes is ranked alike."""
-    save_tiny("opt", place / "runs" / "writer" / "model")
-    out = run(place, config=replace(CONFIG, captioner="writer", keep=5, prompt="a"))
-    searcher = Searcher(None, model_of(place))
-    for said in facts(out)[:3]:
-        hits = searcher.match(place / "photos" / f"{said['key']}.png", said["captions"]).hits
+    save_tiny("opt", workspace / "runs" / "writer" / "model")
+    out = run(workspace, config=replace(CONFIG, captioner="writer", keep=5, prompt="a"))
+    searcher = Searcher(None, load_matcher(workspace))
+    for said in read_shard_json(out)[:3]:
+        hits = searcher.match(workspace / "photos" / f"{said['key']}.png", said["captions"]).hits
         np.testing.assert_allclose(said["scores"], [hit.score for hit in hits], atol=2e-3)
-    assert len({text for said in facts(out) for text in said["captions"]}) > 10
+    assert len({text for said in read_shard_json(out) for text in said["captions"]}) > 10
 
 
-def test_folders_and_json_are_sets_too(place: Path, tmp_path: Path) -> None:
-    data = place / "data"
+def test_folders_and_json_are_sets_too(workspace: Path, tmp_path: Path) -> None:
+    data = workspace / "data"
     write_pictures(data / "more", ["p.one.png", "p_one.png", "q.bmp"])
     rows = [{"image": f"more/{name}", "caption": "a dog"} for name in ("p.one.png", "p_one.png", "q.bmp")]
     (data / "mine.json").write_text(json.dumps(rows))
     photos = PhotoSets(["mine.json", "own-000.tar"], data)
     assert [photos[n].key for n in range(len(photos))] == [row["image"] for row in rows] + ["x", "y", "z"]
     config = replace(CONFIG, pictures=("mine.json",), originals="kept", keep=1)
-    got = list(read_shards(find_shards(["out-*.tar"], run(place, config=config))))
+    got = list(read_shards(find_shards(["out-*.tar"], run(workspace, config=config))))
     assert [one.key for one in got] == ["more_p_one", "more_p_one-0", "more_q"]
     assert all(one.captions[0] == "a dog" and len(one.captions) == 2 for one in got)
     assert isinstance(got[2].picture, bytes) and got[2].picture.startswith(b"\xff\xd8")  # shards know no BMP
@@ -134,39 +134,43 @@ def test_a_shard_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tar"))
 
 
-def test_the_command(place: Path) -> None:
-    result = command(place, "shard_photos=4")
+def test_the_command(workspace: Path) -> None:
+    result = run_command(workspace, "shard_photos=4")
     assert result.exit_code == 0, result.output
     assert "7 of 7 photos with 14 captions, 14 of them drawn" in result.stderr
-    assert len(list((place / "runs" / "mini-capfilt").glob("mini-capfilt-*.tar"))) == 2
-    assert "2 of 2 shards are there" in command(place, "shard_photos=4").stderr
-    changed = command(place, "shard_photos=4", "keep=1")
+    assert len(list((workspace / "runs" / "mini-capfilt").glob("mini-capfilt-*.tar"))) == 2
+    assert "2 of 2 shards are there" in run_command(workspace, "shard_photos=4").stderr
+    changed = run_command(workspace, "shard_photos=4", "keep=1")
     assert changed.exit_code == 1 and "keep: 2 then, 1 now" in changed.stderr
     assert "mini-capfilt-labelled" in CliRunner().invoke(main, ["train", "capfilt"]).output
 
 
-def test_photos_that_cannot_be_read_are_named(place: Path) -> None:
-    good = write_pictures(place / "photos", ["good.png"])[0].read_bytes()
-    write_shard(place / "data" / "bad-000.tar", {"b.png": b"no picture", "g.png": good, "h.jpg": good[:60]})
+def test_photos_that_cannot_be_read_are_named(workspace: Path) -> None:
+    good = write_pictures(workspace / "photos", ["good.png"])[0].read_bytes()
+    write_shard(
+        workspace / "data" / "bad-000.tar", {"b.png": b"no picture", "g.png": good, "h.jpg": good[:60]}
+    )
     for _ in range(2):  # and named again by a run that finds everything done
-        result = command(place, "pictures=bad-*.tar")
+        result = run_command(workspace, "pictures=bad-*.tar")
         assert result.exit_code == 3, result.output
         assert "1 of 3 photos" in result.stderr and "2 unreadable" in result.stderr
         assert "2 photos could not be read" in result.stderr
         assert "  b: it is a text file" in result.stderr and "Traceback" not in result.output
-    assert [one.key for one in read_shards(find_shards(["*.tar"], place / "runs" / "mini-capfilt"))] == ["g"]
+    assert [one.key for one in read_shards(find_shards(["*.tar"], workspace / "runs" / "mini-capfilt"))] == [
+        "g"
+    ]
 
 
-def no_head(place: Path) -> None:
-    tiny_checkpoint(place / "runs" / "mute" / "model", replace(tiny_config(), has_captions=False))
+def no_head(workspace: Path) -> None:
+    tiny_checkpoint(workspace / "runs" / "mute" / "model", replace(tiny_config(), has_captions=False))
 
 
-def unreadable(place: Path) -> None:
-    write_shard(place / "data" / "bad-000.tar", {"b.png": b"no picture"})
+def unreadable(workspace: Path) -> None:
+    write_shard(workspace / "data" / "bad-000.tar", {"b.png": b"no picture"})
 
 
-def writer(place: Path) -> None:
-    save_tiny("opt", place / "runs" / "writer" / "model")
+def writer(workspace: Path) -> None:
+    save_tiny("opt", workspace / "runs" / "writer" / "model")
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None] | None, Sequence[str], str]] = {
@@ -178,11 +182,15 @@ REFUSED: dict[str, tuple[Callable[[Path], None] | None, Sequence[str], str]] = {
     "all unreadable": (unreadable, ["pictures=bad-000.tar"], "None of the 1 photos could be read (first: b:"),
     "keep too many": (None, ["keep=11"], "keep is 11, but only 10 captions are drawn"),
     "keep more than all": (
-        None, ["pictures=own-000.tar", "originals=ranked", "keep=14"], "keep is 14, but no photo has more than 3",
+        None,
+        ["pictures=own-000.tar", "originals=ranked", "keep=14"],
+        "keep is 14, but no photo has more than 3",
     ),
     "no captions": (None, ["originals=kept"], "None of the 4 photos of plain-000.tar has a caption"),
     "one set without": (
-        None, ["pictures=own-000.tar,plain-001.tar", "originals=ranked"], "None of the 3 photos of plain-001.tar",
+        None,
+        ["pictures=own-000.tar,plain-001.tar", "originals=ranked"],
+        "None of the 3 photos of plain-001.tar",
     ),
     "originals": (None, ["originals=some"], "it must be one of none, ranked, kept"),
     "nothing drawn": (None, ["per_photo=0"], "draw at least one caption"),
@@ -192,15 +200,15 @@ REFUSED: dict[str, tuple[Callable[[Path], None] | None, Sequence[str], str]] = {
     "temperature": (None, ["temperature=-1"], "temperature is -1.0"),
     "batch": (None, ["photos_at_once=0"], "photos_at_once is 0; it must be at least 1"),
     "least": (None, ["least=1000"], "No caption scores at least 1000.0 (the best: "),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refusals(place: Path, case: str) -> None:
+def test_refusals(workspace: Path, case: str) -> None:
     prepare, changes, words = REFUSED[case]
     if prepare is not None:
-        prepare(place)
-    result = command(place, *changes)
+        prepare(workspace)
+    result = run_command(workspace, *changes)
     assert result.exit_code == 1 and words in result.stderr, result.output
     assert "Traceback" not in result.output
 
@@ -218,9 +226,9 @@ def test_tiny_is_a_model_that_writes(tmp_path: Path) -> None:
         PhotoSets([], tmp_path)
 
 
-def test_a_shard_tells_how_long_the_others_take(place: Path) -> None:
+def test_a_shard_tells_how_long_the_others_take(workspace: Path) -> None:
     lines: list[str] = []
-    run_capfilt(CONFIG, place / "data", place / "runs", place / "runs" / "out", say=lines.append)
+    run_capfilt(CONFIG, workspace / "data", workspace / "runs", workspace / "runs" / "out", say=lines.append)
     shards = [line for line in lines if ".tar" in line]
     assert len(shards) == 3 and all(line.endswith(" min left") for line in shards)
     assert shards[-1].endswith("  0.0 min left")

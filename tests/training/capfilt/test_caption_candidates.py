@@ -9,22 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from capfilt_runs import CONFIG, OWN, facts, model_of, run
+from capfilt_runs import CONFIG, ORIGINAL_CAPTIONS, load_matcher, read_shard_json, run
 from tiny import tiny_checkpoint, tiny_config
 
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.models.retrieval_model import RetrievalModel
 from engine.search.searcher import Searcher
-from training.capfilt.caption_candidates import Candidates, Caption, kept, load_parts
+from training.capfilt.caption_candidates import (
+    CandidateCaption,
+    CandidateRanker,
+    load_captioner_and_matcher,
+    select_captions,
+)
 
 
-def test_the_ranking_is_searchs(place: Path) -> None:
+def test_the_ranking_is_searchs(workspace: Path) -> None:
     """Every drawn caption against a direct match of that photo; the two kept are the best of all."""
-    everything = facts(run(place, "all", replace(CONFIG, keep=5)))
-    best = facts(run(place))
-    searcher = Searcher(None, model_of(place))
+    everything = read_shard_json(run(workspace, "all", replace(CONFIG, keep=5)))
+    best = read_shard_json(run(workspace))
+    searcher = Searcher(None, load_matcher(workspace))
     for said, few in zip(everything, best, strict=True):
-        path = place / "photos" / f"{said['key']}.png"
+        path = workspace / "photos" / f"{said['key']}.png"
         want = searcher.match(path, said["captions"], top=5).hits
         assert [hit.text for hit in want] == said["captions"] and len(want) > 2
         np.testing.assert_allclose(said["scores"], [hit.score for hit in want], atol=2e-3)
@@ -32,16 +37,20 @@ def test_the_ranking_is_searchs(place: Path) -> None:
     assert len({round(score, 3) for said in everything for score in said["scores"]}) > 20
 
 
-def test_without_a_ready_matching_head_the_cosine_ranks(place: Path) -> None:
+def test_without_a_ready_matching_head_the_cosine_ranks(workspace: Path) -> None:
     unready = replace(tiny_config(), match_ready=False)
-    tiny_checkpoint(place / "runs" / "unready" / "model", unready)
-    said = facts(run(place, config=replace(CONFIG, matcher="unready", keep=5)))[0]
-    model = load_parts(replace(CONFIG, captioner="unready", matcher="unready"), place / "runs", "cpu")[1]
-    hits = Searcher(None, model).match(place / "photos" / "a.png", said["captions"]).hits
+    tiny_checkpoint(workspace / "runs" / "unready" / "model", unready)
+    said = read_shard_json(run(workspace, config=replace(CONFIG, matcher="unready", keep=5)))[0]
+    model = load_captioner_and_matcher(
+        replace(CONFIG, captioner="unready", matcher="unready"), workspace / "runs", "cpu"
+    )[1]
+    hits = Searcher(None, model).match(workspace / "photos" / "a.png", said["captions"]).hits
     np.testing.assert_allclose(said["scores"], [hit.itc for hit in hits], atol=2e-3)
 
 
-def test_a_photo_is_encoded_once_for_all_its_captions(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_photo_is_encoded_once_for_all_its_captions(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counts = {"vision": 0, "keys": 0}
     encode, keys = RetrievalModel.encode_patches, RetrievalModel.compute_photo_keys
 
@@ -55,19 +64,24 @@ def test_a_photo_is_encoded_once_for_all_its_captions(place: Path, monkeypatch: 
 
     monkeypatch.setattr(RetrievalModel, "encode_patches", count_encode)
     monkeypatch.setattr(RetrievalModel, "compute_photo_keys", count_keys)
-    run(place)
+    run(workspace)
     assert counts == {"vision": 7, "keys": 7}
 
 
-def test_originals(place: Path) -> None:
+def test_originals(workspace: Path) -> None:
     """They compete, or stay whatever they score, or are left out."""
     config = replace(CONFIG, pictures=("own-*.tar",), keep=3)
     ranked, beside, alone = (
-        facts(run(place, name, replace(config, originals=name))) for name in ("ranked", "kept", "none")
+        read_shard_json(run(workspace, name, replace(config, originals=name)))
+        for name in ("ranked", "kept", "none")
     )
-    filtered = facts(run(place, "filter", replace(config, per_photo=0, keep=1, originals="ranked")))
-    every = facts(run(place, "every", replace(config, keep=8, originals="ranked")))
-    for own, one, two, none, best, all_ in zip(OWN, ranked, beside, alone, filtered, every, strict=True):
+    filtered = read_shard_json(
+        run(workspace, "filter", replace(config, per_photo=0, keep=1, originals="ranked"))
+    )
+    every = read_shard_json(run(workspace, "every", replace(config, keep=8, originals="ranked")))
+    for own, one, two, none, best, all_ in zip(
+        ORIGINAL_CAPTIONS, ranked, beside, alone, filtered, every, strict=True
+    ):
         drawn = [text for text, made in zip(all_["captions"], all_["synthetic"], strict=True) if made]
         assert set(all_["captions"]) == {*own, *drawn} and all_["scores"] == sorted(all_["scores"])[::-1]
         assert one["captions"] == all_["captions"][:3] and none["captions"] == drawn[:3]
@@ -77,30 +91,36 @@ def test_originals(place: Path) -> None:
         assert best["captions"] == by_score[:1] and best["synthetic"] == [False]
 
 
-def test_equal_captions_count_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_captions_count_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Case and spaces aside; what is the photo's own stays its own, and empty ones are none."""
     texts = ["a Red  dog", "a cat", "a cat", " ", "A cat "]
     monkeypatch.setattr(RetrievalModel, "draw_captions", lambda *_, **__: [texts, texts])
-    model = model_of(place)
+    model = load_matcher(workspace)
     pictures = [np.zeros((40, 40, 3), np.uint8)] * 2
     from PIL import Image
 
     samples = [CaptionedPicture("x", b"", ("a red dog",)), CaptionedPicture("y", b"")]
     config = replace(CONFIG, originals="ranked")
-    found = Candidates(model, model, config).captions(samples, [Image.fromarray(p) for p in pictures], 0)
+    found = CandidateRanker(model, model, config).rank_captions(
+        samples, [Image.fromarray(p) for p in pictures], 0
+    )
     assert [sorted((one.text, one.synthetic) for one in some) for some in found] == [
         [("a cat", True), ("a red dog", False)],
         [("a Red  dog", True), ("a cat", True)],
     ]
 
 
-def test_the_least_score(place: Path) -> None:
-    captions = [Caption("a", True, 2.0), Caption("b", False, 1.0), Caption("c", True, 0.5)]
+def test_the_least_score(workspace: Path) -> None:
+    captions = [
+        CandidateCaption("a", True, 2.0),
+        CandidateCaption("b", False, 1.0),
+        CandidateCaption("c", True, 0.5),
+    ]
     for least, originals, want in ((1.0, "ranked", "ab"), (3.0, "ranked", ""), (3.0, "kept", "b")):
-        chosen = kept(captions, replace(CONFIG, least=least, originals=originals))
+        chosen = select_captions(captions, replace(CONFIG, least=least, originals=originals))
         assert "".join(one.text for one in chosen) == want
-    whole = facts(run(place))
+    whole = read_shard_json(run(workspace))
     limit = sorted(said["scores"][0] for said in whole)[3]
-    out = run(place, "some", replace(CONFIG, least=limit + 1e-4))
+    out = run(workspace, "some", replace(CONFIG, least=limit + 1e-4))
     want = [said["key"] for said in whole if said["scores"][0] > limit]
-    assert [said["key"] for said in facts(out)] == want and 0 < len(want) < 7
+    assert [said["key"] for said in read_shard_json(out)] == want and 0 < len(want) < 7

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from capfilt_runs import CONFIG, command, facts, run
+from capfilt_runs import CONFIG, read_shard_json, run, run_command
 from PIL import Image
-from random_teachers import random_teacher
+from random_teachers import write_random_teacher
 from reference import load_golden, normal
 from shard_writing import write_shard
 
@@ -19,7 +19,7 @@ from engine.datasets.photo_numbers import PhotoSets
 from engine.datasets.tar_shards import find_shards, read_shards
 from engine.errors import DataError
 from training.capfilt.capfilt import run_capfilt
-from training.capfilt.capfilt_config import check
+from training.capfilt.capfilt_config import check_capfilt_config
 from training.capfilt.photo_labels import Labeller, label_captions
 
 NAMES = ["background", "ox", "pizza, pizza pie", "golden retriever"]
@@ -28,7 +28,7 @@ NAMES = ["background", "ox", "pizza, pizza pie", "golden retriever"]
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, and a classifier whose answer depends on the picture."""
-    folder = random_teacher(tmp_path_factory.mktemp("teacher"))
+    folder = write_random_teacher(tmp_path_factory.mktemp("teacher"))
     with np.load(folder / "mobilenet_v2.npz") as stored:
         weights = dict(stored)
     number = len(weights) // 2
@@ -52,49 +52,49 @@ def test_label_captions() -> None:
     assert label_captions("", texts) == label_captions(" , ", texts) == label_captions("ox", ()) == []
 
 
-def test_the_labels_of_shards_are_read(place: Path) -> None:
-    picture = (place / "photos" / "a.png").read_bytes()
+def test_the_labels_of_shards_are_read(workspace: Path) -> None:
+    picture = (workspace / "photos" / "a.png").read_bytes()
     labels = ["tench", "  sea lion ", 7, None]
     members = {}
     for number, label in enumerate(labels):
         members |= {f"{number}.png": picture, f"{number}.json": json.dumps({"label": label}).encode()}
-    write_shard(place / "data" / "labelled-000.tar", members)
+    write_shard(workspace / "data" / "labelled-000.tar", members)
     want = ["tench", "sea lion", "", ""]
-    shards = find_shards(["labelled-*.tar"], place / "data")
+    shards = find_shards(["labelled-*.tar"], workspace / "data")
     assert [one.label for one in read_shards(shards)] == want
-    photos = PhotoSets(["labelled-*.tar"], place / "data")
+    photos = PhotoSets(["labelled-*.tar"], workspace / "data")
     assert [photos[n].label for n in range(4)] == want
 
 
-def test_a_label_competes_or_stays(place: Path) -> None:
-    picture = (place / "photos" / "a.png").read_bytes()
+def test_a_label_competes_or_stays(workspace: Path) -> None:
+    picture = (workspace / "photos" / "a.png").read_bytes()
     shard = {"a.png": picture, "a.json": b'{"label": "pizza, pie"}', "b.png": picture}
-    write_shard(place / "data" / "labelled-000.tar", shard)
+    write_shard(workspace / "data" / "labelled-000.tar", shard)
     config = replace(CONFIG, pictures=("labelled-*.tar",), label_texts=("{label}", "the {label}"))
     named = {"pizza", "the pizza", "pie", "the pie"}
-    beside, plain = facts(run(place, "kept", replace(config, originals="kept")))
+    beside, plain = read_shard_json(run(workspace, "kept", replace(config, originals="kept")))
     assert set(beside["captions"][:4]) == named and beside["synthetic"] == [False] * 4 + [True] * 2
     assert plain["synthetic"] == [True] * 2
-    ranked, _ = facts(run(place, "ranked", replace(config, originals="ranked", keep=9)))
+    ranked, _ = read_shard_json(run(workspace, "ranked", replace(config, originals="ranked", keep=9)))
     assert named < set(ranked["captions"]) and ranked["scores"] == sorted(ranked["scores"])[::-1]
-    none, _ = facts(run(place, "none", config))
+    none, _ = read_shard_json(run(workspace, "none", config))
     assert none["synthetic"] == [True] * 2
     # with nothing drawn, of labels alone
-    alone = facts(run(place, "alone", replace(config, originals="ranked", per_photo=0, keep=4)))
+    alone = read_shard_json(run(workspace, "alone", replace(config, originals="ranked", per_photo=0, keep=4)))
     assert len(alone) == 1 and set(alone[0]["captions"]) == named
 
 
-def test_the_teacher_labels_what_has_no_label(place: Path, teacher: Path) -> None:
+def test_the_teacher_labels_what_has_no_label(workspace: Path, teacher: Path) -> None:
     """Its labels are those of its probabilities; a photo's own label goes before."""
     for name, letter in (("plain-000", "a"), ("plain-001", "e")):
-        assert PhotoSets([f"{name}.tar"], place / "data")[0].key == letter
+        assert PhotoSets([f"{name}.tar"], workspace / "data")[0].key == letter
     labeller = Labeller(teacher, 0.0, "cpu")
-    opened = [Image.open(place / "photos" / f"{letter}.png").convert("RGB") for letter in "abcdefg"]
+    opened = [Image.open(workspace / "photos" / f"{letter}.png").convert("RGB") for letter in "abcdefg"]
     labels = labeller.labels(opened)
     assert set(labels) <= {"", *NAMES[1:]} and any(labels)
     config = replace(CONFIG, originals="kept", label_texts=("{label}",), label_least=0.0)
-    run_capfilt(config, place / "data", place / "runs", place / "runs" / "out", teacher=teacher)
-    for said, label in zip(facts(place / "runs" / "out"), labels, strict=True):
+    run_capfilt(config, workspace / "data", workspace / "runs", workspace / "runs" / "out", teacher=teacher)
+    for said, label in zip(read_shard_json(workspace / "runs" / "out"), labels, strict=True):
         own = [text for text, drawn in zip(said["captions"], said["synthetic"], strict=True) if not drawn]
         assert sorted(own) == sorted(label_captions(label, ["{label}"]))
 
@@ -113,14 +113,14 @@ def test_only_what_it_is_sure_of(teacher: Path) -> None:
 
 
 def test_the_classifier_equals_its_original(tmp_path: Path) -> None:
-    labeller = Labeller(random_teacher(tmp_path, num_classes=1001), 0.5, "cpu")
+    labeller = Labeller(write_random_teacher(tmp_path, num_classes=1001), 0.5, "cpu")
     _, want = load_golden("i_classifier")
     pixels = normal(602, (2, 3, 224, 224)).clamp(-1, 1)
     torch.testing.assert_close(labeller.probabilities(pixels), want["probabilities"], atol=1e-5, rtol=1e-3)
     assert labeller.names[1].startswith("tench") and len(labeller.names) == 1001
 
 
-def test_what_is_refused(place: Path, teacher: Path, tmp_path: Path) -> None:
+def test_what_is_refused(workspace: Path, teacher: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, originals="kept", label_least=0.5)
     for changes, words in (
         ({"label_texts": ("a photo",)}, "it needs {label}"),
@@ -131,9 +131,9 @@ def test_what_is_refused(place: Path, teacher: Path, tmp_path: Path) -> None:
         ({"label_texts": ()}, "labels that nothing uses"),
     ):
         with pytest.raises(DataError, match=words):
-            check(replace(config, **changes))
+            check_capfilt_config(replace(config, **changes))
     with pytest.raises(DataError, match="give the teacher's folder with --teacher"):
-        run_capfilt(config, place / "data", place / "runs", place / "runs" / "out")
+        run_capfilt(config, workspace / "data", workspace / "runs", workspace / "runs" / "out")
     with pytest.raises(DataError, match="No teacher at"):
         Labeller(tmp_path, 0.5, "cpu")
     (teacher / "imagenet_labels.txt").write_text("one\n")
@@ -142,5 +142,5 @@ def test_what_is_refused(place: Path, teacher: Path, tmp_path: Path) -> None:
     (teacher / "imagenet_labels.txt").unlink()
     with pytest.raises(DataError, match="No names of classes"):
         Labeller(teacher, 0.5, "cpu")
-    result = command(place, "originals=kept", "label_least=0.5")
+    result = run_command(workspace, "originals=kept", "label_least=0.5")
     assert result.exit_code == 1 and "--teacher" in result.stderr and "Traceback" not in result.output

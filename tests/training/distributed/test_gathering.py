@@ -10,15 +10,15 @@ import torch
 import torch.distributed as dist
 from tiny import tiny_config, tiny_net, tiny_tokenizer
 from torch import Tensor
-from two_processes import in_two_processes
+from two_processes import run_in_two_processes
 
 from engine.blip2.wordpiece import TextTokenizer
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.errors import TrainingError
 from training.batches.encoded_views import EncodedViews
 from training.distributed.gathering import fetch_rows, gather, gather_texts
-from training.distributed.world import World, joined, world
-from training.distributed.wrapping import Through, full_tensors, replicated
+from training.distributed.world import World, current_world, join_process_group
+from training.distributed.wrapping import NetworkWrapper, gather_full_tensors, wrap_with_ddp
 from training.loop.optimizer import OptimConfig
 from training.loop.train_loop import train
 from training.losses.stage1_losses import stage1_losses
@@ -54,25 +54,30 @@ CASES: dict[str, dict[str, bool]] = {
 
 def step(case: str) -> dict[str, Any]:
     """This process's share of the step; gradients averaged as DDP does."""
-    here, chosen, given = world(), CASES[case], inputs()
+    world, chosen, given = current_world(), CASES[case], inputs()
     net = tiny_net()
     net.vision.requires_grad_(False)
-    longest = int(here.share(given["mask"]).sum(1).max())
+    longest = int(world.select_share(given["mask"]).sum(1).max())
 
     def work(model: Any) -> dict[str, Any]:
         losses = stage1_losses(
-            model, model.vision_norm(here.share(given["patches"])),
-            here.share(given["ids"])[:, :longest], here.share(given["mask"])[:, :longest], dec_id=4,
-            image_ids=here.share(given["image_ids"]) if chosen["image_ids"] else None,
-            negatives=(here.share(FORCED[0]), here.share(FORCED[1])) if chosen["forced"] else None,
+            model,
+            model.vision_norm(world.select_share(given["patches"])),
+            world.select_share(given["ids"])[:, :longest],
+            world.select_share(given["mask"])[:, :longest],
+            dec_id=4,
+            image_ids=world.select_share(given["image_ids"]) if chosen["image_ids"] else None,
+            negatives=(world.select_share(FORCED[0]), world.select_share(FORCED[1]))
+            if chosen["forced"]
+            else None,
             draws_2N=given["draws"],
-        )  # fmt: skip
+        )
         parts = torch.stack([losses.itc, losses.itm, losses.itg])
-        return {"loss": losses.total, "parts": parts, "negatives": torch.stack(losses.negatives)}
+        return {"loss": losses.total_loss, "parts": parts, "negatives": torch.stack(losses.negatives)}
 
-    through: Any = Through(net)
-    through = replicated(through) if here.size > 1 else through
-    out = through(work)
+    wrapper: Any = NetworkWrapper(net)
+    wrapper = wrap_with_ddp(wrapper) if world.size > 1 else wrapper
+    out = wrapper(work)
     out["loss"].backward()
     grads = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
     return {"parts": out["parts"].detach(), "negatives": out["negatives"], "grads": grads}
@@ -96,12 +101,12 @@ def run(folder: Path, parallel: str, task: type[Stage1Task] = Stage1Task, **chan
     samples = [CaptionedPicture(texts[0], b"", texts) for texts in captions]
     made = task(tiny_net(model), tokenizer, EncodedViews(patches, samples, optim), chosen)
     rows = train(made, optim, folder)
-    return {"rows": rows, "weights": full_tensors(made.net.state_dict())}
+    return {"rows": rows, "weights": gather_full_tensors(made.net.state_dict())}
 
 
 def in_one_of_two(rank: int, folder: Path) -> dict[str, Any]:
-    with joined() as (here, _):
-        assert here == World(rank, 2)
+    with join_process_group() as (world, _):
+        assert world == World(rank, 2)
         found: dict[str, Any] = {case: step(case) for case in CASES}
         rows = torch.arange(6.0).view(3, 2) + 10 * rank
         fetched, place = fetch_rows(rows, torch.tensor([[4, 5, 4], [4, 0, 0]][rank]))
@@ -135,7 +140,7 @@ class StopsAfterTwo(Stage1Task):
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two processes found."""
     folder = tmp_path_factory.mktemp("both")
-    return [found | {"folder": folder} for found in in_two_processes(in_one_of_two, folder)]
+    return [found | {"folder": folder} for found in run_in_two_processes(in_one_of_two, folder)]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -182,12 +187,12 @@ def test_a_sharded_run_goes_on(both: list[dict[str, Any]]) -> None:
 
 def test_a_batch_that_cannot_be_shared() -> None:
     with pytest.raises(TrainingError, match=r"A batch of 10 .* by 4 processes; use 8 or 12"):
-        World(0, 4).share(torch.arange(10))
+        World(0, 4).select_share(torch.arange(10))
 
 
 def test_a_task_without_a_door_trains_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from toy_task import CONFIG, Toy
 
-    monkeypatch.setattr("training.loop.train_loop.world", lambda: World(1, 2))
+    monkeypatch.setattr("training.loop.train_loop.current_world", lambda: World(1, 2))
     with pytest.raises(TrainingError, match="Toy trains in one process"):
         train(Toy(), CONFIG, tmp_path)

@@ -52,10 +52,14 @@ def test_no_decay_on_vectors_and_scalars() -> None:
 
 def test_layer_decay_by_hand() -> None:
     names = [
-        "vision.backbone.patch_embed.proj.weight", "vision.backbone.pos_embed",
+        "vision.backbone.patch_embed.proj.weight",
+        "vision.backbone.pos_embed",
         "vision.backbone.blocks.0.attn.qkv.weight",
-        "vision.backbone.blocks.2.mlp.fc1.bias", "vision.backbone.norm.weight", "vision_norm.weight", "qformer.queries",
-    ]  # fmt: skip
+        "vision.backbone.blocks.2.mlp.fc1.bias",
+        "vision.backbone.norm.weight",
+        "vision_norm.weight",
+        "qformer.queries",
+    ]
     scales = learning_rate_scales(names, 0.5)
     assert scales == [0.5**4, 0.5**4, 0.5**3, 0.5, 0.5, 1.0, 1.0]
     assert learning_rate_scales(names[-2:], 0.5) == [1.0, 1.0]  # a frozen encoder

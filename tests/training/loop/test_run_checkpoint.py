@@ -12,7 +12,7 @@ from torch import nn
 from engine.errors import TrainingError
 from training.loop.optimizer import OptimConfig, make_optimizer
 from training.loop.run_checkpoint import CHECKPOINT, Checkpointer, check_same_settings
-from training.loop.trained_weights import Weights
+from training.loop.trained_weights import TrainedWeights
 
 
 def test_every_setting_that_differs_is_named_with_both_values() -> None:
@@ -29,7 +29,7 @@ def test_every_setting_that_differs_is_named_with_both_values() -> None:
 def test_a_save_that_fails_leaves_the_checkpoint_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = Weights(nn.Linear(3, 2), "float32")
+    weights = TrainedWeights(nn.Linear(3, 2), "float32")
     config = OptimConfig(steps=4, batch=1, lr=0.1)
     checkpointer = Checkpointer(tmp_path, weights, make_optimizer(weights.masters, config), config, {})
     checkpointer.save(1)

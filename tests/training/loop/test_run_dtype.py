@@ -13,7 +13,7 @@ from engine.errors import TrainingError
 from engine.models import devices
 from training.loop.optimizer import OptimConfig
 from training.loop.run_checkpoint import CHECKPOINT
-from training.loop.run_dtype import fast_autocast, with_resolved_dtypes
+from training.loop.run_dtype import fast_autocast, resolve_config_dtypes
 from training.loop.train_loop import train
 
 CPU = torch.device("cpu")
@@ -93,16 +93,16 @@ def test_every_part_of_a_recipe_is_resolved(monkeypatch: pytest.MonkeyPatch, ans
     has_bfloat16(monkeypatch, answer)
     want = replace(AUTO, dtype="bfloat16" if answer else "float32")
     plain = replace(AUTO, dtype="float32")
-    got = with_resolved_dtypes(Recipe(AUTO, (AUTO, plain), AUTO), CPU)
+    got = resolve_config_dtypes(Recipe(AUTO, (AUTO, plain), AUTO), CPU)
     assert got == Recipe(want, (want, plain), want)
-    assert with_resolved_dtypes(Recipe(plain, ()), CPU) == Recipe(plain, ())
+    assert resolve_config_dtypes(Recipe(plain, ()), CPU) == Recipe(plain, ())
 
 
 def test_an_unknown_dtype_is_refused() -> None:
     with pytest.raises(
         TrainingError, match=r"optim.dtype is 'float16'; it must be one of auto, bfloat16, float32\."
     ):
-        with_resolved_dtypes(Recipe(replace(AUTO, dtype="float16"), ()), CPU)
+        resolve_config_dtypes(Recipe(replace(AUTO, dtype="float16"), ()), CPU)
 
 
 @pytest.mark.parametrize(("answer", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

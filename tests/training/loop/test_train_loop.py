@@ -16,7 +16,7 @@ from toy_task import CONFIG, Toy
 
 from engine.errors import TrainingError
 from training.loop.train_loop import train
-from training.loop.trained_weights import Weights
+from training.loop.trained_weights import TrainedWeights
 
 
 class StopsAt(Toy):
@@ -54,16 +54,16 @@ def test_learns_and_a_broken_pairing_does_not(tmp_path: Path) -> None:
 
 def test_bfloat16_keeps_float32_masters(tmp_path: Path) -> None:
     model = nn.Linear(1, 1, bias=False)
-    weights = Weights(model, "bfloat16")
+    weights = TrainedWeights(model, "bfloat16")
     assert model.weight.dtype == torch.bfloat16
     with torch.no_grad():
         weights.masters[0].fill_(1.0)
     for _ in range(64):  # each step is below bfloat16's resolution at 1: without masters nothing would move
         with torch.no_grad():
             weights.masters[0].add_(2**-12)
-        weights.give_values()
+        weights.copy_masters_to_model()
     assert float(model.weight.detach()) == 1 + 64 * 2**-12
-    weights.raise_again()
+    weights.restore_float32()
     assert model.weight.dtype == torch.float32 and float(model.weight.detach()) == 1 + 64 * 2**-12
 
 

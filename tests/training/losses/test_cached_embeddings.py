@@ -8,33 +8,33 @@ from typing import Any
 import pytest
 import torch
 from tiny import SIDE, tiny_config, tiny_net
-from two_processes import in_two_processes
+from two_processes import run_in_two_processes
 
 from engine.blip2.retriever import Retriever
-from training.distributed.world import joined, world
-from training.distributed.wrapping import Through, replicated
-from training.losses.cached_embeddings import Inputs, backward_in_chunks, encode
-from training.losses.stage1_losses import normed, stage1_losses
+from training.distributed.world import current_world, join_process_group
+from training.distributed.wrapping import NetworkWrapper, wrap_with_ddp
+from training.losses.cached_embeddings import Stage1Inputs, backward_in_chunks, encode_images
+from training.losses.stage1_losses import apply_vision_norm, stage1_losses
 
 PAIRS = 6
 
 
-def inputs(picture_ids: bool) -> Inputs:
+def inputs(picture_ids: bool) -> Stage1Inputs:
     random = torch.Generator().manual_seed(5)
     mask = torch.arange(9) < torch.tensor([3, 9, 4, 6, 3, 5])[:, None]
     ids = torch.randint(6, 40, (PAIRS, 9), generator=random) * mask
     pixels = torch.randn(PAIRS, 3, SIDE, SIDE, generator=random)
     photos = torch.tensor([1, 2, 1, 3, 4, 5]) if picture_ids else None
-    return Inputs(pixels, ids, mask, photos, torch.rand(2, PAIRS, generator=random), seed=3)
+    return Stage1Inputs(pixels, ids, mask, photos, torch.rand(2, PAIRS, generator=random), seed=3)
 
 
-def shared(batch: Inputs) -> Inputs:
-    here = world()
-    photos = None if batch.picture_ids is None else here.share(batch.picture_ids)
-    return Inputs(
-        here.share(batch.images),
-        here.share(batch.ids),
-        here.share(batch.mask),
+def shared(batch: Stage1Inputs) -> Stage1Inputs:
+    world = current_world()
+    photos = None if batch.picture_ids is None else world.select_share(batch.picture_ids)
+    return Stage1Inputs(
+        world.select_share(batch.images),
+        world.select_share(batch.ids),
+        world.select_share(batch.mask),
         photos,
         batch.draws,
         batch.seed,
@@ -51,25 +51,30 @@ def gradients(net: Retriever) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
-def whole(batch: Inputs, train_encoder: bool) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+def whole(batch: Stage1Inputs, train_encoder: bool) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     net = network(train_encoder)
     got = stage1_losses(
-        net, normed(net, encode(net, batch.images)), batch.ids, batch.mask, dec_id=4, image_ids=batch.picture_ids,
+        net,
+        apply_vision_norm(net, encode_images(net, batch.images)),
+        batch.ids,
+        batch.mask,
+        dec_id=4,
+        image_ids=batch.picture_ids,
         draws_2N=batch.draws,
-    )  # fmt: skip
-    got.total.backward()
-    parts = {"loss": got.total, "itc": got.itc, "itm": got.itm, "itg": got.itg}
+    )
+    got.total_loss.backward()
+    parts = {"loss": got.total_loss, "itc": got.itc, "itm": got.itm, "itg": got.itg}
     return {name: float(value.detach()) for name, value in parts.items()}, gradients(net)
 
 
 def chunked(
-    batch: Inputs, train_encoder: bool, chunk: int
+    batch: Stage1Inputs, train_encoder: bool, chunk: int
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     net = network(train_encoder)
-    through: Any = Through(net)
-    if world().size > 1:
-        through = replicated(through)
-    losses = backward_in_chunks(through, batch, chunk, dec_id=4, label_smoothing=0.1)
+    wrapper: Any = NetworkWrapper(net)
+    if current_world().size > 1:
+        wrapper = wrap_with_ddp(wrapper)
+    losses = backward_in_chunks(wrapper, batch, chunk, dec_id=4, label_smoothing=0.1)
     assert not losses["loss"].requires_grad
     return {name: float(value) for name, value in losses.items()}, gradients(net)
 
@@ -95,11 +100,11 @@ def test_parts_alone_would_not_do() -> None:
     batch = inputs(False)
     net = network(False)
     for rows in (slice(0, 3), slice(3, 6)):
-        patches = normed(net, encode(net, batch.images[rows]))
+        patches = apply_vision_norm(net, encode_images(net, batch.images[rows]))
         losses = stage1_losses(
             net, patches, batch.ids[rows], batch.mask[rows], dec_id=4, draws_2N=batch.draws[:, :3]
         )
-        (losses.total / 2).backward()
+        (losses.total_loss / 2).backward()
     want = whole(batch, False)[1]["photo_head.weight"]
     assert float((net.photo_head.weight.grad - want).abs().max()) > 1e-3
 
@@ -115,7 +120,7 @@ def test_dropout_is_the_same_in_both_passes(monkeypatch: pytest.MonkeyPatch) -> 
         return project(hidden)
 
     monkeypatch.setattr(net, "project_photos", keep)
-    backward_in_chunks(Through(net), inputs(False), 3, dec_id=4, label_smoothing=0.1)
+    backward_in_chunks(NetworkWrapper(net), inputs(False), 3, dec_id=4, label_smoothing=0.1)
     first, second = seen[:2], seen[2:]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)) and not torch.equal(
         first[0], first[1]
@@ -123,13 +128,13 @@ def test_dropout_is_the_same_in_both_passes(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def in_one_of_two(rank: int, folder: Path) -> list[Any]:
-    with joined():
+    with join_process_group():
         return [chunked(shared(inputs(ids)), encoder, 2) for ids, encoder in ((False, False), (True, True))]
 
 
 @pytest.mark.xdist_group("processes")
 def test_chunks_in_two_processes(tmp_path: Path) -> None:
-    both = in_two_processes(in_one_of_two, tmp_path)
+    both = run_in_two_processes(in_one_of_two, tmp_path)
     for number, (ids, encoder) in enumerate(((False, False), (True, True))):
         want = whole(inputs(ids), encoder)
         losses = {name: (both[0][number][0][name] + both[1][number][0][name]) / 2 for name in want[0]}

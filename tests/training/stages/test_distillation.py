@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from random_teachers import random_teacher
+from random_teachers import write_random_teacher
 from reference import load_golden, normal
 from safetensors.torch import load_file, save_file
 from shard_writing import write_shard
@@ -26,14 +26,14 @@ from training.stages.teacher import load_teacher
 def test_the_teacher_equals_its_original(tmp_path: Path) -> None:
     _, want = load_golden("i_teacher")
     pixels = normal(601, (2, 3, 96, 96)).clamp(-1, 1)
-    got = load_teacher(mini().vision, random_teacher(tmp_path))(pixels)
+    got = load_teacher(mini().vision, write_random_teacher(tmp_path))(pixels)
     torch.testing.assert_close(got[..., ::4], want["map"].flatten(2).transpose(1, 2), atol=2e-4, rtol=1e-4)
 
 
 def test_a_missing_or_other_teacher_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No teacher at"):
         load_teacher(mini().vision, tmp_path)
-    folder = random_teacher(tmp_path)
+    folder = write_random_teacher(tmp_path)
     stored = dict(np.load(folder / "mobilenet_v2.npz"))
     stored["conv3.weight"] = stored["conv3.weight"][:5]
     np.savez(folder / "mobilenet_v2.npz", **stored)
@@ -62,7 +62,7 @@ def test_hint_error_by_hand() -> None:
 
 
 def test_blocks_learn_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
-    teacher = load_teacher(mini().vision, random_teacher(tmp_path / "teacher"))
+    teacher = load_teacher(mini().vision, write_random_teacher(tmp_path / "teacher"))
     pictures = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3), dtype=np.uint8)
     optim = OptimConfig(steps=30, batch=4, lr=5e-3, warmup=2, weight_decay=0.0, log_every=10)
     phases = (Phase("early", 0, 3, 32, 0.5, optim), Phase("late", 3, 5, 8, 1.0, optim))
@@ -83,7 +83,7 @@ def test_everything_is_float32_without_bfloat16_in_hardware(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {})
-    teacher = load_teacher(mini().vision, random_teacher(tmp_path / "teacher"))
+    teacher = load_teacher(mini().vision, write_random_teacher(tmp_path / "teacher"))
     pictures = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
     optim = OptimConfig(steps=1, batch=2, lr=1e-3, weight_decay=0.0)
     dtypes = set()
@@ -103,7 +103,7 @@ def test_everything_is_float32_without_bfloat16_in_hardware(
 
 def test_an_encoder_is_trained_on_from_another_run(tmp_path: Path) -> None:
     """One step at a rate of zero: what was begun from is what comes out, and the last part alone is asked."""
-    teacher_folder, data = random_teacher(tmp_path / "teacher"), tmp_path / "data"
+    teacher_folder, data = write_random_teacher(tmp_path / "teacher"), tmp_path / "data"
     data.mkdir()
     files = {
         path.name: path.read_bytes() for path in write_pictures(tmp_path, [f"{n}.png" for n in range(6)])

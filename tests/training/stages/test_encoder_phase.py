@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from eight_pairs import CAPTIONS, config, eight_pairs, write_colour_shard
+from eight_pairs import CAPTIONS, make_eight_pairs, stage1_config, write_colour_shard
 
 from engine.blip2.config import VisionConfig
 from engine.blip2.pixels import to_pixels
@@ -18,8 +18,8 @@ from engine.checkpoints.building import load_net
 from engine.checkpoints.saving import save_checkpoint
 from training.batches.encoded_views import EncodedViews, encode_maps, encode_views
 from training.loop.train_loop import train
-from training.losses.cached_embeddings import Inputs
-from training.losses.stage1_losses import itc_alone, normed
+from training.losses.cached_embeddings import Stage1Inputs
+from training.losses.stage1_losses import apply_vision_norm, compute_itc_loss
 from training.stages import stage1
 from training.stages.encoder_phase import EncoderEnd, _in_float32
 from training.stages.stage1 import EncoderTask, run_stage1
@@ -29,7 +29,7 @@ from training.stages.text_half import train_tokenizer
 
 def test_the_frozen_encoder_stays_as_it_is() -> None:
     """Batch norms of a convolutional encoder must neither take the batch's statistics nor change their own."""
-    chosen = config()
+    chosen = stage1_config()
     vision = VisionConfig("test_resnet", 32, 64, class_token=False, mean=(0.5,) * 3, std=(0.5,) * 3)
     net = Retriever(replace(chosen.model, vision=replace(vision, num_channels=_channels("test_resnet"))))
     before = {name: value.clone() for name, value in net.vision.state_dict().items()}
@@ -49,14 +49,14 @@ def convolutional(**changes: object) -> Stage1Config:
         "mobilenetv2_050", 64, 1280, {"pad_type": "same"}, class_token=False, final_norm=True, mean=(0.5,) * 3,
         std=(0.5,) * 3,
     )  # fmt: skip
-    chosen = config(encoder_from=17, **changes)
+    chosen = stage1_config(encoder_from=17, **changes)
     return replace(chosen, model=replace(chosen.model, vision=vision))
 
 
 def test_itc_trains_the_encoders_last_parts_alone(tmp_path: Path) -> None:
     """On feature maps made once, with the loss of a pass through all of it; what is before stays bit for bit."""
     chosen = convolutional()
-    net, tokenizer, _, samples = eight_pairs(replace(chosen, model=config().model))
+    net, tokenizer, _, samples = make_eight_pairs(replace(chosen, model=stage1_config().model))
     torch.manual_seed(0)
     net = Retriever(chosen.model)
     pictures = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), dtype=np.uint8)
@@ -68,9 +68,11 @@ def test_itc_trains_the_encoders_last_parts_alone(tmp_path: Path) -> None:
     net.vision.eval()
     pixels = to_pixels(pictures, chosen.model.vision.mean, chosen.model.vision.std, torch.device("cpu"))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        want = itc_alone(net, normed(net, net.vision(pixels)), ids, mask)
+        want = compute_itc_loss(net, apply_vision_norm(net, net.vision(pixels)), ids, mask)
         queries = torch.arange(net.config.qformer.num_queries)
-        got = task._losses(net, Inputs(maps[:, 0], ids, mask, None, torch.rand(2, 8), 0, queries))["loss"]
+        got = task._losses(net, Stage1Inputs(maps[:, 0], ids, mask, None, torch.rand(2, 8), 0, queries))[
+            "loss"
+        ]
     torch.testing.assert_close(got, want, atol=2e-2, rtol=0)
     before = {name: value.clone() for name, value in net.vision.state_dict().items()}
     task = EncoderTask(net, tokenizer, source, chosen, optim)
@@ -133,7 +135,7 @@ def test_without_bfloat16_hardware_it_computes_in_float32(
 ) -> None:
     """The maps are kept in bfloat16 there too; parts of float32 weights read them all the same."""
     chosen = convolutional()
-    _, tokenizer, _, samples = eight_pairs(replace(chosen, model=config().model))
+    _, tokenizer, _, samples = make_eight_pairs(replace(chosen, model=stage1_config().model))
     net = Retriever(chosen.model)
     pictures = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), dtype=np.uint8)
     fast = encode_maps(net, pictures, chosen, chosen.encoder_from)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from eight_pairs import COLOURS
-from finetuning_inputs import GREEDY, LEARNS, OPTIM, captions, pictures, questions
+from finetuning_inputs import GREEDY, LEARNS, OPTIM, caption_config, read_squares, vqa_config
 from PIL import Image
 
 from engine.datasets.question_sets import QuestionConfig
@@ -30,11 +30,11 @@ def run(config: CaptionConfig, data: Path, output: Path) -> list[float]:
 
 def test_captions_by_heart_with_the_encoder(data: Path, tmp_path: Path) -> None:
     optim = replace(LEARNS, layer_decay=0.5)
-    losses = run(captions(optim=optim, image_size=48, train_encoder=True), data, tmp_path / "out")
+    losses = run(caption_config(optim=optim, image_size=48, train_encoder=True), data, tmp_path / "out")
     assert losses[-1] < 0.4 * losses[0]
     model = load_captioner(str(tmp_path / "out" / "model"), device="cpu", dtype="float32")
     assert model.image_size == 48 and model.net.vision.backbone.pos_embed.shape[1] == 10
-    assert model.caption(pictures(data, model), options=GREEDY) == [f"the wall is {c}" for c in COLOURS]
+    assert model.caption(read_squares(data, model), options=GREEDY) == [f"the wall is {c}" for c in COLOURS]
     before = load_captioner(str(data / "opt"), device="cpu", dtype="float32").net
     for name, value in before.vision.state_dict().items():
         got = model.net.vision.state_dict()[name]
@@ -46,12 +46,12 @@ def test_captions_by_heart_with_the_encoder(data: Path, tmp_path: Path) -> None:
 
 def test_answers_by_heart_through_the_command(data: Path, tmp_path: Path) -> None:
     """Two questions about each picture: who reads one of both alone cannot know the answers."""
-    losses = run(questions(optim=LEARNS), data, tmp_path / "out")
+    losses = run(vqa_config(optim=LEARNS), data, tmp_path / "out")
     assert losses[-1] < 0.4 * losses[0]
     folder = tmp_path / "out" / "model"
     model = load_captioner(str(folder), device="cpu", dtype="float32")
     assert model.config.language.reads_prompt and model.config.language.question == "{}"
-    shown = pictures(data, model, COLOURS[:4])
+    shown = read_squares(data, model, COLOURS[:4])
     assert model.answer(shown, ["the wall is?"] * 4, GREEDY) == list(COLOURS[:4])
     assert model.answer(shown, ["a photo of?"] * 4, GREEDY) == ["wall"] * 4
     asked = ["caption", str(data / "red.png"), "--model", str(folder), "--question", "the wall is?"]
@@ -60,7 +60,7 @@ def test_answers_by_heart_through_the_command(data: Path, tmp_path: Path) -> Non
 
 
 def test_a_frozen_encoder_is_saved_as_it_was(data: Path, tmp_path: Path) -> None:
-    run(captions(optim=replace(OPTIM, dtype="bfloat16")), data, tmp_path / "out")
+    run(caption_config(optim=replace(OPTIM, dtype="bfloat16")), data, tmp_path / "out")
     before, after = (
         load_captioner(str(folder), device="cpu", dtype="float32").net
         for folder in (data / "opt", tmp_path / "out" / "model")
@@ -76,7 +76,7 @@ def test_a_frozen_encoder_is_saved_as_it_was(data: Path, tmp_path: Path) -> None
 def test_a_run_stops_and_goes_on(
     data: Path, tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = questions(optim=replace(OPTIM, dtype=dtype, steps=6), train_encoder=True)
+    chosen = vqa_config(optim=replace(OPTIM, dtype=dtype, steps=6), train_encoder=True)
     want = run(chosen, data, tmp_path / "whole")
     losses = Stage2Task.losses
 
@@ -101,8 +101,8 @@ def test_a_run_stops_and_goes_on(
 
 @pytest.mark.parametrize("changes", [{"chunk": 3}, {"recompute_encoder": True}])
 def test_cheaper_ways_train_alike(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    want = run(captions(train_encoder=True), data, tmp_path / "plain")
-    got = run(captions(train_encoder=True, **changes), data, tmp_path / "other")
+    want = run(caption_config(train_encoder=True), data, tmp_path / "plain")
+    got = run(caption_config(train_encoder=True, **changes), data, tmp_path / "other")
     assert got == pytest.approx(want, abs=1e-4) and len(set(want)) == 4
 
 
@@ -112,7 +112,11 @@ def test_a_model_of_one_file_keeps_its_language_model(data: Path, tmp_path: Path
 
     save_captioner_folder(random_captioner("t5"), "t5", tmp_path / "theirs")
     before = load_captioner(str(tmp_path / "theirs"), device="cpu", dtype="float32")
-    run(captions(start=str(tmp_path / "theirs"), image_size=70, train_encoder=True), data, tmp_path / "out")
+    run(
+        caption_config(start=str(tmp_path / "theirs"), image_size=70, train_encoder=True),
+        data,
+        tmp_path / "out",
+    )
     after = load_captioner(str(tmp_path / "out" / "model"), device="cpu", dtype="float32")
     assert after.image_size == 70 and before.image_size == 56
     want = before.net.language.state_dict()
@@ -144,17 +148,17 @@ REFUSED: dict[str, tuple[dict[str, Any], type[QseekError], str]] = {
 def test_refusals(data: Path, tmp_path: Path, case: str) -> None:
     changes, kind, words = REFUSED[case]
     with pytest.raises(kind, match=words):
-        run(questions(**changes), data, tmp_path / "out")
+        run(vqa_config(**changes), data, tmp_path / "out")
 
 
 def test_captions_ask_nothing(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="but nothing is asked"):
-        run(captions(prompts=("a {} of",)), data, tmp_path / "out")
+        run(caption_config(prompts=("a {} of",)), data, tmp_path / "out")
 
 
 def test_a_text_branch_of_another_shape(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot give the text branch"):
-        run(questions(text_start="mini"), data, tmp_path / "out")
+        run(vqa_config(text_start="mini"), data, tmp_path / "out")
 
 
 def test_a_damaged_picture_is_replaced_and_named(data: Path, tmp_path: Path) -> None:
@@ -163,7 +167,7 @@ def test_a_damaged_picture_is_replaced_and_named(data: Path, tmp_path: Path) -> 
     rows = [{"image": f"{n}.png", "question": "is it red?", "answer": "a"} for n in ("red", "bad")]
     (tmp_path / "q.json").write_text(json.dumps(rows))
     said: list[str] = []
-    chosen = questions(
+    chosen = vqa_config(
         sources=(QuestionConfig(str(tmp_path / "q.json")),), optim=replace(OPTIM, steps=1, batch=4)
     )
     run_finetune(chosen, data, tmp_path, tmp_path / "out", say=said.append)
@@ -173,7 +177,7 @@ def test_a_damaged_picture_is_replaced_and_named(data: Path, tmp_path: Path) -> 
 
 def test_captions_on_patches_made_once(data: Path, tmp_path: Path) -> None:
     """The same fine-tuning where the frozen encoder reads every picture once; it goes on with the same settings."""
-    chosen = captions(views=2, optim=OPTIM)
+    chosen = caption_config(views=2, optim=OPTIM)
     run_finetune(chosen, data, tmp_path, tmp_path / "out")
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == OPTIM.steps
     assert load_captioner(str(tmp_path / "out" / "model")).image_size == 32

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from eight_pairs import COLOURS, stage1_net
-from finetuning_inputs import OPTIM, questions, stage2_model
+from finetuning_inputs import OPTIM, save_stage2_model, vqa_config
 from shard_writing import picture
-from two_processes import in_two_processes
+from two_processes import run_in_two_processes
 
 from engine.blip2.language_tokens import LanguageTokenizer
 from engine.blip2.wordpiece import TextTokenizer
@@ -21,8 +21,8 @@ from engine.checkpoints.saving import save_checkpoint
 from engine.datasets.question_sets import open_question_set
 from engine.errors import TrainingError
 from engine.models.loading import load_captioner
-from training.distributed.world import joined, world
-from training.distributed.wrapping import replicated
+from training.distributed.world import current_world, join_process_group
+from training.distributed.wrapping import wrap_with_ddp
 from training.stages.finetuning import VqaConfig, run_finetune, start_finetune
 from training.stages.stage2 import Stage2Task
 from training.stages.stage_setup import open_stream
@@ -40,21 +40,21 @@ def chosen(way: str, **changes: Any) -> VqaConfig:
     optim = {name: value for name, value in WAYS[way].items() if name in ("parallel", "dtype")}
     others = {name: value for name, value in WAYS[way].items() if name not in optim}
     made = replace(OPTIM, steps=3, clip=0.0, lr=1e-3, **optim)
-    return questions(optim=made, **others, **changes)
+    return vqa_config(optim=made, **others, **changes)
 
 
 def gradients(data: Path) -> dict[str, Any]:
     """Of the first step, averaged as DDP does, and the loss of this process."""
-    config, here = chosen("ddp"), world()
+    config, world = chosen("ddp"), current_world()
     source, where = start_finetune(config, data, data)
     net = make_captioner(source, where, torch.float32)
     words = LanguageTokenizer(source.language.tokenizer, source.config.language, 4)
     assert source.tokenizer is not None
     prompts = TextTokenizer(source.tokenizer, source.config.qformer.max_positions)
-    with open_stream(config, data, 32, here, lambda line: None, opener=open_question_set) as stream:
+    with open_stream(config, data, 32, world, lambda line: None, opener=open_question_set) as stream:
         task = Stage2Task(net, words, prompts, stream, config)
-        if here.size > 1:
-            task.through = replicated(task.through)
+        if world.size > 1:
+            task.wrapper = wrap_with_ddp(task.wrapper)
         loss = task.losses(0)["loss"]
         loss.backward()
     grads = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
@@ -63,7 +63,7 @@ def gradients(data: Path) -> dict[str, Any]:
 
 def run(data: Path, output: Path, way: str) -> dict[str, Any]:
     run_finetune(chosen(way), data, output.parent, output)
-    if world().rank:
+    if current_world().rank:
         return {}
     rows = [json.loads(line)["loss"] for line in (output / "all" / "log.jsonl").read_text().splitlines()]
     net = load_captioner(str(output / "model"), device="cpu", dtype="float32").net
@@ -71,7 +71,7 @@ def run(data: Path, output: Path, way: str) -> dict[str, Any]:
 
 
 def in_one_of_two(rank: int, folder: Path) -> dict[str, Any]:
-    with joined():
+    with join_process_group():
         found: dict[str, Any] = {"gradients": gradients(folder / "data")}
         for way in WAYS:
             found[way] = run(folder / "data", folder / way, way)
@@ -97,8 +97,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     (data / "questions.json").write_text(json.dumps(rows))
     retriever, words = stage1_net()
     save_checkpoint(data / "first", retriever, words)
-    stage2_model(data / "opt")
-    return data, in_two_processes(in_one_of_two, folder)
+    save_stage2_model(data / "opt")
+    return data, run_in_two_processes(in_one_of_two, folder)
 
 
 def test_gradients_are_those_of_the_joined_batch(both: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from golden_losses import FILE, RUNS, losses_of
+from golden_losses import FILE, RUNS, run_and_read_losses
 
 KEPT = json.loads(FILE.read_text())
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_short_run_gives_the_kept_losses(tmp_path: Path, name: str) -> None:
-    losses = losses_of(name, tmp_path)
+    losses = run_and_read_losses(name, tmp_path)
     assert losses.keys() == KEPT[name].keys() and all(len(steps) == 4 for steps in losses.values())
     for phase, steps in losses.items():
         assert steps == pytest.approx(KEPT[name][phase], rel=2e-4), phase

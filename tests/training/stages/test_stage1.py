@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eight_pairs import CAPTIONS, config, eight_pairs, source_of, write_colour_shard
+from eight_pairs import CAPTIONS, make_batches, make_eight_pairs, stage1_config, write_colour_shard
 from safetensors.torch import save_file
 
 from engine.blip2.layers import KeysValues
@@ -30,12 +30,12 @@ from training.stages.text_half import TEXT_HALF, TextTask, text_half, train_toke
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_eight_pairs_by_heart(tmp_path: Path, dtype: str) -> None:
-    chosen = config()
+    chosen = stage1_config()
     chosen = replace(chosen, optim=replace(chosen.optim, dtype=dtype))
-    net, tokenizer, patches, samples = eight_pairs(chosen)
+    net, tokenizer, patches, samples = make_eight_pairs(chosen)
     frozen = {name: value.clone() for name, value in net.vision.state_dict().items()}
     rows = train(
-        Stage1Task(net, tokenizer, source_of(patches, samples, chosen), chosen), chosen.optim, tmp_path
+        Stage1Task(net, tokenizer, make_batches(patches, samples, chosen), chosen), chosen.optim, tmp_path
     )
     assert rows[-1]["itg"] < 0.6 * rows[0]["itg"] and rows[-1]["itm"] < 0.5
     net.eval()
@@ -51,8 +51,8 @@ def test_eight_pairs_by_heart(tmp_path: Path, dtype: str) -> None:
 
 
 def test_shuffled_pairs_are_not_learned(tmp_path: Path) -> None:
-    chosen = config()
-    net, tokenizer, patches, samples = eight_pairs(chosen)
+    chosen = stage1_config()
+    net, tokenizer, patches, samples = make_eight_pairs(chosen)
 
     class Shuffled(EncodedViews):
         def __getitem__(self, step: int) -> Batch:
@@ -66,19 +66,21 @@ def test_shuffled_pairs_are_not_learned(tmp_path: Path) -> None:
 
 
 def test_contrast_alone_first(tmp_path: Path) -> None:
-    chosen = config(patch_share=0.5, views=3)
-    net, tokenizer, patches, samples = eight_pairs(chosen)
+    chosen = stage1_config(patch_share=0.5, views=3)
+    net, tokenizer, patches, samples = make_eight_pairs(chosen)
     assert patches.shape[1] == 3 and not torch.equal(patches[:, 0], patches[:, 1])
-    rows = train(ItcTask(net, tokenizer, source_of(patches, samples, chosen), chosen), chosen.optim, tmp_path)
+    rows = train(
+        ItcTask(net, tokenizer, make_batches(patches, samples, chosen), chosen), chosen.optim, tmp_path
+    )
     assert set(rows[0]) == {"step", "loss", "lr", "samples_per_second", "mfu"}
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
 
 
 def test_every_picture_once_an_epoch() -> None:
-    chosen = config()
+    chosen = stage1_config()
     chosen = replace(chosen, optim=replace(chosen.optim, batch=4))
-    _, _, patches, samples = eight_pairs(chosen)
-    source = source_of(patches, samples, chosen)
+    _, _, patches, samples = make_eight_pairs(chosen)
+    source = make_batches(patches, samples, chosen)
     epochs = [
         [*source[2 * e].picture_ids.tolist(), *source[2 * e + 1].picture_ids.tolist()] for e in range(2)
     ]
@@ -86,7 +88,7 @@ def test_every_picture_once_an_epoch() -> None:
 
 
 def test_paraphrases_find_each_other(tmp_path: Path) -> None:
-    chosen = config()
+    chosen = stage1_config()
     torch.manual_seed(0)
     net = Retriever(chosen.model)
     words = train_tokenizer((text for group in CAPTIONS for text in group), 100)
@@ -100,7 +102,7 @@ def test_a_run_makes_a_model(tmp_path: Path) -> None:
     data, runs = tmp_path / "data", tmp_path / "runs"
     data.mkdir()
     write_colour_shard(data / "s-000.tar")
-    chosen = config()
+    chosen = stage1_config()
     chosen = replace(
         chosen,
         optim=replace(chosen.optim, steps=3),
@@ -124,8 +126,8 @@ def test_a_run_makes_a_model(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_from_another_runs_model(tmp_path: Path) -> None:
     data, runs = tmp_path, tmp_path / "runs"
-    chosen = config()
-    net, tokenizer, _, _ = eight_pairs(chosen)
+    chosen = stage1_config()
+    net, tokenizer, _, _ = make_eight_pairs(chosen)
     save_checkpoint(runs / "first" / "model", net, tokenizer.tokenizer)
     write_colour_shard(data / "s-000.tar")
     more = replace(chosen, start="first", optim=replace(chosen.optim, steps=1, warmup=0, lr=1e-9))
@@ -138,9 +140,9 @@ def test_a_run_goes_on_from_another_runs_model(tmp_path: Path) -> None:
 
 
 def test_some_queries_and_patches_take_part(tmp_path: Path) -> None:
-    chosen = config(query_share=0.5, patch_share=0.5, match_distillation=1.0)
+    chosen = stage1_config(query_share=0.5, patch_share=0.5, match_distillation=1.0)
     chosen = replace(chosen, optim=replace(chosen.optim, steps=300, log_every=60))
-    net, tokenizer, patches, samples = eight_pairs(chosen)
+    net, tokenizer, patches, samples = make_eight_pairs(chosen)
     seen: list[tuple[int, ...]] = []
     read = net.qformer.read_photos
 
@@ -150,7 +152,7 @@ def test_some_queries_and_patches_take_part(tmp_path: Path) -> None:
 
     net.qformer.read_photos = count  # type: ignore[method-assign]
     rows = train(
-        Stage1Task(net, tokenizer, source_of(patches, samples, chosen), chosen), chosen.optim, tmp_path
+        Stage1Task(net, tokenizer, make_batches(patches, samples, chosen), chosen), chosen.optim, tmp_path
     )
     assert set(rows[0]) >= {"itc", "itm", "itg", "distilled"} and rows[-1]["itc"] < rows[0]["itc"]
     assert all(num == round(patches.shape[2] / 2) and len(queries) == 2 for num, *queries in seen)
@@ -158,19 +160,19 @@ def test_some_queries_and_patches_take_part(tmp_path: Path) -> None:
 
 
 def test_pictures_without_captions_are_refused() -> None:
-    chosen = config()
-    _, _, patches, samples = eight_pairs(chosen)
+    chosen = stage1_config()
+    _, _, patches, samples = make_eight_pairs(chosen)
     samples[3] = CaptionedPicture("bare", b"", ())
     with pytest.raises(DataError, match=r"1 pictures have no caption \(first: bare\)"):
-        source_of(patches, samples, chosen)
+        make_batches(patches, samples, chosen)
 
 
 def test_without_steps_there_is_no_run_with_all_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = config(start="first")
+    chosen = stage1_config(start="first")
     chosen = replace(chosen, optim=replace(chosen.optim, steps=0))
-    net, tokenizer, _, _ = eight_pairs(chosen)
+    net, tokenizer, _, _ = make_eight_pairs(chosen)
     save_checkpoint(tmp_path / "runs" / "first" / "model", net, tokenizer.tokenizer, dtype=torch.float16)
     write_colour_shard(tmp_path / "s-000.tar")
     monkeypatch.setattr(stage1, "encode_views", None)  # nothing reads them
@@ -180,9 +182,9 @@ def test_without_steps_there_is_no_run_with_all_losses(
 
 
 def test_earlier_weights_are_averaged_in(tmp_path: Path) -> None:
-    chosen = config(start="first")
+    chosen = stage1_config(start="first")
     chosen = replace(chosen, optim=replace(chosen.optim, steps=3, batch=4))
-    net, tokenizer, _, _ = eight_pairs(chosen)
+    net, tokenizer, _, _ = make_eight_pairs(chosen)
     save_checkpoint(tmp_path / "runs" / "first" / "model", net, tokenizer.tokenizer)
     write_colour_shard(tmp_path / "s-000.tar")
     found = {}

@@ -14,8 +14,8 @@ import torch
 from click.testing import CliRunner
 from eight_pairs import (
     COLOURS,
-    before_language_model,
     language_model,
+    put_before_language_model,
     stage1_net,
     word_tokenizer,
     write_colour_shard,
@@ -54,13 +54,13 @@ def config(**changes: Any) -> Stage2Config:
     return replace(made, **changes)
 
 
-def eight_pairs(kind: str, chosen: Stage2Config) -> Parts:
+def make_eight_pairs(kind: str, chosen: Stage2Config) -> Parts:
     retriever, words = stage1_net()
     language = language_model(kind)
     about = describe_language(
         language.config, word_tokenizer(kind), Path("x"), reads_prompt=chosen.reads_prompt
     )
-    net = before_language_model(retriever, language, about)
+    net = put_before_language_model(retriever, language, about)
     pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
     samples = [CaptionedPicture(c, b"", texts) for c, texts in zip(COLOURS, TEXTS, strict=True)]
     prompts = TextTokenizer(words, 16) if chosen.reads_prompt else None
@@ -80,7 +80,7 @@ def task_on(
     task: type[Stage2Task] = Stage2Task,
 ) -> Stage2Task:
     *network, patches, samples = parts
-    return task(*network, kind(patches, plain_samples(samples), chosen.optim, alone=True), chosen)
+    return task(*network, kind(patches, plain_samples(samples), chosen.optim, draws_from_torch=True), chosen)
 
 
 def written(parts: Parts, prompt: str) -> list[str]:
@@ -101,7 +101,7 @@ def test_eight_captions_by_heart(tmp_path: Path, kind: str) -> None:
     chosen = config(reads_prompt=kind == "llama")
     if kind == "t5":  # it learns more slowly than the others
         chosen = replace(chosen, optim=replace(chosen.optim, steps=300))
-    parts = eight_pairs(kind, chosen)
+    parts = make_eight_pairs(kind, chosen)
     net = parts[0]
     frozen = {n: v.clone() for n, v in net.state_dict().items() if n.startswith(("vision.", "language."))}
     before = {n: v.clone() for n, v in net.state_dict().items() if n not in frozen}
@@ -118,7 +118,7 @@ def test_eight_captions_by_heart(tmp_path: Path, kind: str) -> None:
 
 def test_shuffled_captions_are_not_learned(tmp_path: Path) -> None:
     chosen = config()
-    parts = eight_pairs("opt", chosen)
+    parts = make_eight_pairs("opt", chosen)
 
     class Shuffled(EncodedViews):
         def __getitem__(self, step: int) -> Batch:
@@ -145,12 +145,14 @@ def test_resumes_to_the_same_losses(tmp_path: Path, dtype: str) -> None:
     chosen = config(prompts=("", "a photo of"), prefix_share=0.5)
     chosen = replace(chosen, optim=replace(chosen.optim, steps=14, log_every=1, batch=4, dtype=dtype))
     want = [
-        row["loss"] for row in train(task_on(eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "a")
+        row["loss"]
+        for row in train(task_on(make_eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "a")
     ]
     with pytest.raises(KeyboardInterrupt):
-        train(task_on(eight_pairs("t5", chosen), chosen, task=StopsAt), chosen.optim, tmp_path / "b")
+        train(task_on(make_eight_pairs("t5", chosen), chosen, task=StopsAt), chosen.optim, tmp_path / "b")
     got = [
-        row["loss"] for row in train(task_on(eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "b")
+        row["loss"]
+        for row in train(task_on(make_eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "b")
     ]
     assert got == want[7:] and len(set(want)) == 14
 
@@ -158,7 +160,7 @@ def test_resumes_to_the_same_losses(tmp_path: Path, dtype: str) -> None:
 def test_captions_are_cut_in_two() -> None:
     """Prefix language modelling: the beginning goes to the encoder, the rest is learned; every place comes."""
     chosen = config(prompts=("a photo of", ""), prefix_share=0.5)
-    task = task_on(eight_pairs("t5", chosen), chosen)
+    task = task_on(make_eight_pairs("t5", chosen), chosen)
     torch.manual_seed(0)
     pairs = {task._pair("", TEXTS[0][0], TorchDraws()) for _ in range(400)}
     words = TEXTS[0][0].split()
@@ -208,7 +210,7 @@ REFUSED = {
 def test_what_cannot_be_learned(case: str) -> None:
     kind, changes, first, message = REFUSED[case]
     chosen = config(**changes)
-    *parts, samples = eight_pairs(kind, chosen)
+    *parts, samples = make_eight_pairs(kind, chosen)
     if first is not None:
         samples[0] = CaptionedPicture(first[0], b"", first[1])
     error: type[QseekError] = TrainingError if first is None and case != "few" else DataError
@@ -227,10 +229,10 @@ def test_questions_and_a_trained_encoder_need_pictures_in_every_step() -> None:
 
 def test_patches_train_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def joined() -> Iterator[tuple[World, torch.device]]:
+    def join_process_group() -> Iterator[tuple[World, torch.device]]:
         yield World(0, 2), torch.device("cpu")
 
-    monkeypatch.setattr("training.stages.stage2.joined", joined)
+    monkeypatch.setattr("training.stages.stage2.join_process_group", join_process_group)
     with pytest.raises(TrainingError, match="views is 1 and 2 processes share the batch"):
         run_stage2(config(), tmp_path, tmp_path, tmp_path, tmp_path / "out")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from eight_pairs import COLOURS, language_model, word_tokenizer
-from finetuning_inputs import GREEDY, LEARNS, pictures
+from finetuning_inputs import GREEDY, LEARNS, read_squares
 
 from engine.datasets.captioned_sets import SourceConfig
 from engine.errors import TrainingError
@@ -29,9 +29,9 @@ def test_stage_2_on_a_stream(data: Path, tmp_path: Path, kind: str) -> None:
     model = load_captioner(str(tmp_path / "out" / "model"), device="cpu", dtype="float32")
     assert not hasattr(model.net.qformer, "words")
     if kind == "opt":
-        assert model.caption(pictures(data, model), "", GREEDY) == [f"the wall is {c}" for c in COLOURS]
+        assert model.caption(read_squares(data, model), "", GREEDY) == [f"the wall is {c}" for c in COLOURS]
     else:  # a random Flan-T5 hardly learns when to end; but it tells whose colour comes after the beginning
-        soft = model.net.read_photos(model.encode_patches(pictures(data, model)))
+        soft = model.net.read_photos(model.encode_patches(read_squares(data, model)))
         own = [f"is {colour}" for colour in COLOURS]
         costs = [
             model.net.compute_loss(soft, model.tokenizer.encode_pairs(["the wall"] * 8, texts, 16)).item()

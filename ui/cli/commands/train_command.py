@@ -92,11 +92,11 @@ def _recipe_lines(what: str) -> list[str]:
 
 def _recipe(what: str, recipe: str, changes: tuple[str, ...]) -> object:
     """Return a recipe with its changed settings, and with the dtypes that are fast on this machine."""
-    from training.loop.run_dtype import with_resolved_dtypes
+    from training.loop.run_dtype import resolve_config_dtypes
     from training.recipes.recipe_catalogue import BY_KIND
     from training.recipes.recipe_settings import with_settings
 
     known = BY_KIND[what]
     if recipe not in known:
         raise DataError(f"There is no {what} recipe {recipe!r}; there are: {', '.join(known)}.")
-    return with_resolved_dtypes(with_settings(known[recipe](), changes))
+    return resolve_config_dtypes(with_settings(known[recipe](), changes))
