@@ -1,9 +1,10 @@
-"""The three losses of a batch of pairs (BLIP-2, section 3.2), in one process or in several that join their batches.
+"""Compute the three losses of a batch of pairs (BLIP-2, section 3.2), in one process or in several that share a batch.
 
-Every pass of a batch reads the same photos, so their cross-attention keys and values are made once.
+ITC compares photos with texts, ITM tells matching pairs from others, and ITG writes the captions. All three read the
+same photos, so the photos' cross-attention keys and values are computed once.
 
-Shapes: B pairs of this process, N pairs of all (N = B on one), F photos fetched from other processes, P patches,
-V vision width, Q queries, T tokens, D Q-Former width, E embedding.
+Shapes: B pairs of this process, N pairs of all processes (N = B for one process), F photos fetched from other
+processes, M pairs to match, P patches, V vision width, Q queries, T tokens, D Q-Former width, E embedding.
 """
 
 from __future__ import annotations
@@ -31,17 +32,19 @@ from training.losses.itc_itm_itg import (
 )
 
 LENGTH_GROUPS = 4
+"""Number of groups of like length into which `compute_match_logits` sorts its pairs."""
 
 Negatives = tuple[Tensor, Tensor]
-"""For each text the number of a photo that does not fit, for each photo that of such a text, among the N pairs of all
-processes; (B,) int64 each."""
+"""Two int64 tensors (B,): for each text the number of a photo that does not fit it, and for each photo the number of a
+text that does not fit it. Pairs are numbered from 0 to N - 1 over all processes."""
 
 
 @dataclass(frozen=True)
 class Stage1Losses:
-    """The three losses (equal weights in BLIP-2) and what they were made from.
+    """The three losses of a batch, which have equal weights in BLIP-2, and the scores they were computed from.
 
-    Of this process: the mean over all processes is the loss of the joined batch.
+    A loss is that of this process; its mean over all processes is the loss of the whole batch.
+    match_logits: (3B, 2), of the pairs, then of each text with a wrong photo, then of each photo with a wrong text.
     """
 
     itc: Tensor
@@ -53,12 +56,16 @@ class Stage1Losses:
 
     @property
     def total_loss(self) -> Tensor:
+        """The sum of the three losses."""
         return self.itc + self.itm + self.itg
 
 
-def apply_vision_norm(net: Retriever | Captioner, features_BPV: Tensor) -> Tensor:
-    """What the frozen encoder gave, of any dtype -> patches (B, P, V) after the trained `vision_norm`."""
-    return net.vision_norm(features_BPV.to(net.vision_norm.weight.dtype))
+def apply_vision_norm(net: Retriever | Captioner, patches_BPV: Tensor) -> Tensor:
+    """Return patches (B, P, V) after the network's trained layer norm `vision_norm`.
+
+    patches: the output of the image encoder, of any dtype; it is cast to the dtype of the norm's weights.
+    """
+    return net.vision_norm(patches_BPV.to(net.vision_norm.weight.dtype))
 
 
 def stage1_losses(
@@ -74,14 +81,14 @@ def stage1_losses(
     queries: Tensor | None = None,
     draws_2N: Tensor | None = None,
 ) -> Stage1Losses:
-    """All three losses of a batch of matching pairs; every process calls it with as many pairs.
+    """Compute all three losses of a batch of matching pairs; every process calls it with equally many pairs.
 
-    patches: after `vision_norm`. ids, mask: [CLS] ... [SEP], padded. dec_id: takes the place of [CLS] for ITG.
-    image_ids (B,): pairs with equal ids show the same photo (soft targets, never each other's negatives).
-    negatives: forced ones, for tests; drawn when not given. queries: numbers of those that take part, all when not
-    given. draws: uniform numbers that decide the negatives of the texts and of the photos of all processes, so that
-    the same ones are drawn however the batch is shared; fresh ones when not given. Raises TrainingError for a batch of
-    one photo in all.
+    patches: after `vision_norm`. ids, mask: [CLS] ... [SEP], padded. dec_id: token that replaces [CLS] for ITG.
+    image_ids: (B,), equal for pairs that show the same photo (soft targets, never each other's negatives).
+    negatives: given ones, for tests; by default they are drawn from ITC's scores. queries: numbers of the queries that
+    take part, by default all. draws: uniform numbers that decide the negatives of all N texts and of all N photos, so
+    that the result does not depend on how the batch is shared; by default fresh ones.
+    Raise TrainingError for a batch of one pair in all.
     """
     keys = model.compute_photo_keys(patches_BPV)
     hidden, past = model.qformer.read_photos(keys, queries)
@@ -90,29 +97,36 @@ def stage1_losses(
         photos, texts, model.temperature, image_ids, label_smoothing=label_smoothing, draws_2N=draws_2N
     )
     negatives = contrast.negatives if negatives is None else negatives
+    logits = _match_with_negatives(model, patches_BPV, keys, ids_BT, mask_BT, negatives, queries)
+    itm = itm_loss(logits, len(ids_BT))
+    itg = caption_loss(model, past, ids_BT, mask_BT, dec_id, label_smoothing) * token_mean_weight(mask_BT)
+    return Stage1Losses(contrast.loss, itm, itg, logits, negatives, contrast.similarities)
+
+
+def _match_with_negatives(
+    model: Retriever,
+    patches_BPV: Tensor,
+    keys: PhotoKeys,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    negatives: Negatives,
+    queries: Tensor | None,
+) -> Tensor:
+    """Return match logits (3B, 2) of the pairs and of their negatives, in the order of `Stage1Losses.match_logits`."""
     all_ids, all_masks = gather_texts(ids_BT, mask_BT)
-    fetched_FPV, photo_rows = fetch_rows(patches_BPV, negatives[0])
+    fetched_FPV, negative_photos = fetch_rows(patches_BPV, negatives[0])
     if current_world().size > 1:
         keys = [
-            (torch.cat([own_k, k]), torch.cat([own_v, v]))
-            for (own_k, own_v), (k, v) in zip(keys, model.compute_photo_keys(fetched_FPV), strict=True)
+            (torch.cat([own_k, fetched_k]), torch.cat([own_v, fetched_v]))
+            for (own_k, own_v), (fetched_k, fetched_v) in zip(
+                keys, model.compute_photo_keys(fetched_FPV), strict=True
+            )
         ]
-    own = torch.arange(len(ids_BT), device=ids_BT.device)
-    own_texts = own + current_world().rank * len(ids_BT)
-    logits = compute_match_logits(
-        model,
-        keys,
-        all_ids,
-        all_masks,
-        torch.cat([own, photo_rows, own]),
-        torch.cat([own_texts, own_texts, negatives[1]]),
-        queries,
-    )
-    itg = caption_loss(model, past, ids_BT, mask_BT, dec_id, label_smoothing)
-    itg = itg * token_mean_weight(mask_BT)
-    return Stage1Losses(
-        contrast.loss, itm_loss(logits, len(own)), itg, logits, negatives, contrast.similarities
-    )
+    photos = torch.arange(len(ids_BT), device=ids_BT.device)
+    texts = photos + current_world().rank * len(ids_BT)
+    photo_rows = torch.cat([photos, negative_photos, photos])
+    text_rows = torch.cat([texts, texts, negatives[1]])
+    return compute_match_logits(model, keys, all_ids, all_masks, photo_rows, text_rows, queries)
 
 
 def compute_itc_loss(
@@ -124,7 +138,10 @@ def compute_itc_loss(
     label_smoothing: float = 0.1,
     queries: Tensor | None = None,
 ) -> Tensor:
-    """The contrastive loss of `stage1_losses` without the passes of the other two."""
+    """Compute the contrastive loss of a batch of pairs, without the passes of ITM and ITG.
+
+    Parameters: as in `stage1_losses`.
+    """
     hidden, _ = model.qformer.read_photos(model.compute_photo_keys(patches_BPV), queries)
     photos, texts = model.project_photos(hidden), model.encode_texts(ids_BT, mask_BT)
     return compute_contrast(photos, texts, model.temperature, label_smoothing=label_smoothing).loss
@@ -132,7 +149,7 @@ def compute_itc_loss(
 
 @dataclass(frozen=True)
 class Contrast:
-    """ITC's loss and scores, and the hard negatives drawn from them."""
+    """The loss and the scores of ITC, and the hard negatives that were drawn from the scores."""
 
     loss: Tensor
     similarities: Similarities
@@ -148,26 +165,29 @@ def compute_contrast(
     label_smoothing: float = 0.1,
     draws_2N: Tensor | None = None,
 ) -> Contrast:
-    """ITC of this process's pairs against those of all. See `stage1_losses`."""
-    batch, world = len(texts_BE), current_world()
-    if batch * world.size < 2:
-        raise TrainingError(f"A batch of {batch} pair has no negatives; use at least 2.")
+    """Contrast the pairs of this process with those of all processes, and draw hard negatives by the scores.
+
+    photos, texts: embeddings of the pairs. image_ids, draws: as in `stage1_losses`.
+    Raise TrainingError for a batch of one pair in all.
+    """
+    num_pairs, world = len(texts_BE), current_world()
+    if num_pairs * world.size < 2:
+        raise TrainingError(f"A batch of {num_pairs} pair has no negatives; use at least 2.")
     similarities = itc_similarities(photos_BQE, texts_BE, gather(photos_BQE), gather(texts_BE), temperature)
-    offset = world.rank * batch
-    numbers = torch.arange(batch * world.size, device=texts_BE.device)
-    ids = numbers if image_ids is None else gather_constants(image_ids)
-    same_BN = world.select_share(ids)[:, None] == ids[None, :]
-    loss = itc_loss(
-        similarities, offset, label_smoothing, same_photo_BN=None if image_ids is None else same_BN
-    )
-    draws = (
+    offset = world.rank * num_pairs
+    pair_numbers = torch.arange(num_pairs * world.size, device=texts_BE.device)
+    ids_N = pair_numbers if image_ids is None else gather_constants(image_ids)
+    same_photo_BN = world.select_share(ids_N)[:, None] == ids_N[None, :]
+    soft_targets = None if image_ids is None else same_photo_BN
+    loss = itc_loss(similarities, offset, label_smoothing, same_photo_BN=soft_targets)
+    text_draws, photo_draws = (
         (None, None)
         if draws_2N is None
-        else [world.select_share(row) for row in draws_2N.to(texts_BE.device)]
+        else (world.select_share(draws_N) for draws_N in draws_2N.to(texts_BE.device))
     )
     negatives = (
-        draw_negatives(similarities.text_to_photo, same_BN, draws[0]),
-        draw_negatives(similarities.photo_to_text, same_BN, draws[1]),
+        draw_negatives(similarities.text_to_photo, same_photo_BN, text_draws),
+        draw_negatives(similarities.photo_to_text, same_photo_BN, photo_draws),
     )
     return Contrast(loss, similarities, negatives)
 
@@ -181,18 +201,18 @@ def compute_match_logits(
     texts_M: Tensor,
     queries: Tensor | None,
 ) -> Tensor:
-    """Match logits (M, 2) of pairs given by number: rows of the keys, rows of the texts.
+    """Return match logits (M, 2) of pairs that are given by the rows of their photos in `keys` and of their texts.
 
-    Pairs go in groups of like length: half of a batch padded to its longest text is padding.
+    Pairs are computed in groups of like length, since half of a batch that is padded to its longest text is padding.
     """
     lengths = mask_NT.sum(1)[texts_M]
     by_length = lengths.argsort()
     logits = []
-    for some in by_length.chunk(LENGTH_GROUPS):
-        longest = int(lengths[some[-1]])
-        pairs = [(k[photos_M[some]], v[photos_M[some]]) for k, v in keys]
-        ids, mask = ids_NT[texts_M[some], :longest], mask_NT[texts_M[some], :longest]
-        logits.append(model.match(pairs, ids, mask, queries))
+    for group in by_length.chunk(LENGTH_GROUPS):
+        longest = int(lengths[group[-1]])
+        photo_keys = [(k[photos_M[group]], v[photos_M[group]]) for k, v in keys]
+        ids, mask = ids_NT[texts_M[group], :longest], mask_NT[texts_M[group], :longest]
+        logits.append(model.match(photo_keys, ids, mask, queries))
     return torch.cat(logits)[by_length.argsort()]
 
 
@@ -204,14 +224,21 @@ def caption_loss(
     dec_id: int,
     label_smoothing: float,
 ) -> Tensor:
-    """Every token predicts the next one; the vocabulary is scored for those alone that have one. Mean over tokens."""
+    """Compute the captioning loss (ITG), the mean over all tokens that have a token before them.
+
+    Every token predicts the next one. Vocabulary scores are computed only where a next token is there.
+    past: keys and values of the queries, from `QFormer.read_photos`. dec_id: token that replaces [CLS].
+    """
     read_BT = torch.cat([torch.full_like(ids_BT[:, :1], dec_id), ids_BT[:, 1:]], dim=1)
     hidden_BTD = model.qformer.write_texts(past, read_BT, mask_BT)
-    followed_BT = mask_BT[:, 1:]
-    logits = model.caption_head(hidden_BTD[:, :-1][followed_BT], model.qformer.words)
-    return itg_loss(logits, read_BT[:, 1:][followed_BT], label_smoothing)
+    has_next_BT = mask_BT[:, 1:]
+    logits = model.caption_head(hidden_BTD[:, :-1][has_next_BT], model.qformer.words)
+    return itg_loss(logits, read_BT[:, 1:][has_next_BT], label_smoothing)
 
 
 def token_mean_weight(mask_BT: Tensor) -> Tensor | float:
-    """What this process's mean over tokens weighs in the mean over processes: its tokens over their mean number."""
+    """Return the weight of this process's mean over predicted tokens in the mean over all processes.
+
+    Multiplied by it, the processes' means average to the mean over all tokens, however these are shared.
+    """
     return mean_weight(mask_BT[:, 1:].sum())
