@@ -11,7 +11,7 @@ from unittest import mock
 import click
 
 from training.recipes.recipe_catalogue import BY_KIND
-from training.recipes.recipe_settings import with_settings
+from training.recipes.recipe_settings import apply_settings
 from ui.cli.main import main
 
 INLINE = re.compile(r"`(qseek [^`]+)`")
@@ -68,4 +68,4 @@ def read_command(arguments: list[str]) -> None:
         kind, recipe = arguments[1], context.params["recipe"]
         if recipe not in BY_KIND[kind]:
             raise click.UsageError(f"There is no {kind} recipe {recipe!r}.")
-        with_settings(BY_KIND[kind][recipe](), context.params["changes"])
+        apply_settings(BY_KIND[kind][recipe](), context.params["changes"])

@@ -21,7 +21,7 @@ NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "
 READING = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
 
-def with_settings(config: Config, changes: Sequence[str]) -> Config:
+def apply_settings(config: Config, changes: Sequence[str]) -> Config:
     """A copy of a config (a dataclass of dataclasses) with `path=value` changes.
 
     path: field names joined by dots, numbers for places in a row ("sources.0.weight"); "train" also means "optim", and

@@ -14,11 +14,11 @@ from training.capfilt.capfilt import run_capfilt
 from training.capfilt.capfilt_config import CapfiltConfig, outline_capfilt
 from training.stages.distillation import DistillConfig, run_distill
 from training.stages.dry_run import (
-    describe_distillation,
-    describe_language_model,
-    describe_plan,
-    describe_stage1,
-    describe_writing,
+    outline_captioner,
+    outline_distillation,
+    outline_language_model,
+    outline_retriever,
+    outline_stage1,
 )
 from training.stages.finetuning import CaptionConfig, run_finetune
 from training.stages.small_language_model import TrainLanguageConfig, run_language
@@ -63,7 +63,7 @@ class Request:
         return self.language
 
     @property
-    def processes(self) -> int:
+    def num_processes(self) -> int:
         """How many share a batch, as torchrun says."""
         return int(os.environ.get("WORLD_SIZE", 1))
 
@@ -85,27 +85,27 @@ class Trainer:
 TRAINERS: dict[type, Trainer] = {
     DistillConfig: Trainer(
         lambda c, at: run_distill(c, at.data, at.teacher_folder, at.output, only=at.phase, say=at.say),
-        lambda c, at: describe_distillation(c),
+        lambda c, at: outline_distillation(c),
     ),
     TextConfig: Trainer(
         lambda c, at: run_text(c, at.data, at.output, say=at.say),
-        lambda c, at: describe_plan(c.model, c.optim, processes=at.processes),
+        lambda c, at: outline_retriever(c.model, c.optim, num_processes=at.num_processes),
     ),
     TrainLanguageConfig: Trainer(
         lambda c, at: run_language(c, at.data, at.output, say=at.say),
-        lambda c, at: describe_language_model(c),
+        lambda c, at: outline_language_model(c),
     ),
     Stage1Config: Trainer(
         lambda c, at: run_stage1(c, at.data, at.runs, at.output, say=at.say),
-        lambda c, at: describe_stage1(c, at.processes),
+        lambda c, at: outline_stage1(c, at.num_processes),
     ),
     Stage2Config: Trainer(
         lambda c, at: run_stage2(c, at.data, at.runs, at.language_folder, at.output, say=at.say),
-        lambda c, at: describe_writing(c, at.data, at.runs, at.language, at.processes),
+        lambda c, at: outline_captioner(c, at.data, at.runs, at.language, at.num_processes),
     ),
     CaptionConfig: Trainer(
         lambda c, at: run_finetune(c, at.data, at.runs, at.output, say=at.say),
-        lambda c, at: describe_writing(c, at.data, at.runs, at.language, at.processes),
+        lambda c, at: outline_captioner(c, at.data, at.runs, at.language, at.num_processes),
     ),
     CapfiltConfig: Trainer(
         lambda c, at: run_capfilt(c, at.data, at.runs, at.output, teacher=at.teacher, say=at.say),
@@ -115,6 +115,6 @@ TRAINERS: dict[type, Trainer] = {
 """The run and the outline of each kind of recipe; a subclass of a config goes by the nearest class in here."""
 
 
-def trainer_of(config: object) -> Trainer:
+def find_trainer(config: object) -> Trainer:
     """Return how a recipe is run and outlined."""
     return next(TRAINERS[kind] for kind in type(config).__mro__ if kind in TRAINERS)

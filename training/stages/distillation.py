@@ -167,7 +167,9 @@ class DistillTask:
         return torch.cat(maps).clone()
 
 
-def measure(student: VisionEncoder, teacher: VisionEncoder, pictures: np.ndarray, batch: int = 50) -> float:
+def measure_patch_error(
+    student: VisionEncoder, teacher: VisionEncoder, pictures: np.ndarray, batch: int = 50
+) -> float:
     """Error of the student's patches against the teacher's on pictures (N, H, W, 3), in the units of `hint_error`."""
     errors = []
     config, device = student.config, student.device
@@ -235,5 +237,5 @@ def run_distill(
     student = distill(config, teacher, pictures, output, start=start, only=only, say=say)
     if only is None:
         write_file(output / ENCODER, save({k: v.contiguous() for k, v in student.state_dict().items()}))
-        error = measure(student, teacher, pictures[:: max(1, len(pictures) // 500)])
+        error = measure_patch_error(student, teacher, pictures[:: max(1, len(pictures) // 500)])
         say(f"wrote {output / ENCODER}; its patches differ from the teacher's by {error:.3f} of the variance")

@@ -20,7 +20,7 @@ from engine.errors import DataError, TrainingError
 from training.stages.stage2 import train_writing
 from training.stages.stage2_config import WritingConfig
 from training.stages.stage_setup import Say
-from training.stages.starts import at_size, find_start, text_branch
+from training.stages.starts import find_start, is_text_branch, resize_source
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class CaptionConfig(WritingConfig):
     text_start: str = ""
 
     @property
-    def kept(self) -> Sequence[str]:
+    def fixed_settings(self) -> Sequence[str]:
         """As of `WritingConfig`, and where the text branch comes from."""
-        return (*super().kept, "text_start")
+        return (*super().fixed_settings, "text_start")
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class VqaConfig(CaptionConfig):
     prompts: tuple[str, ...] = ("Question: {} Answer:",)
 
     @property
-    def asks(self) -> bool:
+    def has_questions(self) -> bool:
         return True
 
 
-def start_finetune(config: CaptionConfig, data: Path, runs: Path) -> tuple[CaptionerSource, Path]:
+def open_finetuning_start(config: CaptionConfig, data: Path, runs: Path) -> tuple[CaptionerSource, Path]:
     """What fine-tuning starts from, and where it lies. Raises DataError, CheckpointError and TrainingError."""
     where = find_start(config.start, data, runs)
     source = read_captioner(where)
     if config.image_size:
-        source = at_size(source, where, config.image_size)
+        source = resize_source(source, where, config.image_size)
     if config.reads_prompt and not source.config.language.reads_prompt:
         if not config.text_start:
             raise TrainingError(
@@ -65,14 +65,14 @@ def start_finetune(config: CaptionConfig, data: Path, runs: Path) -> tuple[Capti
                 "or retrieval model that it comes from (--set text_start=...), or set reads_prompt=false."
             )
         place = find_start(config.text_start, data, runs)
-        source = with_text_branch(source, read_folder(place), place)
-    if config.asks:
+        source = add_text_branch(source, read_folder(place), place)
+    if config.has_questions:
         language = replace(source.config.language, question=config.prompts[0])
         source = replace(source, config=replace(source.config, language=language))
     return source, where
 
 
-def with_text_branch(source: CaptionerSource, texts: RetrieverSource, where: Path) -> CaptionerSource:
+def add_text_branch(source: CaptionerSource, texts: RetrieverSource, where: Path) -> CaptionerSource:
     """A stage-2 model whose Q-Former reads prompts, by the text branch and the vocabulary of a retrieval model.
 
     Raises DataError when that has a Q-Former of another shape.
@@ -83,7 +83,7 @@ def with_text_branch(source: CaptionerSource, texts: RetrieverSource, where: Pat
         raise DataError(
             f"{where} cannot give the text branch: its Q-Former is {theirs}, the captioning model's {own}."
         )
-    tensors = {**source.tensors, **{n: t for n, t in texts.tensors.items() if text_branch(n)}}
+    tensors = {**source.tensors, **{n: t for n, t in texts.tensors.items() if is_text_branch(n)}}
     language = replace(source.config.language, reads_prompt=True)
     config = replace(source.config, qformer=former, language=language)
     return replace(source, config=config, tensors=tensors, tokenizer=texts.tokenizer)
@@ -93,7 +93,7 @@ def run_finetune(
     config: CaptionConfig, data: Path, runs: Path, output: Path, *, say: Say = lambda line: None
 ) -> None:
     """Fine-tuning by `config`; see `train_writing`."""
-    opener = open_question_set if config.asks else open_training_set
+    opener = open_question_set if config.has_questions else open_training_set
     train_writing(
-        config, lambda: start_finetune(config, data, runs), data, runs, output, opener=opener, say=say
+        config, lambda: open_finetuning_start(config, data, runs), data, runs, output, opener=opener, say=say
     )

@@ -134,7 +134,7 @@ class LanguageTask:
 
 
 @torch.inference_mode()
-def held_out(task: LanguageTask, batch: int = 64) -> tuple[float, float]:
+def measure_held_out_loss(task: LanguageTask, batch: int = 64) -> tuple[float, float]:
     """Mean loss a token of a photo's first caption alone, and of its second after the first: how much less the second
     is, is what the model makes of its context."""
     task.model.eval()
@@ -189,7 +189,7 @@ def run_language(
     train(LanguageTask(model, tokenizer, learned, config), config.optim, output, say=say)
     kept_out = groups[EVALUATED - 1 :: EVALUATED]
     if len(kept_out) >= config.optim.batch:
-        alone, after = held_out(LanguageTask(model, tokenizer, kept_out, config))
+        alone, after = measure_held_out_loss(LanguageTask(model, tokenizer, kept_out, config))
         say(f"held-out photos: loss a token {alone:.3f}, {after:.3f} after another caption of the photo")
     save_language(output / "language", model, tokenizer, torch.float16)
     say(f"wrote {output / 'language'}")

@@ -41,16 +41,16 @@ from training.stages.encoder_phase import EncoderEnd
 from training.stages.stage1_config import Stage1Config, check_stage1
 from training.stages.stage_setup import (
     Say,
-    frozen_encoder,
-    images_of,
-    kept_settings,
+    collect_fixed_settings,
+    copy_frozen_encoder,
     open_stream,
     prepare_network,
     read_whole_sets,
+    take_images,
 )
-from training.stages.starts import at_size, find_start, load_encoder, same_encoder
-from training.stages.text_half import TEXT_HALF, TOKENIZER, text_half
-from training.stages.weight_average import mix
+from training.stages.starts import find_start, is_same_encoder, load_encoder, resize_source
+from training.stages.text_half import TEXT_HALF, TOKENIZER, select_text_half
+from training.stages.weight_average import blend_weights
 
 
 class Stage1Task:
@@ -67,7 +67,7 @@ class Stage1Task:
         self.tokenizer, self.source, self.config = tokenizer, source, config
         self.optim = optim or config.optim
         self.wrapper: nn.Module = prepare_network(net, config)
-        self.settings = kept_settings(config, config.kept, source)
+        self.settings = collect_fixed_settings(config, config.fixed_settings, source)
 
     def losses(self, step: int) -> dict[str, Tensor]:
         return self.losses_of(step, self.optim.batch // current_world().size)
@@ -86,7 +86,7 @@ class Stage1Task:
         world, config, draws = current_world(), self.config, batch.draws
         assert draws is not None, "stage 1 draws alike in all processes"
         device = self.net.temperature.device
-        images, queries = images_of(batch, count, config.model.vision, device), None
+        images, queries = take_images(batch, count, config.model.vision, device), None
         ids, mask, _ = self.tokenizer(list(islice(batch.captions, count)))
         if config.views:  # a share of patches and queries: less to read, harder to learn by heart
             images = self._drawn_images(images, draws)
@@ -163,8 +163,8 @@ class EncoderTask(ItcTask):
             return super()._losses(net, replace(inputs, images=self.end.read(inputs.images)))
 
 
-class _Trained(NamedTuple):
-    """What a run has made. encoder: see `stage_setup.frozen_encoder`."""
+class TrainedModel(NamedTuple):
+    """What a run has made. encoder: see `stage_setup.copy_frozen_encoder`."""
 
     net: Retriever
     tokenizer: Tokenizer
@@ -194,22 +194,22 @@ def run_stage1(
 
 def _train_on_pictures(
     config: Stage1Config, data: Path, runs: Path, output: Path, device: torch.device, tell: Say
-) -> _Trained:
+) -> TrainedModel:
     """Read pictures in every step."""
     with open_stream(config, data, config.model.vision.image_size, current_world(), tell) as stream:
-        net, tokenizer = start_stage1(config, data, runs)
-        encoder = frozen_encoder(net, config, torch.float16)
+        net, tokenizer = load_stage1_start(config, data, runs)
+        encoder = copy_frozen_encoder(net, config, torch.float16)
         config = replace(config, model=net.config)
         words = TextTokenizer(tokenizer, net.config.max_tokens)
         train(Stage1Task(net.to(device), words, stream, config), config.optim, output / "all", say=tell)
-    return _Trained(net, tokenizer, encoder)
+    return TrainedModel(net, tokenizer, encoder)
 
 
 def _train_on_patches(
     config: Stage1Config, data: Path, runs: Path, output: Path, device: torch.device, tell: Say
-) -> _Trained:
+) -> TrainedModel:
     """Make patches once, with an encoder whose end may have learned before; ITC alone comes before all losses."""
-    net, tokenizer = start_stage1(config, data, runs)
+    net, tokenizer = load_stage1_start(config, data, runs)
     net.to(device)
     words = TextTokenizer(tokenizer, net.config.max_tokens)
     pictures, samples = read_whole_sets(config, data, runs, net.config.vision.image_size, tell)
@@ -231,11 +231,11 @@ def _train_on_patches(
         earlier = {name: value.clone() for name, value in weights.items()}
         source = EncodedViews(patches, samples, config.optim)
         train(Stage1Task(net, words, source, config), config.optim, output / "all", say=tell)
-        mix(net, earlier, config.earlier_share)
-    return _Trained(net, tokenizer, {})
+        blend_weights(net, earlier, config.earlier_share)
+    return TrainedModel(net, tokenizer, {})
 
 
-def start_stage1(config: Stage1Config, data: Path, runs: Path) -> tuple[Retriever, Tokenizer]:
+def load_stage1_start(config: Stage1Config, data: Path, runs: Path) -> tuple[Retriever, Tokenizer]:
     """Return the network as training finds it, and its tokenizer. See `Stage1Config`."""
     torch.manual_seed(config.optim.seed)
     if config.start:
@@ -252,11 +252,11 @@ def start_stage1(config: Stage1Config, data: Path, runs: Path) -> tuple[Retrieve
 def _from_folder(config: Stage1Config, folder: Path) -> tuple[Retriever, Tokenizer]:
     """A model folder, its positions interpolated where the recipe reads larger pictures."""
     model = config.model
-    source = at_size(read_folder(folder), folder, model.vision.image_size)
+    source = resize_source(read_folder(folder), folder, model.vision.image_size)
     found = source.config
     parts = ("qformer", "embed_dim", "max_tokens") if config.views else ("qformer", "embed_dim")
     differing = [part for part in parts if getattr(found, part) != getattr(model, part)]
-    if not same_encoder(found.vision, model.vision):
+    if not is_same_encoder(found.vision, model.vision):
         differing.insert(0, "vision")
     if differing:
         shown = "; ".join(f"{p}: {getattr(found, p)}, not {getattr(model, p)}" for p in differing)
@@ -274,7 +274,7 @@ def _from_runs(config: Stage1Config, runs: Path) -> tuple[Retriever, Tokenizer]:
             )
     net = Retriever(config.model)
     net.vision.load_state_dict(load_file(runs / config.encoder / ENCODER))
-    text_half(net).load_state_dict(load_file(runs / config.text / TEXT_HALF))
+    select_text_half(net).load_state_dict(load_file(runs / config.text / TEXT_HALF))
     for layer in net.qformer.layers:  # the queries' feed-forwards start as the text's (BLIP-2, section 3.1)
         layer.query_mlp.load_state_dict(layer.text_mlp.state_dict())
     return net, Tokenizer.from_file(str(runs / config.text / TOKENIZER))

@@ -66,7 +66,7 @@ class Stage1Config:
     workers: int = 8
 
     @property
-    def kept(self) -> Sequence[str]:
+    def fixed_settings(self) -> Sequence[str]:
         """The settings that a resumed run must share; others are compared elsewhere, or only give the start."""
         shared = ("model", "label_smoothing", "smallest_crop")
         if self.views:
@@ -74,9 +74,9 @@ class Stage1Config:
         return (*shared, "start", "encoder", "bert", "picture_ids", "train_encoder")
 
 
-OF_PICTURES = ("train_encoder", "recompute_encoder", "chunk")
+PICTURE_SETTINGS = ("train_encoder", "recompute_encoder", "chunk")
 """Settings that act where pictures are read in every step."""
-OF_PATCHES = (
+PATCH_SETTINGS = (
     "itc_optim", "encoder_optim", "earlier_share", "patch_share", "query_share", "match_distillation"
 )  # fmt: skip
 """Settings that act on patches that were made once."""
@@ -99,7 +99,9 @@ def check_stage1(config: Stage1Config) -> None:
         raise DataError(f"earlier_share is {config.earlier_share}; it is a share, 0 to 1.")
     if config.views:
         refuse_settings(
-            config, OF_PICTURES, "patches are made once, before training, and the encoder stays as it is."
+            config,
+            PICTURE_SETTINGS,
+            "patches are made once, before training, and the encoder stays as it is.",
         )
     else:
-        refuse_settings(config, OF_PATCHES, "it acts on patches that are made once, before training.")
+        refuse_settings(config, PATCH_SETTINGS, "it acts on patches that are made once, before training.")

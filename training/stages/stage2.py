@@ -44,13 +44,13 @@ from training.losses.stage1_losses import apply_vision_norm
 from training.stages.stage2_config import Stage2Config, WritingConfig, check_start, check_writing
 from training.stages.stage_setup import (
     Say,
-    images_of,
-    kept_settings,
+    collect_fixed_settings,
     open_stream,
     prepare_network,
     read_whole_sets,
+    take_images,
 )
-from training.stages.starts import at_size, before_language, find_start
+from training.stages.starts import build_captioner_source, find_start, resize_source
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class WritingInputs:
         """Tokens that are learned."""
         return (self.texts.labels != IGNORED).sum()
 
-    def part(self, rows: slice) -> WritingInputs:
+    def select_pairs(self, rows: slice) -> WritingInputs:
         texts = LanguageBatch(self.texts.ids[rows], self.texts.mask[rows], self.texts.labels[rows])
         prompts = None if self.prompts is None else (self.prompts[0][rows], self.prompts[1][rows])
         return WritingInputs(self.images[rows], texts, prompts)
@@ -88,7 +88,9 @@ class Stage2Task:
             # Nobody reads what the last layer makes of the prompt, and DDP wants a gradient of all that is trained.
             # Checkpoints of runs on patches hold these weights as trained ones, without a gradient.
             net.qformer.layers[-1].text_mlp.requires_grad_(False)
-        self.settings = kept_settings(config, config.kept, source) if config.kept else {}
+        self.settings = (
+            collect_fixed_settings(config, config.fixed_settings, source) if config.fixed_settings else {}
+        )
 
     def losses(self, step: int) -> dict[str, Tensor]:
         return self.losses_of(step, self.config.optim.batch // current_world().size)
@@ -108,7 +110,7 @@ class Stage2Task:
         losses = []
         with quiet():
             for first in range(0, len(inputs.images), chunk):
-                part = inputs.part(slice(first, first + chunk))
+                part = inputs.select_pairs(slice(first, first + chunk))
                 loss = self.wrapper(_loss, part) * (part.num_learned / inputs.num_learned * weight)
                 loss.backward()
                 losses.append(loss.detach())
@@ -124,7 +126,7 @@ class Stage2Task:
             ids, mask, _ = self.prompt_tokenizer(prompts)
             read = ids.to(device), mask.to(device)
         return WritingInputs(
-            images_of(batch, count, self.net.config.vision, device),
+            take_images(batch, count, self.net.config.vision, device),
             self.tokenizer.encode_pairs(prompts, texts, self.config.max_tokens).to(device),
             read,
         )
@@ -140,7 +142,7 @@ class Stage2Task:
         """A prompt and the text that follows it, which may be cut in two at a random word."""
         prompts = self.config.prompts
         prompt = prompts[draws.draw_integer(len(prompts))].replace("{}", question)
-        if not self.config.asks:
+        if not self.config.has_questions:
             text = normalise_caption(text)
         words = text.split()
         if len(words) > 1 and draws.draw_fraction() < self.config.prefix_share:
@@ -169,25 +171,25 @@ def run_stage2(
     language_folder: a transformers folder with a tokenizer.
     """
     train_writing(
-        config, lambda: start_stage2(config, data, runs, language_folder), data, runs, output, say=say
+        config, lambda: open_stage2_start(config, data, runs, language_folder), data, runs, output, say=say
     )
 
 
-def start_stage2(
+def open_stage2_start(
     config: Stage2Config, data: Path, runs: Path, language_folder: Path
 ) -> tuple[CaptionerSource, Path]:
     """Return what stage 2 starts from, and where its stage-1 model lies. Raises DataError and CheckpointError."""
     where = find_start(config.start, data, runs)
     source = read_folder(where)
     if config.image_size:
-        source = at_size(source, where, config.image_size)
+        source = resize_source(source, where, config.image_size)
     torch.manual_seed(config.optim.seed)
     language = read_language(language_folder)
     about = describe_language(
         language.config, language.tokenizer, language_folder, reads_prompt=config.reads_prompt
     )
     about = replace(about, question=config.question, repetition_penalty=config.repetition_penalty)
-    return before_language(source, language, about), where
+    return build_captioner_source(source, language, about), where
 
 
 def train_writing(
@@ -243,7 +245,10 @@ def _batches(
     if config.views:
         pictures, samples = read_whole_sets(config, data, runs, size, tell)
         yield EncodedViews(
-            encode_views(net, pictures, config), plain_samples(samples), config.optim, draws_from_torch=True
+            encode_views(net, pictures, config),
+            normalise_samples(samples),
+            config.optim,
+            draws_from_torch=True,
         )
         return
     with open_stream(
@@ -252,7 +257,7 @@ def _batches(
         yield stream
 
 
-def plain_samples(samples: Sequence[CaptionedPicture]) -> list[CaptionedPicture]:
+def normalise_samples(samples: Sequence[CaptionedPicture]) -> list[CaptionedPicture]:
     """Return the samples with plain captions, without those captions of which nothing is left."""
     return [
         replace(
@@ -272,7 +277,7 @@ class Learnable:
 
     def __call__(self, question: str, text: str) -> None:
         config = self.config
-        if not config.asks and not normalise_caption(text):
+        if not config.has_questions and not normalise_caption(text):
             raise DataError(f"its caption is {text!r}: {NO_CAPTION}")
         if not question:
             return

@@ -13,7 +13,7 @@ from engine.datasets.captioned_sets import SetConfig, SourceConfig
 from engine.errors import DataError, TrainingError
 from training.loop.optimizer import OptimConfig
 from training.stages.stage_setup import check_common, refuse_settings
-from training.stages.starts import same_encoder
+from training.stages.starts import is_same_encoder
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class WritingConfig:
     workers: int = 8
 
     @property
-    def asks(self) -> bool:
+    def has_questions(self) -> bool:
         """Whether its sources hold questions."""
         return False
 
     @property
-    def kept(self) -> Sequence[str]:
+    def fixed_settings(self) -> Sequence[str]:
         """The settings that a resumed run must share; others are compared elsewhere, or change no loss."""
         learned = ("image_size", "prompts", "prefix_share", "max_tokens", "reads_prompt", "smallest_crop")
         return ("start", *learned, *(("views",) if self.views else ("train_encoder",)))
@@ -77,14 +77,14 @@ class Stage2Config(WritingConfig):
     repetition_penalty: float = 1.0
 
     @property
-    def kept(self) -> Sequence[str]:
+    def fixed_settings(self) -> Sequence[str]:
         """As of `WritingConfig`, but none with patches: checkpoints of such runs have never held any."""
-        return () if self.views else super().kept
+        return () if self.views else super().fixed_settings
 
 
 def check_writing(config: WritingConfig) -> None:
     """Raises TrainingError for settings that contradict each other."""
-    if config.views and config.asks:
+    if config.views and config.has_questions:
         raise TrainingError(f"views is {config.views}, but the sources hold questions: set views to 0.")
     check_common(config)
     if not config.prompts:
@@ -92,8 +92,10 @@ def check_writing(config: WritingConfig) -> None:
     if config.chunk < 0:
         raise TrainingError(f"chunk is {config.chunk}; use a number of pairs, or 0 for the whole batch.")
     for prompt in config.prompts:
-        if ("{}" in prompt) != config.asks:
-            says = 'has no "{}" for the question' if config.asks else 'has a "{}", but nothing is asked'
+        if ("{}" in prompt) != config.has_questions:
+            says = (
+                'has no "{}" for the question' if config.has_questions else 'has a "{}", but nothing is asked'
+            )
             raise TrainingError(f"The prompt {prompt!r} {says}.")
     if config.views:
         reason = "patches are made once, before training, and the encoder stays as it is."
@@ -111,9 +113,9 @@ def check_start(config: WritingConfig, source: CaptionerSource, where: Path) -> 
     former = replace(
         wanted.qformer, vocab_size=found.qformer.vocab_size, max_positions=found.qformer.max_positions
     )
-    differing = (
-        [] if same_encoder(at_pixels(found.vision, size), at_pixels(wanted.vision, size)) else ["vision"]
-    )
+    encoder = replace_image_size(found.vision, size)
+    recipe_encoder = replace_image_size(wanted.vision, size)
+    differing = [] if is_same_encoder(encoder, recipe_encoder) else ["vision"]
     differing += [] if found.qformer == former else ["qformer"]
     theirs = source.language.config
     differing += [
@@ -139,6 +141,6 @@ def check_language(config: WritingConfig, language: LanguageConfig) -> None:
         )
 
 
-def at_pixels(vision: VisionConfig, image_size: int) -> VisionConfig:
+def replace_image_size(vision: VisionConfig, image_size: int) -> VisionConfig:
     """The same encoder at other pixels."""
     return replace(vision, image_size=image_size, timm_args=vision.timm_args | {"img_size": image_size})

@@ -32,7 +32,7 @@ from training.loop.run_checkpoint import flatten_settings
 Say = Callable[[str], None]
 
 
-class Trained(Protocol):
+class TrainingConfig(Protocol):
     """What a config of stage 1 or 2, or of fine-tuning, has in any case; see `Stage1Config`."""
 
     @property
@@ -53,7 +53,7 @@ class Trained(Protocol):
     def workers(self) -> int: ...
 
 
-def check_common(config: Trained) -> None:
+def check_common(config: TrainingConfig) -> None:
     """Raises TrainingError for settings that contradict each other."""
     if config.views < 0:
         raise TrainingError(f"views is {config.views}; use 0 to read pictures in every step, or 1 and more.")
@@ -73,7 +73,7 @@ def check_common(config: Trained) -> None:
             )
 
 
-def refuse_settings(config: Trained, names: Sequence[str], reason: str) -> None:
+def refuse_settings(config: TrainingConfig, names: Sequence[str], reason: str) -> None:
     """Raise TrainingError for the first of these settings that is not at its default: it does not go with `views`."""
     defaults: dict[str, Any] = {field.name: field.default for field in fields(config)}  # type: ignore[arg-type]
     for name in names:
@@ -85,7 +85,7 @@ def refuse_settings(config: Trained, names: Sequence[str], reason: str) -> None:
             )
 
 
-def prepare_network(net: Retriever | Captioner, config: Trained) -> NetworkWrapper:
+def prepare_network(net: Retriever | Captioner, config: TrainingConfig) -> NetworkWrapper:
     """Put the network into training mode, freeze what stays as it is, and return the door to it.
 
     An encoder that reads pictures in every step without learning is cast as `optim.dtype` says; one whose patches were
@@ -116,13 +116,13 @@ def compile_parts(net: Retriever | Captioner, backend: str = "inductor") -> None
                 part.compile(backend=backend, dynamic=True)
 
 
-def kept_settings(config: Any, names: Sequence[str], source: BatchSource) -> Mapping[str, Any]:
+def collect_fixed_settings(config: Any, names: Sequence[str], source: BatchSource) -> Mapping[str, Any]:
     """Return what a resumed run must share: the settings of these names, and which samples the source holds."""
     values = asdict(config)
     return flatten_settings({name: values[name] for name in names}) | dict(source.settings())
 
 
-def images_of(batch: Batch, count: int, vision: VisionConfig, device: torch.device) -> Tensor:
+def take_images(batch: Batch, count: int, vision: VisionConfig, device: torch.device) -> Tensor:
     """Return the first `count` images of a batch on a device: pictures as normalised pixels, others as they are."""
     if isinstance(batch.images, Tensor):
         return batch.images[:count].to(device)
@@ -130,7 +130,7 @@ def images_of(batch: Batch, count: int, vision: VisionConfig, device: torch.devi
 
 
 def read_whole_sets(
-    config: Trained, data: Path, runs: Path, image_size: int, tell: Say
+    config: TrainingConfig, data: Path, runs: Path, image_size: int, tell: Say
 ) -> tuple[np.ndarray, list[CaptionedPicture]]:
     """Read every picture of a config's sets -> uint8 (N, H, W, 3) of image_size, and the samples they belong to.
 
@@ -144,7 +144,7 @@ def read_whole_sets(
 
 @contextmanager
 def open_stream(
-    config: Trained, data: Path, image_size: int, world: World, tell: Say, *, opener: Opener = open_training_set,
+    config: TrainingConfig, data: Path, image_size: int, world: World, tell: Say, *, opener: Opener = open_training_set,
     check_caption: CheckCaption | None = None,
 ) -> Iterator[PictureStream]:  # fmt: skip
     """The stream of a config's sources, told of when it opens and what it left out when it closes.
@@ -171,8 +171,8 @@ def open_stream(
                 tell(line)
 
 
-def frozen_encoder(
-    net: Retriever | Captioner, config: Trained, dtype: torch.dtype
+def copy_frozen_encoder(
+    net: Retriever | Captioner, config: TrainingConfig, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
     """Return a frozen encoder's weights in the dtype of the checkpoint, as they are before `prepare_network`, since
     training reads them in bfloat16. Return nothing where the encoder is trained."""

@@ -38,7 +38,7 @@ def find_start(name: str, data: Path, runs: Path) -> Path:
         ) from error
 
 
-def at_size(source: AnySource, where: Path, image_size: int) -> AnySource:
+def resize_source(source: AnySource, where: Path, image_size: int) -> AnySource:
     """A source that reads pictures of so many pixels, its positions interpolated. Raises DataError where it cannot."""
     tensors = dict(source.tensors)
     try:
@@ -48,7 +48,7 @@ def at_size(source: AnySource, where: Path, image_size: int) -> AnySource:
     return replace(source, config=replace(source.config, vision=vision), tensors=tensors)
 
 
-def same_encoder(one: VisionConfig, other: VisionConfig) -> bool:
+def is_same_encoder(one: VisionConfig, other: VisionConfig) -> bool:
     """Whether they describe the same encoder: some spell out what timm's architecture says by itself."""
     return _spelt_out(one) == _spelt_out(other)
 
@@ -88,12 +88,12 @@ def _beyond(name: str, depth: int) -> bool:
     return parts[0] == "blocks" and parts[1].isdigit() and int(parts[1]) >= depth
 
 
-def text_branch(name: str) -> bool:
+def is_text_branch(name: str) -> bool:
     """Whether a tensor of a retrieval model's Q-Former serves its texts alone."""
     return name.startswith(("qformer.words.", "qformer.positions.")) or ".text_mlp." in name
 
 
-def before_language(
+def build_captioner_source(
     source: RetrieverSource, language: LanguageSource, about: LanguageConfig
 ) -> CaptionerSource:
     """A stage-1 model's encoder, queries and Q-Former before a language model, with a new projection, drawn now.
@@ -107,7 +107,7 @@ def before_language(
         name: tensor
         for name, tensor in source.tensors.items()
         if name.startswith(("vision.", "vision_norm.", "qformer."))
-        and (about.reads_prompt or not text_branch(name))
+        and (about.reads_prompt or not is_text_branch(name))
     }
     projection = nn.Linear(config.qformer.width, about.width)
     tensors |= {f"projection.{name}": stored(value) for name, value in projection.state_dict().items()}

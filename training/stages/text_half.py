@@ -81,7 +81,7 @@ class TextTask:
         self.groups = [group for group in groups if len(group) > 1]
         if len(self.groups) < batch:
             raise DataError(f"{len(self.groups)} photos have two captions or more, a batch needs {batch}.")
-        self.model = text_half(net).train()
+        self.model = select_text_half(net).train()
 
     def losses(self, step: int) -> dict[str, Tensor]:
         device = self.net.temperature.device
@@ -103,7 +103,7 @@ class TextTask:
         return {"loss": loss, "right": (scores.argmax(1) == targets).float().mean()}
 
 
-def text_half(net: Retriever) -> nn.ModuleDict:
+def select_text_half(net: Retriever) -> nn.ModuleDict:
     """What reading a text uses: embeddings, self-attention, text feed-forwards, text head, temperature."""
     layers = [nn.ModuleList([layer.attention, layer.text_mlp]) for layer in net.qformer.layers]
     parts = {

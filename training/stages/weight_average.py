@@ -15,7 +15,7 @@ from engine.errors import CheckpointError
 from engine.models.catalogue import find_model
 
 
-def mix(net: nn.Module, other: Mapping[str, Tensor], share: float) -> None:
+def blend_weights(net: nn.Module, other: Mapping[str, Tensor], share: float) -> None:
     """Make `share` of net's weights other's; whole numbers (counters) stay."""
     with torch.no_grad():
         own = net.state_dict()
@@ -45,5 +45,5 @@ def average_models(names: Sequence[str], output: Path, *, dtype: torch.dtype = t
                     f"{name} has another {what} than {names[0]}; only models that were trained on from the same one "
                     "have a useful average."
                 )
-        mix(net, another.state_dict(), 1 / count)
+        blend_weights(net, another.state_dict(), 1 / count)
     save_checkpoint(output, net, tokenizer.tokenizer, dtype=dtype)

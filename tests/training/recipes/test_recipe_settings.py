@@ -13,7 +13,7 @@ from engine.datasets.question_sets import QuestionConfig
 from engine.errors import TrainingError
 from training.loop.optimizer import OptimConfig
 from training.recipes.recipe_catalogue import BY_KIND, CAPTION, RETRIEVAL, STAGE1, STAGE2, VQA
-from training.recipes.recipe_settings import with_settings
+from training.recipes.recipe_settings import apply_settings
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ RECIPE = Recipe(
     ],
 )
 def test_changes(change: str, read: Any, want: object) -> None:
-    got = read(with_settings(RECIPE, [change]))
+    got = read(apply_settings(RECIPE, [change]))
     assert got == want and type(got) is type(want)
 
 
 def test_several_changes_and_nothing_else() -> None:
-    got = with_settings(RECIPE, ["optim.steps=3", "optim.batch=2"])
+    got = apply_settings(RECIPE, ["optim.steps=3", "optim.batch=2"])
     assert got.optim == OptimConfig(steps=3, batch=2, lr=1e-4) and got.sources == RECIPE.sources
     assert RECIPE.optim.steps == 10
 
@@ -101,7 +101,7 @@ def test_several_changes_and_nothing_else() -> None:
 )
 def test_what_is_refused(change: str, words: str) -> None:
     with pytest.raises(TrainingError, match=words):
-        with_settings(RECIPE, [change])
+        apply_settings(RECIPE, [change])
 
 
 def test_every_setting_of_every_recipe_can_be_written_as_json() -> None:
@@ -114,13 +114,13 @@ def test_every_setting_of_every_recipe_can_be_written_as_json() -> None:
             }
             changes = [f"{name}={json.dumps(value)}" for name, value in nested.items()]
             assert changes
-            assert with_settings(recipe, changes) == recipe
+            assert apply_settings(recipe, changes) == recipe
 
 
 @pytest.mark.parametrize("name", [*STAGE1, *RETRIEVAL])
 def test_every_recipe_takes_settings(name: str) -> None:
     recipe = {**STAGE1, **RETRIEVAL}[name]()
-    got = with_settings(recipe, ["train.batch=64", "model.qformer.num_queries=16"])
+    got = apply_settings(recipe, ["train.batch=64", "model.qformer.num_queries=16"])
     assert got.optim.batch == 64 and got.model.qformer.num_queries == 16
 
 
@@ -136,7 +136,7 @@ def test_the_papers_numbers() -> None:
     }
     stage2, fine = (1e-4, 5e-5, 2000, 80_000, (0.9, 0.98), 1.0, 0, ("",)), (1e-5, 0.0, 1000)
     betas, caption = (0.9, 0.999), ("a photo of",)
-    asks, short = ("Question: {} Answer:",), ("Question: {} Short answer:",)
+    prompt, short = ("Question: {} Answer:",), ("Question: {} Short answer:",)
     assert numbers == {
         "blip2-opt-2.7b": (1920, *stage2),
         "blip2-opt-6.7b": (1920, *stage2),
@@ -144,8 +144,8 @@ def test_the_papers_numbers() -> None:
         "coco-opt-2.7b": (256, *fine, 11_065, betas, 1.0, 364, caption),
         "coco-opt-6.7b": (256, *fine, 11_065, betas, 0.95, 364, caption),
         "coco-flan-t5-xl": (256, *fine, 11_065, betas, 1.0, 364, caption),
-        "vqav2-opt-2.7b": (128, *fine, 82_165, betas, 0.95, 490, asks),
-        "vqav2-opt-6.7b": (128, *fine, 82_165, betas, 0.9, 490, asks),
+        "vqav2-opt-2.7b": (128, *fine, 82_165, betas, 0.95, 490, prompt),
+        "vqav2-opt-6.7b": (128, *fine, 82_165, betas, 0.9, 490, prompt),
         "vqav2-flan-t5-xl": (128, *fine, 82_165, betas, 0.95, 490, short),
     }
     assert all(r.optim.weight_decay == 0.05 and r.optim.dtype == "auto" for r in recipes.values())
@@ -157,17 +157,17 @@ def test_the_papers_numbers() -> None:
 @pytest.mark.parametrize("name", [*STAGE2, *CAPTION, *VQA])
 def test_every_captioning_recipe_takes_settings(name: str) -> None:
     recipe = {**STAGE2, **CAPTION, **VQA}[name]()
-    got = with_settings(recipe, ["train.batch=64", "start=x"])
+    got = apply_settings(recipe, ["train.batch=64", "start=x"])
     assert got.optim.batch == 64 and got.start == "x"
 
 
 def test_settings_of_questions() -> None:
-    changed = with_settings(
+    changed = apply_settings(
         VQA["mini-vqa"](), ['sources=[{"path": "q.json", "annotations": "a.json"}]', "model=none"]
     )
     assert changed.sources == (QuestionConfig("q.json", annotations="a.json"),)
     with pytest.raises(TrainingError, match="QuestionConfig has no 'anotations'; did you mean 'annotations'"):
-        with_settings(VQA["mini-vqa"](), ['sources=[{"path": "q.json", "anotations": "a.json"}]'])
+        apply_settings(VQA["mini-vqa"](), ['sources=[{"path": "q.json", "anotations": "a.json"}]'])
 
 
 @pytest.mark.parametrize(
@@ -179,10 +179,10 @@ def test_settings_of_questions() -> None:
     ],
 )
 def test_sets_may_be_given_by_their_paths_alone(change: str, paths: tuple[str, ...]) -> None:
-    assert with_settings(STAGE1["mini"](), [change]).sources == tuple(map(SourceConfig, paths))
+    assert apply_settings(STAGE1["mini"](), [change]).sources == tuple(map(SourceConfig, paths))
     with pytest.raises(TrainingError, match="Recipe has no 'picture'"):
-        with_settings(RECIPE, ["picture=a.tar"])
+        apply_settings(RECIPE, ["picture=a.tar"])
 
 
 def test_a_start_may_be_taken_away() -> None:
-    assert with_settings(STAGE1["mini-tuned"](), ["start=none"]).start is None
+    assert apply_settings(STAGE1["mini-tuned"](), ["start=none"]).start is None

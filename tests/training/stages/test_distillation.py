@@ -97,7 +97,7 @@ def test_everything_is_float32_without_bfloat16_in_hardware(
     phases = (Phase("early", 0, 3, 32, 0.0, optim), Phase("late", 3, 5, 8, 0.0, optim, own_inputs=True))
     config = DistillConfig(mini().vision, (), phases)
     student = distillation.distill(config, teacher, pictures, tmp_path / "run")
-    distillation.measure(student, teacher, pictures)
+    distillation.measure_patch_error(student, teacher, pictures)
     assert dtypes == {torch.float32}
 
 

@@ -23,7 +23,7 @@ from engine.errors import TrainingError
 from engine.models.loading import load_captioner
 from training.distributed.world import current_world, join_process_group
 from training.distributed.wrapping import wrap_with_ddp
-from training.stages.finetuning import VqaConfig, run_finetune, start_finetune
+from training.stages.finetuning import VqaConfig, open_finetuning_start, run_finetune
 from training.stages.stage2 import Stage2Task
 from training.stages.stage_setup import open_stream
 
@@ -46,7 +46,7 @@ def chosen(way: str, **changes: Any) -> VqaConfig:
 def gradients(data: Path) -> dict[str, Any]:
     """Of the first step, averaged as DDP does, and the loss of this process."""
     config, world = chosen("ddp"), current_world()
-    source, where = start_finetune(config, data, data)
+    source, where = open_finetuning_start(config, data, data)
     net = make_captioner(source, where, torch.float32)
     words = LanguageTokenizer(source.language.tokenizer, source.config.language, 4)
     assert source.tokenizer is not None

@@ -18,8 +18,8 @@ from training.loop.optimizer import OptimConfig
 from training.stages.small_language_model import (
     LanguageTask,
     TrainLanguageConfig,
-    held_out,
     make_opt,
+    measure_held_out_loss,
     run_language,
     train_bpe,
 )
@@ -90,14 +90,14 @@ def test_learns_to_say_what_was_said_before() -> None:
     settings = config(prompt_share=0.0, width=64, mlp_width=128)
     torch.manual_seed(0)
     task = LanguageTask(make_opt(settings, tokenizer.get_vocab_size()), tokenizer, GROUPS, settings)
-    before = held_out(task)
+    before = measure_held_out_loss(task)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
     for step in range(400):
         torch.manual_seed(step)
         optimizer.zero_grad()
         task.losses(step)["loss"].backward()
         optimizer.step()
-    alone, after = held_out(task)
+    alone, after = measure_held_out_loss(task)
     assert alone < before[0] - 2
     assert after < 0.5 * alone
 

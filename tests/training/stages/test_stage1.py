@@ -25,7 +25,7 @@ from training.batches.encoded_views import EncodedViews
 from training.loop.train_loop import train
 from training.stages import stage1
 from training.stages.stage1 import ItcTask, Stage1Task, run_stage1
-from training.stages.text_half import TEXT_HALF, TextTask, text_half, train_tokenizer
+from training.stages.text_half import TEXT_HALF, TextTask, select_text_half, train_tokenizer
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -117,7 +117,7 @@ def test_a_run_makes_a_model(tmp_path: Path) -> None:
     (runs / "e").mkdir(parents=True)
     (runs / "t").mkdir()
     save_file(net.vision.state_dict(), runs / "e" / "encoder.safetensors")
-    save_file(text_half(net).state_dict(), runs / "t" / TEXT_HALF)
+    save_file(select_text_half(net).state_dict(), runs / "t" / TEXT_HALF)
     train_tokenizer((t for g in CAPTIONS for t in g), 100).save(str(runs / "t" / "tokenizer.json"))
     run_stage1(chosen, data, runs, runs / "out")
     model = load_model(str(runs / "out" / "model"), dtype="float32")

@@ -12,7 +12,7 @@ from engine.datasets.captioned_sets import SourceConfig
 from engine.errors import TrainingError
 from training.loop.optimizer import OptimConfig
 from training.recipes.recipe_catalogue import RETRIEVAL, STAGE1
-from training.stages.stage1_config import OF_PATCHES, OF_PICTURES, Stage1Config, check_stage1
+from training.stages.stage1_config import PATCH_SETTINGS, PICTURE_SETTINGS, Stage1Config, check_stage1
 
 OPTIM = OptimConfig(steps=1, batch=4, lr=1e-3)
 CONFIG = Stage1Config(tiny_config(), (SourceConfig("s-*.tar"),), OPTIM, start="model")
@@ -24,8 +24,8 @@ CHANGED: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_each_way_takes_its_own_settings(name: str) -> None:
-    assert {*OF_PATCHES, *OF_PICTURES} == CHANGED.keys()
-    fits, does_not = (0, 2) if name in OF_PICTURES else (2, 0)
+    assert {*PATCH_SETTINGS, *PICTURE_SETTINGS} == CHANGED.keys()
+    fits, does_not = (0, 2) if name in PICTURE_SETTINGS else (2, 0)
     check_stage1(replace(CONFIG, views=fits, **{name: CHANGED[name]}))
     with pytest.raises(TrainingError, match=f"^{name} is set and views is {does_not}: .* Set views to"):
         check_stage1(replace(CONFIG, views=does_not, **{name: CHANGED[name]}))

@@ -19,8 +19,8 @@ from engine.datasets.captioned_sets import SourceConfig
 from engine.errors import DataError, TrainingError
 from training.loop.optimizer import OptimConfig
 from training.recipes.recipe_catalogue import RETRIEVAL, STAGE1
-from training.stages.dry_run import describe_plan, parameter_table, state_bytes
-from training.stages.stage1 import Stage1Task, run_stage1, start_stage1
+from training.stages.dry_run import count_parameters, estimate_state_bytes, outline_retriever
+from training.stages.stage1 import Stage1Task, load_stage1_start, run_stage1
 from training.stages.stage1_config import Stage1Config
 from training.stages.stage_setup import compile_parts
 
@@ -123,7 +123,7 @@ def test_compiled_parts_give_the_same() -> None:
 def test_starts_from_bert_and_an_encoder(tmp_path: Path) -> None:
     chosen = config(start="", bert="bert", encoder="encoder.safetensors")
     folder = data(tmp_path / "data")
-    net, tokenizer = start_stage1(chosen, folder, tmp_path)
+    net, tokenizer = load_stage1_start(chosen, folder, tmp_path)
     assert (
         net.config.qformer.width == 24 and tokenizer.token_to_id("[DEC]") == net.config.qformer.vocab_size - 1
     )
@@ -131,21 +131,21 @@ def test_starts_from_bert_and_an_encoder(tmp_path: Path) -> None:
     assert all(torch.equal(value, want[name]) for name, value in net.vision.state_dict().items())
     save_file({"cls_token": torch.zeros(1, 1, 32), "odd": torch.zeros(1)}, folder / "encoder.safetensors")
     with pytest.raises(DataError, match=r"not the image encoder vit_tiny.*missing blocks\.0\."):
-        start_stage1(chosen, folder, tmp_path)
+        load_stage1_start(chosen, folder, tmp_path)
 
 
 def test_larger_pictures_interpolate_the_positions(tmp_path: Path) -> None:
     model = config().model
     args = model.vision.timm_args | {"img_size": 48}
     larger = replace(model, vision=replace(model.vision, image_size=48, timm_args=args))
-    net, _ = start_stage1(config(model=larger), data(tmp_path / "data"), tmp_path)
+    net, _ = load_stage1_start(config(model=larger), data(tmp_path / "data"), tmp_path)
     assert net.vision.backbone.pos_embed.shape == (1, 1 + 36, 32) and net.vision.count_patches() == 37
     odd = replace(model, vision=replace(model.vision, image_size=50))
     with pytest.raises(DataError, match="50 pixels are not a multiple of the encoder's patches of 8"):
-        start_stage1(config(model=odd), tmp_path / "data", tmp_path)
+        load_stage1_start(config(model=odd), tmp_path / "data", tmp_path)
     other = replace(model, embed_dim=8)
     with pytest.raises(DataError, match=r"another architecture .*embed_dim: 16, not 8"):
-        start_stage1(config(model=other), tmp_path / "data", tmp_path)
+        load_stage1_start(config(model=other), tmp_path / "data", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -185,15 +185,15 @@ def test_the_papers_numbers() -> None:
 def test_the_plan_counts_what_is_there() -> None:
     net = tiny_net()
     net.vision.requires_grad_(False)
-    table = {part.name: part for part in parameter_table(net)}
+    table = {part.name: part for part in count_parameters(net)}
     assert sum(p.trainable + p.frozen for p in table.values()) == sum(p.numel() for p in net.parameters())
     assert (
         table["vision"].trainable == 0
         and table["temperature"].trainable == 1
         and table["qformer"].frozen == 0
     )
-    assert state_bytes(10, 5, "float32") == 180 and state_bytes(10, 5, "bfloat16") == 210
-    lines = list(describe_plan(tiny_config(), OptimConfig(steps=3, batch=8, lr=1e-4), processes=2))
+    assert estimate_state_bytes(10, 5, "float32") == 180 and estimate_state_bytes(10, 5, "bfloat16") == 210
+    lines = list(outline_retriever(tiny_config(), OptimConfig(steps=3, batch=8, lr=1e-4), num_processes=2))
     assert (
         lines[0].split() == ["part", "trainable", "frozen"]
         and "3 of 8 pairs (4 a process), 24 in all" in lines[-2]

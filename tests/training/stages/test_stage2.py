@@ -39,7 +39,7 @@ from training.distributed.world import World
 from training.loop.optimizer import OptimConfig
 from training.loop.train_loop import train
 from training.recipes.recipe_catalogue import VQA
-from training.stages.stage2 import Stage2Task, plain_samples, run_stage2
+from training.stages.stage2 import Stage2Task, normalise_samples, run_stage2
 from training.stages.stage2_config import Stage2Config, check_language, check_writing
 from ui.cli.main import main
 
@@ -80,7 +80,9 @@ def task_on(
     task: type[Stage2Task] = Stage2Task,
 ) -> Stage2Task:
     *network, patches, samples = parts
-    return task(*network, kind(patches, plain_samples(samples), chosen.optim, draws_from_torch=True), chosen)
+    return task(
+        *network, kind(patches, normalise_samples(samples), chosen.optim, draws_from_torch=True), chosen
+    )
 
 
 def written(parts: Parts, prompt: str) -> list[str]:

@@ -58,16 +58,16 @@ def train(
         return
     config = _recipe(what, recipe, changes)
     output = runs / (recipe if name is None else _folder_name(name))
-    from training.recipes.trainers import Request, trainer_of
+    from training.recipes.trainers import Request, find_trainer
 
     request = Request(data or Path(), runs, output, teacher, language, phase, say)
     if dry_run:
-        write("".join(f"{line}\n" for line in trainer_of(config).outline(config, request)))
+        write("".join(f"{line}\n" for line in find_trainer(config).outline(config, request)))
         return
     if data is None or not data.is_dir():
         raise DataError(f"The recipe's data folder {data or ''} is not there; give it with --data.")
     try:
-        failures = trainer_of(config).run(config, request)
+        failures = find_trainer(config).run(config, request)
     except KeyboardInterrupt:
         say(f"Stopped; the same command goes on from the checkpoint in {output}.")
         click.get_current_context().exit(STOPPED)
@@ -94,9 +94,9 @@ def _recipe(what: str, recipe: str, changes: tuple[str, ...]) -> object:
     """Return a recipe with its changed settings, and with the dtypes that are fast on this machine."""
     from training.loop.run_dtype import resolve_config_dtypes
     from training.recipes.recipe_catalogue import BY_KIND
-    from training.recipes.recipe_settings import with_settings
+    from training.recipes.recipe_settings import apply_settings
 
     known = BY_KIND[what]
     if recipe not in known:
         raise DataError(f"There is no {what} recipe {recipe!r}; there are: {', '.join(known)}.")
-    return resolve_config_dtypes(with_settings(known[recipe](), changes))
+    return resolve_config_dtypes(apply_settings(known[recipe](), changes))
