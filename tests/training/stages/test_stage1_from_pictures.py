@@ -17,9 +17,10 @@ from tiny import tiny_checkpoint, tiny_config, tiny_net
 from engine.checkpoints.building import load_net
 from engine.datasets.captioned_sets import SourceConfig
 from engine.errors import DataError, TrainingError
+from training.loop.memory_estimate import estimate_state_bytes
 from training.loop.optimizer import OptimConfig
 from training.recipes.recipe_catalogue import RETRIEVAL, STAGE1
-from training.stages.dry_run import count_parameters, estimate_state_bytes, outline_retriever
+from training.stages.dry_run import count_parameters, outline_retriever
 from training.stages.stage1 import Stage1Task, load_stage1_start, run_stage1
 from training.stages.stage1_config import Stage1Config
 from training.stages.stage_setup import compile_parts
