@@ -1,8 +1,8 @@
-"""The batch of a training step, in the one form that every task reads.
+"""The batch of a training step, in the form that every training task reads.
 
-There are two ways to make it. `picture_stream.Stream` reads and crops pictures as they are needed.
-`encoded_views.EncodedViews` holds what a frozen encoder made of all pictures before training.
-Shapes: B pairs of this process, P patches, V vision width, C channels, H W pixels or places of a feature map.
+`picture_stream.PictureStream` makes batches of pictures that it reads and crops in every step.
+`encoded_views.EncodedViews` makes batches of patches that a frozen encoder computed before training.
+Shapes: B pairs of this process, P patches, V vision width, C channels, H W pixels or positions of a feature map.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """The pairs of one step that belong to this process.
+    """The pairs of a step that belong to this process.
 
-    images: uint8 pictures (B, H, W, 3), or bfloat16 patches (B, P, V), or feature maps (B, H, W, C). captions: one for
-    each image. picture_ids: (B,) int64, equal for the same photo. questions: what the captions answer, empty where
-    nothing is asked. draws: gives the random numbers of this step that all processes draw alike, and has already given
-    those that the source needed. It is None where the step draws from torch's own generator; the captions are then
-    drawn one by one while they are read, so that what a task draws for a pair comes right after the pair's caption.
+    images: uint8 pictures (B, H, W, 3), bfloat16 patches (B, P, V), or bfloat16 feature maps (B, H, W, C).
+    captions: one for each image. picture_ids: (B,) int64, equal for pairs of the same picture.
+    questions: the question that each caption answers, "" where there is none.
+    draws: generator of the random numbers that all processes draw alike in this step, after the batch itself has taken
+    what it needed. With None the step draws from torch's global generator. The captions are then drawn one by one while
+    they are iterated, so that what a task draws for a pair comes right after the pair's caption.
     """
 
     images: np.ndarray | Tensor
@@ -35,10 +36,10 @@ class Batch:
 
 
 class BatchSource(Protocol):
-    """Batches by step: the same step gives the same batch, in a resumed run too."""
+    """Batches by the number of a step. A step has the same batch in every run, so that a stopped run can go on."""
 
     def __getitem__(self, step: int) -> Batch: ...
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what a resumed run must find again, by name."""
+        """Return the values, by name, that must be unchanged when a stopped run goes on."""
         ...

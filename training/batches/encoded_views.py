@@ -1,8 +1,10 @@
-"""What a frozen encoder, or its first parts, make of every picture and of crops of it: read once, before training.
+"""Encode every picture, and random crops of it, once before training, and give the results out as batches.
 
-`EncodedViews` gives it out again as the batches of a run.
+This is possible while the image encoder, or its first parts, are frozen. `encode_views` computes the patches that the
+whole encoder gives, `encode_maps` the feature maps that its first parts give; `EncodedViews` makes batches of either.
 
-Shapes: N pictures, W views of each, P patches, V vision width, B pictures at a time, H W places of a feature map.
+Shapes: N pictures, W views of each (the whole picture and crops), P patches, V vision width, B pictures at a time,
+C channels, H W pixels or positions of a feature map.
 """
 
 from __future__ import annotations
@@ -30,12 +32,12 @@ from training.loop.optimizer import OptimConfig
 from training.loop.random_draws import shared_draws
 from training.loop.run_dtype import fast_autocast
 
-LEAST_WINDOW = 0.8
-"""Of a feature map's side, that `random_window` leaves."""
+MIN_WINDOW_SHARE = 0.8
+"""Smallest share of a feature map's side that `cut_random_window` keeps."""
 
 
 class ViewSettings(Protocol):
-    """What `encode_views` asks of a config; see `Stage1Config`."""
+    """The settings that `encode_views` reads; `Stage1Config` has them."""
 
     @property
     def views(self) -> int: ...
@@ -46,9 +48,9 @@ class ViewSettings(Protocol):
 
 
 class EncodedViews:
-    """Patches (or feature maps) that were made once, as batches by step; every picture comes once an epoch.
+    """Batches of patches or feature maps that were computed once; every picture comes once an epoch.
 
-    A step draws one of the views and one of the captions of each picture.
+    A step draws one of the views and one of the captions of each of its pictures.
     """
 
     def __init__(
@@ -59,111 +61,125 @@ class EncodedViews:
         *,
         draws_from_torch: bool = False,
     ):
-        """Raises DataError for pictures without captions, and for fewer of them than a batch.
+        """Raise DataError when a picture has no caption, or when the pictures do not fill a batch.
 
-        views: (N, W, ...), in the order of the samples. alone: draws come from torch's own generator, which the loop
-        seeds for every step, so that one process alone can train on the batches; else they are the same for any number
-        of processes, and each gets its share.
+        views: (N, W, ...), in the order of the samples. draws_from_torch: random numbers come from torch's global
+        generator, which the loop seeds for every step, so that only a single process can train on the batches. By
+        default they are equal for any number of processes, and each process gets its share of a batch.
         """
         uncaptioned = [sample.key for sample in samples if not sample.captions]
         if uncaptioned:
             raise DataError(f"{len(uncaptioned)} pictures have no caption (first: {uncaptioned[0]}).")
         if len(samples) < optim.batch:
             raise DataError(f"{len(samples)} pictures are fewer than a batch of {optim.batch}.")
-        self.views, self.samples, self.optim, self.draws_from_torch = views, samples, optim, draws_from_torch
+        self.views, self.samples, self.optim = views, samples, optim
+        self.draws_from_torch = draws_from_torch
 
     def __getitem__(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        world = current_world()
         draws = None if self.draws_from_torch else shared_draws(self.optim.seed, step)
-        chosen = choose_batch(step, len(self.samples), self.optim)
-        views = torch.randint(self.views.shape[1], (len(chosen),), generator=draws)
-        shares = (
-            None
-            if draws is None
-            else current_world().select_share(torch.rand(len(chosen), generator=draws)).tolist()
-        )
-        numbers, views = current_world().select_share(chosen), current_world().select_share(views)
+        batch_numbers = choose_batch(step, len(self.samples), self.optim)
+        view_numbers = torch.randint(self.views.shape[1], (len(batch_numbers),), generator=draws)
+        caption_draws = None
+        if draws is not None:
+            caption_draws = world.select_share(torch.rand(len(batch_numbers), generator=draws)).tolist()
+        numbers, view_numbers = world.select_share(batch_numbers), world.select_share(view_numbers)
         return Batch(
-            self.views[numbers, views],
-            self._captions(numbers.tolist(), shares),
+            self.views[numbers, view_numbers],
+            self._choose_captions(numbers.tolist(), caption_draws),
             numbers.numpy(),
             [""] * len(numbers),
             draws,
         )
 
     def settings(self) -> dict[str, str]:
-        """Return a digest of all pictures and captions, as what a resumed run must find again."""
+        """Return a digest of all pictures and captions, which must be unchanged when a stopped run goes on."""
         return {"data": compute_data_digest(self.samples)}
 
-    def _captions(self, numbers: list[int], shares: list[float] | None) -> Iterable[str]:
-        """Return a caption of each picture. shares: uniform numbers that decide which; drawn when read without them."""
+    def _choose_captions(self, numbers: list[int], draws: list[float] | None) -> Iterable[str]:
+        """Return a caption of each picture.
+
+        draws: uniform numbers in [0, 1) that decide which; with None torch draws each caption when it is iterated.
+        """
         texts = [self.samples[number].captions for number in numbers]
-        if shares is None:
+        if draws is None:
             return (group[int(torch.randint(len(group), ()))] for group in texts)
-        return [group[int(share * len(group))] for group, share in zip(texts, shares, strict=True)]
+        return [group[int(draw * len(group))] for group, draw in zip(texts, draws, strict=True)]
 
 
 def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: ViewSettings) -> Tensor:
-    """The frozen encoder's patches of every picture, whole and (views - 1) times cropped -> (N, W, P, V) bfloat16.
+    """Encode every picture and (views - 1) random crops of it by the frozen encoder -> (N, W, P, V) bfloat16.
 
-    Crops are squares of `smallest_crop` to 1 of the side, half of them mirrored; drawn from the seed.
+    pictures: uint8 (N, H, W, 3), square. Crops are squares of `smallest_crop` to 1 of the side, half of them mirrored;
+    the seed decides them.
     """
     dtype = choose_fast_dtype(net.vision.device)
-    vision = fold_batch_norms(net.vision.eval())  # frozen: batch norms neither learn nor see the batch
+    # The encoder is frozen: its batch norms neither learn nor see the batch.
+    vision = fold_batch_norms(net.vision.eval())
     if vision is net.vision:
-        vision = copy.deepcopy(vision)  # net's keeps its precision
+        # The network's encoder keeps its precision.
+        vision = copy.deepcopy(vision)
     vision = vision.to(dtype)
     return compute_views(lambda pixels: vision(pixels.to(dtype)), net.vision, pictures, config)
 
 
 def compute_views(
-    read: Callable[[Tensor], Tensor],
+    compute: Callable[[Tensor], Tensor],
     encoder: VisionEncoder,
     pictures: np.ndarray,
     config: ViewSettings,
     batch: int = 50,
 ) -> Tensor:
-    """What `read` makes of the pixels (B, 3, H, W) of every view, bfloat16, stacked as in `encode_views`."""
+    """Apply a function to every view of every picture -> (N, W, ...) bfloat16, on the CPU.
+
+    compute: takes pixels (B, 3, H, W). encoder: gives the device and the pixels' mean and deviation.
+    batch: number of pictures at a time; a crop is the same for all of them.
+    """
     size, device, vision = pictures.shape[1], encoder.device, encoder.config
-    generator = torch.Generator().manual_seed(config.optim.seed)
+    draws = torch.Generator().manual_seed(config.optim.seed)
     rows = []
     with torch.inference_mode():
         for start in range(0, len(pictures), batch):
             whole = to_pixels(pictures[start : start + batch], vision.mean, vision.std, device)
-            views = [read(whole)]
+            views = [compute(whole)]
             for _ in range(config.views - 1):
-                views.append(read(_random_crop(whole, size, config.smallest_crop, generator)))
+                views.append(compute(_cut_random_crop(whole, size, config.smallest_crop, draws)))
             rows.append(torch.stack(views, dim=1).to("cpu", torch.bfloat16))
     return torch.cat(rows).clone()
 
 
-def _random_crop(pixels_B3HW: Tensor, size: int, smallest: float, generator: torch.Generator) -> Tensor:
-    """One window and flip for the whole batch, resized back to the full side."""
-    share, y, x, flip = torch.rand(4, generator=generator).tolist()
-    side = round(size * (smallest + (1 - smallest) * share))
+def _cut_random_crop(pixels_B3HW: Tensor, size: int, min_side: float, draws: torch.Generator) -> Tensor:
+    """Cut a random square, the same from all pictures, resize it to the full side, and mirror it half of the time."""
+    side_draw, y, x, flip = torch.rand(4, generator=draws).tolist()
+    side = round(size * (min_side + (1 - min_side) * side_draw))
     top, left = round(y * (size - side)), round(x * (size - side))
     window = pixels_B3HW[:, :, top : top + side, left : left + side]
     window = F.interpolate(window, size=(size, size), mode="bicubic", antialias=True)
     return window.flip(3) if flip < 0.5 else window
 
 
-def encode_maps(net: Retriever, pictures: np.ndarray, config: ViewSettings, count: int) -> Tensor:
-    """What a convolutional encoder's first `count` parts make of every picture's views -> (N, S, H, W, C) bfloat16."""
-    parts = [part for _, part in list_network_parts(net.vision.eval())[:count]]
+def encode_maps(net: Retriever, pictures: np.ndarray, config: ViewSettings, num_parts: int) -> Tensor:
+    """Compute what the first `num_parts` parts of a convolutional encoder give for every view of every picture.
 
-    def read(pixels_B3HW: Tensor) -> Tensor:
-        features = pixels_B3HW
-        with fast_autocast(features.device):
+    Returns feature maps (N, W, H, W, C) in bfloat16; see `encode_views` for the views.
+    """
+    parts = [part for _, part in list_network_parts(net.vision.eval())[:num_parts]]
+
+    def compute_map(pixels_B3HW: Tensor) -> Tensor:
+        feature_map = pixels_B3HW
+        with fast_autocast(feature_map.device):
             for part in parts:
-                features = part(features)
-        return features.permute(0, 2, 3, 1).to("cpu", torch.bfloat16)
+                feature_map = part(feature_map)
+        return feature_map.permute(0, 2, 3, 1).to("cpu", torch.bfloat16)
 
-    return compute_views(read, net.vision, pictures, config)
+    return compute_views(compute_map, net.vision, pictures, config)
 
 
 def cut_random_window(maps_BHWC: Tensor, draws: torch.Generator) -> Tensor:
-    """One random window and flip for the whole batch."""
+    """Cut a random square window, the same from all feature maps of a batch, and mirror it half of the time."""
     side = maps_BHWC.shape[1]
-    window = int(torch.randint(round(LEAST_WINDOW * side), side + 1, (), generator=draws))
+    window = int(torch.randint(round(MIN_WINDOW_SHARE * side), side + 1, (), generator=draws))
     top, left = torch.randint(side - window + 1, (2,), generator=draws).tolist()
-    cut = maps_BHWC[:, top : top + window, left : left + window]
-    return cut.flip(2) if float(torch.rand((), generator=draws)) < 0.5 else cut
+    windows = maps_BHWC[:, top : top + window, left : left + window]
+    return windows.flip(2) if float(torch.rand((), generator=draws)) < 0.5 else windows

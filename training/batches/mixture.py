@@ -10,43 +10,51 @@ import numpy as np
 from engine.errors import DataError
 
 MIXTURE_PERIOD = 10_000
-"""Samples after which every source has given its exact share."""
+"""Number of samples in which every set has its exact share."""
 
 
 class Mixture:
-    """Which source gives the n-th sample of a run, and how many it gave before.
+    """A schedule of the sets of a run: which set gives the n-th sample, and how many samples it gave before.
 
-    In every 10,000 samples each source has its exact share, in an order drawn from (seed, period).
+    In every 10,000 samples each set has its exact share, in an order that is drawn from (seed, number of the period).
+    quota: int64 (sets,), how many samples of a period each set gives.
     """
 
     def __init__(self, weights: Sequence[float], seed: int):
-        """Raises DataError for a weight that is not positive, or so small that the source would never be read."""
+        """Turn the weights of the sets into their quotas.
+
+        Raise DataError for a weight that is not positive, or so small that no sample of the set would be read.
+        """
         if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-            raise DataError(f"The sources' weights are {list(weights)}; each must be above 0.")
+            raise DataError(f"The weights of the sets are {list(weights)}; each must be above 0.")
         shares = np.array(weights) / sum(weights) * MIXTURE_PERIOD
         self.quota = np.floor(shares).astype(np.int64)
-        self.quota[np.argsort(self.quota - shares)[: MIXTURE_PERIOD - int(self.quota.sum())]] += (
-            1  # largest remainders
-        )
+        num_missing = MIXTURE_PERIOD - int(self.quota.sum())
+        largest_remainders = np.argsort(self.quota - shares)[:num_missing]
+        self.quota[largest_remainders] += 1
         if not self.quota.all():
             number = int(self.quota.argmin())
             raise DataError(
-                f"The weight of source {number + 1} is {weights[number]}, less than 1 in "
-                f"{MIXTURE_PERIOD:,} of their sum: it would not be read; raise it or leave the source out."
+                f"The weight of set {number + 1} is {weights[number]}, less than 1 in {MIXTURE_PERIOD:,} of the sum of "
+                "all weights: the set would not be read. Raise the weight or leave the set out."
             )
         self.seed = seed
         self._period = -1
 
     def __call__(self, number: int) -> tuple[int, int]:
-        """-> (source, how many samples of it came before)."""
-        period, place = divmod(number, MIXTURE_PERIOD)
+        """Return the number of the set that gives sample `number`, and how many samples it gave before."""
+        period, position = divmod(number, MIXTURE_PERIOD)
         if period != self._period:
-            slots = np.repeat(np.arange(len(self.quota)), self.quota)
-            self._slots = np.random.default_rng([self.seed, period]).permutation(slots)
-            before = np.zeros(MIXTURE_PERIOD, dtype=np.int64)
-            for source in range(len(self.quota)):
-                own = self._slots == source
-                before[own] = np.arange(self.quota[source])
-            self._before, self._period = before, period
-        source = int(self._slots[place])
-        return source, int(self.quota[source]) * period + int(self._before[place])
+            self._draw_period(period)
+        set_number = int(self._set_numbers[position])
+        num_before = int(self.quota[set_number]) * period + int(self._num_before[position])
+        return set_number, num_before
+
+    def _draw_period(self, period: int) -> None:
+        """Draw the order of the sets within a period, and count how often each set came before in it."""
+        in_order = np.repeat(np.arange(len(self.quota)), self.quota)
+        self._set_numbers = np.random.default_rng([self.seed, period]).permutation(in_order)
+        self._num_before = np.zeros(MIXTURE_PERIOD, dtype=np.int64)
+        for set_number in range(len(self.quota)):
+            self._num_before[self._set_numbers == set_number] = np.arange(self.quota[set_number])
+        self._period = period

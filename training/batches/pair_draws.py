@@ -1,4 +1,4 @@
-"""Random numbers for one pair after another: from rows that all processes know, or from torch's own generator."""
+"""Random numbers for one pair after another, from rows that all processes know or from torch's own generator."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 
 
 class PairDraws(Protocol):
-    """The random numbers of one pair, in the order in which they are asked for."""
+    """The random numbers of a pair, in the order in which they are asked for."""
 
     def draw_integer(self, count: int) -> int:
-        """Return a whole number from 0 to count - 1."""
+        """Draw a whole number from 0 to count - 1."""
         ...
 
     def draw_fraction(self) -> float:
-        """Return a number from 0 to below 1."""
+        """Draw a number from 0 up to, but not including, 1."""
         ...
 
 
 class RowDraws:
-    """Draws taken from a row of uniform numbers, 0 to below 1."""
+    """Random numbers that are taken from a row of uniform numbers in [0, 1), from its beginning."""
 
     def __init__(self, numbers: Iterable[float]):
         self._numbers = iter(numbers)
@@ -34,7 +34,7 @@ class RowDraws:
 
 
 class TorchDraws:
-    """Draws of torch's own generator."""
+    """Random numbers from torch's global generator."""
 
     def draw_integer(self, count: int) -> int:
         return int(torch.randint(count, ()))

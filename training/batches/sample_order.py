@@ -16,62 +16,72 @@ from training.loop.optimizer import OptimConfig
 
 
 class SampleOrder:
-    """Which sample of a source is the i-th that a run reads, computed from the seed and i alone.
+    """The order in which a run reads the samples of a set, a function of the seed and the position alone.
 
-    Every epoch takes the shards in another order, some of them at a time, and mixes the samples of those: reads stay
-    within few files.
+    Every epoch takes the shards in a new order, `shards_at_once` of them at a time, and shuffles the samples of these
+    shards, so that reads stay within few files.
     """
 
-    def __init__(self, source: TrainingSet, seed: Sequence[int], shards_at_once: int = 8):
-        self.source, self.seed, self.shards_at_once = source, seed, shards_at_once
-        self._first = [0, *accumulate(shard.count for shard in source.shards)]
-        self._kept: dict[tuple[int, int], tuple[list[int], np.ndarray]] = {}
-        self._groups: tuple[int, list[list[int]], list[int]] = (-1, [], [])
+    def __init__(self, training_set: TrainingSet, seed: Sequence[int], shards_at_once: int = 8):
+        """Prepare the order of a set. seed: whole numbers that a NumPy generator is seeded with."""
+        self.training_set, self.seed, self.shards_at_once = training_set, seed, shards_at_once
+        self._first_ids = [0, *accumulate(shard.count for shard in training_set.shards)]
+        self._epoch = -1
+        # Of `_epoch`: the numbers of the shards in each group, and how many samples come before each group's end.
+        self._groups: list[list[int]] = []
+        self._group_ends: list[int] = []
+        self._permutations: dict[tuple[int, int], np.ndarray] = {}
 
     def __call__(self, position: int) -> Callable[[], Sample]:
-        """A reader of that sample, for a thread of its own; it may raise DataError."""
-        epoch, place = divmod(position, self.source.count)
-        group, offset = self._group_of(epoch, place)
-        shards, order = self._mixed(epoch, group)
-        row = int(order[offset])
-        for number in shards:
-            count = self.source.shards[number].count
+        """Return a function that reads the sample at a position; it may run in another thread and raise DataError.
+
+        position: number of the sample in the run, from 0; more than one epoch is allowed.
+        """
+        epoch, position_in_epoch = divmod(position, self.training_set.count)
+        if epoch != self._epoch:
+            self._begin_epoch(epoch)
+        group = int(np.searchsorted(self._group_ends, position_in_epoch, side="right"))
+        first_position = self._group_ends[group - 1] if group else 0
+        row = int(self._shuffle_group(epoch, group)[position_in_epoch - first_position])
+        for number in self._groups[group]:
+            count = self.training_set.shards[number].count
             if row < count:
                 break
             row -= count
-        shard, first = self.source.shards[number], self._first[number]
+        shard, first_id = self.training_set.shards[number], self._first_ids[number]
 
-        def read() -> Sample:
+        def read_sample() -> Sample:
             sample = shard.read_sample(row)
-            return replace(sample, picture_id=first + sample.picture_id)
+            return replace(sample, picture_id=first_id + sample.picture_id)
 
-        return read
+        return read_sample
 
-    def _group_of(self, epoch: int, place: int) -> tuple[int, int]:
-        if self._groups[0] != epoch:
-            order = np.random.default_rng([*self.seed, epoch]).permutation(len(self.source.shards)).tolist()
-            groups = [order[i : i + self.shards_at_once] for i in range(0, len(order), self.shards_at_once)]
-            ends = list(accumulate(sum(self.source.shards[n].count for n in group) for group in groups))
-            self._groups, self._kept = (epoch, groups, ends), {}
-        ends = self._groups[2]
-        group = int(np.searchsorted(ends, place, side="right"))
-        return group, place - (ends[group - 1] if group else 0)
+    def _begin_epoch(self, epoch: int) -> None:
+        """Draw the order of the shards in an epoch and put them into groups that are shuffled as one."""
+        shards = self.training_set.shards
+        order = np.random.default_rng([*self.seed, epoch]).permutation(len(shards)).tolist()
+        self._groups = [order[i : i + self.shards_at_once] for i in range(0, len(order), self.shards_at_once)]
+        self._group_ends = list(accumulate(sum(shards[n].count for n in group) for group in self._groups))
+        self._epoch, self._permutations = epoch, {}
 
-    def _mixed(self, epoch: int, group: int) -> tuple[list[int], np.ndarray]:
-        if (epoch, group) not in self._kept:
-            shards = self._groups[1][group]
-            count = sum(self.source.shards[n].count for n in shards)
-            if len(self._kept) > 1:
-                self._kept = {}
-            self._kept[epoch, group] = (
-                shards,
-                np.random.default_rng([*self.seed, epoch, group]).permutation(count),
-            )
-        return self._kept[epoch, group]
+    def _shuffle_group(self, epoch: int, group: int) -> np.ndarray:
+        """Return a random order of the samples of a group; the last two groups that were asked for are remembered."""
+        if (epoch, group) not in self._permutations:
+            count = sum(self.training_set.shards[number].count for number in self._groups[group])
+            if len(self._permutations) > 1:
+                self._permutations = {}
+            draws = np.random.default_rng([*self.seed, epoch, group])
+            self._permutations[epoch, group] = draws.permutation(count)
+        return self._permutations[epoch, group]
 
 
 def choose_batch(step: int, num_samples: int, optim: OptimConfig) -> Tensor:
-    """Numbers of a step's samples: each once an epoch, what does not fill a batch left out."""
-    epoch, number = divmod(step, num_samples // optim.batch)
-    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed((optim.seed << 20) + epoch))
-    return order[number * optim.batch : (number + 1) * optim.batch]
+    """Return the numbers of the samples in a step's batch, int64 (batch,).
+
+    Every epoch is a new random order in which a sample comes once at most; the samples at its end that do not fill a
+    batch are left out.
+    """
+    epoch, batch_number = divmod(step, num_samples // optim.batch)
+    draws = torch.Generator().manual_seed((optim.seed << 20) + epoch)
+    order = torch.randperm(num_samples, generator=draws)
+    return order[batch_number * optim.batch : (batch_number + 1) * optim.batch]

@@ -1,4 +1,4 @@
-"""Know this process among all that train together, and join the processes that torchrun started."""
+"""Know which of the processes that train together this one is, and join those that torchrun started."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from engine.errors import TrainingError
 
 @dataclass(frozen=True)
 class World:
-    """This process among all that train together. rank: 0 writes; size: 1 = alone."""
+    """The position of this process among all that train together.
+
+    rank: its number, from 0; process 0 writes files and messages. size: the number of processes, 1 without torchrun.
+    """
 
     rank: int
     size: int
 
     def select_share(self, rows: Tensor) -> Tensor:
-        """This process's rows of a joined batch. Raises TrainingError when they cannot be shared equally."""
+        """Return the rows of a joined batch that belong to this process.
+
+        Raise TrainingError when the processes cannot share the rows equally.
+        """
         if len(rows) % self.size:
             raise TrainingError(
                 f"A batch of {len(rows)} cannot be shared equally by {self.size} processes; "
@@ -33,14 +39,14 @@ class World:
 
 
 def current_world() -> World:
-    """Who this process is; alone when no process group was started."""
+    """Return the position of this process; a size of 1 when no process group was started."""
     if not dist.is_available() or not dist.is_initialized():
         return World(0, 1)
     return World(dist.get_rank(), dist.get_world_size())
 
 
 def device_of_process() -> torch.device:
-    """Return where this process computes: the GPU of its LOCAL_RANK, or the CPU where there is no GPU."""
+    """Return the device on which this process computes: the GPU of its LOCAL_RANK, or the CPU without a GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -48,9 +54,10 @@ def device_of_process() -> torch.device:
 
 @contextmanager
 def join_process_group() -> Iterator[tuple[World, torch.device]]:
-    """Join the processes that torchrun started (its RANK, WORLD_SIZE and LOCAL_RANK) and leave them at the end.
+    """Join the processes that torchrun started (RANK, WORLD_SIZE and LOCAL_RANK), and leave them at the end.
 
-    Yields this process's place and device: its own GPU with NCCL, or the CPU with gloo. Alone, nothing is joined.
+    Yields the position of this process and its device: its own GPU, with NCCL between the processes, or the CPU, with
+    gloo. Without torchrun, or when a process group is there already, nothing is joined.
     """
     device = device_of_process()
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():

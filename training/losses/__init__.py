@@ -1,7 +1,7 @@
 """The losses of BLIP-2's first stage.
 
-Open itc_itm_itg.py first: the three losses as pure functions. stage1_losses.py computes them for a batch, alone or
-shared by several processes; cached_embeddings.py computes the same batch in chunks that need less memory.
+Open itc_itm_itg.py first: the three losses as pure functions. stage1_losses.py computes them for a batch, in one
+process or in several that share it; cached_embeddings.py computes the batch in chunks, which need less memory.
 
 May import training/loop and distributed, and engine/blip2.
 """

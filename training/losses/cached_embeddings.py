@@ -1,12 +1,13 @@
-"""A batch in chunks that trains as the whole one: cached embeddings (GradCache, arXiv:2101.06983).
+"""Train on a batch in chunks as on the whole batch: cached embeddings (GradCache, arXiv:2101.06983).
 
-ITC compares every pair of a batch with every other, so gradients of parts cannot simply be added up. Here the
-embeddings of all pairs are made first, in chunks and without gradient; ITC's gradient with respect to them is cached;
-then each chunk is computed once more, with gradient, and its embeddings are pulled by what is cached for them. ITM and
-ITG are sums over pairs and join in that second pass. An encoder that is trained on is cached in the same way, one level
-below: its patches collect their gradient over all chunks, then each chunk of pictures is encoded once more.
+ITC compares every pair of a batch with every other, so the gradients of chunks cannot simply be added up. First the
+embeddings of all pairs are computed in chunks, without gradient, and ITC's gradient with respect to them is cached.
+Then each chunk is computed once more, with gradient, and the cached gradient is passed back through its embeddings. ITM
+and ITG are sums over pairs and belong to this second pass. An encoder that is trained is cached in the same way, a
+level below: its patches collect their gradient over all chunks, then each chunk of pictures is encoded once more.
 
-Shapes: B pairs of this process, N of all, C pairs of a chunk, F fetched from others, P patches, V vision width.
+Shapes: B pairs of this process, N pairs of all processes, C pairs of a chunk, F photos fetched from other processes,
+P patches, V vision width, T tokens.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ from training.losses.stage1_losses import (
 
 @dataclass(frozen=True)
 class Stage1Inputs:
-    """What a step of stage 1 reads.
+    """The inputs of a training step of stage 1.
 
-    images: what `encode_images` takes. draws (2, N), queries: see `stage1_losses.stage1_losses`. seed: of dropout.
+    images: pixels or patches, as `encode_images` takes them. ids, mask: token ids of the captions (B, T).
+    picture_ids: (B,), equal for pairs of the same photo, or None when no two pairs count as the same photo.
+    draws, queries: see `stage1_losses.stage1_losses`; draws are (2, N). seed: of the dropout.
     """
 
     images: Tensor
@@ -52,105 +55,128 @@ class Stage1Inputs:
 
 
 def encode_images(net: Retriever | Captioner, images: Tensor) -> Tensor:
-    """Return patches (B, P, V) before `vision_norm`; without gradient where the encoder is frozen.
+    """Return the patches (B, P, V) of images, before `vision_norm`; without gradient where the encoder is frozen.
 
-    images: pixels (B, 3, H, W), or patches (B, P, V) that were made before, which stay as they are.
+    images: pixels (B, 3, H, W), or patches (B, P, V) that were computed before and are returned as they are.
     """
     if images.ndim == 3:
         return images
-    first = next(net.vision.parameters())
-    with torch.set_grad_enabled(first.requires_grad and torch.is_grad_enabled()):
-        return net.vision(images.to(first.dtype))
+    weight = next(net.vision.parameters())
+    with torch.set_grad_enabled(weight.requires_grad and torch.is_grad_enabled()):
+        return net.vision(images.to(weight.dtype))
 
 
 def backward_in_chunks(
     wrapper: nn.Module, batch: Stage1Inputs, chunk: int, *, dec_id: int, label_smoothing: float
 ) -> dict[str, Tensor]:
-    """All passes of a step, the backward ones too -> the losses of this process, without gradient.
+    """Run all passes of a step in chunks, the backward passes too, and return the losses without gradient.
 
-    through: the door to the network (`wrapping.Through`), bare or as DDP or FSDP wrap it. chunk: C. Gradients are
-    added to the parameters' and averaged over processes. Equal to `stage1_losses` of the whole batch but for dropout.
+    wrapper: the network in a `NetworkWrapper`, which DDP or FSDP may wrap again. chunk: C. The gradients are added to
+    those of the parameters and averaged over processes. Losses and gradients equal those of `stage1_losses` on the
+    whole batch, but for dropout. The losses, by name, are those of this process.
     """
-    rows = list(torch.arange(len(batch.ids), device=batch.ids.device).split(chunk))
-    quiet: Callable[[], AbstractContextManager[Any]] = getattr(wrapper, "no_sync", nullcontext)
-    with quiet():
-        features, pull_features = _encoded(wrapper, batch, rows)
-        contrast, pulls = _contrasted(wrapper, batch, features, rows, label_smoothing)
-        fetched, photo_rows = fetch_rows(features, contrast.negatives[0])
-        pool = [features, fetched.detach().requires_grad_(fetched.requires_grad)]
+    rows_of_chunks = list(torch.arange(len(batch.ids), device=batch.ids.device).split(chunk))
+    postpone_averaging: Callable[[], AbstractContextManager[Any]] = getattr(wrapper, "no_sync", nullcontext)
+    with postpone_averaging():
+        patches, pass_back_to_encoder = _encode_chunks(wrapper, batch, rows_of_chunks)
+        contrast, gradients = _contrast_chunks(wrapper, batch, patches, rows_of_chunks, label_smoothing)
+        fetched, negative_photos = fetch_rows(patches, contrast.negatives[0])
+        pool = [patches, fetched.detach().requires_grad_(fetched.requires_grad)]
         texts = gather_texts(batch.ids, batch.mask)
-        share = token_mean_weight(batch.mask) / batch.mask[:, 1:].sum()
-        sums = torch.zeros(2, device=batch.ids.device)
-        for number, some in enumerate(rows):
-            torch.manual_seed(batch.seed + number)  # the dropout that the cached embeddings were made with
-            part = PairChunk(
-                batch, some, contrast.negatives[1][some], photo_rows[some], texts, share, len(rows)
+        token_weight = token_mean_weight(batch.mask) / batch.mask[:, 1:].sum()
+        itm_and_itg = torch.zeros(2, device=batch.ids.device)
+        for number, rows in enumerate(rows_of_chunks):
+            # The dropout must be that with which the cached embeddings were computed.
+            torch.manual_seed(batch.seed + number)
+            chunk_of_pairs = PairChunk(
+                batch,
+                rows,
+                contrast.negatives[1][rows],
+                negative_photos[rows],
+                texts,
+                token_weight,
+                len(rows_of_chunks),
             )
-            loss, parts = wrapper(_chunk_losses, part, pool, pulls, dec_id, label_smoothing)
+            loss, losses = wrapper(_chunk_losses, chunk_of_pairs, pool, gradients, dec_id, label_smoothing)
             loss.backward()
-            sums += parts
+            itm_and_itg += losses
         if fetched.requires_grad:
-            grad = pool[1].grad
-            fetched.backward(torch.zeros_like(fetched) if grad is None else grad)
-        pull_features()
+            gradient = pool[1].grad
+            fetched.backward(torch.zeros_like(fetched) if gradient is None else gradient)
+        pass_back_to_encoder()
     average_gradients(wrapper)
-    itc, (itm, itg) = contrast.loss.detach(), sums
+    itc, (itm, itg) = contrast.loss.detach(), itm_and_itg
     return {"loss": itc + itm + itg, "itc": itc, "itm": itm, "itg": itg}
 
 
-def _encoded(
-    wrapper: nn.Module, batch: Stage1Inputs, rows: list[Tensor]
+def _encode_chunks(
+    wrapper: nn.Module, batch: Stage1Inputs, rows_of_chunks: list[Tensor]
 ) -> tuple[Tensor, Callable[[], None]]:
-    """All patches as a leaf of their own, and what carries the gradient they collect on into the encoder."""
+    """Compute the patches (B, P, V) of all pictures, without a graph.
+
+    Also returns a function that passes the gradient which the patches have collected back through the encoder. It does
+    nothing when the encoder is frozen.
+    """
     with torch.no_grad():
-        features = torch.cat([wrapper(encode_images, batch.images[some]) for some in rows])
-    trained = any(p.requires_grad for name, p in wrapper.named_parameters() if ".vision." in f".{name}")
-    features.requires_grad_(trained)
+        patches = torch.cat([wrapper(encode_images, batch.images[rows]) for rows in rows_of_chunks])
+    is_trained = any(p.requires_grad for name, p in wrapper.named_parameters() if ".vision." in f".{name}")
+    patches.requires_grad_(is_trained)
 
-    def pull() -> None:
-        if features.grad is None:
+    def pass_back_to_encoder() -> None:
+        if patches.grad is None:
             return
-        for some in rows:
-            wrapper(encode_images, batch.images[some]).backward(features.grad[some])
+        for rows in rows_of_chunks:
+            wrapper(encode_images, batch.images[rows]).backward(patches.grad[rows])
 
-    return features, pull
+    return patches, pass_back_to_encoder
 
 
 @dataclass(frozen=True)
-class _Pulls:
-    """ITC's gradient with respect to the photos' and the texts' embeddings and the temperature."""
+class _EmbeddingGradients:
+    """ITC's gradients with respect to the embeddings of photos and texts, and to the temperature."""
 
     photos: Tensor
     texts: Tensor
     temperature: Tensor
 
 
-def _contrasted(
-    wrapper: nn.Module, batch: Stage1Inputs, features: Tensor, rows: list[Tensor], label_smoothing: float
-) -> tuple[Contrast, _Pulls]:
-    def embed(net: Retriever, some: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        keys = net.compute_photo_keys(apply_vision_norm(net, features[some]))
-        photos = net.encode_photos(keys)
-        return photos, net.encode_texts(batch.ids[some], batch.mask[some]), net.temperature.float().clone()
+def _contrast_chunks(
+    wrapper: nn.Module,
+    batch: Stage1Inputs,
+    patches: Tensor,
+    rows_of_chunks: list[Tensor],
+    label_smoothing: float,
+) -> tuple[Contrast, _EmbeddingGradients]:
+    """Embed all pairs chunk by chunk, and compute ITC with its gradients with respect to the embeddings."""
 
-    made = []
-    for number, some in enumerate(rows):
+    def embed(net: Retriever, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keys = net.compute_photo_keys(apply_vision_norm(net, patches[rows]))
+        photos = net.encode_photos(keys)
+        return photos, net.encode_texts(batch.ids[rows], batch.mask[rows]), net.temperature.float().clone()
+
+    embeddings = []
+    for number, rows in enumerate(rows_of_chunks):
         torch.manual_seed(batch.seed + number)
-        # With gradient and dropped at once: without, attention takes another kernel, and its dropout other draws.
-        made.append([one.detach() for one in wrapper(embed, some)])
-    photos, texts = (torch.cat([one[side] for one in made]).requires_grad_() for side in (0, 1))
-    temperature = made[0][2].requires_grad_()
+        # The graph is built and dropped at once. Without it attention takes another kernel, whose dropout differs.
+        embeddings.append([tensor.detach() for tensor in wrapper(embed, rows)])
+    photos, texts = (torch.cat([chunk[side] for chunk in embeddings]).requires_grad_() for side in (0, 1))
+    temperature = embeddings[0][2].requires_grad_()
     contrast = compute_contrast(
         photos, texts, temperature, batch.picture_ids, label_smoothing=label_smoothing, draws_2N=batch.draws
     )
-    pulls = torch.autograd.grad(contrast.loss, (photos, texts, temperature))
-    return contrast, _Pulls(*pulls)
+    gradients = torch.autograd.grad(contrast.loss, (photos, texts, temperature))
+    return contrast, _EmbeddingGradients(*gradients)
 
 
 @dataclass(frozen=True)
 class PairChunk:
-    """A chunk. rows: its pairs among the B; texts_for_photos, photos_for_texts: its negatives, among all N texts and in
-    the pool [own; fetched]."""
+    """The pairs of a chunk, and their negatives.
+
+    rows: (C,), the pairs' rows in the batch of this process. texts_for_photos: (C,), a wrong text for each photo, as a
+    row of all N texts. photos_for_texts: (C,), a wrong photo for each text, as a row of this process's photos followed
+    by the fetched ones (B + F). all_texts: token ids and mask of all N texts. token_weight: weight of a predicted token
+    in ITG's mean. num_chunks: number of chunks of the batch.
+    """
 
     batch: Stage1Inputs
     rows: Tensor
@@ -162,29 +188,40 @@ class PairChunk:
 
 
 def _chunk_losses(
-    net: Retriever, part: PairChunk, pool: list[Tensor], pulls: _Pulls, dec_id: int, label_smoothing: float
+    net: Retriever,
+    chunk: PairChunk,
+    pool: list[Tensor],
+    gradients: _EmbeddingGradients,
+    dec_id: int,
+    label_smoothing: float,
 ) -> tuple[Tensor, Tensor]:
-    """The chunk's part of the step's loss, as far as gradients go; its parts of ITM and ITG."""
-    batch, rows = part.batch, part.rows
-    count, size = len(rows), len(batch.ids)
+    """Compute a number whose gradient is the chunk's part of the step's gradient, and the chunk's parts of ITM and ITG.
+
+    pool: patches of this process's photos and of the fetched ones. Returns a scalar, and (2,) without gradient.
+    """
+    batch, rows = chunk.batch, chunk.rows
+    count, batch_size = len(rows), len(batch.ids)
     ids, mask = batch.ids[rows], batch.mask[rows]
-    own = net.compute_photo_keys(apply_vision_norm(net, pool[0][rows]))
-    hidden, past = net.qformer.read_photos(own)
+    photo_keys = net.compute_photo_keys(apply_vision_norm(net, pool[0][rows]))
+    hidden, past = net.qformer.read_photos(photo_keys)
     photos, texts = net.project_photos(hidden), net.encode_texts(ids, mask)
-    pulled = (photos * pulls.photos[rows]).sum() + (texts * pulls.texts[rows]).sum()
-    pulled = pulled + net.temperature * pulls.temperature / part.num_chunks
-    wrong = net.compute_photo_keys(apply_vision_norm(net, torch.cat(pool)[part.photos_for_texts]))
-    keys = [(torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in zip(own, wrong, strict=True)]
-    first = torch.arange(count, device=ids.device)
-    fitting = rows + current_world().rank * size
+    itc = (photos * gradients.photos[rows]).sum() + (texts * gradients.texts[rows]).sum()
+    itc = itc + net.temperature * gradients.temperature / chunk.num_chunks
+    negative_keys = net.compute_photo_keys(apply_vision_norm(net, torch.cat(pool)[chunk.photos_for_texts]))
+    all_keys = [
+        (torch.cat([k, negative_k]), torch.cat([v, negative_v]))
+        for (k, v), (negative_k, negative_v) in zip(photo_keys, negative_keys, strict=True)
+    ]
+    photo_rows = torch.arange(count, device=ids.device)
+    text_rows = rows + current_world().rank * batch_size
     logits = compute_match_logits(
         net,
-        keys,
-        *part.all_texts,
-        torch.cat([first, first + count, first]),
-        torch.cat([fitting, fitting, part.texts_for_photos]),
+        all_keys,
+        *chunk.all_texts,
+        torch.cat([photo_rows, photo_rows + count, photo_rows]),
+        torch.cat([text_rows, text_rows, chunk.texts_for_photos]),
         None,
     )
-    itm = itm_loss(logits, count) * (count / size)
-    itg = caption_loss(net, past, ids, mask, dec_id, label_smoothing) * mask[:, 1:].sum() * part.token_weight
-    return pulled + itm + itg, torch.stack([itm, itg]).detach()
+    itm = itm_loss(logits, count) * (count / batch_size)
+    itg = caption_loss(net, past, ids, mask, dec_id, label_smoothing) * mask[:, 1:].sum() * chunk.token_weight
+    return itc + itm + itg, torch.stack([itm, itg]).detach()

@@ -1,7 +1,9 @@
-"""The three stage-1 objectives as pure functions (BLIP-2, section 3.2; ITC with soft targets: ALBEF).
+"""The three losses of stage 1 as pure functions (BLIP-2, section 3.2; soft targets of ITC: ALBEF).
 
-Shapes: B pairs of this process, N pairs of all processes (N = B on one), Q queries, E embedding, T tokens,
-K vocabulary. Matched pairs share their row number, shifted by `offset` in the gathered side.
+ITC contrasts photos with texts, ITM tells matching pairs from others, ITG predicts the tokens of captions.
+
+Shapes: B pairs of this process, N pairs of all processes (N = B for one process), M pairs or tokens to classify,
+Q queries, E embedding, K vocabulary. Pair b of this process is pair b + `offset` of all.
 """
 
 from __future__ import annotations
@@ -15,11 +17,15 @@ from torch import Tensor
 from engine.blip2.retriever import itc_scores
 
 LEAST_TEMPERATURE = 0.01
+"""Smallest temperature that ITC's scores are divided by (CLIP's bound, arXiv:2103.00020, section 2.5)."""
 
 
 @dataclass(frozen=True)
 class Similarities:
-    """ITC scores divided by the temperature: photo_to_text (B, N), text_to_photo (B, N)."""
+    """ITC's scores divided by the temperature, (B, N) in each direction.
+
+    photo_to_text: this process's photos against all texts. text_to_photo: this process's texts against all photos.
+    """
 
     photo_to_text: Tensor
     text_to_photo: Tensor
@@ -28,10 +34,9 @@ class Similarities:
 def itc_similarities(
     photos_BQE: Tensor, texts_BE: Tensor, all_photos_NQE: Tensor, all_texts_NE: Tensor, temperature: Tensor
 ) -> Similarities:
-    """Every photo of this process against all texts, and every text against all photos (max over the queries).
+    """Compare every photo of this process with all texts, and every text with all photos (maximum over the queries).
 
-    The temperature acts from LEAST_TEMPERATURE up (CLIP's bound, arXiv:2103.00020, section 2.5): near 0 one bad step
-    would throw training off for good.
+    A temperature below LEAST_TEMPERATURE is raised to it: near 0 a single bad step would spoil the training for good.
     """
     temperature = temperature.clamp(min=LEAST_TEMPERATURE)
     return Similarities(
@@ -46,19 +51,20 @@ def itc_loss(
     label_smoothing: float = 0.1,
     same_photo_BN: Tensor | None = None,
 ) -> Tensor:
-    """Contrastive loss, mean of both directions.
+    """Compute the contrastive loss, the mean of both directions.
 
-    same_photo_BN: bool, which of all pairs show the same photo (image ids, COCO fine-tuning): the targets become
-    `(1 - label_smoothing)` spread over them and `label_smoothing` over all, instead of the one pair.
+    offset: number of this process's first pair among all. same_photo_BN: bool, which of all pairs show the same photo
+    (by image ids, when COCO is fine-tuned on). With it the target is not the pair alone: `1 - label_smoothing` is
+    spread over the pairs of the same photo, and `label_smoothing` over all.
     """
-    batch, total = similarities.photo_to_text.shape
+    num_pairs, num_all = similarities.photo_to_text.shape
     device = similarities.photo_to_text.device
-    targets = torch.arange(offset, offset + batch, device=device)
+    targets = torch.arange(offset, offset + num_pairs, device=device)
     if same_photo_BN is None:
         smoothing = label_smoothing
     else:
         share = same_photo_BN.float() / same_photo_BN.float().sum(1, keepdim=True)
-        targets, smoothing = (1 - label_smoothing) * share + label_smoothing / total, 0.0
+        targets, smoothing = (1 - label_smoothing) * share + label_smoothing / num_all, 0.0
     losses = [
         F.cross_entropy(scores, targets, label_smoothing=smoothing)
         for scores in (similarities.photo_to_text, similarities.text_to_photo)
@@ -67,28 +73,29 @@ def itc_loss(
 
 
 def draw_negatives(scores_BN: Tensor, positives_BN: Tensor, draws_B: Tensor | None = None) -> Tensor:
-    """One hard negative a row, drawn from the softmax of the scores with the positives left out -> (B,) int64.
+    """Draw a hard negative for each row -> (B,) int64, by the softmax of its scores without the positives.
 
     A row without any negative (every pair shows the same photo) draws uniformly from all. draws: uniform numbers in
-    [0, 1), one a row, that decide; fresh ones when not given.
+    [0, 1) that decide, one for each row; by default fresh ones.
     """
     sums_BN = negative_weights(scores_BN, positives_BN).double().cumsum(dim=1)
     if draws_B is None:
         draws_B = torch.rand(len(sums_BN), device=sums_BN.device)
-    # The first whose cumulative weight is above the draw: never one of weight 0. The last sum is 1 but for rounding.
-    wanted_B1 = (draws_B.to(sums_BN).unsqueeze(1) * sums_BN[:, -1:]).clamp(max=sums_BN[:, -1:] * (1 - 1e-12))
-    return torch.searchsorted(sums_BN, wanted_B1, right=True)[:, 0].clamp(
-        max=sums_BN.shape[1] - 1
-    )  # NaN: past it
+    # A negative is the first whose cumulative weight is above the draw, so its weight is never 0. The last sum is 1
+    # but for rounding.
+    sought_B1 = (draws_B.to(sums_BN).unsqueeze(1) * sums_BN[:, -1:]).clamp(max=sums_BN[:, -1:] * (1 - 1e-12))
+    negatives_B = torch.searchsorted(sums_BN, sought_B1, right=True)[:, 0]
+    # Scores that are NaN lead past the last one.
+    return negatives_B.clamp(max=sums_BN.shape[1] - 1)
 
 
 def negative_weights(scores_BN: Tensor, positives_BN: Tensor) -> Tensor:
-    """The distribution that `draw_negatives` draws from: softmax over the pairs that are not positive."""
+    """Return the probabilities (B, N) by which `draw_negatives` draws: the softmax over pairs that are not positive."""
     return scores_BN.detach().float().masked_fill(positives_BN, -10000.0).softmax(dim=1)
 
 
 def itm_loss(logits_M2: Tensor, num_matching: int) -> Tensor:
-    """Matching loss: the first `num_matching` of M pairs match, the others do not (1 : 2 in BLIP-2)."""
+    """Compute the matching loss of M pairs, of which the first `num_matching` match (1 of 3 in BLIP-2)."""
     labels = torch.zeros(len(logits_M2), dtype=torch.long, device=logits_M2.device)
     labels[:num_matching] = 1
     return F.cross_entropy(logits_M2.float(), labels)
@@ -101,24 +108,29 @@ def match_distillation_loss(
     text_for_photo_B: Tensor,
     offset: int = 0,
 ) -> Tensor:
-    """ITM learns ITC's order: over each pair and its two negatives, cross-entropy from the softmax of ITC's scores to
-    that of ITM's margins (match less no match).
+    """Compute a loss by which ITM learns the order in which ITC ranks each pair and its two negatives.
 
-    Not in BLIP-2. A small Q-Former that starts from nothing stays at chance with `itm_loss` alone for hundreds of
-    steps; an order to imitate says more than yes or no. logits: (3B, 2), the pairs, each text with its wrong photo,
-    each photo with its wrong text, all of this process, whose first pair is number `offset` of all. Gradients reach ITM
-    alone.
+    Over these three it is the cross-entropy from the softmax of ITC's scores to that of ITM's margins, where a margin
+    is the logit of a match less the logit of no match. Gradients reach ITM alone.
+
+    This loss is not in BLIP-2. A small Q-Former that starts from random weights stays at chance with `itm_loss` alone
+    for hundreds of steps; an order to imitate says more than yes or no.
+
+    logits: (3B, 2) of this process: the pairs, then each text with its wrong photo, then each photo with its wrong
+    text. photo_for_text, text_for_photo: the numbers of these negatives among all N pairs. offset: number of this
+    process's first pair among all.
     """
-    batch = len(photo_for_text_B)
-    own = torch.arange(batch, device=logits_M2.device)
+    num_pairs = len(photo_for_text_B)
+    rows = torch.arange(num_pairs, device=logits_M2.device)
     to_text, to_photo = similarities.photo_to_text.detach(), similarities.text_to_photo.detach()
     scores_B3 = torch.stack(
-        [to_text[own, own + offset], to_photo[own, photo_for_text_B], to_text[own, text_for_photo_B]], dim=1
+        [to_text[rows, rows + offset], to_photo[rows, photo_for_text_B], to_text[rows, text_for_photo_B]],
+        dim=1,
     )
-    margins_B3 = (logits_M2[:, 1] - logits_M2[:, 0]).float().view(3, batch).T
+    margins_B3 = (logits_M2[:, 1] - logits_M2[:, 0]).float().view(3, num_pairs).T
     return F.cross_entropy(margins_B3, scores_B3.softmax(dim=1))
 
 
 def itg_loss(logits_MK: Tensor, targets_M: Tensor, label_smoothing: float = 0.1) -> Tensor:
-    """Captioning loss: mean over all tokens to be predicted, M of them in the batch. targets: their ids."""
+    """Compute the captioning loss, the mean over the M tokens of a batch that are predicted. targets: their ids."""
     return F.cross_entropy(logits_MK.float(), targets_M, label_smoothing=label_smoothing)

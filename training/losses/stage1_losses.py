@@ -56,7 +56,7 @@ class Stage1Losses:
 
     @property
     def total_loss(self) -> Tensor:
-        """The sum of the three losses."""
+        """Return the sum of the three losses."""
         return self.itc + self.itm + self.itg
 
 

@@ -115,7 +115,7 @@ def test_weights_must_be_positive(weights: list[float]) -> None:
 
 
 def test_a_weight_that_would_never_be_read() -> None:
-    with pytest.raises(DataError, match=r"weight of source 2 is 1e-06, less than 1 in 10,000"):
+    with pytest.raises(DataError, match=r"weight of set 2 is 1e-06, less than 1 in 10,000"):
         Mixture([1.0, 1e-6], 0)
 
 
