@@ -151,7 +151,9 @@ class IndexRun:
             return self._remake()
         if not (request.roots or is_there) and (request.remake or request.captions):
             purpose = "to make anew" if request.remake else "to caption"
-            raise IndexStateError(f"there is no index at {request.folder} {purpose}; name a folder of photos")
+            raise IndexStateError(
+                f"There is no index at {request.folder} {purpose}. Name a folder of photos."
+            )
         store, model = self._open_or_create()
         return self._fill(store, model)
 

@@ -91,7 +91,7 @@ def test_a_photo_that_cannot_be_read_is_in_the_report(tmp_path: Path) -> None:
 
 def test_without_an_index_the_error_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
-        qseek.IndexStateError, match=r"there is no index at .*; make one with `qseek index FOLDER`"
+        qseek.IndexStateError, match=r"There is no index at .*. Make one with `qseek index FOLDER`"
     ):
         qseek.open_index(tmp_path / "none")
     with pytest.raises(qseek.QueryError, match="no photos in"):

@@ -5,5 +5,5 @@ writer_lock.py lets one process write, database.py opens one table at one versio
 and each of photo_table.py, path_table.py, text_table.py and caption_table.py knows one table. live_photos.py knows
 which photos have a file now.
 
-May import engine/errors, types, atomic and progress.
+This room may import the ground alone (engine/errors, types, atomic, progress).
 """

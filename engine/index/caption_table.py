@@ -1,4 +1,4 @@
-"""The table of captions: what a model wrote of a photo, with the text's vector, so that it is searched as a text."""
+"""Keep captions of photos in a table, each with the vector of its text, so that captions are searched as texts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ NAME = "captions"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewCaption:
-    """A caption to put. photo_id: whose. writer_digest: of the checkpoint that wrote it. vector_E: float16 unit vector
-    of the text, by the model of the index."""
+    """A caption to put into the table.
+
+    photo_id: the id of its photo. writer, writer_digest: name and digest of the model that wrote it. vector_E: float16
+    unit vector of the text, by the model of the index.
+    """
 
     photo_id: int
     text: str
@@ -31,7 +34,7 @@ class NewCaption:
 
 @dataclass(frozen=True)
 class _Rows:
-    """At one version of the table: ids ascend, photos and writers' digests follow them."""
+    """The captions at one version of the table: ascending ids, with the photo's id and the writer's digest of each."""
 
     version: int
     ids: np.ndarray
@@ -40,11 +43,10 @@ class _Rows:
 
 
 class CaptionTable:
-    """At most one caption a photo. A new one takes the old one's place under a new id: an id stays with its
-    text.
+    """The captions of an index, at most one for each photo.
 
-    The table is made with the first caption: indexes from before there were captions have none. writing: gives a
-    context that holds the writer's lock.
+    A new caption replaces the old one under a new id, so that an id always means the same text. The table is made with
+    the first caption, because older indexes have none. writing: returns a context that holds the writer's lock.
     """
 
     def __init__(self, database: Database, embed_dim: int, writing: Held) -> None:
@@ -56,7 +58,7 @@ class CaptionTable:
 
     @property
     def version(self) -> int:
-        """0 where there is no table yet."""
+        """Return the version of the table, 0 where there is no table yet."""
         return 0 if self.table is None else self.table.version
 
     def refresh(self) -> None:
@@ -67,7 +69,7 @@ class CaptionTable:
             self.table.refresh()
 
     def put(self, captions: Sequence[NewCaption]) -> None:
-        """Commit one batch; a photo's caption takes the place of an older one, and the last of several counts.
+        """Commit captions in one batch; each replaces an older one of its photo, and the last of several counts.
 
         Raises IndexStateError when the disk is full.
         """
@@ -77,23 +79,23 @@ class CaptionTable:
     @retry_on_newest
     def read_captions(self, photo_ids: Sequence[int] | np.ndarray) -> dict[int, Caption]:
         """Return the captions of the photos that have one, by the photo's id."""
-        wanted = np.intersect1d(np.asarray(photo_ids, dtype=np.int64), self._all_rows().photos)
-        if self.table is None or not len(wanted):
+        captioned = np.intersect1d(np.asarray(photo_ids, dtype=np.int64), self._all_rows().photos)
+        if self.table is None or not len(captioned):
             return {}
-        where = make_ids_condition(wanted.tolist(), "photo")
-        rows = self.table.read(["photo", "text", "writer", "writer_digest"], where)
+        condition = make_ids_condition(captioned.tolist(), "photo")
+        rows = self.table.read(["photo", "text", "writer", "writer_digest"], condition)
         columns = (rows[name].to_pylist() for name in ("photo", "text", "writer", "writer_digest"))
         return {photo: Caption(*fields) for photo, *fields in zip(*columns, strict=True)}
 
     @retry_on_newest
     def photos_written_by(self, writer_digest: str) -> np.ndarray:
-        """Return the ids of the photos whose caption this checkpoint wrote."""
+        """Return the ids of the photos whose caption the model of this digest wrote."""
         rows = self._all_rows()
         return rows.photos[pc.equal(rows.digests, writer_digest).to_numpy()]
 
     @retry_on_newest
     def count_by_captioner(self) -> dict[str, int]:
-        """Return how many captions each checkpoint wrote, by its name, most first."""
+        """Return how many captions each model wrote, by its name, the largest number first."""
         if self.table is None:
             return {}
         counts = pc.value_counts(self.table.read(["writer"])["writer"]).to_pylist()
@@ -112,7 +114,7 @@ class CaptionTable:
 
     @retry_on_newest
     def read_vectors(self, ids: np.ndarray) -> np.ndarray:
-        """Return vectors (N, E) float16 in the order of the captions' ids, which are there."""
+        """Return the vectors (N, E) float16 of captions in the order of their ids, all of which must exist."""
         if self.table is None or not len(ids):
             return np.zeros((0, self._embed_dim), np.float16)
         rows = self.table.read(["id", "vector"], make_ids_condition(np.asarray(ids).tolist()))
@@ -120,7 +122,7 @@ class CaptionTable:
         return read_fixed_lists(rows["vector"])[np.searchsorted(rows["id"].to_numpy(), ids)]
 
     def forget(self, photo_ids: np.ndarray) -> None:
-        """Delete those of photos that are no more, but for the highest id, which must not be given again.
+        """Delete the captions of photos that were deleted, except for the highest id, which must not be given again.
 
         The caller holds the writer's lock.
         """

@@ -1,7 +1,4 @@
-"""Keep in memory which photos have a file that is not missing, and where their files are.
-
-N photos, F files.
-"""
+"""Keep in memory which photos have a file that is not missing, and where their files are."""
 
 from __future__ import annotations
 
@@ -18,15 +15,16 @@ from engine.index.path_table import FileRecord, PathTable, join_path
 from engine.index.photo_table import PhotoTable
 from engine.types import Photo
 
-_PATHS_AT_ONCE = 1000  # in one SQL condition
+_PATHS_PER_CONDITION = 1000  # More paths would make one SQL condition too long.
 
 
 @dataclass(frozen=True)
 class LiveFiles:
-    """The files that are not missing, in memory: a search must not scan the table for the paths of its hits.
+    """The files that are not missing, in memory, so that a search does not scan a table for the paths of its hits.
 
-    versions: of the photos' and the files' table. ids: ascending, of the photos that have a file. places: for each file
-    its photo's place in the table, ascending; files: their root and path, in the same order.
+    versions: the versions of the tables of photos and of files. ids: the ascending ids of the photos that have a file.
+    places: for each file the place of its photo among the ids of the photo table, ascending. files: root and path of
+    each file, in the same order.
     """
 
     versions: tuple[int, int]
@@ -36,7 +34,7 @@ class LiveFiles:
 
 
 class LivePhotos:
-    """Join the photos with their files; what is joined is kept in memory until one of the two tables changes."""
+    """The photos joined with their files; the join stays in memory until one of the two tables changes."""
 
     def __init__(self, photos: PhotoTable, files: PathTable[FileRecord]) -> None:
         self._photos = photos
@@ -69,8 +67,8 @@ class LivePhotos:
     def find_photos(self, paths: Sequence[Path]) -> list[Photo | None]:
         """Return the photo at each absolute path, None where none is indexed or the file is missing."""
         digests: dict[Path, str] = {}
-        for start in range(0, len(paths), _PATHS_AT_ONCE):
-            rows = self._files.read_paths(paths[start : start + _PATHS_AT_ONCE])
+        for start in range(0, len(paths), _PATHS_PER_CONDITION):
+            rows = self._files.read_paths(paths[start : start + _PATHS_PER_CONDITION])
             for row in rows.filter(pc.invert(pc.field("missing"))).to_pylist():
                 digests[join_path(row["root"], row["path"])] = row["digest"]
         read_ids_by_digest = self._photos.read_ids_by_digest()
@@ -89,9 +87,8 @@ class LivePhotos:
             files = self._files.table.read(["digest", "root", "path"], "NOT missing")
             places = self._photos.find_rows_of_digests(files["digest"])
             order = np.argsort(places, kind="stable")
-            order = order[
-                np.searchsorted(places[order], 0) :
-            ]  # without the files whose photo is not in the table
+            # Files whose photo is not in the table have the place -1, which sorts first; they are left out.
+            order = order[np.searchsorted(places[order], 0) :]
             files = files.select(["root", "path"]).take(pa.array(order)).combine_chunks()
             ids = self._photos.ids[np.unique(places[order])]
             self._live = LiveFiles(versions, ids, places[order], files)

@@ -1,4 +1,4 @@
-"""Which model, preprocessing and schema an index was made with; checked whenever it is opened."""
+"""Record which model, preprocessing and schema an index was made with, and check it whenever the index is opened."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from engine.errors import IndexStateError
 
 FILE_NAME = "manifest.json"
 PATCH_KINDS = ("none", "store", "int8")
-SCHEMA = 1  # of the tables and of this file; raise it when an older qseek would misread them
+SCHEMA = 1  # Version of the tables and of this file; raise it when an older qseek would misread them.
 
 
 class IndexedModel(Protocol):
-    """What a manifest asks of the model that makes an index."""
+    """The properties of a model that a manifest records."""
 
     @property
     def name(self) -> str: ...
@@ -36,12 +36,12 @@ class IndexedModel(Protocol):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What must stay the same for the vectors of one index to be comparable.
+    """The properties that must stay the same for the vectors of one index to be comparable.
 
-    model: its name. model_digest: hex digest of its weights. image_size: pixels of the square that the
-    encoder reads. preprocessing: how a picture becomes that square, in words. num_queries: Q.
-    embed_dim: E. patch_shape: (P, V) of the encoder's output. features: how the patches are kept beside
-    the vectors, "store" (float16), "int8" (with a scale a patch) or "none". schema: of the tables.
+    model: name of the model. model_digest: digest of its weights in hexadecimal. image_size: side of the square that
+    the encoder reads, in pixels. preprocessing: how a picture becomes that square, in words. num_queries: Q. embed_dim:
+    E. patch_shape: (P, V), the shape of a photo's patches. features: how patches are kept beside the vectors, "store"
+    (float16), "int8" (with a scale for each patch) or "none". schema: version of the tables.
     """
 
     model: str
@@ -56,13 +56,13 @@ class Manifest:
 
     @property
     def patch_bytes_per_photo(self) -> int:
-        """Bytes of one photo's patches; see engine/models/patch_bytes.py."""
+        """Return how many bytes the patches of one photo take; see engine/models/patch_bytes.py."""
         num_patches, width = self.patch_shape
         return {"none": 0, "store": 2 * num_patches * width, "int8": num_patches * (4 + width)}[self.features]
 
     @classmethod
     def for_model(cls, model: IndexedModel, features: str) -> Manifest:
-        """What an index made with this model says of it. features: "store", "int8" or "none"."""
+        """Make the manifest of a new index from its model. features: "store", "int8" or "none"."""
         return cls(
             model=model.name,
             model_digest=model.digest,
@@ -76,9 +76,9 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read it from an index folder.
+        """Read the manifest of an index folder.
 
-        Raises IndexStateError: there is none, it cannot be read, or a newer qseek wrote it.
+        Raises IndexStateError when there is none, when it cannot be read, and when a newer qseek wrote it.
         """
         path = Path(folder) / FILE_NAME
         try:
@@ -86,22 +86,21 @@ class Manifest:
             schema = values["schema"]
         except (FileNotFoundError, NotADirectoryError):
             raise IndexStateError(
-                f"there is no index at {folder}; make one with `qseek index FOLDER`, "
-                "or say where it is with --index"
+                f"There is no index at {folder}. Make one with `qseek index FOLDER`, or say where it is with --index."
             ) from None
         except OSError as error:
-            raise IndexStateError(f"{path} cannot be read: {error.strerror}") from error
+            raise IndexStateError(f"{path} cannot be read: {error.strerror}.") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(path, f"{type(error).__name__}: {error}") from error
+            raise _damaged_error(path, f"{type(error).__name__}: {error}") from error
         if isinstance(schema, int) and schema > SCHEMA:
             raise IndexStateError(
-                f"{folder} was written by a newer qseek, schema {schema}, this one reads {SCHEMA}; "
-                "update qseek, or give another --index"
+                f"The index at {folder} was written by a newer qseek: its schema is {schema}, and this qseek reads "
+                f"{SCHEMA}. Update qseek, or give another --index."
             )
         return _from_json(path, values)
 
     def save(self, folder: Path) -> None:
-        """Write it into an index folder, replacing the old one in one step.
+        """Write the manifest into an index folder; it replaces an old one in one step.
 
         Raises IndexStateError when it cannot be written; the old one is then still there.
         """
@@ -109,22 +108,22 @@ class Manifest:
         try:
             write_file(path, json.dumps(asdict(self), indent=1))
         except OSError as error:
-            raise IndexStateError(f"{path} cannot be written: {error.strerror}") from error
+            raise IndexStateError(f"{path} cannot be written: {error.strerror}.") from error
 
     def check_same(self, other: Manifest) -> None:
-        """Compare the index's manifest (self) with that of the model at hand (other).
+        """Compare this manifest of an index with the one that the model at hand would make (other).
 
-        Raises IndexStateError, naming both sides, when vectors of the two cannot be mixed. Whether the
-        patches are kept does not matter.
+        Raises IndexStateError that names both values when vectors of the two cannot be mixed. How the patches are kept
+        does not matter.
         """
         names = ("model_digest", "preprocessing", "image_size", "num_queries", "embed_dim", "patch_shape")
         different = [name for name in names if getattr(self, name) != getattr(other, name)]
         if different:
             name = different[0]
             raise IndexStateError(
-                f"the index was made with model {self.model}, {_words(name)} {_shown(getattr(self, name))}; "
-                f"this is model {other.model}, {_words(name)} {_shown(getattr(other, name))}; index again "
-                "with `qseek index --reindex`, or give another --index"
+                f"The index was made with model {self.model}, {_word_name(name)} {_word_value(getattr(self, name))}; "
+                f"this is model {other.model}, {_word_name(name)} {_word_value(getattr(other, name))}. Index again "
+                "with `qseek index --reindex`, or give another --index."
             )
 
 
@@ -137,27 +136,27 @@ def _from_json(path: Path, values: dict[str, Any]) -> Manifest:
     kinds = get_type_hints(Manifest)
     if set(values) != set(kinds):
         names = ", ".join(sorted(set(values) ^ set(kinds)))
-        raise _damaged(path, f"missing or unknown: {names}")
+        raise _damaged_error(path, f"missing or unknown: {names}")
     shape = values["patch_shape"]
     if not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(side, int) for side in shape)):
-        raise _damaged(path, f"patch_shape is {shape!r}")
+        raise _damaged_error(path, f"patch_shape is {shape!r}")
     if values["features"] not in PATCH_KINDS:
-        raise _damaged(path, f"features is {values['features']!r}")
+        raise _damaged_error(path, f"features is {values['features']!r}")
     for name, kind in kinds.items():
         if isinstance(kind, type) and kind in (str, int) and not isinstance(values[name], kind):
-            raise _damaged(path, f"{name} is {values[name]!r}")
+            raise _damaged_error(path, f"{name} is {values[name]!r}")
     return Manifest(**{**values, "patch_shape": (shape[0], shape[1])})
 
 
-def _damaged(path: Path, reason: str) -> IndexStateError:
+def _damaged_error(path: Path, reason: str) -> IndexStateError:
     return IndexStateError(
-        f"{path} is damaged ({reason}); restore it, or index again with `qseek index --reindex`"
+        f"{path} is damaged ({reason}). Restore it, or index again with `qseek index --reindex`."
     )
 
 
-def _words(name: str) -> str:
+def _word_name(name: str) -> str:
     return name.replace("model_", "").replace("_", " ")
 
 
-def _shown(value: object) -> str:
+def _word_value(value: object) -> str:
     return repr(value) if isinstance(value, str) else str(value)

@@ -1,4 +1,4 @@
-"""The table of photos: one row per distinct content, found by id or by digest."""
+"""Keep the photos in a table with one row for each distinct content, found by id or by digest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.index.schemas import make_fixed_lists, make_photo_schema, read_fixed
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewPhoto:
-    """A photo to add: vectors_QE are float16 unit vectors; features are the patches' bytes or None."""
+    """A photo to add. vectors_QE: float16 unit vectors. features: the bytes of its patches, or None."""
 
     digest: str
     width: int
@@ -27,7 +27,7 @@ class NewPhoto:
 
 @dataclass(frozen=True)
 class _Rows:
-    """All of each photo but vectors and features, at one version of the table; ids ascend, the others follow them."""
+    """The photos at one version of the table without vectors and patches: ascending ids, the rest in the same order."""
 
     version: int
     ids: np.ndarray
@@ -38,7 +38,7 @@ class _Rows:
 
 
 class PhotoTable:
-    """Photos are added and deleted, never changed, and an id is never given twice."""
+    """The photos of an index. They are added and deleted but never changed, and an id is never given twice."""
 
     def __init__(self, table: Table, num_queries: int, embed_dim: int) -> None:
         self.table = table
@@ -48,10 +48,11 @@ class PhotoTable:
 
     @property
     def ids(self) -> np.ndarray:
-        """Ascending int64 ids of every row."""
+        """Return the ascending int64 ids of all photos."""
         return self._all_rows().ids
 
     def read_ids_by_digest(self) -> dict[str, int]:
+        """Return the id of each photo by its digest."""
         if self._known[0] != self.table.version:
             rows = self._all_rows()
             ids = dict(zip(rows.digests.to_pylist(), rows.ids.tolist(), strict=True))
@@ -59,30 +60,30 @@ class PhotoTable:
         return self._known[1]
 
     def find_rows_of_digests(self, digests: pa.ChunkedArray) -> np.ndarray:
-        """For each digest the place of its photo among `ids`, -1 where there is none."""
+        """Return for each digest the place of its photo among `ids`, -1 where there is none."""
         places = pc.index_in(digests, value_set=self._all_rows().digests)
         return places.fill_null(-1).to_numpy().astype(np.int64)
 
     def find_rows(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """For each id its place among `ids`. Raises IndexStateError for one that is not there."""
+        """Return for each id its place among `ids`. Raises IndexStateError for an id that is not there."""
         rows = self._all_rows()
-        wanted = np.asarray(ids, dtype=np.int64)
-        places = np.searchsorted(rows.ids, wanted)
-        found = places < len(rows.ids)
-        found[found] = rows.ids[places[found]] == wanted[found]
-        if not found.all():
-            raise IndexStateError(f"photo {wanted[~found][0]} is no longer in the index; ask again")
+        asked_ids = np.asarray(ids, dtype=np.int64)
+        places = np.searchsorted(rows.ids, asked_ids)
+        is_there = places < len(rows.ids)
+        is_there[is_there] = rows.ids[places[is_there]] == asked_ids[is_there]
+        if not is_there.all():
+            raise IndexStateError(f"Photo {asked_ids[~is_there][0]} is no longer in the index. Ask again.")
         return places
 
     def read_facts(self, places: np.ndarray) -> list[tuple[int, str, int, int]]:
-        """Id, digest, width and height of the photos at these places."""
+        """Return id, digest, width and height of the photos at these places."""
         rows = self._all_rows()
         digests = rows.digests.take(pa.array(places)).to_pylist()
         numbers = (values[places].tolist() for values in (rows.widths, rows.heights))
         return list(zip(rows.ids[places].tolist(), digests, *numbers, strict=True))
 
     def append(self, photos: Sequence[NewPhoto]) -> list[int]:
-        """Commit those whose digest is new; the ids of all of them, in their order."""
+        """Commit the photos whose digest is new in one batch, and return the ids of all of them in their order."""
         known = self.read_ids_by_digest()
         new: dict[str, NewPhoto] = {}
         for photo in photos:
@@ -97,10 +98,11 @@ class PhotoTable:
         return [known[photo.digest] for photo in photos]
 
     def delete(self, ids: np.ndarray) -> None:
+        """Delete the photos of these ids, in one commit."""
         self.table.delete(f"id IN ({','.join(map(str, ids.tolist()))})")
 
     def read_vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(N, Q, E) float16 in the order of ids."""
+        """Return the ITC vectors (N, Q, E) float16 of photos in the order of `ids`."""
         if len(ids) == 0:
             return np.zeros((0, *self._shape), np.float16)
         unique, inverse = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
@@ -109,6 +111,7 @@ class PhotoTable:
         return read_fixed_lists(rows["vectors"])[places].reshape(-1, *self._shape)
 
     def read_patches(self, ids: Sequence[int] | np.ndarray) -> list[bytes | None]:
+        """Return the bytes of photos' patches in the order of `ids`, None where they are not kept."""
         return self.table.read_blobs("features", self._row_ids(ids)) if len(ids) else []
 
     def _all_rows(self) -> _Rows:
@@ -128,7 +131,9 @@ class PhotoTable:
     def _to_rows(self, ids: range, photos: list[NewPhoto]) -> pa.Table:
         vectors = np.stack([photo.vectors_QE for photo in photos])
         if vectors.shape[1:] != self._shape:
-            raise ValueError(f"vectors of a photo are {vectors.shape[1:]}, the index keeps {self._shape}")
+            raise ValueError(
+                f"The vectors of a photo are {vectors.shape[1:]}, but the index keeps {self._shape}."
+            )
         columns = [
             ids,
             [photo.digest for photo in photos],

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 
 def make_photo_schema(num_queries: int, embed_dim: int) -> pa.Schema:
+    """Return the schema of the table of photos."""
     return pa.schema(
         [
             pa.field("id", pa.int64(), nullable=False),
@@ -20,6 +21,7 @@ def make_photo_schema(num_queries: int, embed_dim: int) -> pa.Schema:
 
 
 def make_text_schema(embed_dim: int) -> pa.Schema:
+    """Return the schema of the table of texts."""
     return pa.schema(
         [
             pa.field("id", pa.int64(), nullable=False),
@@ -30,6 +32,7 @@ def make_text_schema(embed_dim: int) -> pa.Schema:
 
 
 def make_caption_schema(embed_dim: int) -> pa.Schema:
+    """Return the schema of the table of captions."""
     return pa.schema(
         [
             pa.field("id", pa.int64(), nullable=False),
@@ -42,7 +45,7 @@ def make_caption_schema(embed_dim: int) -> pa.Schema:
     )
 
 
-# Paths are bytes relative to a root, itself bytes: names that are not UTF-8 survive.
+# Roots and the paths below them are bytes, so that names which are not UTF-8 survive.
 _PATH_FIELDS = [
     pa.field("root", pa.binary(), nullable=False),
     pa.field("path", pa.binary(), nullable=False),
@@ -60,7 +63,7 @@ FAILURE_SCHEMA = pa.schema([*_PATH_FIELDS, pa.field("reason", pa.string(), nulla
 
 
 def make_table_schemas(num_queries: int, embed_dim: int) -> dict[str, pa.Schema]:
-    """Return the schema of each table that every index has, by its name; the table of captions comes later."""
+    """Return the schemas, by name, of the tables that every index has; the table of captions is made when needed."""
     return {
         "photos": make_photo_schema(num_queries, embed_dim),
         "files": FILE_SCHEMA,
@@ -70,11 +73,11 @@ def make_table_schemas(num_queries: int, embed_dim: int) -> dict[str, pa.Schema]
 
 
 def make_fixed_lists(vectors: np.ndarray) -> pa.Array:
-    """fixed_size_list<float16> column of (N, ...) vectors, one list a row."""
+    """Return vectors (N, ...) as a fixed_size_list<float16> column with one list for each row."""
     flat = np.ascontiguousarray(vectors, dtype=np.float16).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), flat.size // len(vectors))
 
 
 def read_fixed_lists(column: pa.ChunkedArray) -> np.ndarray:
-    """(N, width) array of a fixed_size_list column."""
+    """Return a fixed_size_list column as an array (N, width)."""
     return column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)

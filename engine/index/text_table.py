@@ -1,6 +1,6 @@
-"""The table of texts: captions that a photo can find.
+"""Keep texts that a photo can find in a table, each with its vector.
 
-T texts, E embedding.
+Shapes: T texts, E embedding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from engine.index.writer_lock import Held
 
 
 class TextTable:
-    """Texts are only added; each is there once. writing: gives a context that holds the writer's lock."""
+    """The texts of an index. They are only added, and each is there once.
+
+    writing: returns a context that holds the writer's lock.
+    """
 
     def __init__(self, table: Table, embed_dim: int, writing: Held) -> None:
         self.table = table
@@ -27,7 +30,7 @@ class TextTable:
 
     @property
     def version(self) -> int:
-        """Changes whenever the table does."""
+        """Return the version of the table, which changes whenever the table does."""
         return self.table.version
 
     def refresh(self) -> None:
@@ -40,7 +43,7 @@ class TextTable:
         return self.table.count()
 
     def add(self, texts: Sequence[str], vectors_TE: np.ndarray) -> list[int]:
-        """Commit texts with their unit vectors in one batch; return their ids. A text already there is kept."""
+        """Commit texts with their unit vectors in one batch and return their ids; a text that is there keeps its id."""
         with self._writing():
             return self._append(texts, vectors_TE)
 
@@ -49,13 +52,13 @@ class TextTable:
         """Return the texts in the order of `ids`. Raises IndexStateError for an id that is not there."""
         if len(ids) == 0:
             return []
-        wanted = [int(id_) for id_ in ids]
-        rows = self.table.read(["id", "text"], make_ids_condition(wanted))
-        known = dict(zip(rows["id"].to_pylist(), rows["text"].to_pylist(), strict=True))
-        gone = [id_ for id_ in wanted if id_ not in known]
+        asked_ids = [int(id_) for id_ in ids]
+        rows = self.table.read(["id", "text"], make_ids_condition(asked_ids))
+        text_by_id = dict(zip(rows["id"].to_pylist(), rows["text"].to_pylist(), strict=True))
+        gone = [id_ for id_ in asked_ids if id_ not in text_by_id]
         if gone:
-            raise IndexStateError(f"text {gone[0]} is not in the index; ask again")
-        return [known[id_] for id_ in wanted]
+            raise IndexStateError(f"Text {gone[0]} is not in the index. Ask again.")
+        return [text_by_id[id_] for id_ in asked_ids]
 
     @retry_on_newest
     def list_ids(self) -> np.ndarray:
@@ -64,7 +67,7 @@ class TextTable:
 
     @retry_on_newest
     def read_vectors(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return vectors (N, E) float16 in the order of `ids`, which are there."""
+        """Return the vectors (N, E) float16 of texts in the order of `ids`, all of which must exist."""
         if len(ids) == 0:
             return np.zeros((0, self._embed_dim), np.float16)
         rows = self.table.read(["id", "vector"], make_ids_condition(np.asarray(ids).tolist()))

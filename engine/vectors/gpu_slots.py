@@ -1,8 +1,8 @@
-"""The copy of the slots on a GPU; what it lacks is served from the CPU's segments.
+"""Keep a copy of the slots on a GPU; a search that it cannot serve goes to the segments on the CPU.
 
-FAISS on a GPU gives at most 2048 hits, knows no selectors for flat indexes and cannot remove rows. So
-rows that may not be found are fetched as well and dropped, and when they are too many for the limit the
-copy is made again without them. Scores carry the rounding of half floats: hits are re-scored.
+FAISS on a GPU gives at most 2048 hits, has no selectors for flat indexes, and cannot remove rows. So rows that may not
+be found are fetched as well and dropped; when they are too many for the limit, the copy is made again without them.
+Scores are rounded to half floats, so hits are scored again.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ import numpy as np
 from engine.vectors.segments import Segment
 
 MAX_HITS = 2048
-_TEMPORARY_BYTES = 256 << 20  # of the GPU's memory; FAISS would take 1.5 GB from the model
+_TEMPORARY_BYTES = 256 << 20  # FAISS would take 1.5 GB of the GPU's memory, which the model needs.
 _UPLOAD_ROWS = 16384
-_HALF_ROUNDING = 2.0**-10  # of a unit query and of the product's inputs, each 2^-11
+_HALF_ROUNDING = 2.0**-10  # A unit vector and the stored vectors are each rounded by up to 2^-11.
 
 
 @dataclass(frozen=True)
 class DeviceView:
-    """The rows of a copy that may be found."""
+    """The rows of a copy on the GPU that may be found; see `SlotView`.
+
+    slots: FAISS' indexes. ids: of all rows in the copy. allowed: which of these rows may be found.
+    """
 
     slots: list[Any]
     ids: np.ndarray
@@ -33,30 +36,31 @@ class DeviceView:
     rounding: float
 
     def search(self, slot: int, queries_ME: np.ndarray, fetch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids_MF, scores_MF) best first, F = min(fetch, count)."""
-        wanted = min(fetch, self.count)
-        more = wanted + len(self.ids) - self.count
-        scores, rows = self.slots[slot].search(queries_ME, more)
-        # a stable sort brings the allowed to the front and leaves them in their order
-        front = np.argsort(~self.allowed[rows], axis=1, kind="stable")[:, :wanted]
+        """Search one slot; return ids (M, F) and scores (M, F), the best first, with F = min(fetch, count)."""
+        num_hits = min(fetch, self.count)
+        num_fetched = num_hits + len(self.ids) - self.count
+        scores, rows = self.slots[slot].search(queries_ME, num_fetched)
+        # A stable sort brings the allowed rows to the front and keeps their order.
+        front = np.argsort(~self.allowed[rows], axis=1, kind="stable")[:, :num_hits]
         return self.ids[np.take_along_axis(rows, front, axis=1)], np.take_along_axis(scores, front, axis=1)
 
 
 class DeviceCopy:
-    """Flat inner-product indexes on the first GPU, half floats unless the kind is "flat"."""
+    """Flat inner-product indexes on the first GPU, one for each slot, of half floats unless the kind is "flat"."""
 
     def __init__(self, num_slots: int, width: int, kind: str) -> None:
         self._shape = (num_slots, width)
         self._kind = kind
         self._resources: Any = None
         self._slots: list[Any] = []
-        self._rows = np.zeros(0, np.int64)  # of the segments' rows one after the other, those on the GPU
+        # The numbers of the rows on the GPU, counted over all segments one after the other.
+        self._rows = np.zeros(0, np.int64)
         self._state: list[tuple[Segment, int]] = []
 
     def view(
         self, segments: Sequence[Segment], masks: Sequence[np.ndarray | None], fetch: int
     ) -> DeviceView | None:
-        """The rows that the masks let through; None when they cannot be searched for that many hits."""
+        """Return the rows that the masks let through, None when the GPU cannot search them for so many hits."""
         parts = [
             np.ones(len(segment), bool) if mask is None else mask
             for segment, mask in zip(segments, masks, strict=True)

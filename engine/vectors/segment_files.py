@@ -1,9 +1,9 @@
-"""FAISS segments on disk: written beside, published in one step, never trusted.
+"""Keep FAISS segments in files that are published in one step and checked before they are used.
 
-    <root>/current.json          which segments, and the table's version that they follow
-    <root>/<name>/slot-NN.faiss  one file a slot; ids.npy; meta.json with the sizes and checksums
+    <root>/current.json          the names of the segments, and the version of the table that they follow
+    <root>/<name>/slot-NN.faiss  one file for each slot, beside ids.npy, and meta.json with sizes and checksums
 
-LanceDB is the truth: whatever is wrong here means that it is built again, and never an error.
+LanceDB is the truth: whatever is wrong with these files, they are built again, and nobody gets an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SavedSegments:
-    """What the pointer names: segments mapped from their folders, and the version they follow."""
+    """The published segments, mapped from their files. version: the version of the table that they follow."""
 
     version: int
     names: list[str]
@@ -41,7 +41,7 @@ class SavedSegments:
 
 
 def load_segments(root: Path, num_slots: int, width: int, kind: str) -> SavedSegments | None:
-    """The segments that were published last; None when there are none, others, or damaged ones."""
+    """Return the segments that were published last, None when there are none, or others, or damaged ones."""
     try:
         pointer = json.loads((root / _POINTER).read_bytes())
         if pointer["format"] != _format(num_slots, width, kind):
@@ -52,12 +52,15 @@ def load_segments(root: Path, num_slots: int, width: int, kind: str) -> SavedSeg
     except FileNotFoundError:
         return None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        _log.info("the FAISS files at %s are built again: %s", root, error)
+        _log.info("The FAISS files at %s are built again: %s", root, error)
         return None
 
 
 class SegmentWriter:
-    """Writes segments and publishes them; once something fails, or without a folder, it does nothing."""
+    """A writer of segments, which does nothing once something has failed, or when it cannot write.
+
+    names: the published segments that it goes on from.
+    """
 
     def __init__(self, root: Path, names: list[str], *, can_write: bool) -> None:
         self._root = root
@@ -65,7 +68,7 @@ class SegmentWriter:
         self._can_write = can_write
 
     def keep(self, segment: Segment) -> Segment:
-        """Write a segment; the same mapped from its files, or as it is when it cannot be written."""
+        """Write a segment and return it mapped from its files; return it as it is when it cannot be written."""
         if not self._can_write:
             return segment
         name = f"{time.time_ns():x}"
@@ -81,7 +84,7 @@ class SegmentWriter:
         return mapped
 
     def publish(self, version: int, num_slots: int, width: int, kind: str) -> None:
-        """Make what was kept the current state in one step, then remove what is no longer named."""
+        """Publish the kept segments in one step, then remove the segments that are no longer named."""
         if not self._can_write:
             return
         pointer = {"version": version, "format": _format(num_slots, width, kind), "segments": self._names}
@@ -94,8 +97,8 @@ class SegmentWriter:
 
 
 @contextmanager
-def segment_writer(root: Path, names: list[str]) -> Iterator[SegmentWriter]:
-    """A writer that goes on from published segments; one process at a time gets one that writes."""
+def open_segment_writer(root: Path, names: list[str]) -> Iterator[SegmentWriter]:
+    """Give a writer that goes on from published segments; only one process at a time gets a writer that can write."""
     with ExitStack() as stack:
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -127,10 +130,10 @@ def _read_segment(folder: Path, num_slots: int, width: int, kind: str) -> Segmen
     meta = json.loads((folder / "meta.json").read_bytes())
     for name, (size, mtime_ns, checksum) in meta["files"].items():
         status = (folder / name).stat()
-        # the bytes are read only where something touched the file since: reading all takes seconds
+        # A file is read only when something has touched it since, because reading all files takes seconds.
         touched = status.st_mtime_ns != mtime_ns
         if status.st_size != size or (touched and _checksum(folder / name) != checksum):
-            raise ValueError(f"{folder / name} is not what was written")
+            raise ValueError(f"{folder / name} has changed since it was written.")
     ids = np.load(folder / "ids.npy", allow_pickle=False)
     return Segment.read(folder, num_slots, width, kind, ids, float(meta["rounding"]))
 
@@ -150,7 +153,9 @@ def _remove_half_written(root: Path) -> None:
 
 
 def _remove_others(root: Path, names: set[str]) -> None:
-    """Readers that have mapped an old segment keep it until they close: it is only unlinked."""
+    """Remove all segments but the named ones. A reader that has mapped a segment keeps its files until it closes
+    them.
+    """
     for path in root.iterdir():
         if path.is_dir() and path.name not in names:
             shutil.rmtree(path, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""Merge the hit lists of the query slots, and bound the score of what the lists did not show.
+"""Merge the hit lists of the slots, and bound the scores of photos that the lists did not show.
 
-Pure functions of arrays, without FAISS: the bounds are what makes the search of `slot_index` exact.
-S slots, E embedding, M queries, K hits, F fetched from one list.
+These are pure functions of arrays, without FAISS; the bounds make the search of `slot_index` exact. Shapes: S slots, E
+embedding, M texts, K hits, F hits that are fetched from one list.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from typing import Protocol
 
 import numpy as np
 
-NOISE = 1e-5  # between two ways to sum one float32 inner product of unit vectors
-Lists = list[list[tuple[np.ndarray, np.ndarray]]]  # view, slot -> (ids_MF, scores_MF)
+NOISE = 1e-5  # Two ways to sum the float32 inner product of unit vectors differ by less than this.
+Lists = list[list[tuple[np.ndarray, np.ndarray]]]  # lists[view][slot] is (ids_MF, scores_MF).
 
 
 class SlotView(Protocol):
-    """The rows of one set of slots that may be found, with how far their scores may be off."""
+    """The rows of one set of slots that may be found.
+
+    count: their number. rounding: how far a score may be from the true one.
+    """
 
     @property
     def count(self) -> int: ...
@@ -28,10 +31,10 @@ class SlotView(Protocol):
 def merge_maximum(
     ids_MK: np.ndarray | Sequence[np.ndarray], scores_MK: np.ndarray | Sequence[np.ndarray], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Merge lists of hits: each id once with its best score; at most k, best first, ties by lower id.
+    """Merge lists of hits; return at most k ids with their best scores, the best first, ties by the lower id.
 
-    The exact top k when each list is a top k: photo -> text is one search of the texts for each of the
-    photo's vectors. Entries with id -1 are padding. Lists may differ in length.
+    The result is the exact top k when each list is a top k. (To find texts for a photo, the texts are searched once for
+    each of the photo's vectors.) Entries with id -1 are padding. Lists may differ in length.
     """
     ids = np.concatenate([np.ravel(part) for part in ids_MK] or [np.zeros(0, np.int64)])
     scores = np.concatenate([np.ravel(part) for part in scores_MK] or [np.zeros(0, np.float32)])
@@ -42,7 +45,10 @@ def merge_maximum(
 
 
 def last_scores(views: Sequence[SlotView], lists: Lists, fetch: int) -> list[np.ndarray]:
-    """(S, M) for each view: what a photo that the list did not show scores at most; -inf if it showed all."""
+    """Return for each view the last scores (S, M) of its lists, -inf where a list showed all photos.
+
+    A photo that a list did not show scores at most the last score of that list.
+    """
     return [
         np.stack([row_scores[:, -1] for _, row_scores in slots])
         if view.count > fetch
@@ -54,7 +60,11 @@ def last_scores(views: Sequence[SlotView], lists: Lists, fetch: int) -> list[np.
 def mean_bounds_of_shown(
     views: Sequence[SlotView], lists: Lists, last: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the lists of one query a slot have shown, best bound first: ids_N, and the mean is at most."""
+    """Return the ids (N,) that some list showed, and an upper bound (N,) of each photo's mean score.
+
+    lists: the hits of one vector for each slot. last: from `last_scores`. The ids are ordered by the bound, the largest
+    first.
+    """
     ids, bounds = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
     for view, slots, view_last in zip(views, lists, last, strict=True):
         shown = np.unique(np.concatenate([slot_ids[0] for slot_ids, _ in slots]))
@@ -68,5 +78,5 @@ def mean_bounds_of_shown(
 
 
 def mean_bound_of_unseen(view: SlotView, last_S: np.ndarray) -> float:
-    """What the mean of a photo that no list has shown is at most."""
+    """Return an upper bound of the mean score of every photo that no list has shown."""
     return float(last_S.mean()) + view.rounding + NOISE

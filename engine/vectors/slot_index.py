@@ -1,11 +1,11 @@
-"""Exact nearest photos with FAISS: one index for each query slot, on the CPU or on a GPU.
+"""Find the exact nearest photos with FAISS, with one index for each slot, on the CPU or on a GPU.
 
-The score of photo i and query t is max_s <z_is, t>. A photo among the best k by that maximum is among the
-best k of the slot where it has its maximum, so k hits from each slot, merged by maximum, hold the exact
-top k (ARCHITECTURE, decision 2). Ties at the edge and kinds that round are settled by a bound: what no
-list has shown scores at most the last score of a list, and more is fetched until the k-th hit is above it.
+The score of photo i and text t is max_s <z_is, t>. A photo among the best k by this maximum is among the best k of the
+slot where it has its maximum, so that k hits from each slot, merged by maximum, hold the exact top k (ARCHITECTURE,
+decision 2). Ties at the edge and kinds that round are settled by a bound: a photo that no list has shown scores at most
+the last score of a list, and more hits are fetched until the k-th hit is above this bound.
 
-S slots, E embedding, N rows, M queries, K hits, F fetched from one list.
+Shapes: S slots, E embedding, N rows, M texts, K hits, F hits that are fetched from one list.
 """
 
 from __future__ import annotations
@@ -34,16 +34,19 @@ from engine.vectors.slot_bounds import (
 
 _log = logging.getLogger(__name__)
 
-_SPARE = 16  # fetched beyond k, so that a tie at the edge rarely costs a second search
-_ROUNDED_FACTOR = 4  # fetched for each wanted hit where the index rounds
-_MEAN_FACTOR = 32  # fetched for each wanted photo where the slots are averaged: hits agree less
-_QUERIES_AT_ONCE = 256
-_RESCORED_AT_ONCE = 2048  # photos; 64 MB at 32 x 256 as float32
-VectorsOf = Callable[[np.ndarray], np.ndarray]
+_SPARE = 16  # Hits that are fetched beyond k, so that a tie at the edge rarely costs a second search.
+_ROUNDED_FACTOR = 4  # Hits that are fetched for each one that is asked for, where the index rounds.
+# Hits that are fetched for each photo where slots are averaged: the lists of the slots agree less.
+_MEAN_FACTOR = 32
+_TEXT_BATCH = 256
+_RESCORED_BATCH = 2048  # Photos; they take 64 MB at 32 x 256 as float32.
+ReadVectors = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class _SegmentView:
+    """The rows of a segment that may be found; see `SlotView`."""
+
     segment: Segment
     selector: Any
     count: int
@@ -57,11 +60,11 @@ class _SegmentView:
 
 
 class SlotIndex:
-    """Rows of S unit vectors each, searched exactly.
+    """An index of rows of S unit vectors each, which is searched exactly.
 
-    kind: "flat" (float32), "fp16" (exact for vectors that are fp16) or "int8" (a quarter of the memory;
-    hits are re-scored). vectors_of: ids (N) -> vectors (N, S, E), needed by "int8", whose own vectors are
-    rounded. device: "auto", "cpu" or "gpu". Raises ValueError for an unknown kind or device.
+    kind: "flat" (float32), "fp16" (exact for vectors that are float16) or "int8" (a quarter of the memory of "flat";
+    hits are scored again). read_vectors: returns the vectors (N, S, E) of ids (N,); "int8" needs it, because its own
+    vectors are rounded. device: "auto", "cpu" or "gpu". Raises ValueError for an unknown kind or device.
     """
 
     def __init__(
@@ -71,26 +74,26 @@ class SlotIndex:
         kind: str = "fp16",
         device: str = "auto",
         *,
-        vectors_of: VectorsOf | None = None,
+        read_vectors: ReadVectors | None = None,
     ) -> None:
         if kind not in KINDS:
-            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
+            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}.")
         if device not in ("auto", "cpu", "gpu"):
-            raise ValueError(f"device is {device!r}; it must be auto, cpu or gpu")
-        if kind == "int8" and vectors_of is None:
-            raise ValueError("an int8 index needs vectors_of to re-score its hits")
+            raise ValueError(f"device is {device!r}; it must be auto, cpu or gpu.")
+        if kind == "int8" and read_vectors is None:
+            raise ValueError("read_vectors is missing; an int8 index needs it to score its hits again.")
         self.num_slots = num_slots
         self.width = width
         self.kind = kind
         self.segments: list[Segment] = []
         on_gpu = device == "gpu" or (device == "auto" and faiss.get_num_gpus() > 0)
         self._device = DeviceCopy(num_slots, width, kind) if on_gpu else None
-        self._vectors_of = vectors_of or self.reconstruct
-        # FAISS uses one thread for one query on a flat index: the slots are searched side by side
+        self._vectors_of = read_vectors or self.reconstruct
+        # FAISS uses one thread for one vector on a flat index, so the slots are searched in parallel.
         self._pool = ThreadPoolExecutor(count_processors(), "faiss", lambda: faiss.omp_set_num_threads(1))
 
     def close(self) -> None:
-        """End the threads that search; the index cannot be searched after that, and closing it again does nothing."""
+        """End the threads that search. The index cannot be searched after that; closing it again does nothing."""
         self._pool.shutdown()
 
     def __len__(self) -> int:
@@ -101,14 +104,14 @@ class SlotIndex:
 
     @property
     def ids(self) -> np.ndarray:
-        """int64 ids in the order they were added."""
+        """Return the int64 ids in the order in which they were added."""
         return np.concatenate([np.zeros(0, np.int64), *(segment.ids for segment in self.segments)])
 
     def add(self, ids_N: np.ndarray, vectors_NSE: np.ndarray) -> None:
-        """Append rows, float16 or float32; the ids are new ones."""
+        """Append rows of float16 or float32 vectors. The ids must be new. Raises ValueError for another shape."""
         vectors = np.asarray(vectors_NSE)
         if vectors.shape != (len(ids_N), self.num_slots, self.width):
-            raise ValueError(f"vectors are {vectors.shape} for {len(ids_N)} ids in {self!r}")
+            raise ValueError(f"The vectors are {vectors.shape} for {len(ids_N)} ids in {self!r}.")
         if len(ids_N) == 0:
             return
         if not self.segments or self.segments[-1].frozen:
@@ -118,16 +121,16 @@ class SlotIndex:
     def search(
         self, queries_ME: np.ndarray, k: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The exact top k by the maximum over the slots, for each of M unit vectors.
+        """Return the exact top k by the maximum over the slots for each of M unit vectors.
 
-        allowed: ids that may be found, None for all. Gives ids_MK int64 and scores_MK float32, cosines in
-        [-1, 1], best first, ties by lower id, padded with -1 and -inf where there are fewer than k.
+        allowed: the ids that may be found, None for all. Returns ids (M, K) int64 and scores (M, K) float32, which are
+        cosines in [-1, 1], the best first, ties by the lower id, padded with -1 and -inf where there are fewer than k.
         """
         queries = np.ascontiguousarray(queries_ME, dtype=np.float32)
         ids = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
-        for start in range(0, len(queries), _QUERIES_AT_ONCE):
-            pending = np.arange(start, min(start + _QUERIES_AT_ONCE, len(queries)))
+        for start in range(0, len(queries), _TEXT_BATCH):
+            pending = np.arange(start, min(start + _TEXT_BATCH, len(queries)))
             fetch = self._first_fetch(k)
             while k and len(pending):
                 settled = np.ones(len(pending), bool)
@@ -142,7 +145,7 @@ class SlotIndex:
     def _hits(
         self, queries_ME: np.ndarray, k: int, fetch: int, allowed: np.ndarray | None
     ) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-        """Top k from lists of `fetch` hits for each query, and whether no other photo can be among them."""
+        """Yield for each text the top k of lists of `fetch` hits, and whether no other photo can be among them."""
         views = self._views(allowed, fetch)
         lists = self._lists(views, [queries_ME] * self.num_slots, fetch)
         total = sum(view.count for view in views)
@@ -165,11 +168,12 @@ class SlotIndex:
     def search_slots(
         self, vectors_SE: np.ndarray, k: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The exact top k by the mean over the slots of the cosine with the same slot: photo -> photo.
+        """Return the exact top k photos for a photo, by the mean over the slots of the cosine with the same slot.
 
-        Fagin's threshold algorithm: what no list has shown scores at most the mean of the lists' last
-        scores, and what some have shown at most the mean with the last score where it was not shown; only
-        what can still be among the best is scored in full. Gives ids_K and scores_K as `search` does.
+        This is Fagin's threshold algorithm. A photo that no list has shown scores at most the mean of the lists' last
+        scores. A photo that some lists have shown scores at most the mean in which the last score of a list stands for
+        each score that is not known. Only photos that can still be among the best are scored in full. Returns ids (K,)
+        and scores (K,) as `search` does.
         """
         queries = np.ascontiguousarray(vectors_SE, dtype=np.float32)
         scored, means = np.zeros(0, np.int64), np.zeros(0, np.float32)
@@ -200,7 +204,7 @@ class SlotIndex:
         return ids, scores
 
     def reconstruct(self, ids: np.ndarray) -> np.ndarray:
-        """Vectors (N, S, E) float32 of ids that are there, as the index holds them."""
+        """Return the vectors (N, S, E) float32 of ids as the index holds them. All ids must be in the index."""
         all_ids = self.ids
         order = np.argsort(all_ids, kind="stable")
         rows = order[np.searchsorted(all_ids, ids, sorter=order)]
@@ -218,13 +222,13 @@ class SlotIndex:
         return (_ROUNDED_FACTOR * k if rounds else k) + _SPARE
 
     def _views(self, allowed: np.ndarray | None, fetch: int) -> Sequence[SlotView]:
-        """What to search: the copy on the GPU where it can give that many hits, else the segments."""
+        """Return what is searched: the copy on the GPU where it can give so many hits, else the segments."""
         masks = [None if allowed is None else np.isin(segment.ids, allowed) for segment in self.segments]
         if self._device is not None:
             try:
                 view = self._device.view(self.segments, masks, fetch)
-            except RuntimeError as error:  # the GPU's memory is taken by something else
-                _log.warning("searching on the CPU: FAISS cannot use the GPU: %s", error)
+            except RuntimeError as error:  # Another program may have taken the memory of the GPU.
+                _log.warning("FAISS cannot use the GPU and searches on the CPU: %s", error)
                 self._device = view = None
             if view is not None:
                 return [view] if view.count else []
@@ -236,19 +240,20 @@ class SlotIndex:
         return [view for view in views if view.count]
 
     def _lists(self, views: Sequence[SlotView], queries_SME: Sequence[np.ndarray], fetch: int) -> Lists:
-        if views and isinstance(views[0], DeviceView):  # its resources serve one search at a time
+        """Search every view and slot; return the lists of hits."""
+        if views and isinstance(views[0], DeviceView):  # The resources of a GPU serve one search at a time.
             return [
                 [view.search(slot, queries_SME[slot], fetch) for slot in range(self.num_slots)]
                 for view in views
             ]
         tasks = [(view, slot) for view in views for slot in range(self.num_slots)]
-        found = list(self._pool.map(lambda task: task[0].search(task[1], queries_SME[task[1]], fetch), tasks))
-        return [found[start : start + self.num_slots] for start in range(0, len(found), self.num_slots)]
+        lists = list(self._pool.map(lambda task: task[0].search(task[1], queries_SME[task[1]], fetch), tasks))
+        return [lists[start : start + self.num_slots] for start in range(0, len(lists), self.num_slots)]
 
     def _rescored(
         self, ids: np.ndarray, upper: np.ndarray, query_E: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The exact top k of some ids, whose scores are at most `upper`, itself best first."""
+        """Return the exact top k of ids whose scores are at most `upper`, which is sorted with the largest first."""
         scores = self._cosines(ids[:k], query_E[None]).max(axis=1)
         possible = ids[k:][upper[k:] >= scores.min(initial=np.inf)]
         ids = np.concatenate([ids[:k], possible])
@@ -257,10 +262,10 @@ class SlotIndex:
         return ids[best], scores[best]
 
     def _cosines(self, ids: np.ndarray, queries_SE: np.ndarray) -> np.ndarray:
-        """(N, S) of each photo's slots with the queries; one query serves every slot."""
+        """Return the cosines (N, S) of photos' vectors with one vector for each slot, or with one for all slots."""
         cosines = np.empty((len(ids), self.num_slots), np.float32)
-        for start in range(0, len(ids), _RESCORED_AT_ONCE):
-            part = ids[start : start + _RESCORED_AT_ONCE]
+        for start in range(0, len(ids), _RESCORED_BATCH):
+            part = ids[start : start + _RESCORED_BATCH]
             vectors = self._vectors_of(part).astype(np.float32, copy=False)
             cosines[start : start + len(part)] = (vectors * queries_SE).sum(axis=2)
         return cosines

@@ -72,7 +72,7 @@ def measure(count: int, kinds: list[str], devices: list[str]) -> list[tuple[obje
     rows: list[tuple[object, ...]] = []
     for kind in kinds:
         for device in devices:
-            index = SlotIndex(SLOTS, WIDTH, kind, device, vectors_of=lambda wanted: vectors[wanted])
+            index = SlotIndex(SLOTS, WIDTH, kind, device, read_vectors=lambda wanted: vectors[wanted])
             for start in range(0, count, ROWS):
                 index.add(ids[start : start + ROWS], vectors[start : start + ROWS])
             started = time.perf_counter()

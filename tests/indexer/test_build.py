@@ -176,7 +176,7 @@ def test_a_full_disk_keeps_what_was_committed(
 
     def add(*batch: object) -> list[int]:
         if len(commits) == 2:
-            raise IndexStateError("the disk that holds it is full; everything committed before is safe")
+            raise IndexStateError("The disk that holds it is full. Everything committed before is safe")
         commits.append(1)
         return real(*batch)  # type: ignore[arg-type]
 
@@ -226,7 +226,7 @@ def test_many_features_are_committed_before_memory_fills(
 
 def test_two_at_once_are_refused(tmp_path: Path, store: Store) -> None:
     root = photos(tmp_path / "photos", range(2))
-    with store.writing(), pytest.raises(IndexStateError, match="another qseek"):
+    with store.writing(), pytest.raises(IndexStateError, match="Another qseek"):
         build(Store.open(store.folder), root)
 
 

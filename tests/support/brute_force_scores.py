@@ -28,7 +28,7 @@ TEXTS = [
 
 
 def picture(path: Path) -> np.ndarray:
-    """By Pillow alone."""
+    """Return a photo as the square that the model reads, made with Pillow alone."""
     return np.array(Image.open(path).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
@@ -45,7 +45,7 @@ def fresh_itc(model: RetrievalModel, path: Path, text: str) -> float:
 
 
 def stored_itc(searcher: Searcher, text: str) -> dict[int, float]:
-    """By id."""
+    """Return the ITC score of a text with every photo of the index, by the photo's id."""
     assert searcher.store is not None
     ids = searcher.store.list_live_ids()
     text_E = searcher.model.encode_texts([text])[0][0]

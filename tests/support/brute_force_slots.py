@@ -16,12 +16,12 @@ def unit(values: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values, axis=-1, keepdims=True)
 
 
-def compute_photo_vectors(count: int, seed: int = 0, own: float = 0.7) -> np.ndarray:
-    """(N, S, E) float16 unit vectors: a part of the photo, a part of the slot, and `own` of neither."""
+def compute_photo_vectors(count: int, seed: int = 0, noise: float = 0.7) -> np.ndarray:
+    """Return float16 unit vectors (N, S, E), each a sum of a photo's part, a slot's part and `noise` of its own."""
     rng = np.random.default_rng(seed)
     photo = rng.standard_normal((count, 1, E))
     slot = np.random.default_rng(99).standard_normal((1, S, E))
-    return unit(photo + slot + own * rng.standard_normal((count, S, E))).astype(np.float16)
+    return unit(photo + slot + noise * rng.standard_normal((count, S, E))).astype(np.float16)
 
 
 def text_vectors(count: int, seed: int = 1) -> np.ndarray:
@@ -51,10 +51,10 @@ def best_by_mean(
     return brute_force(ids, cosines.mean(axis=1), k, allowed)
 
 
-def assert_same(found: tuple[np.ndarray, np.ndarray], want: tuple[np.ndarray, np.ndarray]) -> None:
-    assert found[0].dtype == np.int64 and found[1].dtype == np.float32
-    assert found[0].tolist() == want[0].astype(int).tolist()
-    np.testing.assert_allclose(found[1], want[1], atol=2e-6)
+def assert_same(hits: tuple[np.ndarray, np.ndarray], want: tuple[np.ndarray, np.ndarray]) -> None:
+    assert hits[0].dtype == np.int64 and hits[1].dtype == np.float32
+    assert hits[0].tolist() == want[0].astype(int).tolist()
+    np.testing.assert_allclose(hits[1], want[1], atol=2e-6)
 
 
 class OnGpu:
@@ -78,10 +78,10 @@ def an_index(
 ) -> SlotIndex:
     places = {int(id_): place for place, id_ in enumerate(ids)}
 
-    def vectors_of(wanted: np.ndarray) -> np.ndarray:
+    def read_vectors(wanted: np.ndarray) -> np.ndarray:
         return photos[[places[int(id_)] for id_ in wanted]]
 
-    index = SlotIndex(photos.shape[1], photos.shape[2], kind, device, vectors_of=vectors_of)
+    index = SlotIndex(photos.shape[1], photos.shape[2], kind, device, read_vectors=read_vectors)
     for part in np.array_split(np.arange(len(ids)), parts):
         index.add(ids[part], photos[part])
         if index.segments:

@@ -1,4 +1,4 @@
-"""What tests of the store and its tables share."""
+"""Fixtures that the tests of the store and its tables share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions are read again when another process has compacted the version away that a reader had."""
+"""Captions are read again when another process has compacted away the version that a reader had."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_a_full_disk_is_said_and_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(store._photos.table._handle, "add", full)
-        with pytest.raises(IndexStateError, match="is full; everything committed before is safe"):
+        with pytest.raises(IndexStateError, match=r"is full. Everything committed before is safe"):
             store.add([a_photo(2)], [a_file(2)], [])
     assert store.list_live_ids().tolist() == [0, 1]
     assert set(Store.open(store.folder).read_files()) == {ROOT / "0.jpg", ROOT / "1.jpg"}

@@ -1,4 +1,4 @@
-"""Which photos are found: missing, forgotten, at many paths."""
+"""Photos are found unless all their files are missing or forgotten, also at many paths."""
 
 from __future__ import annotations
 
@@ -38,15 +38,17 @@ def test_prune_forgets_and_never_gives_an_id_again(store: Store) -> None:
 
 
 def test_photos_at_many_paths(store: Store) -> None:
-    """Copies, missing and unknown paths, more than one SQL condition's worth."""
+    """Photos are found at copies, and not at missing or unknown paths, also when one SQL condition is too short for
+    all.
+    """
     store.add([a_photo(0), a_photo(1)], [a_file(0, "a.jpg"), a_file(1, "b.jpg"), a_file(0, "c.jpg")])
     store.mark_missing([ROOT / "b.jpg"])
     paths = [ROOT / f"none{number}.jpg" for number in range(2500)]
     paths[7], paths[1200], paths[2499], paths[3] = (
         ROOT / name for name in ("a.jpg", "c.jpg", "a.jpg", "b.jpg")
     )
-    found = store.find_photos(paths)
-    assert [row for row, photo in enumerate(found) if photo] == [7, 1200, 2499]
-    assert {photo.id for photo in found if photo} == {0} and found[7] == store.find_photo(ROOT / "c.jpg")
-    assert found[7] is not None and found[7].paths == (ROOT / "a.jpg", ROOT / "c.jpg")
+    photo = store.find_photos(paths)
+    assert [row for row, photo in enumerate(photo) if photo] == [7, 1200, 2499]
+    assert {photo.id for photo in photo if photo} == {0} and photo[7] == store.find_photo(ROOT / "c.jpg")
+    assert photo[7] is not None and photo[7].paths == (ROOT / "a.jpg", ROOT / "c.jpg")
     assert store.find_photos([]) == []

@@ -96,7 +96,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, content: bytes) -> None:
 
 def test_no_index_says_how_to_make_one(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(IndexStateError, match=r"there is no index at .*qseek index FOLDER"):
+        with pytest.raises(IndexStateError, match=r"There is no index at .*qseek index FOLDER"):
             Manifest.load(folder)
 
 

@@ -57,8 +57,8 @@ def test_strange_names_survive_every_operation(store: Store, name: str) -> None:
     strange = a_file(9, name)
     store.add([a_photo(9)], [strange], [])
     assert Store.open(store.folder).read_files()[strange.path] == strange
-    found = store.find_photo(strange.path)
-    assert found is not None and found.id == 2 and found.path == strange.path
+    photo = store.find_photo(strange.path)
+    assert photo is not None and photo.id == 2 and photo.path == strange.path
     store.mark_missing([strange.path])
     assert store.list_live_ids().tolist() == [0, 1] and store.find_photo(strange.path) is None
     assert store.read_files()[strange.path].missing

@@ -23,9 +23,9 @@ def test_what_is_added_is_read_back(store: Store) -> None:
     assert again.map_ids_by_digest() == {f"{0:032x}": 0, f"{1:032x}": 1}
     assert again.read_files() == {ROOT / "0.jpg": a_file(0), ROOT / "1.jpg": a_file(1)}
     assert again.read_failures() == {ROOT / "bad.jpg": a_failure("bad.jpg")}
-    one, zero = again.read_photos([1, 0])
-    assert (one.id, one.digest, one.width, one.height) == (1, f"{1:032x}", 101, 201)
-    assert one.paths == (ROOT / "1.jpg",) and zero.path == ROOT / "0.jpg"
+    first, zero = again.read_photos([1, 0])
+    assert (first.id, first.digest, first.width, first.height) == (1, f"{1:032x}", 101, 201)
+    assert first.paths == (ROOT / "1.jpg",) and zero.path == ROOT / "0.jpg"
     assert (again.num_photos, again.num_files, again.texts.count()) == (2, 2, 0)
     assert again.measure_disk_bytes() >= 2 * Q * E * 2
 
@@ -83,7 +83,7 @@ def test_all_vectors_stream_in_id_order(store: Store) -> None:
 def test_photos_are_compacted_where_a_copy_of_them_fits(
     store: Store, monkeypatch: pytest.MonkeyPatch, times_the_photos: float, num_fragments: int
 ) -> None:
-    """Only the table of photos is copied: thumbnails and FAISS files in the same folder need no room."""
+    """Compaction copies only the table of photos; thumbnails and FAISS files in the same folder need no room."""
     monkeypatch.setattr("engine.index.store.MAX_FRAGMENTS", 3)
     for n in range(12):
         store.add([a_photo(n, bytes([n]) * 500)], [a_file(n)], [])
@@ -168,7 +168,7 @@ def test_a_store_sees_others_writes_after_refresh_and_before_its_own(store: Stor
 
 def test_create_refuses_an_index_and_a_folder_that_is_not_ours(store: Store, tmp_path: Path) -> None:
     filled(store, 2)
-    with pytest.raises(IndexStateError, match=r"there is an index at .* already"):
+    with pytest.raises(IndexStateError, match=r"There is an index at .* already"):
         Store.create(store.folder, a_manifest())
     assert Store.open(store.folder).num_photos == 2
     anew = Store.create(store.folder, a_manifest(model="other"), replace=True)
@@ -180,7 +180,7 @@ def test_create_refuses_an_index_and_a_folder_that_is_not_ours(store: Store, tmp
             Store.create(tmp_path / "pictures", a_manifest(), replace=replace)
     assert precious.is_dir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(IndexStateError, match="cannot make an index at"):
+    with pytest.raises(IndexStateError, match="An index cannot be made at"):
         Store.create(tmp_path / "file" / "index", a_manifest())
 
 
@@ -190,7 +190,7 @@ def test_an_interrupted_create_can_be_repeated(tmp_path: Path, monkeypatch: pyte
         patch.setattr(Manifest, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             Store.create(folder, a_manifest())
-    with pytest.raises(IndexStateError, match="there is no index"):
+    with pytest.raises(IndexStateError, match="There is no index"):
         Store.open(folder)
     assert filled(Store.create(folder, a_manifest()), 1).num_photos == 1
 

@@ -19,10 +19,10 @@ def test_texts_are_kept_once(store: Store) -> None:
     assert again.texts.count() == 4 and again.texts.list_ids().tolist() == [0, 1, 2, 3]
     want = vectors[[0, 1, 3, 0]]
     np.testing.assert_array_equal(again.texts.read_vectors([3, 0]), want[[3, 0]])
-    (ids, got), (more_ids, more) = again.texts.iterate_vectors(after_id=0, batch=2)
-    np.testing.assert_array_equal(np.concatenate([got, more]), want[1:])
+    (ids, vectors_of_first_batch), (more_ids, more) = again.texts.iterate_vectors(after_id=0, batch=2)
+    np.testing.assert_array_equal(np.concatenate([vectors_of_first_batch, more]), want[1:])
     assert [*ids, *more_ids] == [1, 2, 3]
-    with pytest.raises(IndexStateError, match="text 9"):
+    with pytest.raises(IndexStateError, match="Text 9"):
         again.texts.read([9])
 
 

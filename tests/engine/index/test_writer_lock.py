@@ -31,8 +31,8 @@ def assert_refused(folder: Path, process: object) -> None:
     with pytest.raises(IndexStateError) as error, lock_folder(folder):
         pass
     assert str(error.value) == (
-        f"another qseek (process {process}) is writing the index at {folder}; "
-        "wait until it is done, or give another --index"
+        f"Another qseek (process {process}) is writing the index at {folder}. "
+        "Wait until it is done, or give another --index."
     )
 
 
@@ -63,7 +63,7 @@ def test_a_killed_process_frees_it(tmp_path: Path) -> None:
 
 @on_unix
 def test_an_older_qseek_keeps_us_out(tmp_path: Path) -> None:
-    """Older versions hold the same file by flock, and write their process into it. filelock uses flock, too."""
+    """Older versions lock the same file with flock, as filelock does, and write their process number into it."""
     import fcntl
 
     (tmp_path / "lock.pid").write_text("7")  # a writer that was killed
@@ -146,5 +146,5 @@ def test_a_second_writer_is_turned_away_at_once(store: Store) -> None:
         store.add([a_photo(1)], [a_file(1)], [])  # nested: the lock is ours
     readable, refused = done.stdout.splitlines()
     assert readable == "[0]"
-    assert f"another qseek (process {os.getpid()}) is writing the index" in refused
+    assert f"Another qseek (process {os.getpid()}) is writing the index" in refused
     assert run_python(code, store.folder).stdout.splitlines() == ["[0, 1]", "written"]

@@ -1,4 +1,4 @@
-"""The devices of an index, and a store of 40 photos that counts the rows read from it."""
+"""Fixtures: the devices of an index, and a store of 40 photos that counts the rows that are read from it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def rows_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each batch took from the table to build an index."""
+    """Return a list to which each batch adds how many rows it took from the table to build an index."""
     counts: list[int] = []
     batches = store.iterate_vectors
 

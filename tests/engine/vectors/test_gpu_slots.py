@@ -1,4 +1,4 @@
-"""What a GPU cannot give is found on the CPU."""
+"""Hits that a GPU cannot give are found on the CPU."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_more_hits_than_a_gpu_gives_come_from_the_cpu(monkeypatch: pytest.Monkey
     few = np.arange(0, 400, 8)
     for allowed in (None, few, np.arange(100, 390), None):
         for k in (3, 40, 200):
-            found = index.search(query, k, allowed)
-            assert_same((found[0][0], found[1][0]), best_by_maximum(ids, photos, query[0], k, allowed))
+            hits = index.search(query, k, allowed)
+            assert_same((hits[0][0], hits[1][0]), best_by_maximum(ids, photos, query[0], k, allowed))
     index.search(query, 3, few)  # 350 hidden rows do not fit below the limit: the copy leaves them out
     assert copy._rows.tolist() == few.tolist()
     index.search(query, 3, np.arange(60))
@@ -43,5 +43,5 @@ def test_a_gpu_without_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(gpu_slots, "_new_resources", full)
     photos, query = compute_photo_vectors(30), text_vectors(1)
     index = an_index("fp16", np.arange(30), photos, "gpu")
-    found = index.search(query, 4)
-    assert_same((found[0][0], found[1][0]), best_by_maximum(np.arange(30), photos, query[0], 4))
+    hits = index.search(query, 4)
+    assert_same((hits[0][0], hits[1][0]), best_by_maximum(np.arange(30), photos, query[0], 4))

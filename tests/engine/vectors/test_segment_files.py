@@ -18,7 +18,7 @@ from engine.vectors import segment_files, segments
 from engine.vectors.table_indexes import open_photo_index
 
 
-def one(root: Path, pattern: str) -> Path:
+def newest_file(root: Path, pattern: str) -> Path:
     return sorted(root.glob(pattern))[-1]
 
 
@@ -40,19 +40,21 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "pointer gone": lambda root: (root / "current.json").unlink(),
     "pointer garbage": lambda root: (root / "current.json").write_bytes(b"\x00\xff garbage"),
     "pointer to nothing": lambda root: (root / "current.json").write_text('{"version": 2}'),
-    "segment gone": lambda root: shutil.rmtree(one(root, "*/")),
-    "slot gone": lambda root: one(root, "*/slot-03.faiss").unlink(),
-    "slot cut": lambda root: cut(one(root, "*/slot-03.faiss"), 500),
-    "slot empty": lambda root: cut(one(root, "*/slot-00.faiss"), 0),
-    "slot garbage": lambda root: one(root, "*/slot-05.faiss").write_bytes(os.urandom(3000)),
-    "one bit in the middle": lambda root: flip(one(root, "*/slot-02.faiss"), 1234),
-    "one bit of the header": lambda root: flip(one(root, "*/slot-02.faiss"), 9, keep_time=True),
-    "one bit of the first row": lambda root: flip(one(root, "*/slot-02.faiss"), -1, keep_time=True),
-    "two slots swapped": lambda root: os.replace(one(root, "*/slot-01.faiss"), one(root, "*/slot-06.faiss")),
-    "ids cut": lambda root: cut(one(root, "*/ids.npy"), 100),
-    "ids garbage": lambda root: one(root, "*/ids.npy").write_bytes(b"garbage"),
-    "meta cut": lambda root: cut(one(root, "*/meta.json"), 30),
-    "meta empty": lambda root: one(root, "*/meta.json").write_text("{}"),
+    "segment gone": lambda root: shutil.rmtree(newest_file(root, "*/")),
+    "slot gone": lambda root: newest_file(root, "*/slot-03.faiss").unlink(),
+    "slot cut": lambda root: cut(newest_file(root, "*/slot-03.faiss"), 500),
+    "slot empty": lambda root: cut(newest_file(root, "*/slot-00.faiss"), 0),
+    "slot garbage": lambda root: newest_file(root, "*/slot-05.faiss").write_bytes(os.urandom(3000)),
+    "one bit in the middle": lambda root: flip(newest_file(root, "*/slot-02.faiss"), 1234),
+    "one bit of the header": lambda root: flip(newest_file(root, "*/slot-02.faiss"), 9, keep_time=True),
+    "one bit of the first row": lambda root: flip(newest_file(root, "*/slot-02.faiss"), -1, keep_time=True),
+    "two slots swapped": lambda root: os.replace(
+        newest_file(root, "*/slot-01.faiss"), newest_file(root, "*/slot-06.faiss")
+    ),
+    "ids cut": lambda root: cut(newest_file(root, "*/ids.npy"), 100),
+    "ids garbage": lambda root: newest_file(root, "*/ids.npy").write_bytes(b"garbage"),
+    "meta cut": lambda root: cut(newest_file(root, "*/meta.json"), 30),
+    "meta empty": lambda root: newest_file(root, "*/meta.json").write_text("{}"),
 }
 
 

@@ -22,7 +22,8 @@ from engine.vectors.slot_bounds import merge_maximum
 @pytest.mark.parametrize("kind", KINDS)
 def test_search_slots_fetches_more_until_it_is_sure(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.vectors.slot_index._MEAN_FACTOR", 1)
-    photos = compute_photo_vectors(1500, own=6.0)  # slots that hardly agree: the lists show different photos
+    # slots that hardly agree: the lists show different photos
+    photos = compute_photo_vectors(1500, noise=6.0)
     ids = np.arange(1500)
     index = an_index(kind, ids, photos)
     fetched = []
@@ -33,16 +34,16 @@ def test_search_slots_fetches_more_until_it_is_sure(kind: str, monkeypatch: pyte
         return lists(views, queries, fetch)
 
     monkeypatch.setattr(index, "_lists", counted)
-    probe = compute_photo_vectors(1, seed=77, own=6.0)[0]
-    found = index.search_slots(probe, 4)
+    probe = compute_photo_vectors(1, seed=77, noise=6.0)[0]
+    hits = index.search_slots(probe, 4)
     assert len(fetched) >= 3 and fetched[1] == 2 * fetched[0]
-    assert_same(found, best_by_mean(ids, photos, probe, 4))
+    assert_same(hits, best_by_mean(ids, photos, probe, 4))
     first_round = np.unique(
         np.concatenate(
             [part[0] for part, _ in lists(index._views(None, 20), probe[:, None].astype(np.float32), 20)[0]]
         )
     )
-    assert not set(found[0]) <= set(first_round), "a case that one round settles shows nothing"
+    assert not set(hits[0]) <= set(first_round), "a case that one round settles shows nothing"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,8 +56,8 @@ def test_int8_and_others_ask_again_when_the_edge_is_not_sure(
     ids = np.arange(600)
     index = an_index(kind, ids, photos)
     for query in text_vectors(10):
-        found = index.search(query[None], 15)
-        assert_same((found[0][0], found[1][0]), best_by_maximum(ids, photos, query, 15))
+        hits = index.search(query[None], 15)
+        assert_same((hits[0][0], hits[1][0]), best_by_maximum(ids, photos, query, 15))
 
 
 def test_merge_maximum_by_hand() -> None:

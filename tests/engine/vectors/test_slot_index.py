@@ -31,8 +31,8 @@ def test_search_is_brute_force(kind: str, device: str, parts: int) -> None:
         for mask in (None, allowed, ids[:3], np.arange(10**6, 10**6 + 5)):
             found_ids, found_scores = index.search(queries, k, mask)
             assert found_ids.shape == found_scores.shape == (6, k)
-            for found, query in zip(zip(found_ids, found_scores, strict=True), queries, strict=True):
-                assert_same(found, best_by_maximum(ids, photos, query, k, mask))
+            for hits, query in zip(zip(found_ids, found_scores, strict=True), queries, strict=True):
+                assert_same(hits, best_by_maximum(ids, photos, query, k, mask))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -43,8 +43,8 @@ def test_search_slots_is_brute_force(kind: str, device: str) -> None:
     allowed = np.sort(ids[100:])
     for k in (1, 7, 60, 800):
         for mask in (None, allowed):
-            found = index.search_slots(photos[33], k, mask)
-            assert_same(found, best_by_mean(ids, photos, photos[33], k, mask))
+            hits = index.search_slots(photos[33], k, mask)
+            assert_same(hits, best_by_mean(ids, photos, photos[33], k, mask))
     assert index.search_slots(photos[33], 5)[0][0] == ids[33]
 
 
@@ -60,8 +60,8 @@ def test_ties_go_to_the_lower_id(kind: str, device: str) -> None:
     query = np.zeros((1, E), np.float32)
     query[0, 0] = 1
     for k in (1, 10, 99, 105, 300):
-        found = index.search(query, k)
-        assert_same((found[0][0], found[1][0]), best_by_maximum(ids, photos, query[0], k))
+        hits = index.search(query, k)
+        assert_same((hits[0][0], hits[1][0]), best_by_maximum(ids, photos, query[0], k))
     probe = np.zeros((S, E), np.float16)
     probe[:, 0] = 1
     for k in (1, 10, 150):
@@ -81,8 +81,8 @@ def test_small_collections(kind: str, device: str) -> None:
         numbers = np.array([40, 7, 23])[:count]
         index = an_index(kind, numbers, photos[:count], device)
         for k in (1, 3, 5000):
-            found = index.search(query[:1], k)
-            assert_same((found[0][0], found[1][0]), best_by_maximum(numbers, photos[:count], query[0], k))
+            hits = index.search(query[:1], k)
+            assert_same((hits[0][0], hits[1][0]), best_by_maximum(numbers, photos[:count], query[0], k))
             assert_same(index.search_slots(photos[0], k), best_by_mean(numbers, photos[:count], photos[0], k))
         assert index.search(query, 0)[0].shape == (2, 0) and index.search_slots(photos[0], 0)[0].shape == (0,)
         assert index.search(query[:0], 4)[0].shape == (0, 4)
@@ -95,23 +95,23 @@ def test_rows_added_after_a_search_are_found() -> None:
     index.search(text_vectors(1), 5)
     index.add(np.arange(20, 50), photos[20:].astype(np.float32))
     query = text_vectors(1)
-    found = index.search(query, 50)
-    assert_same((found[0][0], found[1][0]), best_by_maximum(np.arange(50), photos, query[0], 50))
+    hits = index.search(query, 50)
+    assert_same((hits[0][0], hits[1][0]), best_by_maximum(np.arange(50), photos, query[0], 50))
     np.testing.assert_array_equal(index.reconstruct(np.array([49, 3])), photos[[49, 3]].astype(np.float32))
 
 
 def test_many_queries_are_each_their_own() -> None:
     photos, queries = compute_photo_vectors(80), text_vectors(600)
-    found = an_index("fp16", np.arange(80), photos).search(queries, 5)
+    hits = an_index("fp16", np.arange(80), photos).search(queries, 5)
     for row in (0, 255, 256, 599):
         want = best_by_maximum(np.arange(80), photos, queries[row], 5)
-        assert_same((found[0][row], found[1][row]), want)
+        assert_same((hits[0][row], hits[1][row]), want)
 
 
 def test_what_the_index_is_given_is_checked() -> None:
     with pytest.raises(ValueError, match="'int4'; it must be one of flat, fp16, int8"):
         SlotIndex(S, E, "int4")
-    with pytest.raises(ValueError, match="vectors_of"):
+    with pytest.raises(ValueError, match="read_vectors is missing"):
         SlotIndex(S, E, "int8")
     with pytest.raises(ValueError, match="must be auto, cpu or gpu"):
         SlotIndex(S, E, device="tpu")

@@ -87,6 +87,6 @@ def test_a_photo_finds_texts(store: Store, kind: str) -> None:
     for _ in range(2):
         index = open_text_index(store, kind, "cpu")
         photo = store.read_vectors([4])[0]
-        found = merge_maximum(*index.search(photo, 20), 20)
+        hits = merge_maximum(*index.search(photo, 20), 20)
         scores = (texts.astype(np.float64) @ photo.astype(np.float64).T).max(axis=1)
-        assert_same(found, brute_force(np.arange(300), scores, 20))
+        assert_same(hits, brute_force(np.arange(300), scores, 20))

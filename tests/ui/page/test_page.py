@@ -146,12 +146,12 @@ def test_what_is_indexed_meanwhile_is_found(store, tmp_path):
 
 def test_errors_are_plain_words(store, monkeypatch):
     def refuses(*_, **__):
-        raise IndexStateError("the index was made with model colours; this is model tints")
+        raise IndexStateError("The index was made with model colours; this is model tints")
 
     monkeypatch.setattr(session, "make_searcher", refuses)
     test = page(q="red")
     assert not test.exception
-    assert test.error[0].value == "the index was made with model colours; this is model tints"
+    assert test.error[0].value == "The index was made with model colours; this is model tints"
 
 
 def test_a_name_cannot_become_html_or_markdown(store, tmp_path):

@@ -72,7 +72,7 @@ def test_index_writes_searches_show(photos: Path, monkeypatch: pytest.MonkeyPatc
 def test_captions_alone(photos: Path) -> None:
     nothing = qseek("index", "--captions")
     assert (
-        nothing.exit_code == 1 and "there is no index" in nothing.stderr and "Traceback" not in nothing.output
+        nothing.exit_code == 1 and "There is no index" in nothing.stderr and "Traceback" not in nothing.output
     )
     qseek("index", photos)
     report = qseek("index", "--captions", "--json")

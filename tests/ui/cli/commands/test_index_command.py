@@ -110,7 +110,7 @@ class TestIndex:
         with lock_folder(tmp_path / "index"):
             result = qseek("index", indexed)
         assert result.exit_code == 1
-        assert f"another qseek (process {os.getpid()}) is writing" in result.stderr
+        assert f"Another qseek (process {os.getpid()}) is writing" in result.stderr
 
     def test_texts(self, tmp_path, photos):
         (tmp_path / "captions.txt").write_bytes("\ufeffa red thing\n\nblue sky\r\n".encode())
@@ -226,7 +226,7 @@ class TestReindex:
     def test_without_an_index_there_is_nothing_to_make_anew(self, tmp_path):
         result = qseek("index", "--reindex")
         assert result.exit_code == 1
-        assert "there is no index" in result.stderr
+        assert "There is no index" in result.stderr
         assert not (tmp_path / "index").exists()
 
 
