@@ -62,7 +62,7 @@ def test_other_errors_are_not_dressed_up(store: Store, monkeypatch: pytest.Monke
 
 def test_a_lost_table_is_named(store: Store) -> None:
     (store.folder / "tables" / "files.lance").rename(store.folder / "gone")
-    with pytest.raises(IndexStateError, match=r"table 'files' .* missing or damaged"):
+    with pytest.raises(IndexStateError, match=r"Table 'files' .* missing or damaged"):
         Store.open(store.folder)
 
 

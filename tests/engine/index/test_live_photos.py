@@ -33,7 +33,7 @@ def test_prune_forgets_and_never_gives_an_id_again(store: Store) -> None:
     assert store.add([a_photo(7)], [a_file(7)], []) == [5]
     assert store.prune() == 1 and store.list_ids().tolist() == [0, 2, 5]
     assert store.prune() == 0
-    with pytest.raises(IndexStateError, match="photo 3 is no longer in the index"):
+    with pytest.raises(IndexStateError, match="Photo 3 is no longer in the index"):
         store.read_photos([0, 3])
 
 

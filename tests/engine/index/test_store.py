@@ -112,7 +112,7 @@ def test_the_version_follows_the_photos(store: Store) -> None:
 
 
 def test_vectors_of_another_shape_are_refused(store: Store) -> None:
-    with pytest.raises(ValueError, match=r"\(2, 8\), the index keeps \(4, 8\)"):
+    with pytest.raises(ValueError, match=r"\(2, 8\), but the index keeps \(4, 8\)"):
         store.add([NewPhoto("a", 1, 1, np.zeros((2, E), np.float16))], [], [])
 
 
