@@ -38,8 +38,8 @@ VERBS = """
     augment average begin bind block bound bring build cache call cancel cap carry cast change check choose
     claim clean clear click clip close collect combine commit compact compare compile complete compute
     concatenate configure connect contrast convert copy count create crop cut decide declare decode delete
-    demand describe digest discard display divide do download draw drop embed empty encode end enter estimate
-    evaluate exchange expand expect explain export extend fail fetch fill find finish fit flatten flush fold
+    demand describe digest discard display distil divide do download draw drop embed empty encode end enter estimate
+    evaluate exchange expand expect explain export extend fail fetch fill find fine-tune finish fit flatten flush fold
     follow forget format forward freeze gather generate get give go group guess halve hand handle hash have hide
     hold import index initialise insert install interpolate interrupt invert iterate join keep kill label launch
     lay leave let limit link list load lock log look lose lower make map mark mask match mean measure merge mix
@@ -49,7 +49,7 @@ VERBS = """
     repeat replace reply report require rerank reset resize resolve restore resume retrieve return rotate round
     run sample save say scale scan score search see seed select send serve set shard share shorten show shrink
     shuffle sit skip sleep solve sort speak split spread squash stack stand start state stay step stop store
-    stream strip submit subtract sum switch sync take tell test tie time tokenize train transform translate
+    stream strip submit subtract sum switch sync take teach tell test tie time tokenize train transform translate
     transpose trim try tune turn unlock unpack untie update upsert use validate verify view wait walk warn wrap
     write yield zero
 """

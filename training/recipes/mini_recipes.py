@@ -1,6 +1,7 @@
-"""Recipes of the bundled models, mini and mini-captioner, and of training them on.
+"""Recipes for the bundled models, mini and mini-captioner, and for training them further.
 
 A recipe is a function that returns one complete config. Run it with `qseek train stage1 --recipe mini`, for example.
+The first line of its docstring is what `qseek train stage1` lists.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ UNLABELLED = ("coco-unlabelled-*.tar", "imagenet-sample-*.tar", "imagenette-*.ta
 
 
 def mini_encoder() -> DistillConfig:
-    """Mini's image encoder: a MobileNetV2 from random weights, taught block by block; about an hour on two cores.
+    """Distil mini's image encoder, a MobileNetV2, from random weights, block by block; about an hour on two cores.
 
-    17,054 pictures (Flickr8k train, unlabelled COCO, an ImageNet sample, Imagenette). Parts: stem 0, blocks 1-17,
-    head 18. "early" (to stride 8) and "late" share no parts and may run at the same time (`--phase`); "chain" teaches
-    the late ones again to mend what the early ones get wrong.
+    It learns from 17,054 pictures (Flickr8k train, unlabelled COCO, an ImageNet sample, Imagenette). Part 0 is the
+    stem, parts 1 to 17 are the blocks, part 18 is the head. The phases "early" (up to stride 8) and "late" share no
+    parts and may run at the same time (`--phase`); "chain" teaches the late parts again, so that they mend the errors
+    of the early ones.
     """
     early = OptimConfig(
         steps=3000, batch=32, lr=6e-3, warmup=200, betas=(0.9, 0.99), weight_decay=0.0, seed=1
@@ -49,7 +51,7 @@ def mini_encoder() -> DistillConfig:
 
 
 def mini_encoder_whole() -> DistillConfig:
-    """Mini's image encoder, trained on as a whole, by its last features; 45 minutes on two cores."""
+    """Distil mini's image encoder further, as a whole, by its last patches alone; 45 minutes on two cores."""
     optim = OptimConfig(
         steps=1800, batch=64, lr=2e-3, warmup=60, betas=(0.9, 0.99), weight_decay=0.0, seed=7, log_every=25
     )
@@ -62,19 +64,21 @@ def mini_encoder_whole() -> DistillConfig:
 
 
 def mini_text() -> TextConfig:
-    """Mini's text half, from paraphrases: 136,310 captions of 27,262 photos (Flickr30k train, none of Flickr8k's)."""
+    """Train mini's text half on paraphrases: 136,310 captions of 27,262 photos (Flickr30k train without Flickr8k's)."""
     optim = OptimConfig(steps=1600, batch=192, lr=8e-4, warmup=60, clip=1.0, seed=4, dtype="auto")
     return TextConfig(mini(), ("flickr30k-train-captions.tsv.gz",), optim)
 
 
 def mini_language() -> TrainLanguageConfig:
-    """Mini's language model: an OPT of 3 layers, width 256, from 136,310 captions of 27,262 photos (Flickr30k)."""
+    """Train mini's language model, an OPT of 3 layers and width 256, on 136,310 captions of Flickr30k's 27,262
+    photos.
+    """
     optim = OptimConfig(steps=1500, batch=64, lr=2e-3, warmup=100, clip=1.0, seed=10, dtype="auto")
     return TrainLanguageConfig(("flickr30k-train-captions.tsv.gz",), optim)
 
 
 def mini_stage1() -> Stage1Config:
-    """Mini's Q-Former: ITC, then ITC + ITM + ITG, on Flickr8k train (6,000 pictures, 5 captions each)."""
+    """Train mini's Q-Former with ITC, then ITC + ITM + ITG, on Flickr8k train (6,000 pictures, 5 captions each)."""
     itc = OptimConfig(steps=500, batch=192, lr=1e-3, warmup=40, clip=1.0, seed=5, dtype="auto")
     optim = OptimConfig(steps=3200, batch=96, lr=5e-4, warmup=40, clip=1.0, seed=6, dtype="auto")
     return Stage1Config(
@@ -93,10 +97,10 @@ def mini_stage1() -> Stage1Config:
 
 
 def mini_tuned() -> Stage1Config:
-    """The bundled mini: the recipe `mini`'s model, whose encoder's later parts learn from ITC, then all losses again.
+    """Train the model of the recipe `mini` further: its encoder's later parts with ITC, then all losses again.
 
-    The encoder's parts from 7 on (stride 8), 700 steps of 128 pairs; then 700 steps of 96 pairs on its patches; the
-    weights before and after these are averaged.
+    The encoder's parts from 7 on (stride 8) learn for 700 steps of 128 pairs; 700 steps of 96 pairs with all losses
+    follow, on the patches that this encoder makes. The weights before and after the last 700 steps are averaged.
     """
     encoder = OptimConfig(steps=700, batch=128, lr=3e-4, warmup=40, clip=1.0, seed=11, log_every=25)
     optim = OptimConfig(steps=700, batch=96, lr=3e-4, warmup=40, clip=1.0, seed=12, dtype="auto")
@@ -113,9 +117,9 @@ def mini_tuned() -> Stage1Config:
 
 
 def mini_itc() -> Stage1Config:
-    """One of the runs whose mean is the bundled mini: ITC trains its encoder's later parts on; 400 steps of 128 pairs.
+    """Train mini's later encoder parts with ITC, 400 steps of 128 pairs; the mean of such runs starts `mini-again`.
 
-    Each has a seed and pictures of its own (`--name`, `--set encoder_optim.seed`, `--set pictures`).
+    Each of these runs has its own seed and its own pictures (`--name`, `--set encoder_optim.seed`, `--set pictures`).
     """
     encoder = OptimConfig(steps=400, batch=128, lr=3e-4, warmup=40, clip=1.0, seed=11, log_every=25)
     nothing = OptimConfig(steps=0, batch=96, lr=3e-4, seed=12)
@@ -123,21 +127,24 @@ def mini_itc() -> Stage1Config:
 
 
 def mini_again() -> Stage1Config:
-    """The bundled mini: the mean of such runs (`qseek models average`), then all losses again, the encoder frozen."""
+    """Train the bundled mini: all losses, with a frozen encoder, from the mean of several `mini-itc` runs.
+
+    `qseek models average` writes that mean; its folder is `mini-soup`.
+    """
     return replace(mini_tuned(), start="mini-soup", encoder_optim=None, earlier_share=0.75)
 
 
 def mini_retrieval() -> Stage1Config:
-    """The bundled mini, trained on: give captions of your own with --set 'sources=[{"path": "mine.json"}]'.
+    """Train the bundled mini further on captions of your own: --set 'sources=[{"path": "mine.json"}]'.
 
-    Global batch 64, 1,000 steps, the encoder frozen, captions of one photo never each other's negatives.
+    Batch 64, 1,000 steps. The encoder is frozen, and captions of one photo are never each other's negatives.
     """
     optim = OptimConfig(steps=1000, batch=64, lr=1e-4, warmup=50, clip=1.0, seed=9, dtype="auto")
     return Stage1Config(mini(), FLICKR8K, optim, start="mini", picture_ids=True, workers=2)
 
 
 def mini_captioner() -> Stage2Config:
-    """Mini's captioner: the bundled mini before the recipe `mini-language`'s, on Flickr8k train."""
+    """Train mini's captioner: the bundled mini before the language model of `mini-language`, on Flickr8k train."""
     optim = OptimConfig(
         steps=2500, batch=64, lr=6e-4, min_lr=3e-5, warmup=100, clip=1.0, seed=8, dtype="auto"
     )
@@ -147,11 +154,11 @@ def mini_captioner() -> Stage2Config:
 
 
 def mini_capfilt() -> CapfiltConfig:
-    """Captions for the uncaptioned COCO photos: the teacher's label where it is sure, and what mini draws well.
+    """Write captions for uncaptioned COCO photos: the teacher's label where it is sure, and what mini draws well.
 
-    mini was trained with smoothed labels, which leave 0.1 of the probability to words that mean nothing: the
-    temperature takes it back. Of ten drawn captions the best two stay where they score 0.8, as what people
-    wrote does on average.
+    mini was trained with smoothed labels, which leave 0.1 of the probability to words that mean nothing; a temperature
+    below 1 takes it back. Of ten drawn captions the best two stay if they score at least 0.8, which is what captions
+    by people score on average.
     """
     return CapfiltConfig(
         ("coco-unlabelled-*.tar",), originals="kept", label_least=0.5, least=0.8, temperature=0.6
@@ -159,30 +166,31 @@ def mini_capfilt() -> CapfiltConfig:
 
 
 def mini_capfilt_labelled() -> CapfiltConfig:
-    """Captions for labelled photos, one of each ImageNet class: their label, and what mini draws well."""
+    """Write captions for labelled photos, one of each ImageNet class: the label, and what mini draws well."""
     return CapfiltConfig(("imagenet-sample-*.tar",), originals="kept", least=0.8, keep=1, temperature=0.6)
 
 
 def mini_capfilt_captioned() -> CapfiltConfig:
-    """Flickr8k train's five captions and ten drawn ones compete; the five that fit best are kept."""
+    """Keep the five captions that fit best, out of the five of each Flickr8k train photo and ten that mini draws."""
     return CapfiltConfig(("flickr8k-train-*.tar",), keep=5, originals="ranked", temperature=0.6)
 
 
 def mini_captions() -> CaptionConfig:
-    """A captioning model trained on: give captions of your own with --set 'sources=[{"path": "mine.json"}]'.
+    """Train a captioner further on captions of your own: --set 'sources=[{"path": "mine.json"}]'.
 
-    Global batch 16, 500 steps, at the start's pixels, the encoder frozen. Starts from the bundled `mini-captioner`;
-    --set start=FOLDER for another.
+    Batch 16, 500 steps, at the picture size of the start, with a frozen encoder. Starts from the bundled
+    `mini-captioner` (`--set start=FOLDER` for another).
     """
     optim = OptimConfig(steps=500, batch=16, lr=1e-4, warmup=25, clip=1.0, seed=10, dtype="auto")
     return CaptionConfig(FLICKR8K, optim, "mini-captioner", workers=2)
 
 
 def mini_vqa() -> VqaConfig:
-    """A captioning model taught to answer: --set 'sources=[{"path": "questions.json", "images": "photos"}]'.
+    """Teach a captioner to answer: --set 'sources=[{"path": "questions.json", "images": "photos"}]'.
 
-    A row of the list has "image", "question" and "answer" (a text, or a list with repeats). Global batch 16, 500 steps,
-    the encoder frozen. Starts from the bundled `mini-captioner`; the Q-Former reads the question by mini's text branch.
+    Each item of the list has "image", "question" and "answer" (a text, or a list with repeats). Batch 16, 500 steps,
+    with a frozen encoder. Starts from the bundled `mini-captioner`; the Q-Former reads the question with mini's text
+    branch.
     """
     optim = OptimConfig(steps=500, batch=16, lr=1e-4, warmup=25, clip=1.0, seed=11, dtype="auto")
     sources = (QuestionConfig("questions.json", images="photos"),)

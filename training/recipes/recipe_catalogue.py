@@ -1,4 +1,4 @@
-"""List every recipe by what it trains and by the name that `qseek train` knows it by."""
+"""List all recipes: by what they train, and by the name that `qseek train --recipe` takes."""
 
 from __future__ import annotations
 
@@ -58,4 +58,4 @@ BY_KIND: dict[str, Mapping[str, Callable[[], object]]] = {
     "vqa": VQA,
     "capfilt": CAPFILT,
 }
-"""What `qseek train` trains, and the recipes of each."""
+"""Maps each kind of training that `qseek train` knows to its recipes."""

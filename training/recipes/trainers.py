@@ -1,4 +1,4 @@
-"""Know how each kind of recipe is run, and how a dry run outlines it: one table, by the class of its settings."""
+"""Choose the functions that run a recipe and outline it: one table, by the class of the recipe's settings."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from training.stages.text_half import TextConfig, run_text
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asks of a run beside its recipe.
+    """What a person asks of a run in addition to its recipe.
 
-    data: the folder of its sets. runs: of other runs, on which it may build. output: of what it writes. teacher,
-    language: of the teacher's weights and of a language model, where they are given. phase: the only one of a
-    distillation to run. say: called with a line of progress.
+    data: the folder of the sets. runs: the folder of other runs, from which this one may start. output: the folder that
+    this run writes. teacher: the folder of the teacher's weights, if given. language: the folder of a language model,
+    if given. phase: the only phase of a distillation to run, if given. say: is called with each line of progress.
     """
 
     data: Path
@@ -48,14 +48,14 @@ class Request:
 
     @property
     def teacher_folder(self) -> Path:
-        """Raises DataError where none is given."""
+        """Return the folder of the teacher's weights. Raises DataError if none is given."""
         if self.teacher is None:
             raise DataError("A distillation needs --teacher: the folder of the teacher's weights.")
         return self.teacher
 
     @property
     def language_folder(self) -> Path:
-        """Raises DataError where none is given."""
+        """Return the folder of the language model. Raises DataError if none is given."""
         if self.language is None:
             raise DataError(
                 "Stage 2 needs --language: a transformers folder of a language model, with its tokenizer."
@@ -64,19 +64,19 @@ class Request:
 
     @property
     def num_processes(self) -> int:
-        """How many share a batch, as torchrun says."""
+        """Return how many processes share a batch, as torchrun says in WORLD_SIZE."""
         return int(os.environ.get("WORLD_SIZE", 1))
 
 
 Run = Callable[[Any, Request], Sequence[Failure] | None]
-"""Train by a config; return the photos that could not be read, where the run names them."""
+"""A function that trains by a config. It returns the photos that could not be read, where the run names them."""
 Outline = Callable[[Any, Request], Iterator[str]]
-"""Say what a run would do, in lines, without doing it."""
+"""A function that yields lines about what a run would do, without doing it."""
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """How one kind of recipe is run, and how it is outlined."""
+    """The two functions for one kind of recipe: `run` carries it out, `outline` only says what would happen."""
 
     run: Run
     outline: Outline
@@ -84,37 +84,53 @@ class Trainer:
 
 TRAINERS: dict[type, Trainer] = {
     DistillConfig: Trainer(
-        lambda c, at: run_distill(c, at.data, at.teacher_folder, at.output, only=at.phase, say=at.say),
-        lambda c, at: outline_distillation(c),
+        lambda config, request: run_distill(
+            config, request.data, request.teacher_folder, request.output, only=request.phase, say=request.say
+        ),
+        lambda config, request: outline_distillation(config),
     ),
     TextConfig: Trainer(
-        lambda c, at: run_text(c, at.data, at.output, say=at.say),
-        lambda c, at: outline_retriever(c.model, c.optim, num_processes=at.num_processes),
+        lambda config, request: run_text(config, request.data, request.output, say=request.say),
+        lambda config, request: outline_retriever(
+            config.model, config.optim, num_processes=request.num_processes
+        ),
     ),
     TrainLanguageConfig: Trainer(
-        lambda c, at: run_language(c, at.data, at.output, say=at.say),
-        lambda c, at: outline_language_model(c),
+        lambda config, request: run_language(config, request.data, request.output, say=request.say),
+        lambda config, request: outline_language_model(config),
     ),
     Stage1Config: Trainer(
-        lambda c, at: run_stage1(c, at.data, at.runs, at.output, say=at.say),
-        lambda c, at: outline_stage1(c, at.num_processes),
+        lambda config, request: run_stage1(
+            config, request.data, request.runs, request.output, say=request.say
+        ),
+        lambda config, request: outline_stage1(config, request.num_processes),
     ),
     Stage2Config: Trainer(
-        lambda c, at: run_stage2(c, at.data, at.runs, at.language_folder, at.output, say=at.say),
-        lambda c, at: outline_captioner(c, at.data, at.runs, at.language, at.num_processes),
+        lambda config, request: run_stage2(
+            config, request.data, request.runs, request.language_folder, request.output, say=request.say
+        ),
+        lambda config, request: outline_captioner(
+            config, request.data, request.runs, request.language, request.num_processes
+        ),
     ),
     CaptionConfig: Trainer(
-        lambda c, at: run_finetune(c, at.data, at.runs, at.output, say=at.say),
-        lambda c, at: outline_captioner(c, at.data, at.runs, at.language, at.num_processes),
+        lambda config, request: run_finetune(
+            config, request.data, request.runs, request.output, say=request.say
+        ),
+        lambda config, request: outline_captioner(
+            config, request.data, request.runs, request.language, request.num_processes
+        ),
     ),
     CapfiltConfig: Trainer(
-        lambda c, at: run_capfilt(c, at.data, at.runs, at.output, teacher=at.teacher, say=at.say),
-        lambda c, at: outline_capfilt(c, at.data, at.runs),
+        lambda config, request: run_capfilt(
+            config, request.data, request.runs, request.output, teacher=request.teacher, say=request.say
+        ),
+        lambda config, request: outline_capfilt(config, request.data, request.runs),
     ),
 }
-"""The run and the outline of each kind of recipe; a subclass of a config goes by the nearest class in here."""
+"""The trainer of each class of settings. A subclass that is not in the table uses its nearest base class."""
 
 
 def find_trainer(config: object) -> Trainer:
-    """Return how a recipe is run and outlined."""
-    return next(TRAINERS[kind] for kind in type(config).__mro__ if kind in TRAINERS)
+    """Return the trainer of a recipe's settings."""
+    return next(TRAINERS[base] for base in type(config).__mro__ if base in TRAINERS)

@@ -1,4 +1,4 @@
-"""`--set`: what is changed, and in which words the rest is refused."""
+"""Test `--set`: which settings it changes, and in which words it refuses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RECIPE = Recipe(
 
 
 @pytest.mark.parametrize(
-    ("change", "read", "want"),
+    ("change", "read_setting", "expected"),
     [
         ("optim.batch=64", lambda c: c.optim.batch, 64),
         ("train.batch=64", lambda c: c.optim.batch, 64),
@@ -59,14 +59,16 @@ RECIPE = Recipe(
         ("optim.betas=[0.9, 0.95]", lambda c: c.optim.betas, (0.9, 0.95)),
     ],
 )
-def test_changes(change: str, read: Any, want: object) -> None:
-    got = read(apply_settings(RECIPE, [change]))
-    assert got == want and type(got) is type(want)
+def test_a_setting_is_changed_to_a_value_of_its_type(
+    change: str, read_setting: Any, expected: object
+) -> None:
+    setting = read_setting(apply_settings(RECIPE, [change]))
+    assert setting == expected and type(setting) is type(expected)
 
 
-def test_several_changes_and_nothing_else() -> None:
-    got = apply_settings(RECIPE, ["optim.steps=3", "optim.batch=2"])
-    assert got.optim == OptimConfig(steps=3, batch=2, lr=1e-4) and got.sources == RECIPE.sources
+def test_several_settings_are_changed_and_nothing_else() -> None:
+    changed = apply_settings(RECIPE, ["optim.steps=3", "optim.batch=2"])
+    assert changed.optim == OptimConfig(steps=3, batch=2, lr=1e-4) and changed.sources == RECIPE.sources
     assert RECIPE.optim.steps == 10
 
 
@@ -76,12 +78,12 @@ def test_several_changes_and_nothing_else() -> None:
         ("optim.batch", "has no '='"),
         ("optim.bacth=3", r"no setting 'optim.bacth': OptimConfig has no 'bacth'; did you mean 'batch'\?"),
         ("optimm.batch=3", r"did you mean 'optim'\?"),
-        ("zzz=3", "Recipe has no 'zzz', it has: optim, sources"),
+        ("zzz=3", "Recipe has no 'zzz'; its settings are: optim, sources"),
         ("optim.batch=6.5", "optim.batch should be a whole number, not '6.5'"),
         ("optim.lr=fast", "optim.lr should be a number, not 'fast'"),
         ("shuffle=maybe", "should be true or false, not 'maybe'"),
         ("optim.betas=0.9", r"optim.betas should have 2 values, not 1"),
-        ("sources.7.weight=1", "'7' is no place in a row of 2"),
+        ("sources.7.weight=1", "there is no item '7' in a list of 2"),
         ('sources=[{"pth": "c"}]', r"SourceConfig has no 'pth'; did you mean 'path'\?"),
         (
             "sources=c.json",
@@ -89,17 +91,17 @@ def test_several_changes_and_nothing_else() -> None:
         ),
         ('sources=[{"path": "c", "weight": "x"}]', r"sources.0.weight should be a number, not 'x'"),
         ('sources=[{"weight": 2}]', r"sources.0: SourceConfig needs 'path', which '.*' leaves out"),
-        ('sources=[{"path"', r"sources should be JSON for SourceConfig.*, which is no readable JSON"),
+        ('sources=[{"path"', r"sources should be JSON for SourceConfig.*, which cannot be read as JSON"),
         ("optim.betas=0.9,0.95,1", r"optim.betas should have 2 values, not 3 \('0.9,0.95,1'\)"),
         ("optim.betas=0.9,x", r"optim.betas.1 should be a number, not 'x'"),
-        ('first={"steps": 1, "pace": 2}', "first: OptimConfig has no 'pace', it has: steps, batch"),
+        ('first={"steps": 1, "pace": 2}', "first: OptimConfig has no 'pace'; its settings are: steps, batch"),
         ("extra=3", "extra should be a JSON object, not '3'"),
         ("optim=3", r'optim should be JSON for OptimConfig, such as {"steps": ...}, not \'3\''),
         ("first.lr=3", "first is none in this recipe"),
         ("optim.lr.x=3", "has no 'x' in it"),
     ],
 )
-def test_what_is_refused(change: str, words: str) -> None:
+def test_a_change_that_makes_no_sense_is_refused(change: str, words: str) -> None:
     with pytest.raises(TrainingError, match=words):
         apply_settings(RECIPE, [change])
 
@@ -118,21 +120,31 @@ def test_every_setting_of_every_recipe_can_be_written_as_json() -> None:
 
 
 @pytest.mark.parametrize("name", [*STAGE1, *RETRIEVAL])
-def test_every_recipe_takes_settings(name: str) -> None:
+def test_every_retrieval_recipe_takes_settings(name: str) -> None:
     recipe = {**STAGE1, **RETRIEVAL}[name]()
-    got = apply_settings(recipe, ["train.batch=64", "model.qformer.num_queries=16"])
-    assert got.optim.batch == 64 and got.model.qformer.num_queries == 16
+    changed = apply_settings(recipe, ["train.batch=64", "model.qformer.num_queries=16"])
+    assert changed.optim.batch == 64 and changed.model.qformer.num_queries == 16
 
 
-def test_the_papers_numbers() -> None:
-    """BLIP-2, section 3.4, tables 7 and 8."""
+def test_the_recipes_have_the_papers_numbers() -> None:
+    """The numbers are those of BLIP-2, section 3.4, tables 7 and 8."""
     recipes = {
         name: make() for name, make in {**STAGE2, **CAPTION, **VQA}.items() if not name.startswith("mini")
     }
     numbers = {
-        name: (o.batch, o.lr, o.min_lr, o.warmup, o.steps, o.betas, o.layer_decay, r.image_size, r.prompts)
-        for name, r in recipes.items()
-        for o in [r.optim]
+        name: (
+            optim.batch,
+            optim.lr,
+            optim.min_lr,
+            optim.warmup,
+            optim.steps,
+            optim.betas,
+            optim.layer_decay,
+            recipe.image_size,
+            recipe.prompts,
+        )
+        for name, recipe in recipes.items()
+        for optim in [recipe.optim]
     }
     stage2, fine = (1e-4, 5e-5, 2000, 80_000, (0.9, 0.98), 1.0, 0, ("",)), (1e-5, 0.0, 1000)
     betas, caption = (0.9, 0.999), ("a photo of",)
@@ -149,19 +161,19 @@ def test_the_papers_numbers() -> None:
         "vqav2-flan-t5-xl": (128, *fine, 82_165, betas, 0.95, 490, short),
     }
     assert all(r.optim.weight_decay == 0.05 and r.optim.dtype == "auto" for r in recipes.values())
-    tuned = [recipes[name] for name in recipes if name in {**CAPTION, **VQA}]
-    assert len(tuned) == 6 and all(r.train_encoder and r.recompute_encoder for r in tuned)
+    fine_tuning = [recipes[name] for name in recipes if name in {**CAPTION, **VQA}]
+    assert len(fine_tuning) == 6 and all(r.train_encoder and r.recompute_encoder for r in fine_tuning)
     assert all(recipes[name].reads_prompt == (name in VQA) for name in recipes)
 
 
 @pytest.mark.parametrize("name", [*STAGE2, *CAPTION, *VQA])
-def test_every_captioning_recipe_takes_settings(name: str) -> None:
+def test_every_recipe_with_a_language_model_takes_settings(name: str) -> None:
     recipe = {**STAGE2, **CAPTION, **VQA}[name]()
-    got = apply_settings(recipe, ["train.batch=64", "start=x"])
-    assert got.optim.batch == 64 and got.start == "x"
+    changed = apply_settings(recipe, ["train.batch=64", "start=x"])
+    assert changed.optim.batch == 64 and changed.start == "x"
 
 
-def test_settings_of_questions() -> None:
+def test_the_question_sets_of_a_recipe_can_be_changed() -> None:
     changed = apply_settings(
         VQA["mini-vqa"](), ['sources=[{"path": "q.json", "annotations": "a.json"}]', "model=none"]
     )
@@ -184,5 +196,5 @@ def test_sets_may_be_given_by_their_paths_alone(change: str, paths: tuple[str, .
         apply_settings(RECIPE, ["picture=a.tar"])
 
 
-def test_a_start_may_be_taken_away() -> None:
+def test_the_start_of_a_recipe_can_be_removed() -> None:
     assert apply_settings(STAGE1["mini-tuned"](), ["start=none"]).start is None
