@@ -9,10 +9,11 @@ from torch.utils.flop_counter import flop_registry
 
 
 class OperationCount(TorchDispatchMode):
-    """Add up the operations of matrix products and convolutions, the backward pass included, by PyTorch's formulas.
+    """A counter of the operations of matrix products and convolutions, backward passes included, by PyTorch's formulas.
 
     PyTorch's own FlopCounterMode is not used because it takes operators apart to count them. That changes the last bits
     of the step, so that a resumed run, whose first step is counted, would differ from a run that was never stopped.
+    operations: the count, 0 before the first product.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C in training: the step is finished, a checkpoint is saved, then the run stops."""
+"""Ctrl-C in training: the loop finishes the step, saves a checkpoint, and stops."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any
 
 
 class StopNow(KeyboardInterrupt):
-    """Ctrl-C came a second time: stop without a new checkpoint."""
+    """The error of a second Ctrl-C: the run stops at once, without a new checkpoint."""
 
 
 class StopSignal:
-    """While it is entered, SIGINT and SIGTERM set `asked` instead of interrupting a half-made step.
+    """A context in which SIGINT and SIGTERM set `is_requested` and do not interrupt a half-finished step.
 
-    torchrun sends its workers SIGTERM when it is stopped itself. Outside of the main thread nothing is caught.
+    torchrun sends its workers SIGTERM when it is stopped itself. Outside of the main thread no signal is caught.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
+        self.is_requested = False
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+                self._handlers[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.is_requested:
             raise StopNow
-        self.asked = True
+        self.is_requested = True

@@ -1,6 +1,6 @@
-"""AdamW, its schedule of learning rates, and smaller learning rates for the deeper layers of an image encoder.
+"""AdamW, its schedule of learning rates, and smaller learning rates for the first layers of an image encoder.
 
-The decay of learning rates by layer is that of BEiT (arXiv:2106.08254, appendix).
+Learning rates decay by layer as in BEiT (arXiv:2106.08254, appendix).
 """
 
 from __future__ import annotations
@@ -15,43 +15,47 @@ from torch import Tensor
 
 from engine.errors import TrainingError
 
-ENCODER = "vision."
-BLOCK = re.compile(r"\bblocks\.(\d+)\.")
-FIRST = re.compile(r"\b(patch_embed|cls_token|pos_embed|norm_pre|conv_stem|bn1)\b")
+ENCODER_PREFIX = "vision."
+BLOCK_NUMBER = re.compile(r"\bblocks\.(\d+)\.")
+FIRST_LAYER = re.compile(r"\b(patch_embed|cls_token|pos_embed|norm_pre|conv_stem|bn1)\b")
 
 
 def learning_rate_scales(names: Sequence[str], decay: float) -> list[float]:
-    """What each weight's learning rate is multiplied by: 1 outside of the encoder, and in it less the deeper it lies.
+    """Return the factor of each weight's learning rate: 1 outside of the encoder, and in it less towards its beginning.
 
-    As LAVIS does for BLIP-2: the last of L blocks decay, the one before it decay^2, the patch embedding decay^(L+1).
-    names: parameter names of the model. Raises TrainingError when decay is not 1 and the encoder has no blocks.
+    LAVIS does so for BLIP-2: the last of L blocks has decay, the block before it decay^2, the patch embedding
+    decay^(L+1). names: parameter names of the model. Raise TrainingError when decay is not 1 and the encoder has no
+    blocks.
     """
-    blocks = [int(found[1]) for name in names if name.startswith(ENCODER) and (found := BLOCK.search(name))]
-    if decay == 1.0 or not any(name.startswith(ENCODER) for name in names):
+    encoder_names = [name for name in names if name.startswith(ENCODER_PREFIX)]
+    blocks = [int(match[1]) for name in encoder_names if (match := BLOCK_NUMBER.search(name))]
+    if decay == 1.0 or not encoder_names:
         return [1.0] * len(names)
     if not blocks:
         raise TrainingError(f"layer_decay is {decay}, but the encoder has no blocks to count; set it to 1.")
-    depth = 1 + max(blocks)
+    num_blocks = 1 + max(blocks)
 
-    def scale(name: str) -> float:
-        if not name.startswith(ENCODER):
+    def compute_scale(name: str) -> float:
+        if not name.startswith(ENCODER_PREFIX):
             return 1.0
-        if found := BLOCK.search(name):
-            return decay ** (depth - int(found[1]))
-        return decay ** (depth + 1) if FIRST.search(name) else decay
+        if match := BLOCK_NUMBER.search(name):
+            return decay ** (num_blocks - int(match[1]))
+        return decay ** (num_blocks + 1) if FIRST_LAYER.search(name) else decay
 
-    return [scale(name) for name in names]
+    return [compute_scale(name) for name in names]
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule. lr: peak; falls by a cosine to min_lr after `warmup` steps of linear rise.
+    """The settings of AdamW, of its schedule and of the run around it.
 
-    steps: optimizer steps in all. batch: samples a step. clip: largest gradient norm, 0 = none. Weight decay acts
-    on matrices only (BLIP-2, section 3.4 leaves it open; LAVIS and BERT do the same). layer_decay: see
-    `learning_rate_scales`. dtype: "float32", "bfloat16" or "auto", see `run_dtype.py`. parallel: how several processes
-    share the work, "ddp" (each holds the network) or "fsdp" (each holds a part of it). tensorboard: whether the log is
-    written for it too.
+    steps: number of optimizer steps. batch: samples of a step, over all processes. lr: peak of the learning rate, which
+    rises linearly over `warmup` steps and then falls by a cosine to min_lr. weight_decay: acts on matrices only
+    (BLIP-2, section 3.4 leaves it open; LAVIS and BERT do so). clip: largest norm of the gradient, 0 for no limit.
+    dtype: "float32", "bfloat16" or "auto", see `run_dtype.py`. checkpoint_minutes: time between checkpoints.
+    log_every: steps between rows of the log. layer_decay: see `learning_rate_scales`. parallel: how several processes
+    share the work, "ddp" (each holds the network) or "fsdp" (each holds a part of it). tensorboard: whether TensorBoard
+    gets the log, too.
     """
 
     steps: int
@@ -72,26 +76,27 @@ class OptimConfig:
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """Linear warm-up, then cosine, both per step; step counts from 0."""
+    """Return the learning rate of a step, counted from 0: a linear warm-up, then a cosine."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, done)))
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def make_optimizer(
     weights: Sequence[Tensor], config: OptimConfig, scales: Sequence[float] | None = None
 ) -> torch.optim.AdamW:
-    """AdamW without weight decay on 1-D parameters (norms, biases) and scalars.
+    """Build AdamW, without weight decay on 1-D parameters (norms, biases) and scalars.
 
-    scales: what each weight's learning rate is multiplied by, 1 when not given; a group carries its own as "scale".
+    scales: the factor of each weight's learning rate, by default 1. A parameter group has its factor under "scale".
     """
     groups: dict[tuple[float, bool, type], list[Tensor]] = {}
     for weight, scale in zip(weights, scales or [1.0] * len(weights), strict=True):
-        kind = type(weight.detach())  # sharded and whole weights cannot share a group
+        # Sharded and whole weights cannot share a group.
+        kind = type(weight.detach())
         groups.setdefault((scale, weight.ndim >= 2, kind), []).append(weight)
-    described = [
-        {"params": some, "weight_decay": config.weight_decay * decays, "scale": scale}
-        for (scale, decays, _), some in groups.items()
+    parameter_groups = [
+        {"params": group, "weight_decay": config.weight_decay * is_matrix, "scale": scale}
+        for (scale, is_matrix, _), group in groups.items()
     ]
-    return torch.optim.AdamW(described, lr=config.lr, betas=config.betas, fused=True)
+    return torch.optim.AdamW(parameter_groups, lr=config.lr, betas=config.betas, fused=True)

@@ -1,7 +1,7 @@
-"""Save a run, and go on from where it stopped.
+"""Save a training run in a checkpoint, and go on from it.
 
-A checkpoint holds weights, optimizer state, step and settings in one file that is replaced whole. A run goes on only
-with the settings it was started with; otherwise the error names those that differ.
+A checkpoint holds weights, optimizer state, step and settings in a file that is replaced whole. A run goes on only with
+the settings it was started with; otherwise the error names those that differ.
 """
 
 from __future__ import annotations
@@ -24,19 +24,23 @@ from training.loop.trained_weights import TrainedWeights
 
 
 def flatten_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name, rows as lists: what a checkpoint keeps to be compared."""
-    found: dict[str, Any] = {}
+    """Return nested settings under dotted names, with tuples as lists, so that a checkpoint can keep and compare them.
+
+    prefix: what is put before every name.
+    """
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flatten_settings(value, f"{prefix}{name}.")
+            flat |= flatten_settings(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return found
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 RESUMABLE_CHANGES = {"checkpoint_minutes", "log_every", "parallel", "tensorboard"}
 """Settings of `OptimConfig` that a resumed run may change."""
 USE_THEM = "go on with them"
+"""Advice of an error about settings that differ from those of the checkpoint: to use the checkpoint's."""
 
 
 def check_same_settings(
@@ -44,9 +48,9 @@ def check_same_settings(
 ) -> None:
     """Raise TrainingError when a run would go on with other settings, naming each that differs with both its values.
 
-    then: what the run was started with. now: what it would go on with. A setting that one of them lacks counts as None
-    there. described_as: what the run has left, such as the path of its checkpoint. advice: what to do about it, beside
-    using another folder.
+    then: the settings with which the run was started. now: those with which it would go on. A setting that is missing
+    in one of them counts as None there. described_as: what the run has left, such as the path of its checkpoint.
+    advice: what to do about it, beside using another folder.
     """
     differing = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if differing:
@@ -57,13 +61,13 @@ def check_same_settings(
 
 
 CHECKPOINT = "checkpoint.pt"
+"""Name of the checkpoint in the folder of a run."""
 
 
 class Checkpointer:
-    """The one checkpoint of a run: its weights, the state of its optimizer, its step and its settings.
+    """The checkpoint of a run: its weights, the state of its optimizer, its step and its settings.
 
-    folder: where it lies, made where it is not there. config: with a dtype that is not "auto" any more. settings: plain
-    values of the task. All processes of a run make the same calls; the first one writes.
+    All processes of a run make the same calls; process 0 writes.
     """
 
     def __init__(
@@ -74,6 +78,10 @@ class Checkpointer:
         config: OptimConfig,
         settings: Mapping[str, Any],
     ):
+        """Make the folder of the run if it is missing.
+
+        config: its dtype is resolved, not "auto". settings: plain values of the task that a resumed run must share.
+        """
         self.path = folder / CHECKPOINT
         self.weights, self.optimizer, self.config, self.settings = weights, optimizer, config, settings
         self._saved = time.monotonic()
@@ -81,12 +89,12 @@ class Checkpointer:
             folder.mkdir(parents=True, exist_ok=True)
 
     @property
-    def is_late(self) -> bool:
-        """Whether it is `checkpoint_minutes` since the last one was saved, or since the run began."""
+    def is_due(self) -> bool:
+        """Return whether `checkpoint_minutes` have passed since the last checkpoint, or since the run began."""
         return time.monotonic() - self._saved > 60 * self.config.checkpoint_minutes
 
     def save(self, step: int) -> None:
-        """Replace the checkpoint in one step: a kill leaves the old one or the new one."""
+        """Replace the checkpoint at once: after a kill either the old or the new checkpoint is there, whole."""
         state = {
             "model": self.weights.state(),
             "optimizer": gather_full_tensors(self.optimizer.state_dict()),
@@ -100,9 +108,9 @@ class Checkpointer:
         self._saved = time.monotonic()
 
     def resume(self) -> int:
-        """Put back what the checkpoint holds, and return its step; 0 where there is none.
+        """Load the checkpoint into the weights and the optimizer, and return its step; 0 without a checkpoint.
 
-        Raises TrainingError for a checkpoint that cannot be read, was made with other settings, or holds another model.
+        Raise TrainingError when the checkpoint cannot be read, was made with other settings, or holds another model.
         """
         if not self.path.exists():
             return 0
@@ -110,10 +118,10 @@ class Checkpointer:
         self._check_settings(state)
         if not self.weights.load(state["model"]):
             raise TrainingError(f"{self.path} holds another model; use another folder for the run.")
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         for number, moments in state["optimizer"]["state"].items():
             for name in ("exp_avg", "exp_avg_sq"):
-                moments[name] = shard_like(moments[name], trained[number])
+                moments[name] = shard_like(moments[name], weights[number])
         self.optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
 
@@ -121,19 +129,20 @@ class Checkpointer:
         try:
             state = torch.load(self.path, weights_only=True, map_location="cpu")
             return {**state, "config": dict(state["config"]), "step": int(state["step"])}
-        except Exception as error:  # torch raises whatever its readers raise
+        except Exception as error:
+            # torch raises whatever its readers raise.
             raise TrainingError(
                 f"{self.path} is not a readable checkpoint ({type(error).__name__}); delete it to start again, or use "
                 "another folder."
             ) from error
 
     def _check_settings(self, state: Mapping[str, Any]) -> None:
+        """Raise TrainingError when a checkpoint was made with other settings."""
         compared = [field for field in fields(OptimConfig) if field.name not in RESUMABLE_CHANGES]
         old = state["config"]
-        then = {
-            f.name: old.get(f.name, f.default) for f in compared
-        }  # a setting may be newer than the checkpoint
-        now = {f.name: getattr(self.config, f.name) for f in compared}
+        # A setting may be newer than the checkpoint; it then had its default.
+        then = {field.name: old.get(field.name, field.default) for field in compared}
+        now = {field.name: getattr(self.config, field.name) for field in compared}
         advice = USE_THEM
         if then["dtype"] != now["dtype"]:
             advice = advise_on_dtype(then["dtype"], self.weights.masters[0].device)
@@ -142,9 +151,10 @@ class Checkpointer:
 
 
 def is_finished(folder: Path, config: OptimConfig) -> bool:
-    """Whether the run in a folder has made all its steps: `train` then only puts its weights back."""
+    """Return whether the run in a folder has made all its steps, so that `train` would only load its weights."""
     path = folder / CHECKPOINT
     try:
         return path.exists() and torch.load(path, weights_only=True, mmap=True)["step"] >= config.steps
-    except Exception:  # unreadable: `train` says so
+    except Exception:
+        # The checkpoint is unreadable; `train` raises an error that says so.
         return False

@@ -1,13 +1,13 @@
-"""One flat training loop for every task: warm-up and cosine per step, bf16, checkpoints, exact resume.
+"""The training loop of every task, flat: schedule, bfloat16, checkpoints, and runs that go on where they stopped.
 
-Under torchrun every process runs it; the first one writes.
+Under torchrun every process runs it, and process 0 writes.
 
 With `dtype="bfloat16"` the model computes in bfloat16 while the optimizer keeps and updates float32 master weights
 (mixed precision, arXiv:1710.03740; bfloat16 needs no loss scaling).
 
-A task gives a model and the losses of a step number. All randomness of a step (which samples, crops, dropout,
-negatives) is drawn from (seed, step), so a run resumed from a checkpoint repeats the same losses without any
-state of generators being kept.
+A task gives a model and the losses of a step. All random numbers of a step (samples, crops, dropout, negatives) depend
+on (seed, step) alone, so that a run which goes on from a checkpoint repeats the losses of a run that was never stopped,
+and no state of a generator has to be saved.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ from training.loop.run_dtype import resolve_config_dtypes
 from training.loop.run_log import RunLog
 from training.loop.trained_weights import TrainedWeights
 
-ASKED_EVERY = 8
-"""Steps after which several processes agree on stopping and saving: to ask, each waits for its GPU."""
+STEPS_BETWEEN_AGREEMENTS = 8
+"""Steps after which several processes agree on stopping and saving, for which each must wait for its GPU."""
 
 
 class TrainingTask(Protocol):
-    """What is trained. `losses` returns the total under "loss", and its parts for the log.
+    """A model and the losses of its training steps.
 
-    A task may have more. `through`, the door to its network (`wrapping.Through`), lets several processes train it;
-    `some_unused` says that its steps leave parameters out. `settings`: plain values that a resumed run must share.
-    `losses_of(step, count)`, the losses of that many samples, lets an out-of-memory error say what fits. A task that
-    runs its backward passes itself returns a loss without gradient.
+    `losses` returns the total loss under "loss", and its parts for the log. A task that runs its backward passes itself
+    returns a loss without gradient. A task may have more attributes:
+    wrapper: its network in a `NetworkWrapper`, so that several processes can train it.
+    leaves_parameters_out: whether its steps do not use some of the parameters.
+    settings: plain values that must be unchanged when a stopped run goes on.
+    losses_of(step, count): the losses of `count` samples, so that an out-of-memory error can say how many fit.
     """
 
     @property
@@ -54,24 +56,25 @@ class TrainingTask(Protocol):
 def train(
     task: TrainingTask, config: OptimConfig, folder: Path, *, say: Callable[[str], None] = lambda line: None
 ) -> list[dict[str, float]]:
-    """Train `task.model` in place and return the log, one row every `log_every` steps.
+    """Train `task.model` in place and return the log, a row for every `log_every` steps.
 
     folder: receives `log.jsonl` and `checkpoint.pt` (weights, optimizer, step); when a checkpoint is there the run goes
-    on from it. say: called with a progress line. Raises TrainingError when the checkpoint was made with other settings
-    (naming them), a loss is not a number (naming the step; the last checkpoint stays good), or memory runs out (naming
-    the largest batch that fitted). Ctrl-C ends the step and saves a checkpoint before KeyboardInterrupt is raised.
+    on from it. say: is called with progress lines. Ctrl-C ends the step and saves a checkpoint before KeyboardInterrupt
+    is raised.
+    Raise TrainingError when the checkpoint was made with other settings (naming them), a loss is not a number (naming
+    the step; the last checkpoint stays good), or memory runs out (naming the largest batch that fitted).
     """
     config = resolve_config_dtypes(config, next(task.model.parameters()).device)
     world = current_world()
-    weights = _spread(task, config, world)
+    weights = _spread_network(task, config, world)
     scales = learning_rate_scales(weights.names, config.layer_decay)
     optimizer = make_optimizer(weights.masters, config, scales)
     checkpointer = Checkpointer(folder, weights, optimizer, config, getattr(task, "settings", {}))
-    first = step = checkpointer.resume()
+    first_step = step = checkpointer.resume()
     device = weights.masters[0].device
     if device.type == "cpu":
         keep_freed_memory()
-    log = RunLog(folder, config, first, say, device)
+    log = RunLog(folder, config, first_step, say, device)
     out_of_memory = ""
     with StopSignal() as stop:
         try:
@@ -81,9 +84,10 @@ def train(
                 # --- a single training step ---------------------------------------------------------
                 seed_step(config.seed, step, world.rank)
                 optimizer.zero_grad(set_to_none=True)
-                with log.counted(step):
+                with log.count_operations(step):
                     losses = task.losses(step)
-                    if losses["loss"].requires_grad:  # else the task has run its backward passes itself
+                    # Without gradient the task has run its backward passes itself.
+                    if losses["loss"].requires_grad:
                         losses["loss"].backward()
                 weights.move_gradients_to_masters()
                 if config.clip:
@@ -95,20 +99,21 @@ def train(
                 log.add(step, losses)
                 if step % config.log_every == 0 or step == config.steps:
                     log.write_row(step)
-                stopping, saving = _asked(stop, checkpointer, step, world, device)
+                stopping, saving = _agree_on_stopping(stop, checkpointer, step, world, device)
                 if stopping:
                     raise KeyboardInterrupt
                 if saving:
-                    log.check(step)
+                    log.check_losses(step)
                     checkpointer.save(step)
         except StopNow:
             raise
         except KeyboardInterrupt:
-            log.check(step)
+            log.check_losses(step)
             checkpointer.save(step)
             raise
-        except RuntimeError as error:  # its traceback holds the step's tensors until this block is left
-            out_of_memory = _memory_message(error)
+        except RuntimeError as error:
+            # The traceback holds the step's tensors until this block is left.
+            out_of_memory = _out_of_memory_message(error)
     if out_of_memory:
         raise TrainingError(_explain_out_of_memory(task, config, step, world, out_of_memory))
     checkpointer.save(step)
@@ -117,8 +122,11 @@ def train(
     return log.rows
 
 
-def _spread(task: TrainingTask, config: OptimConfig, world: World) -> TrainedWeights:
-    """The weights to train, and the task's network spread over the processes."""
+def _spread_network(task: TrainingTask, config: OptimConfig, world: World) -> TrainedWeights:
+    """Return the weights to train, after the task's network was spread over the processes.
+
+    Raise TrainingError for a task that only a single process can train, and for an unknown way to share the work.
+    """
     if world.size == 1:
         return TrainedWeights(task.model, config.dtype)
     wrapper: nn.Module | None = getattr(task, "wrapper", None)
@@ -128,7 +136,7 @@ def _spread(task: TrainingTask, config: OptimConfig, world: World) -> TrainedWei
         task.wrapper = shard_with_fsdp(wrapper, config.dtype)  # type: ignore[attr-defined]
         return TrainedWeights(task.model, "float32")
     if config.parallel != "ddp":
-        raise TrainingError(f"parallel is {config.parallel!r}; it must be ddp or fsdp.")
+        raise TrainingError(f"`parallel` is {config.parallel!r}; it must be ddp or fsdp.")
     weights = TrainedWeights(task.model, config.dtype)
     leaves_parameters_out = getattr(task, "leaves_parameters_out", False)
     task.wrapper = wrap_with_ddp(wrapper, leaves_parameters_out=leaves_parameters_out)  # type: ignore[attr-defined]
@@ -139,17 +147,17 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _asked(
+def _agree_on_stopping(
     stop: StopSignal, checkpointer: Checkpointer, step: int, world: World, device: torch.device
 ) -> tuple[bool, bool]:
     """Return whether the run is to stop after this step, and whether it is to save; all processes agree on both."""
-    if world.size > 1 and step % ASKED_EVERY:
+    if world.size > 1 and step % STEPS_BETWEEN_AGREEMENTS:
         return False, False
-    stopping, saving = combine_flags((stop.asked, world.rank == 0 and checkpointer.is_late), device)
+    stopping, saving = combine_flags((stop.is_requested, world.rank == 0 and checkpointer.is_due), device)
     return stopping, saving
 
 
-def _memory_message(error: RuntimeError) -> str:
+def _out_of_memory_message(error: RuntimeError) -> str:
     """Return the first line of an out-of-memory error. Raise any other error again."""
     if not _is_out_of_memory(error):
         raise error
@@ -159,11 +167,11 @@ def _memory_message(error: RuntimeError) -> str:
 def _explain_out_of_memory(
     task: TrainingTask, config: OptimConfig, step: int, world: World, message: str
 ) -> str:
-    """Return what ran out of memory, and the largest batch that fits: it is halved until a step's passes do.
+    """Return a text on memory that ran out, with the largest batch that fits: halved until a step's passes succeed.
 
-    Several processes do not try, for they would wait for each other. message: the first line of the error.
+    Several processes do not try batches, since they would wait for each other. message: first line of the error.
     """
-    happened = f"Out of memory at step {step + 1} with a batch of {config.batch}"
+    problem = f"Out of memory at step {step + 1} with a batch of {config.batch}"
     losses_of = getattr(task, "losses_of", None)
     count = config.batch // 2
     while losses_of is not None and world.size == 1 and count >= 2:
@@ -179,7 +187,7 @@ def _explain_out_of_memory(
                 raise
         else:
             return (
-                f"{happened}; the largest that fitted is {count}: set optim.batch or chunk to it ({message})."
+                f"{problem}; the largest that fitted is {count}: set optim.batch or chunk to it ({message})."
             )
         count //= 2
-    return f"{happened}; use a smaller one, chunks (cached embeddings), or more processes ({message})."
+    return f"{problem}; use a smaller batch, chunks (cached embeddings), or more processes ({message})."

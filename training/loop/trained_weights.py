@@ -9,61 +9,70 @@ from training.distributed.wrapping import gather_full_tensors, shard_like
 
 
 class TrainedWeights:
-    """What is trained of a model: its parameters, and float32 masters where the model computes in bfloat16.
+    """The trained parameters of a model, and their float32 masters where the model computes in bfloat16.
 
     In float32 the masters are the parameters themselves.
+    names: names of the trained parameters. masters, parameters: their tensors, in the order of the names.
     """
 
     def __init__(self, model: nn.Module, dtype: str):
-        """dtype: "bfloat16" makes masters; "float32" none (FSDP casts what it gathers and keeps float32 itself)."""
+        """Cast the trained parameters of a model to bfloat16 and keep their masters, unless dtype is "float32".
+
+        Under FSDP, dtype is "float32": it casts the weights that it gathers, and keeps float32 weights itself.
+        """
         self.model = model
-        self.names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.masters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        self.lowered = dtype != "float32"
-        if self.lowered:
-            self.masters = [p.detach().float().clone().requires_grad_() for p in self.masters]
+        self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.masters = self._list_parameters()
+        self.has_masters = dtype != "float32"
+        if self.has_masters:
+            self.masters = [weight.detach().float().clone().requires_grad_() for weight in self.masters]
             self._cast(torch.bfloat16)
-        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = self._list_parameters()
+
+    def _list_parameters(self) -> list[Tensor]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def move_gradients_to_masters(self) -> None:
-        """Before the optimizer's step: the parameters' gradients become the masters'."""
-        if self.lowered:
+        """Move the gradients of the parameters to the masters, before the optimizer's step."""
+        if self.has_masters:
             for master, parameter in zip(self.masters, self.parameters, strict=True):
                 master.grad = None if parameter.grad is None else parameter.grad.float()
                 parameter.grad = None
 
     def copy_masters_to_model(self) -> None:
-        """After it: the masters' values become the parameters'."""
-        if self.lowered:
+        """Copy the values of the masters to the parameters, after the optimizer's step."""
+        if self.has_masters:
             with torch.no_grad():
                 torch._foreach_copy_(self.parameters, self.masters)
 
     def restore_float32(self) -> None:
-        """Training is over: the model is float32 again and holds the masters' values."""
-        if self.lowered:
+        """Make the model float32 again, with the values of the masters, when training is over."""
+        if self.has_masters:
             self._cast(torch.float32)
             self.copy_masters_to_model()
 
     def _cast(self, dtype: torch.dtype) -> None:
-        """What is trained alone: frozen parts and running statistics keep their precision."""
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
+        """Cast the trained parameters; frozen parts and running statistics keep their precision."""
+        for parameter in self._list_parameters():
+            parameter.data = parameter.data.to(dtype)
 
     def state(self) -> dict[str, Tensor]:
-        """Trained values in float32, and buffers."""
-        return gather_full_tensors(self._own())
+        """Return the trained values in float32 and the buffers, whole and by name; all processes must call it."""
+        return gather_full_tensors(self._named_tensors())
 
-    def _own(self) -> dict[str, Tensor]:
+    def _named_tensors(self) -> dict[str, Tensor]:
+        """Return the masters and the buffers by name, sharded where they are."""
         named = dict(zip(self.names, self.masters, strict=True))
         return {name: value.detach() for name, value in [*named.items(), *self.model.named_buffers()]}
 
     def load(self, state: dict[str, Tensor]) -> bool:
-        """Put a `state` back; False, and nothing changed, when it is another model's."""
-        own = self._own()
-        if state.keys() != own.keys() or any(state[name].shape != own[name].shape for name in own):
+        """Load a `state` and return True; return False, and change nothing, when it belongs to another model."""
+        tensors = self._named_tensors()
+        if state.keys() != tensors.keys():
             return False
-        for name, value in own.items():
+        if any(state[name].shape != tensor.shape for name, tensor in tensors.items()):
+            return False
+        for name, value in tensors.items():
             value.copy_(shard_like(state[name], value))
         self.copy_masters_to_model()
         return True

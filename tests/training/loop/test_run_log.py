@@ -20,7 +20,7 @@ CONFIG = OptimConfig(steps=3, batch=4, lr=0.1)
 def operations_of(folder: Path, work: Callable[[], object], step: int = 0) -> int:
     """Return how many operations the log of a run that begins with step 0 counts while a step does this."""
     log = RunLog(folder, CONFIG, 0, print, torch.device("cpu"))
-    with log.counted(step):
+    with log.count_operations(step):
         work()
     return log.operations
 
@@ -57,7 +57,7 @@ def test_rows_before_a_rate_is_known(tmp_path: Path) -> None:
     """The first step is not timed: its row has no rate, and its line no time left."""
     lines: list[str] = []
     log = RunLog(tmp_path, CONFIG, 0, lines.append, torch.device("cpu"))
-    with log.counted(0):
+    with log.count_operations(0):
         pass
     for step in (1, 2, 3):
         log.add(step, {"loss": torch.tensor(1.0)})
