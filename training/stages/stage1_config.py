@@ -14,31 +14,33 @@ from training.stages.stage_setup import check_common, refuse_settings
 
 @dataclass(frozen=True)
 class Stage1Config:
-    """What stage 1 learns from, and how.
+    """The settings of stage 1.
 
-    model: the architecture. sources: captioned sets. optim: of the run with all losses.
-    views: 0 = pictures are read, cropped and encoded in every step. 1 or more = the frozen encoder reads so many crops
-    of each picture once, before training (1 = the whole picture alone), for sets that fit into memory.
-    smallest_crop: least share that a crop keeps, of the picture's area with 0 views, else of its side.
+    model: the architecture. sources: the captioned sets. optim: the optimizer of the run with all losses.
+    views: 0 means that pictures are read, cropped and encoded in every step. A number from 1 means that the frozen
+    encoder reads so many views of each picture once, before training (the whole picture, then crops), which needs sets
+    that fit into memory.
+    smallest_crop: the smallest share that a crop keeps: of the picture's area with 0 views, of its side otherwise.
 
-    It starts from one of these. start: a model folder, a stage-1 run, or a model by name; it goes before text. encoder
-    and text: the runs (stages/distillation.py, stages/text_half.py) that a new Q-Former is built on. encoder and bert:
-    a safetensors file of the image encoder under timm's names, and a Hugging Face BERT folder that also gives the
-    Q-Former's sizes; both below the data folder, or absolute.
+    A run starts in one of three ways. start: a model folder, a stage-1 run, or a model by name; it goes before text.
+    encoder and text: the runs (stages/distillation.py, stages/text_half.py) on which a new Q-Former is built. encoder
+    and bert: a safetensors file of the image encoder with timm's names, and a Hugging Face BERT folder, which also
+    gives the Q-Former's sizes; both paths are below the data folder, or absolute.
 
-    With 0 views. train_encoder: whether it learns too. recompute_encoder: its activations are computed anew in the
-    backward pass instead of kept (gradient checkpointing, arXiv:1604.06174). chunk: pairs of a process that are
-    computed at a time (`cached_embeddings.py`), 0 = all. workers: threads that read and decode.
+    Settings with 0 views. train_encoder: whether the encoder learns. recompute_encoder: its activations are computed
+    again in the backward pass instead of stored (gradient checkpointing, arXiv:1604.06174). chunk: number of pairs that
+    a process computes at a time (`cached_embeddings.py`), 0 for all. workers: number of threads that read and decode.
 
-    With more. itc_optim: of a run with ITC alone before the one with all losses, which there is none of at 0 steps.
-    encoder_optim: of one before that, in which the parts of a convolutional encoder from `encoder_from` on learn, too
-    (`EncoderTask`). patch_share: of the patches that are read in a step (arXiv:2212.00794 masks patches to the same
-    ends). query_share: of the queries that take part in it. match_distillation: weight of
-    `itc_itm_itg.match_distillation_loss`. earlier_share: of the weights as they were before the run with all losses in
-    the weights that are written (averaged weights forget less, arXiv:2109.01903).
+    Settings with 1 view or more. itc_optim: the optimizer of a run with ITC alone, before the one with all losses,
+    which is left out when it has 0 steps. encoder_optim: the optimizer of a run before that, in which the parts of a
+    convolutional encoder from number `encoder_from` on learn as well (`EncoderTask`). patch_share: the share of the
+    patches that a step reads (masking patches, arXiv:2212.00794, has the same purpose). query_share: the share of the
+    queries that take part in a step. match_distillation: the weight of `itc_itm_itg.match_distillation_loss`.
+    earlier_share: how much the weights before the run with all losses count in the weights that are written (averaged
+    weights forget less, arXiv:2109.01903).
 
-    With both. label_smoothing: of ITC and ITG. picture_ids: whether pairs of one photo share ITC's targets and are
-    never each other's negatives (COCO fine-tuning). compile: torch.compile.
+    Settings with any number of views. label_smoothing: of ITC and ITG. picture_ids: whether pairs of one photo share
+    ITC's targets and are never each other's negatives (COCO fine-tuning). compile: whether torch.compile is used.
     """
 
     model: Blip2Config
@@ -67,7 +69,10 @@ class Stage1Config:
 
     @property
     def fixed_settings(self) -> Sequence[str]:
-        """The settings that a resumed run must share; others are compared elsewhere, or only give the start."""
+        """Return the names of the settings that a resumed run must share.
+
+        The other settings are compared elsewhere, or only determine the start.
+        """
         shared = ("model", "label_smoothing", "smallest_crop")
         if self.views:
             return (*shared, "views", "encoder_from", "patch_share", "query_share", "match_distillation")
@@ -75,15 +80,20 @@ class Stage1Config:
 
 
 PICTURE_SETTINGS = ("train_encoder", "recompute_encoder", "chunk")
-"""Settings that act where pictures are read in every step."""
+"""Settings that act only where pictures are read in every step."""
 PATCH_SETTINGS = (
-    "itc_optim", "encoder_optim", "earlier_share", "patch_share", "query_share", "match_distillation"
-)  # fmt: skip
-"""Settings that act on patches that were made once."""
+    "itc_optim",
+    "encoder_optim",
+    "earlier_share",
+    "patch_share",
+    "query_share",
+    "match_distillation",
+)
+"""Settings that act only on patches that were made before training."""
 
 
 def check_stage1(config: Stage1Config) -> None:
-    """Raises TrainingError or DataError for settings that contradict each other."""
+    """Check the settings of stage 1. Raises TrainingError or DataError for those that contradict each other."""
     if config.start and not config.text and (config.bert or config.encoder):
         raise TrainingError("Set either start (a whole model) or encoder and bert (its parts), not both.")
     if not config.start and not (config.encoder and (config.bert or config.text)):
@@ -94,9 +104,11 @@ def check_stage1(config: Stage1Config) -> None:
         )
     check_common(config)
     if config.chunk == 1:
-        raise TrainingError("chunk is 1; use 2 or more pairs, or 0 for the whole batch.")
+        raise TrainingError(f"chunk is {config.chunk}; use 2 or more pairs, or 0 for the whole batch.")
     if not 0 <= config.earlier_share <= 1:
-        raise DataError(f"earlier_share is {config.earlier_share}; it is a share, 0 to 1.")
+        raise DataError(
+            f"earlier_share is {config.earlier_share}; it is a share, so use a number from 0 to 1."
+        )
     if config.views:
         refuse_settings(
             config,

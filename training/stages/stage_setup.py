@@ -1,4 +1,4 @@
-"""What stage 1, stage 2 and fine-tuning share: prepare the network, open the sets, refuse contradictory settings."""
+"""Prepare stage 1, stage 2 or fine-tuning: refuse contradictory settings, open the sets, set up the network."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.datasets.captioned_sets import SetConfig, open_training_set, read_small_sets
 from engine.datasets.picture_reading import load_pictures
 from engine.errors import TrainingError
+from engine.wording import count_text
 from training.batches.batch_source import Batch, BatchSource
 from training.batches.crops import make_random_crop
 from training.batches.picture_stream import CheckCaption, Opener, PictureStream
@@ -30,10 +31,11 @@ from training.loop.optimizer import OptimConfig
 from training.loop.run_checkpoint import flatten_settings
 
 Say = Callable[[str], None]
+"""A function that is called with a line of progress."""
 
 
 class TrainingConfig(Protocol):
-    """What a config of stage 1 or 2, or of fine-tuning, has in any case; see `Stage1Config`."""
+    """The settings that the configs of stage 1, stage 2 and fine-tuning share; `Stage1Config` says what they mean."""
 
     @property
     def sources(self) -> Sequence[SetConfig]: ...
@@ -54,12 +56,13 @@ class TrainingConfig(Protocol):
 
 
 def check_common(config: TrainingConfig) -> None:
-    """Raises TrainingError for settings that contradict each other."""
+    """Check the settings that all stages share. Raises TrainingError for those that contradict each other."""
     if config.views < 0:
         raise TrainingError(f"views is {config.views}; use 0 to read pictures in every step, or 1 and more.")
     if config.optim.layer_decay != 1.0 and not config.train_encoder:
         raise TrainingError(
-            "optim.layer_decay acts on the encoder, which is frozen: set train_encoder, or it to 1."
+            f"The setting optim.layer_decay is {config.optim.layer_decay:g}, but it acts on the encoder, which is "
+            "frozen: set train_encoder, or set optim.layer_decay to 1."
         )
     if not 0 < config.smallest_crop <= 1:
         raise TrainingError(
@@ -74,7 +77,10 @@ def check_common(config: TrainingConfig) -> None:
 
 
 def refuse_settings(config: TrainingConfig, names: Sequence[str], reason: str) -> None:
-    """Raise TrainingError for the first of these settings that is not at its default: it does not go with `views`."""
+    """Raise TrainingError if one of these settings is not at its default, since it does not go with `views`.
+
+    names: of the settings. reason: the sentence that says why.
+    """
     defaults: dict[str, Any] = {field.name: field.default for field in fields(config)}  # type: ignore[arg-type]
     for name in names:
         if getattr(config, name) != defaults[name]:
@@ -86,10 +92,10 @@ def refuse_settings(config: TrainingConfig, names: Sequence[str], reason: str) -
 
 
 def prepare_network(net: Retriever | Captioner, config: TrainingConfig) -> NetworkWrapper:
-    """Put the network into training mode, freeze what stays as it is, and return the door to it.
+    """Put a network into training mode, freeze what stays as it is, and return it in a wrapper.
 
-    An encoder that reads pictures in every step without learning is cast as `optim.dtype` says; one whose patches were
-    made before is left as it is.
+    A frozen encoder that reads pictures in every step is cast to bfloat16 where `optim.dtype` says so. A frozen encoder
+    whose patches were made before training is left as it is.
     """
     net.requires_grad_(True)
     net.vision.requires_grad_(config.train_encoder)
@@ -107,23 +113,29 @@ def prepare_network(net: Retriever | Captioner, config: TrainingConfig) -> Netwo
 
 
 def compile_parts(net: Retriever | Captioner, backend: str = "inductor") -> None:
-    """Compile what repeats: the encoder, whose shapes never change, and the Q-Former's attentions and feed-forwards."""
+    """Compile the encoder, whose shapes never change, and the attentions and feed-forwards of the Q-Former."""
     net.vision.compile(backend=backend)
     for layer in net.qformer.layers:
         names = ("attention", "cross_attention", "query_mlp", "text_mlp")
-        for part in (getattr(layer, name, None) for name in names):
-            if part is not None:
-                part.compile(backend=backend, dynamic=True)
+        for module in (getattr(layer, name, None) for name in names):
+            if module is not None:
+                module.compile(backend=backend, dynamic=True)
 
 
 def collect_fixed_settings(config: Any, names: Sequence[str], source: BatchSource) -> Mapping[str, Any]:
-    """Return what a resumed run must share: the settings of these names, and which samples the source holds."""
+    """Return the values that must be unchanged when a stopped run goes on.
+
+    These are the settings with the given names, and what the source says about its samples.
+    """
     values = asdict(config)
     return flatten_settings({name: values[name] for name in names}) | dict(source.settings())
 
 
 def take_images(batch: Batch, count: int, vision: VisionConfig, device: torch.device) -> Tensor:
-    """Return the first `count` images of a batch on a device: pictures as normalised pixels, others as they are."""
+    """Return the first `count` images of a batch on a device.
+
+    Pictures become normalised pixels (B, 3, H, W); patches and feature maps stay as they are.
+    """
     if isinstance(batch.images, Tensor):
         return batch.images[:count].to(device)
     return to_pixels(batch.images[:count], vision.mean, vision.std, device)
@@ -132,50 +144,70 @@ def take_images(batch: Batch, count: int, vision: VisionConfig, device: torch.de
 def read_whole_sets(
     config: TrainingConfig, data: Path, runs: Path, image_size: int, tell: Say
 ) -> tuple[np.ndarray, list[CaptionedPicture]]:
-    """Read every picture of a config's sets -> uint8 (N, H, W, 3) of image_size, and the samples they belong to.
+    """Read every picture of a config's sets; return them, uint8 (N, H, W, 3) of `image_size`, and their samples.
 
-    Sets are looked for below data, then below runs. Raises DataError for one that cannot be read.
+    Sets are looked for below data, then below runs. Raises DataError for a set that cannot be read.
     """
     samples = read_small_sets([source.path for source in config.sources], data, runs)
     pictures, samples, failures = load_pictures(samples, image_size)
-    tell(f"{len(pictures)} pictures, {len(failures)} unreadable; encoding {config.views} views of each")
+    tell(
+        f"{count_text(len(pictures), 'picture')}, {len(failures):,} unreadable; encoding "
+        f"{count_text(config.views, 'view')} of each."
+    )
     return pictures, samples
 
 
 @contextmanager
 def open_stream(
-    config: TrainingConfig, data: Path, image_size: int, world: World, tell: Say, *, opener: Opener = open_training_set,
+    config: TrainingConfig,
+    data: Path,
+    image_size: int,
+    world: World,
+    tell: Say,
+    *,
+    opener: Opener = open_training_set,
     check_caption: CheckCaption | None = None,
-) -> Iterator[PictureStream]:  # fmt: skip
-    """The stream of a config's sources, told of when it opens and what it left out when it closes.
+) -> Iterator[PictureStream]:
+    """Open the sets of a config as a stream of pictures, and close it at the end.
 
-    Raises TrainingError for a batch that the processes cannot share, DataError for a source that cannot be read.
+    tell: is called with what the sets hold when they are opened, and with what was left out when they are closed.
+    opener, check_caption: see `PictureStream`. Raises TrainingError for a batch that the processes cannot share, and
+    DataError for a set that cannot be read.
     """
     if config.optim.batch % world.size:
-        world.select_share(torch.empty(config.optim.batch))  # raises, with the sizes that fit
+        world.select_share(torch.empty(config.optim.batch))  # raises, and names the sizes that fit
     stream = PictureStream(
-        config.sources, data, batch=config.optim.batch, seed=config.optim.seed,
-        augment=make_random_crop(image_size, config.smallest_crop), world=world, workers=config.workers, opener=opener,
+        config.sources,
+        data,
+        batch=config.optim.batch,
+        seed=config.optim.seed,
+        augment=make_random_crop(image_size, config.smallest_crop),
+        world=world,
+        workers=config.workers,
+        opener=opener,
         check_caption=check_caption,
-    )  # fmt: skip
-    tell(f"{stream.count:,} samples in {len(stream.sets)} sources")
-    told = stream.report()
-    for line in told:
+    )
+    tell(f"{count_text(stream.count, 'sample')} in {count_text(len(stream.sets), 'set')}.")
+    opening_report = stream.report()
+    for line in opening_report:
         tell(line)
     try:
         yield stream
     finally:
         stream.close()
         for line in stream.report():
-            if line not in told:
+            if line not in opening_report:
                 tell(line)
 
 
 def copy_frozen_encoder(
     net: Retriever | Captioner, config: TrainingConfig, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """Return a frozen encoder's weights in the dtype of the checkpoint, as they are before `prepare_network`, since
-    training reads them in bfloat16. Return nothing where the encoder is trained."""
+    """Return a copy of a frozen encoder's weights in the dtype of the checkpoint, and {} if the encoder is trained.
+
+    Call it before `prepare_network`, which may cast the encoder to bfloat16.
+    """
     if config.train_encoder:
         return {}
-    return {f"vision.{name}": t.clone() for name, t in cast_floats(net.vision.state_dict(), dtype).items()}
+    weights = cast_floats(net.vision.state_dict(), dtype)
+    return {f"vision.{name}": weight.clone() for name, weight in weights.items()}

@@ -1,115 +1,191 @@
-"""What a run starts from: another run's model, a folder or a known name, read at the pixels that the recipe wants."""
+"""Load the weights that a run starts from: of another run, of a model folder, of a BERT, or of an encoder's file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import nn
 
 from engine.blip2.config import EVA, CaptionerConfig, LanguageConfig, VisionConfig
 from engine.blip2.retriever import Retriever
+from engine.checkpoints.building import make_net
 from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, RetrieverSource
 from engine.checkpoints.filling import misfits
 from engine.checkpoints.position_grids import POSITIONS, at_image_size, grid_side
+from engine.checkpoints.retrieval_reading import read_folder
 from engine.checkpoints.tensors import StoredTensor, read_safetensors, stored
 from engine.checkpoints.transformers_export import EVA_GIANT
 from engine.errors import CheckpointError, DataError
 from engine.models.catalogue import find_model
+from training.stages.bert_start import read_bert, start_from_bert
+from training.stages.distillation import ENCODER
+from training.stages.stage1_config import Stage1Config
+from training.stages.text_half import TEXT_HALF, TOKENIZER, select_text_half
 
 AnySource = TypeVar("AnySource", RetrieverSource, CaptionerSource)
 BACKBONE = "vision.backbone."
 UNUSED_IN_ENCODER = ("head.", "norm.", "fc_norm.")
 
 
+def load_stage1_start(config: Stage1Config, data: Path, runs: Path) -> tuple[Retriever, Tokenizer]:
+    """Return the network with which stage 1 begins, and its tokenizer; `Stage1Config` says from what they are made.
+
+    Raises DataError and CheckpointError for a start that is missing or does not fit the recipe.
+    """
+    torch.manual_seed(config.optim.seed)
+    if config.start:
+        return _load_model_folder(config, find_start(config.start, data, runs))
+    if config.text:
+        return _load_earlier_runs(config, runs)
+    bert = read_bert(data / config.bert, config.model.qformer)
+    net = Retriever(replace(config.model, qformer=bert.shape))
+    load_encoder(net, data / config.encoder)
+    start_from_bert(net, bert)
+    return net, bert.tokenizer
+
+
+def _load_model_folder(config: Stage1Config, folder: Path) -> tuple[Retriever, Tokenizer]:
+    """Load a retrieval model; its positions are interpolated where the recipe reads larger pictures."""
+    recipe_model = config.model
+    source = resize_source(read_folder(folder), folder, recipe_model.vision.image_size)
+    model = source.config
+    names = ("qformer", "embed_dim", "max_tokens") if config.views else ("qformer", "embed_dim")
+    differing = [name for name in names if getattr(model, name) != getattr(recipe_model, name)]
+    if not is_same_encoder(model.vision, recipe_model.vision):
+        differing.insert(0, "vision")
+    if differing:
+        differences = "; ".join(
+            f"{name}: {getattr(model, name)}, not {getattr(recipe_model, name)}" for name in differing
+        )
+        raise DataError(f"{folder} is another architecture than the recipe's: {differences}.")
+    source = replace(source, config=replace(model, max_tokens=recipe_model.max_tokens))
+    return make_net(source, folder, torch.float32), source.tokenizer
+
+
+def _load_earlier_runs(config: Stage1Config, runs: Path) -> tuple[Retriever, Tokenizer]:
+    """Build a new Q-Former around the image encoder and the text half that earlier runs trained."""
+    encoder_path, text_path = runs / config.encoder / ENCODER, runs / config.text / TEXT_HALF
+    for path in (encoder_path, text_path):
+        if not path.is_file():
+            raise DataError(
+                f"{path} is not there; train it first (`qseek train distill`, `qseek train text`)."
+            )
+    net = Retriever(config.model)
+    net.vision.load_state_dict(load_file(encoder_path))
+    select_text_half(net).load_state_dict(load_file(text_path))
+    # The queries' feed-forwards start as the text's (BLIP-2, section 3.1).
+    for layer in net.qformer.layers:
+        layer.query_mlp.load_state_dict(layer.text_mlp.state_dict())
+    return net, Tokenizer.from_file(str(runs / config.text / TOKENIZER))
+
+
 def find_start(name: str, data: Path, runs: Path) -> Path:
-    """The folder DATA/NAME, the model of the run RUNS/NAME, or one that `qseek models` lists. Raises DataError."""
-    places = [data / name, runs / name / "model"]
-    folder = next((place for place in places if place.is_dir()), None)
+    """Return the folder of the model that a run starts from.
+
+    This is the folder DATA/NAME, or the model of the run RUNS/NAME, or a model that `qseek models` lists. Raises
+    DataError if there is none of these.
+    """
+    candidates = [data / name, runs / name / "model"]
+    folder = next((candidate for candidate in candidates if candidate.is_dir()), None)
     if folder is not None:
         return folder
     try:
         return find_model(name)
     except CheckpointError as error:
         raise DataError(
-            f"There is no model to start from: neither {places[0]} nor {places[1]} is a folder. {error}"
+            f"There is no model to start from: neither {candidates[0]} nor {candidates[1]} is a folder. {error}"
         ) from error
 
 
-def resize_source(source: AnySource, where: Path, image_size: int) -> AnySource:
-    """A source that reads pictures of so many pixels, its positions interpolated. Raises DataError where it cannot."""
+def resize_source(source: AnySource, folder: Path, image_size: int) -> AnySource:
+    """Return a source that reads pictures of `image_size` pixels; its position embeddings are interpolated.
+
+    folder: where the source was read, for messages. Raises DataError if the encoder cannot read such pictures.
+    """
     tensors = dict(source.tensors)
     try:
         vision = at_image_size(tensors, source.config.vision, image_size)
     except CheckpointError as error:
-        raise DataError(f"{where}: {error}") from error
+        raise DataError(f"{folder}: {error}") from error
     return replace(source, config=replace(source.config, vision=vision), tensors=tensors)
 
 
-def is_same_encoder(one: VisionConfig, other: VisionConfig) -> bool:
-    """Whether they describe the same encoder: some spell out what timm's architecture says by itself."""
-    return _spelt_out(one) == _spelt_out(other)
+def is_same_encoder(vision: VisionConfig, other: VisionConfig) -> bool:
+    """Return whether two configs mean the same image encoder.
+
+    Some configs of ViT-g spell out arguments that timm's architecture has by default; that makes no difference.
+    """
+    return _spell_out(vision) == _spell_out(other)
 
 
-def _spelt_out(vision: VisionConfig) -> VisionConfig:
+def _spell_out(vision: VisionConfig) -> VisionConfig:
+    """Return the config of a ViT-g with all of timm's arguments, and any other config unchanged."""
     return replace(vision, timm_args=EVA_GIANT | vision.timm_args) if vision.timm_name == EVA else vision
 
 
 def load_encoder(net: Retriever, path: Path) -> None:
-    """Strictly, but for what this encoder leaves out of timm's: the classifier, the last norm, the last blocks.
+    """Load the image encoder of a network from a safetensors file with timm's names.
 
-    Raises DataError naming what does not fit.
+    The file may hold what this encoder leaves out of timm's: the classifier, the last norm, the last blocks. Everything
+    else must fit; position embeddings are interpolated to the network's pixels. Raises DataError naming what does not
+    fit.
     """
     vision = net.config.vision
-    wanted = {f"vision.{name}": tuple(value.shape) for name, value in net.vision.state_dict().items()}
+    shapes = {f"vision.{name}": tuple(value.shape) for name, value in net.vision.state_dict().items()}
     depth = len(getattr(net.vision.backbone, "blocks", ()))
-    found = {
+    tensors = {
         BACKBONE + name: tensor
         for name, tensor in read_safetensors(path).items()
-        if BACKBONE + name in wanted or not (name.startswith(UNUSED_IN_ENCODER) or _beyond(name, depth))
+        if BACKBONE + name in shapes
+        or not (name.startswith(UNUSED_IN_ENCODER) or _is_block_beyond(name, depth))
     }
-    if POSITIONS in wanted and POSITIONS in found and (side := grid_side(found[POSITIONS].shape[1])):
-        patch = vision.image_size // grid_side(wanted[POSITIONS][1])
-        at_image_size(found, replace(vision, image_size=patch * side), vision.image_size)
-    if problems := misfits(wanted, found):
+    if POSITIONS in shapes and POSITIONS in tensors and (side := grid_side(tensors[POSITIONS].shape[1])):
+        patch_size = vision.image_size // grid_side(shapes[POSITIONS][1])
+        at_image_size(tensors, replace(vision, image_size=patch_size * side), vision.image_size)
+    if problems := misfits(shapes, tensors):
         raise DataError(
             f"{path} is not the image encoder {vision.timm_name} at {vision.image_size} pixels: "
             f"{problems.replace(BACKBONE, '')}."
         )
     net.vision.load_state_dict(
-        {name.removeprefix("vision."): tensor.read() for name, tensor in found.items()}
+        {name.removeprefix("vision."): tensor.read() for name, tensor in tensors.items()}
     )
 
 
-def _beyond(name: str, depth: int) -> bool:
-    parts: Sequence[str] = name.split(".")
+def _is_block_beyond(name: str, depth: int) -> bool:
+    """Return whether a tensor belongs to a block of timm's ViT whose number is `depth` or more."""
+    parts = name.split(".")
     return parts[0] == "blocks" and parts[1].isdigit() and int(parts[1]) >= depth
 
 
 def is_text_branch(name: str) -> bool:
-    """Whether a tensor of a retrieval model's Q-Former serves its texts alone."""
+    """Return whether only texts use a tensor of a retrieval model's Q-Former."""
     return name.startswith(("qformer.words.", "qformer.positions.")) or ".text_mlp." in name
 
 
 def build_captioner_source(
-    source: RetrieverSource, language: LanguageSource, about: LanguageConfig
+    source: RetrieverSource, language: LanguageSource, language_config: LanguageConfig
 ) -> CaptionerSource:
-    """A stage-1 model's encoder, queries and Q-Former before a language model, with a new projection, drawn now.
+    """Put a stage-1 model's encoder, queries and Q-Former before a language model, with a new projection.
 
-    Without its heads, and without its text branch unless the Q-Former reads the prompt.
+    The projection's weights are drawn now from torch's global generator. The heads are left out, and so is the text
+    branch unless the Q-Former reads the prompt.
     """
     config = CaptionerConfig(
-        source.config.vision, source.config.qformer, about, source.config.vision_norm_eps
+        source.config.vision, source.config.qformer, language_config, source.config.vision_norm_eps
     )
     tensors: dict[str, StoredTensor] = {
         name: tensor
         for name, tensor in source.tensors.items()
         if name.startswith(("vision.", "vision_norm.", "qformer."))
-        and (about.reads_prompt or not is_text_branch(name))
+        and (language_config.reads_prompt or not is_text_branch(name))
     }
-    projection = nn.Linear(config.qformer.width, about.width)
+    projection = nn.Linear(config.qformer.width, language_config.width)
     tensors |= {f"projection.{name}": stored(value) for name, value in projection.state_dict().items()}
-    words = source.tokenizer if about.reads_prompt else None
-    return CaptionerSource(config, tensors, language, words, language.files)
+    tokenizer = source.tokenizer if language_config.reads_prompt else None
+    return CaptionerSource(config, tensors, language, tokenizer, language.files)

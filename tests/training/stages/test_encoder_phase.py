@@ -70,9 +70,9 @@ def test_itc_trains_the_encoders_last_parts_alone(tmp_path: Path) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         want = compute_itc_loss(net, apply_vision_norm(net, net.vision(pixels)), ids, mask)
         queries = torch.arange(net.config.qformer.num_queries)
-        got = task._losses(net, Stage1Inputs(maps[:, 0], ids, mask, None, torch.rand(2, 8), 0, queries))[
-            "loss"
-        ]
+        got = task._compute_losses(
+            net, Stage1Inputs(maps[:, 0], ids, mask, None, torch.rand(2, 8), 0, queries)
+        )["loss"]
     torch.testing.assert_close(got, want, atol=2e-2, rtol=0)
     before = {name: value.clone() for name, value in net.vision.state_dict().items()}
     task = EncoderTask(net, tokenizer, source, chosen, optim)

@@ -21,9 +21,10 @@ from training.loop.memory_estimate import estimate_state_bytes
 from training.loop.optimizer import OptimConfig
 from training.recipes.recipe_catalogue import RETRIEVAL, STAGE1
 from training.stages.dry_run import count_parameters, outline_retriever
-from training.stages.stage1 import Stage1Task, load_stage1_start, run_stage1
+from training.stages.stage1 import Stage1Task, run_stage1
 from training.stages.stage1_config import Stage1Config
 from training.stages.stage_setup import compile_parts
+from training.stages.starts import load_stage1_start
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
 

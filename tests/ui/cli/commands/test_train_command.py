@@ -101,7 +101,7 @@ def test_the_commands(data: Path, tmp_path: Path) -> None:
     short = ["--set", "prompts={}"]  # the Q-Former of these tests has room for 16 tokens
     mine = ["--set", "sources.0.path=captions.json"]
     result = train("caption", "--recipe", "mini-captions", *common, *small, *mine)
-    assert result.exit_code == 0 and "8 samples in 1 sources" in result.output, result.output
+    assert result.exit_code == 0 and "8 samples in 1 set." in result.output, result.output
     assert load_captioner(str(tmp_path / "mini-captions" / "model")).image_size == 32
     asked = [
         *common,
