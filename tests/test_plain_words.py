@@ -163,7 +163,7 @@ def bad_messages(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """Yield (text, what is wrong) of every error or help text that is no sentence; a name_like_this may begin one."""
     for line, text in messages(tree):
         begins, ends = sentence_parts(text)
-        if begins is not None and not re.match(r"[A-Z0-9`\"'(-]|\w+_|\w+=|\w+ is $", begins):
+        if begins is not None and not re.match(r"[A-Z0-9`\"'(-]|\w+_|\w+=|[\w.]+ is $", begins):
             yield begins, f"line {line}: a message begins with a capital letter: {begins[:60]!r}"
         if ends is not None and not ends.rstrip().endswith((".", "?", "!", ":")):
             yield ends, f"line {line}: a message ends with a full stop: {ends[-60:]!r}"

@@ -1,7 +1,8 @@
-"""CapFilt: captions that a captioner draws for photos, of which the best by a retrieval model are kept.
+"""CapFilt: a captioner draws captions of photos, and a retrieval model selects the best of them.
 
 Open capfilt.py first: the run that writes tar shards. caption_candidates.py draws and scores captions, photo_labels.py
-makes captions of class labels, shard_tally.py counts what became of them, and capfilt_config.py holds the settings.
+turns class labels into captions, shard_tally.py counts the captions that were drawn and kept, and capfilt_config.py
+holds the settings.
 
 May import training/stages (teacher.py), loop and distributed, and of engine datasets, models, pictures and blip2.
 """

@@ -1,4 +1,4 @@
-"""What a CapFilt run is asked for, and which of it contradicts itself."""
+"""The settings of a CapFilt run, and errors for settings that contradict each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from training.capfilt.photo_labels import check_texts
 
 
 def outline_capfilt(config: CapfiltConfig, data: Path, runs: Path) -> Iterator[str]:
-    """Yield the lines of `--dry-run`: what would be drawn, ranked and kept, of how many photos where they are there."""
+    """Yield the lines of `--dry-run`: what would be drawn, ranked and kept.
+
+    The number of photos is left out when the sets cannot be opened.
+    """
     try:
         count = f"{len(PhotoSets(config.pictures, data, runs)):,} photos"
     except DataError:
@@ -22,28 +25,34 @@ def outline_capfilt(config: CapfiltConfig, data: Path, runs: Path) -> Iterator[s
         f"{count} of {', '.join(config.pictures)}: {config.per_photo} captions drawn of each by {config.captioner}, "
         f"ranked by {config.matcher}"
     )
-    kept = f"kept: the best {config.keep}" + ("" if config.least is None else f" that score {config.least:g}")
-    yield f"{kept}; the photos' own captions and labels: {config.originals}"
+    score_text = "" if config.least is None else f" that score at least {config.least:g}"
+    yield f"kept: the best {config.keep}{score_text}; the photos' own captions and labels: {config.originals}"
     if config.label_least is not None:
-        yield f"labels of the teacher's, where its probability is at least {config.label_least:g}"
+        yield f"labels of the teacher, where their probability is at least {config.label_least:g}"
 
 
 ORIGINALS = ("none", "ranked", "kept")
+"""What a run may do with the captions that photos have: leave them out, rank them with the drawn ones, or keep all."""
 
 
 @dataclass(frozen=True)
 class CapfiltConfig:
-    """Which photos get captions, from whom, and which are kept.
+    """The settings of a CapFilt run: which photos get captions, by which models, and which captions are kept.
 
-    pictures: sets, see `captioned_sets.read_small_sets`. captioner: a run, or a model by name: of stage 2, or a
-    retrieval model with an ITG head. matcher: likewise, a retrieval model. per_photo: captions that are drawn, 0 to
-    filter the originals alone; equal ones count once. keep: how many stay, the best by score. originals: a photo's own
-    captions are "ranked" with the drawn ones, all "kept" beside the best drawn ones, or left out ("none"). label_texts:
-    what a photo's label says counts as its own captions, too, in these words (`photo_labels.label_captions`);
-    label_least: photos without a label get the teacher's where its probability is at least this (None: they get none).
-    least: a caption that scores lower is dropped, and a photo without any left out; kept originals stay. top_p,
-    temperature: see `GenerationOptions`. min_tokens, max_tokens: of a caption, its end counted (BLIP: 5 to 20). prompt:
-    what a stage-2 captioner goes on from. photos_at_once: in one pass; shard_photos: in one file. seed: of the draws.
+    pictures: names of sets, see `captioned_sets.read_small_sets`.
+    captioner: a run or the name of a model, of stage 2 or a retrieval model with an ITG head.
+    matcher: a run or the name of a retrieval model, which ranks the captions.
+    per_photo: number of captions to draw of each photo, 0 to filter the photos' own; equal captions count once.
+    keep: number of captions that stay, the best by score.
+    originals: a photo's own captions are "ranked" with the drawn ones, all "kept" beside the best drawn ones, or left
+    out ("none").
+    label_texts: texts that turn a photo's label into captions of its own (`photo_labels.label_captions`).
+    label_least: photos without a label get the teacher's label where its probability is at least this; None for never.
+    least: captions with a lower score are dropped, and photos left without any; originals="kept" stay in any case.
+    top_p, temperature: see `GenerationOptions`.
+    min_tokens, max_tokens: length of a drawn caption, its end included (BLIP: 5 to 20).
+    prompt: the beginning of a caption that a stage-2 captioner continues.
+    photos_at_once: number of photos in a pass. shard_photos: number of photos in a tar file. seed: decides the draws.
     """
 
     pictures: tuple[str, ...]
@@ -66,7 +75,7 @@ class CapfiltConfig:
 
 
 def check_capfilt_config(config: CapfiltConfig) -> None:
-    """Raises DataError for settings that contradict each other or are out of range."""
+    """Raise DataError for settings that contradict each other or are out of range."""
     if config.originals not in ORIGINALS:
         raise DataError(f"originals is {config.originals!r}; it must be one of {', '.join(ORIGINALS)}.")
     if config.per_photo < 0 or (config.per_photo == 0 and config.originals != "ranked"):
@@ -92,8 +101,8 @@ def check_capfilt_config(config: CapfiltConfig) -> None:
         )
     if not 1 <= config.min_tokens <= config.max_tokens:
         raise DataError(
-            f"min_tokens is {config.min_tokens}, max_tokens {config.max_tokens}; it takes "
-            "1 <= min_tokens <= max_tokens."
+            f"min_tokens is {config.min_tokens} and max_tokens is {config.max_tokens}; they must be at least 1, and "
+            "min_tokens must not be above max_tokens."
         )
     try:
         GenerationOptions(top_p=config.top_p, temperature=config.temperature)

@@ -1,6 +1,6 @@
-"""Captions made of class labels, and an image classifier that labels photos which have none.
+"""Turn class labels into captions, and label photos that have no label with an image classifier.
 
-A captioner cannot write of what it has never seen; a label names it. Shapes: B photos, C classes, V vision width.
+A captioner cannot name what it has never seen; a label can. Shapes: B photos, C classes, V vision width, H W pixels.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ from engine.pictures.squares import squash
 from training.stages.teacher import TEACHER, load_teacher
 
 NAMES = "imagenet_labels.txt"
+"""File in the teacher's folder with the name of a class in each line."""
 SIDE = 224
-"""Pixels at which the classifier was trained."""
+"""Side in pixels of the pictures on which the classifier was trained."""
 
 
 def label_captions(label: str, texts: Sequence[str]) -> list[str]:
-    """`texts` with a label filled in: {label} is its name, {a} that after an article. Of the names that commas separate
-    ("pizza, pizza pie") each makes all of them; an empty label makes none."""
+    """Return captions made of a label: `texts` with {label} replaced by its name, or {a} by the name with an article.
+
+    A label may have several names, separated by commas ("pizza, pizza pie"). Each name gives a caption of each text. An
+    empty label gives none.
+    """
     names = [name for name in (part.strip() for part in label.split(",")) if name]
     return [text.format(label=name, a=f"{_article(name)} {name}") for name in names for text in texts]
 
@@ -38,13 +42,13 @@ def _article(name: str) -> str:
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Raises DataError for a text without a place for the label, or with one of another name."""
+    """Raise DataError for a text that holds neither {label} nor {a}, or anything else in braces."""
     for text in texts:
         try:
-            made = label_captions("x", [text])
+            captions = label_captions("x", [text])
         except (KeyError, IndexError, ValueError):
-            made = [text]
-        if made == [text]:
+            captions = [text]
+        if captions == [text]:
             raise DataError(
                 f"label_texts has {text!r}; it needs {{label}} (the name) or {{a}} (a name after its article), and "
                 "nothing else in braces."
@@ -52,38 +56,45 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 class Labeller:
-    """The teacher of a distillation with its classifier: the first of C labels, where it is sure of it."""
+    """An image classifier of C classes, the teacher of a distillation, that labels photos where it is sure.
 
-    def __init__(self, folder: Path, least: float, device: str):
-        """folder: the teacher's. least: probability from which a label counts. Raises DataError when a file is not
-        there."""
+    names: the names of the classes; class 0 is the background. min_probability: probability from which a label counts.
+    digest: of the classifier's files.
+    """
+
+    def __init__(self, folder: Path, min_probability: float, device: str):
+        """Load the classifier from the teacher's folder. Raise DataError when a file is missing or does not fit."""
         vision = replace(mini().vision, image_size=SIDE)
-        self.encoder, self.least = load_teacher(vision, folder).to(device), least
+        self.encoder = load_teacher(vision, folder).to(device)
+        self.min_probability = min_probability
         if not (folder / NAMES).is_file():
-            raise DataError(f"No names of classes at {folder / NAMES}; the teacher's folder holds them.")
+            raise DataError(f"No names of classes at {folder / NAMES}; the teacher's folder must hold them.")
         self.names = (folder / NAMES).read_text(encoding="utf-8").splitlines()
         self.digest = compute_digest([folder / TEACHER, folder / NAMES])
         with np.load(folder / TEACHER) as stored:
-            last = max(int(name[4:].split(".")[0]) for name in stored)
-            weight, bias = (torch.from_numpy(stored[f"conv{last}.{part}"]) for part in ("weight", "bias"))
+            # The classifier is the last convolution, "conv<number>.weight" and ".bias".
+            number = max(int(name[4:].split(".")[0]) for name in stored)
+            weight, bias = (torch.from_numpy(stored[f"conv{number}.{part}"]) for part in ("weight", "bias"))
         self.weight_CV, self.bias_C = weight.float().flatten(1).to(device), bias.float().to(device)
         if len(self.names) != len(self.bias_C):
-            raise DataError(f"{folder}: {len(self.names)} names for {len(self.bias_C)} classes.")
+            raise DataError(f"{folder / NAMES} has {len(self.names)} names for {len(self.bias_C)} classes.")
 
     @torch.inference_mode()
-    def probabilities(self, pixels_B3HW: Tensor) -> Tensor:
-        """-> (B, C), the mean of a photo's and of its mirror image's."""
+    def compute_probabilities(self, pixels_B3HW: Tensor) -> Tensor:
+        """Return class probabilities (B, C), the mean of those of each photo and of its mirror image."""
         maps = [
             self.encoder.backbone.forward_features(pixels) for pixels in (pixels_B3HW, pixels_B3HW.flip(3))
         ]
-        logits = [features.mean((2, 3)) @ self.weight_CV.T + self.bias_C for features in maps]
-        return torch.stack([one.softmax(1) for one in logits]).mean(0)
+        logits = [map_BVHW.mean((2, 3)) @ self.weight_CV.T + self.bias_C for map_BVHW in maps]
+        return torch.stack([logits_BC.softmax(1) for logits_BC in logits]).mean(0)
 
-    def labels(self, pictures: Sequence[Image.Image]) -> list[str]:
-        """Of each photo, empty where the classifier is not sure, or sees background (class 0)."""
+    def label_pictures(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """Return the likeliest label of each picture, "" where the classifier is not sure or sees background."""
         squashed = np.stack([squash(picture, SIDE) for picture in pictures])
         vision = self.encoder.config
         pixels = to_pixels(squashed, vision.mean, vision.std, self.encoder.device)
-        best = self.probabilities(pixels).max(1)
-        found = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        return [self.names[number] if number and sure >= self.least else "" for sure, number in found]
+        likeliest = self.compute_probabilities(pixels).max(1)
+        return [
+            self.names[number] if number and probability >= self.min_probability else ""
+            for probability, number in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
+        ]

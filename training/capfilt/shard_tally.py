@@ -1,4 +1,4 @@
-"""Count what became of a shard's photos and captions, and say it: the report beside each shard of a CapFilt run."""
+"""Count the photos and captions of a CapFilt run that were read, drawn and kept; each shard has such a report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from training.capfilt.caption_candidates import CandidateCaption
 
 @dataclass
 class Tally:
-    """What became of a shard's photos. drawn: distinct captions. Sums of scores: of all that were scored, by origin."""
+    """The counts of a shard, or of several: what became of its photos and captions.
+
+    photos: photos that belong to the shard. written: those with a caption that was kept. drawn, originals: distinct
+    captions that were scored, drawn ones and the photos' own. kept_drawn, kept_originals: those of them that were kept.
+    drawn_sum, originals_sum, kept_sum: sums of their scores. best: the highest score, None without any caption.
+    unreadable: path or key and reason for each photo that could not be read.
+    """
 
     photos: int = 0
     written: int = 0
@@ -26,19 +32,21 @@ class Tally:
     best: float | None = None
     unreadable: list[list[str]] = field(default_factory=list)
 
-    def add(self, captions: Sequence[CandidateCaption], kept: Sequence[CandidateCaption]) -> None:
-        self.written += bool(kept)
-        for one in captions:
-            self.best = one.score if self.best is None else max(self.best, one.score)
-            if one.synthetic:
-                self.drawn, self.drawn_sum = self.drawn + 1, self.drawn_sum + one.score
+    def add(self, captions: Sequence[CandidateCaption], selected: Sequence[CandidateCaption]) -> None:
+        """Count the captions of a photo. selected: those of them that are kept."""
+        self.written += bool(selected)
+        for caption in captions:
+            self.best = caption.score if self.best is None else max(self.best, caption.score)
+            if caption.synthetic:
+                self.drawn, self.drawn_sum = self.drawn + 1, self.drawn_sum + caption.score
             else:
-                self.originals, self.originals_sum = self.originals + 1, self.originals_sum + one.score
-        self.kept_drawn += sum(one.synthetic for one in kept)
-        self.kept_originals += sum(not one.synthetic for one in kept)
-        self.kept_sum += sum(one.score for one in kept)
+                self.originals, self.originals_sum = self.originals + 1, self.originals_sum + caption.score
+        self.kept_drawn += sum(caption.synthetic for caption in selected)
+        self.kept_originals += sum(not caption.synthetic for caption in selected)
+        self.kept_sum += sum(caption.score for caption in selected)
 
     def join(self, other: Tally) -> None:
+        """Add the counts of another shard."""
         scores = [best for best in (self.best, other.best) if best is not None]
         for name, value in asdict(other).items():
             if name != "best":
@@ -47,7 +55,7 @@ class Tally:
 
 
 def check_written(tally: Tally, config: CapfiltConfig) -> None:
-    """Raises DataError when no photo has a caption: nothing could be trained on."""
+    """Raise DataError when no photo has a caption, so that nothing could be trained on."""
     if tally.written or not tally.photos:
         return
     if len(tally.unreadable) == tally.photos:
@@ -55,7 +63,7 @@ def check_written(tally: Tally, config: CapfiltConfig) -> None:
         raise DataError(f"None of the {tally.photos:,} photos could be read (first: {key}: {reason}).")
     if tally.best is None:
         raise DataError(
-            f"None of the {tally.photos:,} photos got a caption: nothing but empty ones were drawn."
+            f"None of the {tally.photos:,} photos got a caption: all captions that were drawn are empty."
         )
     raise DataError(
         f"No caption scores at least {config.least} (the best: {tally.best:.3f}); lower `least`, and use another "
@@ -64,7 +72,7 @@ def check_written(tally: Tally, config: CapfiltConfig) -> None:
 
 
 def tally_text(tally: Tally) -> str:
-    """Return a tally as one line."""
+    """Return a line that says how many photos and captions were written, and how they scored."""
 
     def mean(total: float, count: int) -> str:
         return f"{total / count:.2f}" if count else "-"

@@ -46,7 +46,7 @@ def _resolve_name(config: OptimConfig, device: torch.device) -> str:
         return get_dtype_name(resolve_dtype(config.dtype, device))
     except ValueError:
         raise TrainingError(
-            f"`optim.dtype` is {config.dtype!r}; it must be one of auto, {', '.join(DTYPES)}."
+            f"optim.dtype is {config.dtype!r}; it must be auto or one of {', '.join(DTYPES)}."
         ) from None
 
 

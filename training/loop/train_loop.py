@@ -136,7 +136,7 @@ def _spread_network(task: TrainingTask, config: OptimConfig, world: World) -> Tr
         task.wrapper = shard_with_fsdp(wrapper, config.dtype)  # type: ignore[attr-defined]
         return TrainedWeights(task.model, "float32")
     if config.parallel != "ddp":
-        raise TrainingError(f"`parallel` is {config.parallel!r}; it must be ddp or fsdp.")
+        raise TrainingError(f"parallel is {config.parallel!r}; it must be ddp or fsdp.")
     weights = TrainedWeights(task.model, config.dtype)
     leaves_parameters_out = getattr(task, "leaves_parameters_out", False)
     task.wrapper = wrap_with_ddp(wrapper, leaves_parameters_out=leaves_parameters_out)  # type: ignore[attr-defined]

@@ -194,7 +194,11 @@ REFUSED: dict[str, tuple[Callable[[Path], None] | None, Sequence[str], str]] = {
     ),
     "originals": (None, ["originals=some"], "it must be one of none, ranked, kept"),
     "nothing drawn": (None, ["per_photo=0"], "draw at least one caption"),
-    "tokens": (None, ["min_tokens=9"], "it takes 1 <= min_tokens <= max_tokens"),
+    "tokens": (
+        None,
+        ["min_tokens=9"],
+        "they must be at least 1, and min_tokens must not be above max_tokens",
+    ),
     "too long": (None, ["max_tokens=16"], "max_tokens is 16; tiny writes at most 15"),
     "top_p": (None, ["top_p=0"], "top_p is 0.0; it must be above 0"),
     "temperature": (None, ["temperature=-1"], "temperature is -1.0"),

@@ -90,7 +90,7 @@ def test_the_teacher_labels_what_has_no_label(workspace: Path, teacher: Path) ->
         assert PhotoSets([f"{name}.tar"], workspace / "data")[0].key == letter
     labeller = Labeller(teacher, 0.0, "cpu")
     opened = [Image.open(workspace / "photos" / f"{letter}.png").convert("RGB") for letter in "abcdefg"]
-    labels = labeller.labels(opened)
+    labels = labeller.label_pictures(opened)
     assert set(labels) <= {"", *NAMES[1:]} and any(labels)
     config = replace(CONFIG, originals="kept", label_texts=("{label}",), label_least=0.0)
     run_capfilt(config, workspace / "data", workspace / "runs", workspace / "runs" / "out", teacher=teacher)
@@ -101,22 +101,25 @@ def test_the_teacher_labels_what_has_no_label(workspace: Path, teacher: Path) ->
 
 def test_only_what_it_is_sure_of(teacher: Path) -> None:
     labeller, some = Labeller(teacher, 0.0, "cpu"), pictures(6)
-    every = labeller.labels(some)
-    assert every == [label for one in some for label in labeller.labels([one])]  # the batch changes nothing
-    assert every == labeller.labels([one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in some])
-    labeller.least = 1.1
-    assert labeller.labels(some) == [""] * 6
-    labeller.least = 0.0
+    every = labeller.label_pictures(some)
+    # the batch changes nothing
+    assert every == [label for one in some for label in labeller.label_pictures([one])]
+    assert every == labeller.label_pictures([one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in some])
+    labeller.min_probability = 1.1
+    assert labeller.label_pictures(some) == [""] * 6
+    labeller.min_probability = 0.0
     labeller.names = ["is background", *NAMES[1:]]
     labeller.bias_C[0] = 1e4  # background is no label
-    assert labeller.labels(some) == [""] * 6
+    assert labeller.label_pictures(some) == [""] * 6
 
 
 def test_the_classifier_equals_its_original(tmp_path: Path) -> None:
     labeller = Labeller(write_random_teacher(tmp_path, num_classes=1001), 0.5, "cpu")
     _, want = load_golden("i_classifier")
     pixels = normal(602, (2, 3, 224, 224)).clamp(-1, 1)
-    torch.testing.assert_close(labeller.probabilities(pixels), want["probabilities"], atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(
+        labeller.compute_probabilities(pixels), want["probabilities"], atol=1e-5, rtol=1e-3
+    )
     assert labeller.names[1].startswith("tench") and len(labeller.names) == 1001
 
 

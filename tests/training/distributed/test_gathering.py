@@ -123,7 +123,7 @@ def in_one_of_two(rank: int, folder: Path) -> dict[str, Any]:
         with pytest.raises(KeyboardInterrupt):
             run(half, "fsdp", StopsAfterTwo)
         found["fsdp again"] = run(half, "fsdp")
-        with pytest.raises(TrainingError, match="`parallel` is 'dp'"):
+        with pytest.raises(TrainingError, match="parallel is 'dp'"):
             run(folder / "wrong", "dp")
     assert not dist.is_initialized()
     return found

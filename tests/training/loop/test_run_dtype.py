@@ -100,7 +100,7 @@ def test_every_part_of_a_recipe_is_resolved(monkeypatch: pytest.MonkeyPatch, ans
 
 def test_an_unknown_dtype_is_refused() -> None:
     with pytest.raises(
-        TrainingError, match=r"`optim.dtype` is 'float16'; it must be one of auto, bfloat16, float32\."
+        TrainingError, match=r"optim.dtype is 'float16'; it must be auto or one of bfloat16, float32\."
     ):
         resolve_config_dtypes(Recipe(replace(AUTO, dtype="float16"), ()), CPU)
 

@@ -136,7 +136,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[QseekError], str]] = {
     "long to the Q-Former": (
         {"prompts": ("Question: {} Short answer:",)}, DataError, r"more than the 16 tokens that the Q-Former reads"
     ),
-    "dtype": ({"optim": replace(OPTIM, dtype="float16")}, TrainingError, "dtype is 'float16'; it must be one of"),
+    "dtype": ({"optim": replace(OPTIM, dtype="float16")}, TrainingError, "dtype is 'float16'; it must be auto or one"),
     "crop": ({"smallest_crop": 0.0}, TrainingError, "smallest_crop is 0.0"),
     "no prompts": ({"prompts": ()}, TrainingError, "has no prompts"),
     "chunk": ({"chunk": -1}, TrainingError, "chunk is -1"),
