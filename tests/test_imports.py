@@ -301,7 +301,7 @@ def test_the_rules_can_fail() -> None:
 
     assert turned("engine/search/searcher.py", "def f():\n    from indexer import scan")
     assert turned("engine/models/retrieval_model.py", "import training.loop.train_loop as loop")
-    assert turned("indexer/build.py", "from ui.reports.hit_formats import printable")
+    assert turned("indexer/build.py", "from ui.reports.text_forms import printable_text")
     assert turned("training/loop/train_loop.py", "import importlib\nimportlib.import_module('indexer.build')")
     assert turned("engine/index/store.py", "from ...ui import cli")
     assert not turned("engine/index/store.py", "from . import tables\nfrom ..errors import QseekError")

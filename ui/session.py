@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from indexer.index_run import RunReport
 
 
-def default_writer_name(folder: Path) -> str:
+def get_default_captioner_name(folder: Path) -> str:
     """The name of what writes by default beside this index, where there is one."""
     from engine.index.manifest import Manifest
     from engine.models.photo_captioners import choose_default_captioner
@@ -34,10 +34,10 @@ def default_writer_name(folder: Path) -> str:
         return choose_default_captioner()
 
 
-CAPTIONER = "QSEEK_CAPTION_MODEL"
+CAPTIONER_VARIABLE = "QSEEK_CAPTION_MODEL"
 
 
-def index_folder(given: Path | None) -> Path:
+def resolve_index_folder(given: Path | None) -> Path:
     """The folder of the index, absolute: the given one, else the one under the user's data folder."""
     if given is not None:
         return given.expanduser().absolute()
@@ -77,7 +77,7 @@ def load_photo_captioner(name: str | None, searching: RetrievalModel | None = No
     return load_photo_captioner(name, searching)
 
 
-def writer_of(given: str | None, store: Store, searching: str) -> tuple[str, bool]:
+def choose_captioner(given: str | None, store: Store, searching: str) -> tuple[str, bool]:
     """The name of what writes captions for an index, and whether it answers questions; nothing is loaded.
 
     given: by a person, else what wrote most of the index's captions, else the default. Raises CheckpointError.
@@ -90,7 +90,7 @@ def writer_of(given: str | None, store: Store, searching: str) -> tuple[str, boo
     return name, is_able_to_answer(name)
 
 
-def load_models(name: str | None) -> list[RetrievalModel]:
+def load_model_on_each_gpu(name: str | None) -> list[RetrievalModel]:
     """The same model on every GPU, on the processor where there is none; raises CheckpointError."""
     import torch
 
@@ -122,7 +122,7 @@ def open_searcher(folder: Path, model: str | None, tell: Callable[[str], None] |
     return _telling(make_searcher(store, load_model(model or store.manifest.model)), tell)
 
 
-def open_searcher_anyway(
+def open_searcher_with_or_without_index(
     folder: Path, model: str | None, tell: Callable[[str], None] | None = None
 ) -> Searcher:
     """As `open_searcher`; where there is no index, a searcher without one."""
@@ -138,7 +138,7 @@ def open_index(folder: Path | str | None = None, *, model: str | None = None) ->
     the one that made the index. Raises IndexStateError: there is no index, it is damaged, or another model made it.
     Raises CheckpointError: the model is not there.
     """
-    return open_searcher(index_folder(None if folder is None else Path(folder)), model)
+    return open_searcher(resolve_index_folder(None if folder is None else Path(folder)), model)
 
 
 def build_index(
@@ -160,7 +160,7 @@ def build_index(
     from indexer.index_run import IndexRun, ProgressListener, RunRequest
 
     request = RunRequest(
-        index_folder(None if folder is None else Path(folder)),
+        resolve_index_folder(None if folder is None else Path(folder)),
         [Path(root).expanduser().absolute() for root in photos],
         model,
         texts=texts,
@@ -178,7 +178,7 @@ def _telling(searcher: Searcher, tell: Callable[[str], None] | None) -> Searcher
     return searcher
 
 
-def captioned(results: Results, searcher: Searcher, captioner: str | None) -> Results:
+def add_captions(results: Results, searcher: Searcher, captioner: str | None) -> Results:
     """Every hit with a caption: the index's own, but where another captioner is named; the others are written now."""
     from engine.models.photo_captioners import is_called
     from engine.search.hit_captions import with_captions

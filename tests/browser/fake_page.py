@@ -16,5 +16,5 @@ from ui import session  # noqa: E402
 session.load_model = fake_model.load_fake
 session.make_searcher = fake_model.make_fake_searcher
 session.load_photo_captioner = fake_model.load_fake_writer
-session.writer_of = fake_model.fake_writer_of
+session.choose_captioner = fake_model.fake_writer_of
 runpy.run_path(str(ROOT / "ui" / "page" / "page.py"), run_name="__main__")

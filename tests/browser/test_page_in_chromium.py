@@ -62,12 +62,12 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(folder):
     """The page, served as `qseek app` serves it."""
-    from ui.cli.commands.app_command import streamlit_command
+    from ui.cli.commands.app_command import build_streamlit_command
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = streamlit_command(port, open_browser=False)
+    command = build_streamlit_command(port, open_browser=False)
     command[4] = str(HERE / "fake_page.py")
     environment = {**os.environ, "QSEEK_INDEX": str(folder / "index")}
     with open(folder / "log", "w") as log:

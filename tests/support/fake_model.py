@@ -183,7 +183,7 @@ def load_fake_writer(name: str | None, searching: object = None) -> FakeWriter:
 
 
 def fake_writer_of(given: str | None, store: Store, searching: str) -> tuple[str, bool]:
-    """In the place of `ui.session.writer_of`."""
+    """In the place of `ui.session.choose_captioner`."""
     return given or "painter", given != "mute"
 
 

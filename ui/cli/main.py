@@ -16,7 +16,7 @@ import click
 
 from engine.errors import QseekError
 from ui.cli.terminal import STOPPED, say
-from ui.reports.text_forms import printable
+from ui.reports.text_forms import printable_text
 from ui.session import keep_freed_memory
 
 COMMANDS = {
@@ -62,7 +62,7 @@ class Commands(click.Group):
 
 
 def _plain(message: str) -> str:
-    return "\n".join(printable(line) for line in message.split("\n"))
+    return "\n".join(printable_text(line) for line in message.split("\n"))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from engine.types import RERANKED
-from ui.session import CAPTIONER
+from ui.session import CAPTIONER_VARIABLE
 
 Command = Callable[..., Any]
 folder_type = click.Path(path_type=Path, file_okay=False)
@@ -46,7 +46,7 @@ model_option = click.option(
 captions_option = click.option("--captions", is_flag=True, help="Show what each photo shows, in words, too.")
 captioner_option = click.option(
     "--captioner",
-    envvar=CAPTIONER,
+    envvar=CAPTIONER_VARIABLE,
     show_envvar=True,
     metavar="NAME|FOLDER",
     help="What writes captions.  [default: what wrote the index's, else that of `qseek caption`]",
@@ -82,7 +82,7 @@ nul_option = click.option(
 )
 
 
-def chosen_output(as_json: bool, as_paths: bool, as_nul: bool) -> Output:
+def choose_output(as_json: bool, as_paths: bool, as_nul: bool) -> Output:
     """Raises a usage error where two of them contradict each other."""
     if as_json and (as_paths or as_nul):
         raise click.UsageError("--json prints objects, --paths and -0 print paths: give one of them.")
@@ -101,7 +101,7 @@ def output_options(command: Command) -> Command:
     @nul_option
     @functools.wraps(command)
     def with_output(*args: Any, as_json: bool, as_paths: bool, as_nul: bool, **others: Any) -> Any:
-        return command(*args, output=chosen_output(as_json, as_paths, as_nul), **others)
+        return command(*args, output=choose_output(as_json, as_paths, as_nul), **others)
 
     return with_output
 
@@ -122,7 +122,9 @@ def limit_option(noun: str = "") -> Callable[[Command], Command]:
 
 def captioner_model_option(help_text: str) -> Callable[[Command], Command]:
     """--model of a command that lets a model write, from the same variable as --captioner elsewhere."""
-    return click.option("--model", envvar=CAPTIONER, show_envvar=True, metavar="NAME|FOLDER", help=help_text)
+    return click.option(
+        "--model", envvar=CAPTIONER_VARIABLE, show_envvar=True, metavar="NAME|FOLDER", help=help_text
+    )
 
 
 @dataclass(frozen=True)

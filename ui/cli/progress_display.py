@@ -32,7 +32,7 @@ def pace_text(progress: Progress, noun: str = "photo") -> str:
 
 
 @contextmanager
-def shown_progress(noun: str = "photo") -> Iterator[Callable[[Progress], None]]:
+def show_progress_bar(noun: str = "photo") -> Iterator[Callable[[Progress], None]]:
     """Gives what a run calls with each step. noun: what it counts, in the singular."""
     if sys.stderr.isatty():
         with _bar(noun) as update:

@@ -11,12 +11,12 @@ import click
 from engine.errors import DataError
 from engine.types import Failure
 from engine.wording import count_text
-from ui.reports.hit_formats import failures_table
-from ui.reports.text_forms import printable
+from ui.reports.hit_formats import format_failures_table
+from ui.reports.text_forms import printable_text
 
 FINISHED_WITH_FAILURES = 3
 STOPPED = 130  # 128 + SIGINT, as shells have it
-STOPPED_HERE = "Stopped; the same command goes on from here."
+STOPPED_AND_RESUMABLE = "Stopped; the same command goes on from here."
 MOST_NAMES_SHOWN = 10
 
 
@@ -28,14 +28,14 @@ def write(result: str | bytes) -> None:
 
 def say(message: str) -> None:
     """To stderr, a line or several; a file name in it cannot command the terminal."""
-    click.echo("\n".join(printable(line) for line in message.split("\n")), err=True)
+    click.echo("\n".join(printable_text(line) for line in message.split("\n")), err=True)
 
 
 def say_failures(failures: Sequence[Failure], more: str = "") -> None:
     """The first few unreadable photos with their reasons; more: says where the rest are listed."""
     if not failures:
         return
-    lines = [failures_table([failure]).rstrip("\n") for failure in failures]
+    lines = [format_failures_table([failure]).rstrip("\n") for failure in failures]
     say_list(f"{count_text(len(failures), 'photo')} could not be read:", lines, more)
 
 

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.errors import DataError, QueryError
-from ui.reports.text_forms import printable
+from ui.reports.text_forms import printable_text
 
 
-def absolute(path: Path) -> Path:
+def make_absolute(path: Path) -> Path:
     """As the index has it: from the root, `..` resolved by name, links kept."""
     return Path(os.path.abspath(path.expanduser()))
 
 
-def checked_text(text: str) -> str:
+def check_text(text: str) -> str:
     """Raises QueryError for an argument whose bytes are no text."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise QueryError(f"The text {printable(text)} is not valid UTF-8.") from None
+        raise QueryError(f"The text {printable_text(text)} is not valid UTF-8.") from None
     if not text.strip():
         raise QueryError("The text is empty. Write what the photo shows.")
     return text
@@ -45,7 +45,7 @@ def read_paths(file: BinaryIO, separator: bytes) -> list[Path]:
     """Absolute paths, empty ones left out; raises DataError where there are none."""
     ending = b"\r" if separator == b"\n" else b""
     names = [name.removesuffix(ending) for name in file.read().split(separator)]
-    paths = [absolute(Path(os.fsdecode(name))) for name in names if name]
+    paths = [make_absolute(Path(os.fsdecode(name))) for name in names if name]
     if not paths:
         raise DataError(f"{_name(file)} names no photo; one path a line is expected.")
     return paths

@@ -33,7 +33,7 @@ class CaptionDesk:
         self._thread: threading.Thread | None = None
         self.error: str | None = None
 
-    def want(self, photos: Sequence[Photo]) -> None:
+    def request_captions(self, photos: Sequence[Photo]) -> None:
         """Those asked for last come first."""
         with self._changed:
             photos = [photo for photo in photos if photo.digest not in self._known]
@@ -45,7 +45,7 @@ class CaptionDesk:
                 self._thread.start()
             self._changed.notify_all()
 
-    def known(self, photo: Photo) -> str | Failure | None:
+    def get_caption(self, photo: Photo) -> str | Failure | None:
         """Its caption, or why it cannot be read; None as long as it is not written."""
         return self._known.get(photo.digest)
 

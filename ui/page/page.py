@@ -16,10 +16,10 @@ from engine.types import RERANKED, Hit, Photo, Results
 from engine.wording import count_text
 from ui import session
 from ui.page.page_cache import Stamp, search, search_similar
-from ui.page.page_captions import Captions, captions_of, open_photo, show_captions
-from ui.page.thumbnails import thumbnail
+from ui.page.page_captions import CaptionSettings, choose_caption_settings, open_photo, show_captions
+from ui.page.thumbnails import get_thumbnail
 from ui.page.tiles import STYLE, show_brand, show_tile
-from ui.reports.text_forms import markdown_text, printable
+from ui.reports.text_forms import markdown_text, printable_text
 
 if TYPE_CHECKING:
     from engine.index.store import Store
@@ -43,15 +43,17 @@ def main() -> None:
     session.keep_freed_memory()
     given = os.environ.get("QSEEK_INDEX")
     try:
-        show_page(session.index_folder(Path(given) if given else None), os.environ.get("QSEEK_MODEL"))
+        show_page(session.resolve_index_folder(Path(given) if given else None), os.environ.get("QSEEK_MODEL"))
     except QseekError as error:
-        st.error(printable(str(error)))
+        st.error(printable_text(str(error)))
 
 
 def show_page(folder: Path, model: str | None) -> None:
     if not session.has_index(folder):
         show_brand("find photos by describing them")
-        st.info(f"There is no index in `{printable(str(folder))}` yet. Make one from a folder of photos:")
+        st.info(
+            f"There is no index in `{printable_text(str(folder))}` yet. Make one from a folder of photos:"
+        )
         st.code("qseek index ~/Pictures", language="bash")
         st.caption("Then reload this page. Photos stay where they are; nothing leaves this computer.")
         return
@@ -77,9 +79,11 @@ def show_page(folder: Path, model: str | None) -> None:
     top, rerank, least, shown = show_settings(bool(has_captions))
     like = st.query_params.get("like")
     if like is not None:
-        show_similar(stamp, photo_of(store, like), top, captions_of(store, name, shown))
+        show_similar(
+            stamp, find_photo_by_digest(store, like), top, choose_caption_settings(store, name, shown)
+        )
     elif text and text.strip():
-        show_found(stamp, text.strip(), top, rerank, least, captions_of(store, name, shown))
+        show_found(stamp, text.strip(), top, rerank, least, choose_caption_settings(store, name, shown))
     else:
         show_examples()
 
@@ -134,7 +138,7 @@ def more_like(photo: Photo) -> None:
     st.query_params["like"] = photo.digest
 
 
-def photo_of(store: Store, digest: str) -> Photo | None:
+def find_photo_by_digest(store: Store, digest: str) -> Photo | None:
     """The photo of the link, where it is still in the index."""
     id_ = store.map_ids_by_digest().get(digest)
     photo = None if id_ is None else store.read_photos([id_])[0]
@@ -142,7 +146,7 @@ def photo_of(store: Store, digest: str) -> Photo | None:
 
 
 def show_found(
-    stamp: Stamp, text: str, top: int, rerank: int, least: float, captions: Captions | None
+    stamp: Stamp, text: str, top: int, rerank: int, least: float, captions: CaptionSettings | None
 ) -> None:
     results = search(stamp, text, top, rerank)
     kept = [hit for hit in results.hits if hit.itm is None or hit.itm >= least]
@@ -155,7 +159,7 @@ def show_found(
     show_results(results, line, kept, stamp.folder, captions)
 
 
-def show_similar(stamp: Stamp, photo: Photo | None, top: int, captions: Captions | None) -> None:
+def show_similar(stamp: Stamp, photo: Photo | None, top: int, captions: CaptionSettings | None) -> None:
     if photo is None:
         st.info("The photo of this link is not in the index any more.")
         st.button("Back", icon=":material/arrow_back:", type="tertiary", on_click=forget_like)
@@ -169,7 +173,7 @@ def show_similar(stamp: Stamp, photo: Photo | None, top: int, captions: Captions
 
 
 def show_results(
-    results: Results, line: str, hits: list[Hit], folder: Path, captions: Captions | None
+    results: Results, line: str, hits: list[Hit], folder: Path, captions: CaptionSettings | None
 ) -> None:
     st.caption(line)
     for note in results.notes:
@@ -178,7 +182,7 @@ def show_results(
         unread = count_text(len(results.failures), "photo")
         st.caption(f":material/info: {unread} could not be read any more and stand behind the others.")
     with ThreadPoolExecutor(max_workers=4) as pool:  # Pillow decodes without holding the interpreter's lock
-        pictures = list(pool.map(lambda hit: picture_of(hit.photo, folder), hits))
+        pictures = list(pool.map(lambda hit: read_tile_picture(hit.photo, folder), hits))
     with st.container(key="grid"):
         places = [
             show_tile(hit, picture, more_like, partial(open_photo, captions))
@@ -188,9 +192,9 @@ def show_results(
         show_captions(hits, places, captions)
 
 
-def picture_of(photo: Photo, folder: Path) -> bytes | PhotoError:
+def read_tile_picture(photo: Photo, folder: Path) -> bytes | PhotoError:
     try:
-        return thumbnail(photo, folder)
+        return get_thumbnail(photo, folder)
     except PhotoError as error:
         return error
 

@@ -20,7 +20,7 @@ from ui.page.caption_desk import CaptionDesk
 from ui.page.page_cache import load_model
 from ui.page.tiles import show_caption, show_photo
 from ui.reports.text_forms import markdown_text
-from ui.session import CAPTIONER
+from ui.session import CAPTIONER_VARIABLE
 
 if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
@@ -31,7 +31,7 @@ SECONDS_BETWEEN_LOOKS = 0.1
 
 
 @dataclass(frozen=True)
-class Captions:
+class CaptionSettings:
     """What writes them beside a searching model, whether it answers questions, and whether they are shown."""
 
     model: str
@@ -39,27 +39,29 @@ class Captions:
     answers: bool
     shown: bool
 
-    def desk(self) -> CaptionDesk:
-        return caption_desk(self.model, self.writer)
+    def get_desk(self) -> CaptionDesk:
+        return get_caption_desk(self.model, self.writer)
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def caption_desk(model: str, writer: str) -> CaptionDesk:
+def get_caption_desk(model: str, writer: str) -> CaptionDesk:
     """Keep one desk for each captioner beside a searching model, which it does not load again."""
     searching = load_model(model)
     return CaptionDesk(lambda: session.load_photo_captioner(writer, searching))
 
 
-def captions_of(store: Store, model: str, shown: bool) -> Captions | None:
+def choose_caption_settings(store: Store, model: str, shown: bool) -> CaptionSettings | None:
     """None, and a line that says why, where nothing can write them."""
     try:
-        return Captions(model, *session.writer_of(os.environ.get(CAPTIONER), store, model), shown)
+        return CaptionSettings(
+            model, *session.choose_captioner(os.environ.get(CAPTIONER_VARIABLE), store, model), shown
+        )
     except QseekError as error:
         st.warning(f"No captions: {markdown_text(str(error))}")
         return None
 
 
-def show_captions(hits: list[Hit], places: list[DeltaGenerator], captions: Captions) -> None:
+def show_captions(hits: list[Hit], places: list[DeltaGenerator], captions: CaptionSettings) -> None:
     """The index's at once, the others as they come. Whatever a person does meanwhile ends this."""
     waiting = []
     for hit, place in zip(hits, places, strict=True):
@@ -69,14 +71,14 @@ def show_captions(hits: list[Hit], places: list[DeltaGenerator], captions: Capti
             waiting.append((hit.photo, place))
     if not waiting:
         return
-    desk = captions.desk()
-    desk.want([photo for photo, _ in waiting])
+    desk = captions.get_desk()
+    desk.request_captions([photo for photo, _ in waiting])
     while waiting and desk.error is None:
         for photo, place in waiting:
-            text = desk.known(photo)
+            text = desk.get_caption(photo)
             if isinstance(text, str):
                 show_caption(place, text)
-        waiting = [(photo, place) for photo, place in waiting if desk.known(photo) is None]
+        waiting = [(photo, place) for photo, place in waiting if desk.get_caption(photo) is None]
         if waiting:
             waiting[0][1].empty()  # gives way to what was clicked
             time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -84,15 +86,15 @@ def show_captions(hits: list[Hit], places: list[DeltaGenerator], captions: Capti
         st.caption(f":material/info: {markdown_text(desk.error)}")
 
 
-def open_photo(captions: Captions | None, hit: Hit) -> None:
+def open_photo(captions: CaptionSettings | None, hit: Hit) -> None:
     says = None if hit.caption is None else hit.caption.text
     if says is None and captions is not None and captions.shown:
-        known = captions.desk().known(hit.photo)
+        known = captions.get_desk().get_caption(hit.photo)
         says = known if isinstance(known, str) else None
     show_photo(hit, says, partial(show_question, captions))
 
 
-def show_question(captions: Captions | None, photo: Photo) -> None:
+def show_question(captions: CaptionSettings | None, photo: Photo) -> None:
     """Where a person asks about the photo; who could answer, where the captioner cannot."""
     if captions is None:
         return
@@ -114,6 +116,6 @@ def show_question(captions: Captions | None, photo: Photo) -> None:
 
 
 @st.cache_data(max_entries=200, ttl=600, show_spinner=False)
-def answer(captions: Captions, photo: Photo, question: str) -> str:
+def answer(captions: CaptionSettings, photo: Photo, question: str) -> str:
     """Answer a question about a photo; raises QueryError and PhotoError as `CaptionDesk.answer` does."""
-    return captions.desk().answer(photo, question)
+    return captions.get_desk().answer(photo, question)

@@ -21,7 +21,7 @@ SIDE = 400  # pixels; a tile is about 200 wide, on a screen of two pixels a poin
 LARGE_SIDE = 1600
 
 
-def thumbnail(photo: Photo, index: Path) -> bytes:
+def get_thumbnail(photo: Photo, index: Path) -> bytes:
     """A square WebP picture, SIDE pixels wide, cut from the photo's middle.
 
     Comes from the disk where it was made before, even when the photo has gone since. Raises PhotoError.
@@ -37,7 +37,7 @@ def thumbnail(photo: Photo, index: Path) -> bytes:
     return data
 
 
-def large_picture(photo: Photo) -> bytes:
+def read_large_picture(photo: Photo) -> bytes:
     """The whole photo as WebP, upright, at most LARGE_SIDE pixels on its longer side; raises PhotoError."""
     picture = _first_readable(photo, least_side=LARGE_SIDE)
     picture.thumbnail((LARGE_SIDE, LARGE_SIDE), Image.Resampling.LANCZOS)

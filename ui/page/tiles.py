@@ -11,8 +11,8 @@ from streamlit.delta_generator import DeltaGenerator
 
 from engine.errors import PhotoError
 from engine.types import Hit, Photo
-from ui.page.thumbnails import is_there, large_picture
-from ui.reports.text_forms import percent, printable, size_text
+from ui.page.thumbnails import is_there, read_large_picture
+from ui.reports.text_forms import percent_text, printable_text, size_text
 
 GONE = "gone since it was indexed"
 STYLE = """<style>
@@ -59,7 +59,7 @@ def show_tile(
     photo = hit.photo
     with st.container(key=f"tile-{hit.rank}"):
         if isinstance(picture, PhotoError):
-            st.html(f'<div class="q-gone">{html.escape(why_not_shown(photo, picture))}</div>')
+            st.html(f'<div class="q-gone">{html.escape(explain_missing_picture(photo, picture))}</div>')
         else:
             st.image(picture, width="stretch")
         st.html(_caption(hit))
@@ -85,7 +85,7 @@ def show_caption(place: DeltaGenerator, text: str) -> None:
 def _caption(hit: Hit) -> str:
     path = hit.photo.path
     where = f"{_pixels(hit.photo)} · {_safe(path.parent.name)}"
-    match = "" if hit.itm is None else f"<span>{percent(hit.itm)} match</span>"
+    match = "" if hit.itm is None else f"<span>{percent_text(hit.itm)} match</span>"
     bar = (
         "" if hit.itm is None else f'<div class="q-bar"><div style="width:{100 * hit.itm:.0f}%"></div></div>'
     )
@@ -100,17 +100,17 @@ def _caption(hit: Hit) -> str:
 
 
 def _safe(text: str | Path) -> str:
-    return html.escape(printable(str(text)))
+    return html.escape(printable_text(str(text)))
 
 
 def _pixels(photo: Photo) -> str:
     return f"{photo.width:,} × {photo.height:,}".replace(",", "\u202f")
 
 
-def why_not_shown(photo: Photo, error: PhotoError) -> str:
+def explain_missing_picture(photo: Photo, error: PhotoError) -> str:
     if not is_there(photo):
         return f"This photo is {GONE}"
-    return f"This photo cannot be shown: {printable(str(error))}"
+    return f"This photo cannot be shown: {printable_text(str(error))}"
 
 
 @st.dialog("Photo", width="large")
@@ -119,21 +119,21 @@ def show_photo(hit: Hit, says: str | None, ask: Callable[[Photo], None]) -> None
     photo = hit.photo
     try:
         with st.spinner("Reading the photo"):
-            st.image(large_picture(photo), width="stretch")
+            st.image(read_large_picture(photo), width="stretch")
     except PhotoError as error:
-        st.warning(f"{why_not_shown(photo, error)}.")
+        st.warning(f"{explain_missing_picture(photo, error)}.")
     if says is not None:
         st.html(f'<div class="q-title">{_safe(says)}</div>')
     st.caption(" · ".join(_facts(hit)))
     ask(photo)
     for path in photo.paths:
-        st.code(printable(str(path)), language=None, wrap_lines=True)
+        st.code(printable_text(str(path)), language=None, wrap_lines=True)
 
 
 def _facts(hit: Hit) -> list[str]:
     facts = [f"rank {hit.rank}"]
     if hit.itm is not None:
-        facts.append(f"match {percent(hit.itm)}")
+        facts.append(f"match {percent_text(hit.itm)}")
     facts += [f"cosine {hit.itc:.3f}", f"{_pixels(hit.photo)} pixels"]
     try:
         facts.append(size_text(hit.photo.path.stat().st_size))

@@ -12,19 +12,19 @@ from pathlib import Path
 
 from engine.types import Failure, Hit, TextHit
 from engine.wording import count_text
-from ui.reports.text_forms import json_line, path_fields, percent, printable, text_table
+from ui.reports.text_forms import json_line, path_fields, percent_text, printable_text, text_table
 
 
-def hits_table(hits: Sequence[Hit], captions: bool = False) -> str:
+def format_hits_table(hits: Sequence[Hit], captions: bool = False) -> str:
     """Rank, match probability, cosine, path; more places of the same photo are counted behind it. captions: a line
     with its caption below each that has one."""
-    rows = [(*_score_cells(hit), printable(str(hit.photo.path)) + _copies(hit)) for hit in hits]
+    rows = [(*_score_cells(hit), printable_text(str(hit.photo.path)) + _copies(hit)) for hit in hits]
     table = text_table(("#", "match", "cosine", "photo"), rows)
     if not captions:
         return table
     header, *lines = table.splitlines()
     indent = " " * header.index("photo")
-    below = [f"\n{indent}{printable(hit.caption.text)}" if hit.caption else "" for hit in hits]
+    below = [f"\n{indent}{printable_text(hit.caption.text)}" if hit.caption else "" for hit in hits]
     return "\n".join([header, *map("".join, zip(lines, below, strict=True))]) + "\n"
 
 
@@ -33,13 +33,13 @@ def _copies(hit: Hit) -> str:
     return f"  (+{count_text(num_others, 'copy', 'copies')})" if num_others else ""
 
 
-def text_hits_table(hits: Sequence[TextHit]) -> str:
-    rows = [(*_score_cells(hit), printable(hit.text)) for hit in hits]
+def format_text_hits_table(hits: Sequence[TextHit]) -> str:
+    rows = [(*_score_cells(hit), printable_text(hit.text)) for hit in hits]
     return text_table(("#", "match", "cosine", "text"), rows)
 
 
 def _score_cells(hit: Hit | TextHit) -> tuple[str, str, str]:
-    return str(hit.rank), percent(hit.itm), f"{hit.itc:.3f}"
+    return str(hit.rank), percent_text(hit.itm), f"{hit.itc:.3f}"
 
 
 def _scores(hit: Hit | TextHit) -> dict[str, float | None]:
@@ -47,7 +47,7 @@ def _scores(hit: Hit | TextHit) -> dict[str, float | None]:
     return {"score": round(float(hit.score), 6), "itc": round(float(hit.itc), 6), "itm": itm}
 
 
-def hits_json(hits: Sequence[Hit]) -> str:
+def format_hits_json(hits: Sequence[Hit]) -> str:
     """One object a line: rank, path, score, itc, itm (null when not reranked), path_base64 for odd names, caption where
     there is one."""
     lines = []
@@ -58,21 +58,21 @@ def hits_json(hits: Sequence[Hit]) -> str:
     return "".join(lines)
 
 
-def text_hits_json(hits: Sequence[TextHit]) -> str:
+def format_text_hits_json(hits: Sequence[TextHit]) -> str:
     return "".join(json_line({"rank": hit.rank, "text": hit.text, **_scores(hit)}) for hit in hits)
 
 
-def path_bytes(paths: Iterable[Path], end: bytes = b"\n") -> bytes:
+def join_paths(paths: Iterable[Path], end: bytes = b"\n") -> bytes:
     """The paths as the disk has them, each closed by `end`."""
     return b"".join(os.fsencode(path) + end for path in paths)
 
 
-def failures_table(failures: Sequence[Failure]) -> str:
+def format_failures_table(failures: Sequence[Failure]) -> str:
     """`path: reason`, one a line, as compilers and grep say it."""
-    return "".join(f"{printable(str(one.path))}: {printable(one.reason)}\n" for one in failures)
+    return "".join(f"{printable_text(str(one.path))}: {printable_text(one.reason)}\n" for one in failures)
 
 
-def failures_json(failures: Sequence[Failure]) -> str:
+def format_failures_json(failures: Sequence[Failure]) -> str:
     lines = []
     for one in failures:
         names = path_fields(one.path)

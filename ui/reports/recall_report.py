@@ -54,7 +54,7 @@ class Facts:
     peak_bytes: int | None
 
 
-def markdown(facts: Facts, result: Evaluation) -> str:
+def format_markdown(facts: Facts, result: Evaluation) -> str:
     report = result.report
     names = list(report.before)
     rows = [["ITC alone", *(f"{report.before[name]:.1f}" for name in names)]]
@@ -89,7 +89,7 @@ def _published(facts: Facts, num_photos: int) -> dict[str, tuple[float, ...]]:
     return PUBLISHED.get(name, {}) if SIZES.get(name) == num_photos else {}
 
 
-def as_json(facts: Facts, result: Evaluation) -> str:
+def format_json(facts: Facts, result: Evaluation) -> str:
     """One object; recall is in percent."""
     report = asdict(result.report)
     values = {
@@ -108,7 +108,7 @@ def as_json(facts: Facts, result: Evaluation) -> str:
     return json.dumps(values) + "\n"
 
 
-def plot(facts: Facts, result: Evaluation, path: Path) -> None:
+def draw_plot(facts: Facts, result: Evaluation, path: Path) -> None:
     """Left: recall against k. Right: where reranking moved the right photo of each caption. Raises ImportError
     without matplotlib, OSError and ValueError for a path that cannot be written."""
     import numpy as np
@@ -137,7 +137,7 @@ def plot(facts: Facts, result: Evaluation, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def errors_page(
+def format_errors_page(
     facts: Facts, result: Evaluation, count: int, read: Callable[[Sequence[int]], list[np.ndarray | None]]
 ) -> str:
     """HTML: the captions whose photo ranks worst, that photo, and what came first instead.

@@ -26,11 +26,11 @@ def duration_text(seconds: float) -> str:
 def markdown_text(name: str) -> str:
     """A file name as plain text in Markdown."""
     return "".join(
-        f"\\{letter}" if letter in r"\`*_{}[]()<>#+-.!|~$:" else letter for letter in printable(name)
+        f"\\{letter}" if letter in r"\`*_{}[]()<>#+-.!|~$:" else letter for letter in printable_text(name)
     )
 
 
-def printable(text: str) -> str:
+def printable_text(text: str) -> str:
     """The text on one line, safe for a terminal and for UTF-8: a control character becomes `\\n` or `\\x1b`,
     a byte that was no UTF-8 becomes `\\xff`."""
     return "".join(character if character.isprintable() else _escaped(character) for character in text)
@@ -42,7 +42,7 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def percent(probability: float | None) -> str:
+def percent_text(probability: float | None) -> str:
     """A probability as whole per cent, `-` when there is none; 100% and 0% are kept for what rounds to them
     at one tenth, so that 99.7% does not read as certain."""
     if probability is None:

@@ -32,7 +32,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """The scores, in percent, of all or of a part of a set with so many photos or questions."""
 
     name: str
@@ -40,7 +40,7 @@ class Row:
     scores: Mapping[str, float]
 
 
-def markdown(facts: Facts, rows: Sequence[Row], what: str, more: str = "") -> str:
+def format_markdown(facts: Facts, rows: Sequence[ScoreRow], what: str, more: str = "") -> str:
     """what: one thing that is scored, "photo" or "question". more: said of the set behind their number."""
     model = ", ".join(
         part
@@ -62,7 +62,7 @@ def markdown(facts: Facts, rows: Sequence[Row], what: str, more: str = "") -> st
     return "\n".join([*lines, "", seconds]) + "\n"
 
 
-def as_json(facts: Facts, rows: Sequence[Row], what: str) -> str:
+def format_json(facts: Facts, rows: Sequence[ScoreRow], what: str) -> str:
     """One object; scores are in percent."""
     parts = {row.name: {f"num_{what}s": row.count, **row.scores} for row in rows[1:]}
     values = {

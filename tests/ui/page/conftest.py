@@ -24,7 +24,7 @@ def colours(monkeypatch, tmp_path):
     monkeypatch.setattr(session, "load_model", load_fake)
     monkeypatch.setattr(session, "make_searcher", make_fake_searcher)
     monkeypatch.setattr(session, "load_photo_captioner", load_fake_writer)
-    monkeypatch.setattr(session, "writer_of", fake_writer_of)
+    monkeypatch.setattr(session, "choose_captioner", fake_writer_of)
     monkeypatch.delenv("QSEEK_CAPTION_MODEL", raising=False)
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
     monkeypatch.delenv("QSEEK_MODEL", raising=False)

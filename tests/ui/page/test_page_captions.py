@@ -56,7 +56,7 @@ def test_a_captioner_that_fails_leaves_the_photos(store, monkeypatch):
     test = page(q="red", captions="true")
     assert "no memory for the captioner" in all_words(test)
     assert names(test)[0] == "red.png" and not test.exception
-    monkeypatch.setattr(session, "writer_of", refuses)
+    monkeypatch.setattr(session, "choose_captioner", refuses)
     test = page(q="red", captions="true")
     assert "no memory" in test.warning[0].value and names(test)[0] == "red.png"
 

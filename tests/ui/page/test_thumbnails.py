@@ -17,10 +17,10 @@ def test_thumbnails_are_square_upright_and_made_once(tmp_path):
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright: red above, blue below
     picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
     photo = Photo(0, "ab" * 16, 300, 600, (tmp_path / "gone.jpg", tmp_path / "turned.jpg"))
-    data = thumbnails.thumbnail(photo, tmp_path)
+    data = thumbnails.get_thumbnail(photo, tmp_path)
     shown = Image.open(io.BytesIO(data)).convert("RGB")
     assert shown.size == (thumbnails.SIDE, thumbnails.SIDE)
     red, blue = shown.getpixel((200, 20)), shown.getpixel((200, 380))
     assert red[0] > 200 > 60 > red[2] and blue[2] > 200 > 60 > blue[0]
     (tmp_path / "turned.jpg").unlink()
-    assert thumbnails.thumbnail(photo, tmp_path) == data
+    assert thumbnails.get_thumbnail(photo, tmp_path) == data

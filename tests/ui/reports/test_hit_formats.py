@@ -24,19 +24,21 @@ def hit(rank: int, path: str, itc: float, itm: float | None = None, copies: tupl
 
 def test_the_table_is_aligned_and_says_match_and_cosine():
     hits = [hit(1, "/p/dog.jpg", 0.41234, 0.93), hit(10, "/p/a cat.png", -0.05)]
-    assert hit_formats.hits_table(hits) == (
+    assert hit_formats.format_hits_table(hits) == (
         " #  match  cosine  photo\n 1    93%   0.412  /p/dog.jpg\n10      -  -0.050  /p/a cat.png\n"
     )
 
 
 def test_copies_are_counted():
-    table = hit_formats.hits_table([hit(1, "/p/a.jpg", 0.5, copies=("/p/b.jpg", "/q/c.jpg"))])
+    table = hit_formats.format_hits_table([hit(1, "/p/a.jpg", 0.5, copies=("/p/b.jpg", "/q/c.jpg"))])
     assert table.endswith("/p/a.jpg  (+2 copies)\n")
-    assert hit_formats.hits_table([hit(1, "/p/a.jpg", 0.5, copies=("/p/b.jpg",))]).endswith("(+1 copy)\n")
+    assert hit_formats.format_hits_table([hit(1, "/p/a.jpg", 0.5, copies=("/p/b.jpg",))]).endswith(
+        "(+1 copy)\n"
+    )
 
 
 def test_a_name_cannot_break_the_table_or_the_terminal():
-    table = hit_formats.hits_table([hit(1, "/p/two\nlines\x1b[31m.jpg", 0.5), hit(2, BAD_NAME, 0.4)])
+    table = hit_formats.format_hits_table([hit(1, "/p/two\nlines\x1b[31m.jpg", 0.5), hit(2, BAD_NAME, 0.4)])
     assert len(table.splitlines()) == 3
     assert "/p/two\\nlines\\x1b[31m.jpg" in table
     assert "/p/caf\\xe9.jpg" in table
@@ -44,18 +46,18 @@ def test_a_name_cannot_break_the_table_or_the_terminal():
 
 
 def test_ordinary_unicode_is_left_alone():
-    assert text_forms.printable("Übung 写真 🐕.jpg") == "Übung 写真 🐕.jpg"
+    assert text_forms.printable_text("Übung 写真 🐕.jpg") == "Übung 写真 🐕.jpg"
 
 
 def test_json_lines_hold_the_five_fields_of_the_manual():
-    text = hit_formats.hits_json([hit(1, "/p/dog.jpg", 0.41, 0.5), hit(2, '/p/"q"\n.jpg', 0.3)])
+    text = hit_formats.format_hits_json([hit(1, "/p/dog.jpg", 0.41, 0.5), hit(2, '/p/"q"\n.jpg', 0.3)])
     first, second = (json.loads(line) for line in text.splitlines())
     assert first == {"rank": 1, "path": "/p/dog.jpg", "score": 0.41, "itc": 0.41, "itm": 0.5}
     assert second == {"rank": 2, "path": '/p/"q"\n.jpg', "score": 0.3, "itc": 0.3, "itm": None}
 
 
 def test_json_stays_utf8_and_gives_the_exact_bytes_of_an_odd_name():
-    line = hit_formats.hits_json([hit(1, BAD_NAME, 0.5)])
+    line = hit_formats.format_hits_json([hit(1, BAD_NAME, 0.5)])
     fields = json.loads(line.encode("utf-8"))
     assert fields["path"] == "/p/caf\\xe9.jpg"
     assert base64.b64decode(fields["path_base64"]) == b"/p/caf\xe9.jpg"
@@ -63,29 +65,32 @@ def test_json_stays_utf8_and_gives_the_exact_bytes_of_an_odd_name():
 
 def test_json_refuses_a_score_that_is_no_number():
     with pytest.raises(ValueError, match="not JSON compliant"):
-        hit_formats.hits_json([hit(1, "/p/a.jpg", math.nan)])
+        hit_formats.format_hits_json([hit(1, "/p/a.jpg", math.nan)])
 
 
 def test_paths_are_the_bytes_on_the_disk():
     paths = [Path("/p/a b.jpg"), Path("/p/two\nlines.jpg"), Path(BAD_NAME)]
-    assert hit_formats.path_bytes(paths) == b"/p/a b.jpg\n/p/two\nlines.jpg\n/p/caf\xe9.jpg\n"
-    assert hit_formats.path_bytes(paths, b"\0").split(b"\0")[:-1] == [os.fsencode(path) for path in paths]
+    assert hit_formats.join_paths(paths) == b"/p/a b.jpg\n/p/two\nlines.jpg\n/p/caf\xe9.jpg\n"
+    assert hit_formats.join_paths(paths, b"\0").split(b"\0")[:-1] == [os.fsencode(path) for path in paths]
 
 
 def test_texts():
     hits = [TextHit(1, "a dog", 1.5, 0.5, 0.731), TextHit(2, "two\tcats", 0.25, 0.25)]
-    assert hit_formats.text_hits_table(hits) == (
+    assert hit_formats.format_text_hits_table(hits) == (
         "#  match  cosine  text\n1    73%   0.500  a dog\n2      -   0.250  two\\tcats\n"
     )
-    assert json.loads(hit_formats.text_hits_json(hits).splitlines()[0]) == {
+    assert json.loads(hit_formats.format_text_hits_json(hits).splitlines()[0]) == {
         "rank": 1, "text": "a dog", "score": 1.5, "itc": 0.5, "itm": 0.731,
     }  # fmt: skip
 
 
 def test_failures():
     failures = [Failure(Path("/p/x.jpg"), "the file is empty"), Failure(Path(BAD_NAME), "truncated")]
-    assert hit_formats.failures_table(failures) == "/p/x.jpg: the file is empty\n/p/caf\\xe9.jpg: truncated\n"
-    rows = [json.loads(line) for line in hit_formats.failures_json(failures).splitlines()]
+    assert (
+        hit_formats.format_failures_table(failures)
+        == "/p/x.jpg: the file is empty\n/p/caf\\xe9.jpg: truncated\n"
+    )
+    rows = [json.loads(line) for line in hit_formats.format_failures_json(failures).splitlines()]
     assert rows[0] == {"path": "/p/x.jpg", "reason": "the file is empty"}
     assert base64.b64decode(rows[1]["path_base64"]) == b"/p/caf\xe9.jpg"
 
@@ -96,7 +101,7 @@ def test_failures():
      (0.9973, "99.7%"), (0.99996, "100%"), (1.0, "100%")],
 )  # fmt: skip
 def test_per_cent(probability, text):
-    assert text_forms.percent(probability) == text
+    assert text_forms.percent_text(probability) == text
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ui.cli.options import captioner_option, index_option, model_option
-from ui.session import CAPTIONER, index_folder
+from ui.session import CAPTIONER_VARIABLE, resolve_index_folder
 
 OWN_NAMES = ("localhost", "127.0.0.1", "::1")  # no other: a foreign page may rebind its name to this computer
 PAGE = Path(__file__).parents[2] / "page" / "page.py"
@@ -27,12 +27,12 @@ def app(
     index: Path | None, model: str | None, captioner: str | None, port: int | None, open_browser: bool
 ) -> None:
     """Open the page: the same search with pictures. It listens on this computer alone."""
-    environment = {**os.environ, "QSEEK_INDEX": str(index_folder(index))}
+    environment = {**os.environ, "QSEEK_INDEX": str(resolve_index_folder(index))}
     if model is not None:
         environment["QSEEK_MODEL"] = model
     if captioner is not None:
-        environment[CAPTIONER] = captioner
-    serve(streamlit_command(port, open_browser), environment)
+        environment[CAPTIONER_VARIABLE] = captioner
+    serve(build_streamlit_command(port, open_browser), environment)
 
 
 def serve(command: list[str], environment: Mapping[str, str], in_place: bool = os.name != "nt") -> None:
@@ -43,7 +43,7 @@ def serve(command: list[str], environment: Mapping[str, str], in_place: bool = o
         click.get_current_context().exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
-def streamlit_command(port: int | None, open_browser: bool) -> list[str]:
+def build_streamlit_command(port: int | None, open_browser: bool) -> list[str]:
     """The program and arguments that serve the page on localhost and tell nobody of it."""
     settings = {
         "server.address": "localhost",

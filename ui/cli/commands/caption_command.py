@@ -17,9 +17,9 @@ from engine.types import Failure, Photo
 from ui import session
 from ui.cli.options import index_option, json_option
 from ui.cli.terminal import finish_with_failures, say_failures, write
-from ui.cli.typed_input import absolute, checked_text, read_paths
+from ui.cli.typed_input import check_text, make_absolute, read_paths
 from ui.reports import text_forms
-from ui.session import CAPTIONER, default_writer_name
+from ui.session import CAPTIONER_VARIABLE, get_default_captioner_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ Fields = dict[str, Any]
 @click.command()
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
-    "--model", envvar=CAPTIONER, show_envvar=True, metavar="NAME|FOLDER",
+    "--model", envvar=CAPTIONER_VARIABLE, show_envvar=True, metavar="NAME|FOLDER",
     help="A model that writes, see `qseek models`.  [default: the index's where it writes, else the bundled one]",
 )  # fmt: skip
 @click.option(
@@ -68,13 +68,15 @@ def caption(
     if photos and results:
         raise click.UsageError("--results takes its photos from stdin: leave PHOTO away.")
     if question is not None:
-        checked_text(question)
+        check_text(question)
     stdin = sys.stdin.buffer
     if results:
         rows = _result_lines(stdin)
     else:
-        rows = _rows_of([absolute(path) for path in photos] or read_paths(stdin, b"\n"))
-    writer = session.load_photo_captioner(model or default_writer_name(session.index_folder(index)))
+        rows = _rows_of([make_absolute(path) for path in photos] or read_paths(stdin, b"\n"))
+    writer = session.load_photo_captioner(
+        model or get_default_captioner_name(session.resolve_index_folder(index))
+    )
     how = _how(question is not None, beams, sample, seed, max_new_tokens)
 
     def write_texts(pictures: np.ndarray) -> list[str]:
@@ -118,7 +120,7 @@ def _result_lines(file: BinaryIO) -> Iterator[tuple[Path, Fields]]:
                 f"Line {number} of stdin is no result with a photo ({type(error).__name__}: {error}); --results takes "
                 "what `qseek search --json`, similar or rerank print."
             ) from None
-        yield absolute(path), fields
+        yield make_absolute(path), fields
     if not number:
         raise DataError("stdin holds no result; --results takes what `qseek search --json` prints.")
 
@@ -153,5 +155,5 @@ def _write_all(
         elif as_json:
             write(text_forms.json_line({**fields, "caption": text}))
         else:
-            write(f"{text_forms.printable(str(path))}\t{text_forms.printable(text)}\n")
+            write(f"{text_forms.printable_text(str(path))}\t{text_forms.printable_text(text)}\n")
     return failures

@@ -13,10 +13,10 @@ import click
 from engine.errors import DataError
 from engine.wording import count_text
 from ui.cli.options import WritingOptions, captioner_model_option, file_type, split_option, writing_options
-from ui.cli.progress_display import shown_progress
-from ui.cli.terminal import STOPPED, STOPPED_HERE, report_missing, say, write
+from ui.cli.progress_display import show_progress_bar
+from ui.cli.terminal import STOPPED, STOPPED_AND_RESUMABLE, report_missing, say, write
 from ui.reports import writing_report
-from ui.reports.writing_report import Facts, Row
+from ui.reports.writing_report import Facts, ScoreRow
 
 if TYPE_CHECKING:
     from engine.datasets.captioned_pictures import CaptionItem, Item
@@ -174,10 +174,10 @@ def _write_or_stop(
     from engine.evaluation.writing_run import write_all
 
     try:
-        with shown_progress(layout.noun) as on_progress:
+        with show_progress_bar(layout.noun) as on_progress:
             return write_all(writer, tasks, predictions, on_progress)
     except KeyboardInterrupt:
-        say("Stopped." if predictions.path is None else STOPPED_HERE)
+        say("Stopped." if predictions.path is None else STOPPED_AND_RESUMABLE)
         click.get_current_context().exit(STOPPED)
 
 
@@ -200,13 +200,13 @@ def _report_captions(
         )
         if spice is not None:
             scores["SPICE"] = float(spice[places].mean())
-        rows.append(Row(name, len(places), scores))
+        rows.append(ScoreRow(name, len(places), scores))
     facts = replace(facts, seconds={**facts.seconds, "scoring": time.perf_counter() - started})
     num_references = sum(len(task.references) for task in tasks)
     if as_json:
-        write(writing_report.as_json(facts, rows, "photo"))
+        write(writing_report.format_json(facts, rows, "photo"))
     else:
-        write(writing_report.markdown(facts, rows, "photo", f", {num_references:,} references"))
+        write(writing_report.format_markdown(facts, rows, "photo", f", {num_references:,} references"))
 
 
 def _spice(texts: Sequence[str], tasks: Sequence[CaptionItem]) -> tuple[Any, str | None]:
@@ -294,6 +294,7 @@ def _report_answers(facts: Facts, found: Questions, texts: Sequence[str], as_jso
     else:
         accuracies = [vqa_accuracy(text, task.answers) for text, task in pairs]
     groups = mean_accuracy(accuracies, [task.kinds for task in found.questions])
-    rows = [Row(name, count, {"accuracy": value}) for name, (value, count) in groups.items()]
+    rows = [ScoreRow(name, count, {"accuracy": value}) for name, (value, count) in groups.items()]
     facts = replace(facts, seconds={**facts.seconds, "scoring": time.perf_counter() - started})
-    write((writing_report.as_json if as_json else writing_report.markdown)(facts, rows, "question"))
+    format_report = writing_report.format_json if as_json else writing_report.format_markdown
+    write(format_report(facts, rows, "question"))

@@ -14,12 +14,12 @@ from engine.types import Failure
 from engine.wording import count_text
 from ui import session
 from ui.cli.options import Output, captioner_option, index_option, json_option, model_option, output_options
-from ui.cli.progress_display import shown_progress
+from ui.cli.progress_display import show_progress_bar
 from ui.cli.terminal import STOPPED, finish_with_failures, say, say_failures, write
-from ui.cli.typed_input import absolute, read_texts
+from ui.cli.typed_input import make_absolute, read_texts
 from ui.reports import hit_formats, text_forms
 from ui.reports.text_forms import duration_text
-from ui.session import index_folder, open_store
+from ui.session import open_store, resolve_index_folder
 
 if TYPE_CHECKING:
     from engine.progress import Progress
@@ -79,8 +79,8 @@ def index(
     from indexer.index_run import IndexRun, RunRequest, RunStopped
 
     request = RunRequest(
-        folder=index_folder(index),
-        roots=[absolute(folder) for folder in folders],
+        folder=resolve_index_folder(index),
+        roots=[make_absolute(folder) for folder in folders],
         model=model,
         features=features,
         texts=read_texts(texts) if texts else [],
@@ -104,7 +104,7 @@ class TerminalListener:
     """Says on stderr what a run does; an `indexer.index_run.RunListener`."""
 
     def progress(self) -> AbstractContextManager[Callable[[Progress], None]]:
-        return shown_progress()
+        return show_progress_bar()
 
     def photos_to_read(self, num_photos: int, num_bytes: int) -> None:
         if num_bytes >= LEAST_ESTIMATE:
@@ -196,7 +196,7 @@ def prune(index: Path | None) -> None:
 
     A search leaves them out anyway; until this is run they come back at once when their files do.
     """
-    store = open_store(index_folder(index))
+    store = open_store(resolve_index_folder(index))
     with store.writing():
         num_missing = sum(record.missing for record in store.read_files().values())
         store.prune()
@@ -210,14 +210,14 @@ def prune(index: Path | None) -> None:
 @output_options
 def failures(index: Path | None, output: Output) -> None:
     """List the photos that could not be read, and why."""
-    records = open_store(index_folder(index)).read_failures()
+    records = open_store(resolve_index_folder(index)).read_failures()
     found = [Failure(path, records[path].reason) for path in sorted(records)]
     if not found:
         say("No photo failed.")
     elif output is Output.JSON:
-        write(hit_formats.failures_json(found))
+        write(hit_formats.format_failures_json(found))
     elif output is Output.TABLE:
-        write(hit_formats.failures_table(found))
+        write(hit_formats.format_failures_table(found))
     else:
         end = b"\0" if output is Output.NUL else b"\n"
-        write(hit_formats.path_bytes((one.path for one in found), end))
+        write(hit_formats.join_paths((one.path for one in found), end))

@@ -63,8 +63,10 @@ def _row(model: ModelInfo | KnownModel, width: int, digest: str, place: str) -> 
 
 def _place(model: ModelInfo) -> str:
     """Return the folder of a model, and whose image encoder it needs beside its own weights."""
-    shares = f"   (with the image encoder of {text_forms.printable(model.encoder)})" if model.encoder else ""
-    return text_forms.printable(str(model.folder)) + shares
+    shares = (
+        f"   (with the image encoder of {text_forms.printable_text(model.encoder)})" if model.encoder else ""
+    )
+    return text_forms.printable_text(str(model.folder)) + shares
 
 
 def _fields(model: ModelInfo) -> dict[str, Any]:

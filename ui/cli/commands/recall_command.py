@@ -24,11 +24,11 @@ from ui.cli.options import (
     model_option,
     split_option,
 )
-from ui.cli.progress_display import shown_progress
-from ui.cli.terminal import STOPPED, STOPPED_HERE, report_missing, say, write
+from ui.cli.progress_display import show_progress_bar
+from ui.cli.terminal import STOPPED, STOPPED_AND_RESUMABLE, report_missing, say, write
 from ui.reports import recall_report
 from ui.reports.text_forms import size_text
-from ui.session import load_models
+from ui.session import load_model_on_each_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,7 +113,7 @@ def recall(
     result, facts = _evaluate_or_stop(request, cache, keep=not no_cache)
     if rerank > result.report.num_photos and result.report.k:
         say(f"Note: {rerank} candidates are asked for, there are {result.report.num_photos} photos.")
-    write((recall_report.as_json if as_json else recall_report.markdown)(facts, result))
+    write((recall_report.format_json if as_json else recall_report.format_markdown)(facts, result))
     if plot is not None:
         _draw(facts, result, plot)
     if errors:
@@ -154,7 +154,7 @@ def _evaluate_or_stop(
                 cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             return _evaluate(request, cache or _cache_folder(), keep)
         except KeyboardInterrupt:
-            say(STOPPED_HERE if keep else "Stopped.")
+            say(STOPPED_AND_RESUMABLE if keep else "Stopped.")
             click.get_current_context().exit(STOPPED)
 
 
@@ -200,7 +200,7 @@ def _evaluate(request: Request, cache_root: Path, keep: bool) -> tuple[Evaluatio
     from engine.evaluation.retrieval_cache import EvaluationCache
     from engine.models.devices import get_dtype_name
 
-    models = load_models(request.model)
+    models = load_model_on_each_gpu(request.model)
     first = models[0]
     say(f"{count_text(len(request.samples), 'picture')} for {first.name}.")
     cache = EvaluationCache(cache_root / compute_data_digest(request.samples)[:16], first)
@@ -231,7 +231,7 @@ def _recall(models: Sequence[RetrievalModel], request: Request, cache: Evaluatio
         result = evaluate_retrieval(
             models, lambda start, stop: read_pictures(samples[start:stop], size),
             [sample.captions for sample in samples], cache, k=request.k, memory=request.memory,
-            allow_missing=request.allow_missing, show_progress=shown_progress,
+            allow_missing=request.allow_missing, show_progress=show_progress_bar,
         )  # fmt: skip
     except UnreadablePicturesError as error:
         report_unreadable(error.numbers)
@@ -268,7 +268,7 @@ def _check_plot(path: Path) -> None:
 
 def _draw(facts: recall_report.Facts, result: Evaluation, path: Path) -> None:
     try:
-        recall_report.plot(facts, result, path)
+        recall_report.draw_plot(facts, result, path)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}") from error
     say(f"Wrote {path}.")
@@ -287,7 +287,7 @@ def _write_errors_page(
         return read_pictures([samples[number] for number in numbers], recall_report.THUMBNAIL)
 
     try:
-        path.write_text(recall_report.errors_page(facts, result, count, read), encoding="utf-8")
+        path.write_text(recall_report.format_errors_page(facts, result, count, read), encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}") from error
     say(f"Wrote {path}.")

@@ -13,7 +13,7 @@ from ui.cli.options import (
     Output,
     captioner_option,
     captions_option,
-    chosen_output,
+    choose_output,
     index_option,
     json_option,
     model_option,
@@ -23,9 +23,9 @@ from ui.cli.options import (
     top_option,
 )
 from ui.cli.terminal import finish_with_failures, say, say_failures, write
-from ui.cli.typed_input import absolute, checked_text, read_paths, read_texts
+from ui.cli.typed_input import check_text, make_absolute, read_paths, read_texts
 from ui.reports import hit_formats
-from ui.session import captioned, index_folder, open_searcher, open_searcher_anyway
+from ui.session import add_captions, open_searcher, open_searcher_with_or_without_index, resolve_index_folder
 
 photo_argument = click.argument("photo", type=click.Path(path_type=Path))
 
@@ -58,11 +58,11 @@ def search(
     output: Output,
 ) -> None:
     """Find the photos that fit TEXT, best first."""
-    query = checked_text(" ".join(text))
-    searcher = open_searcher(index_folder(index), model, say)
+    query = check_text(" ".join(text))
+    searcher = open_searcher(resolve_index_folder(index), model, say)
     results = searcher.search(query, top=top, rerank=rerank, caption_weight=caption_weight)
     if captions:
-        results = captioned(results, searcher, captioner)
+        results = add_captions(results, searcher, captioner)
     show(results, output, captions)
 
 
@@ -84,10 +84,10 @@ def similar(
     output: Output,
 ) -> None:
     """Find the photos that look like PHOTO, indexed or not."""
-    searcher = open_searcher(index_folder(index), model, say)
-    results = searcher.similar(absolute(photo), top=top)
+    searcher = open_searcher(resolve_index_folder(index), model, say)
+    results = searcher.similar(make_absolute(photo), top=top)
     if captions:
-        results = captioned(results, searcher, captioner)
+        results = add_captions(results, searcher, captioner)
     show(results, output, captions)
 
 
@@ -115,9 +115,9 @@ def match(
 ) -> None:
     """Find the texts that fit PHOTO, best first."""
     lines = None if texts is None else read_texts(texts)
-    open_it = open_searcher if lines is None else open_searcher_anyway
-    searcher = open_it(index_folder(index), model, say)
-    show_texts(searcher.match(absolute(photo), lines, top=top, rerank=rerank), as_json)
+    open_it = open_searcher if lines is None else open_searcher_with_or_without_index
+    searcher = open_it(resolve_index_folder(index), model, say)
+    show_texts(searcher.match(make_absolute(photo), lines, top=top, rerank=rerank), as_json)
 
 
 @click.command()
@@ -147,12 +147,12 @@ def rerank(
     \b
         rclip -n 500 dog | qseek rerank "a dog shaking off water"
     """
-    output = chosen_output(as_json, as_paths, as_nul and not as_json)
-    query = checked_text(text)
+    output = choose_output(as_json, as_paths, as_nul and not as_json)
+    query = check_text(text)
     if file.isatty():
         say("Reading paths from the terminal, one a line; Ctrl-D ends them.")
     paths = read_paths(file, b"\0" if as_nul else b"\n")
-    searcher = open_searcher_anyway(index_folder(index), model, say)
+    searcher = open_searcher_with_or_without_index(resolve_index_folder(index), model, say)
     show(searcher.rerank(query, paths, top=top), output)
 
 
@@ -171,10 +171,10 @@ def show(results: Results, output: Output, captions: bool = False) -> None:
 
 def _rendered(hits: Sequence[Hit], output: Output, captions: bool) -> str | bytes:
     if output is Output.JSON:
-        return hit_formats.hits_json(hits)
+        return hit_formats.format_hits_json(hits)
     if output is Output.TABLE:
-        return hit_formats.hits_table(hits, captions)
-    return hit_formats.path_bytes((hit.photo.path for hit in hits), b"\0" if output is Output.NUL else b"\n")
+        return hit_formats.format_hits_table(hits, captions)
+    return hit_formats.join_paths((hit.photo.path for hit in hits), b"\0" if output is Output.NUL else b"\n")
 
 
 def show_texts(results: TextResults, as_json: bool) -> None:
@@ -183,4 +183,8 @@ def show_texts(results: TextResults, as_json: bool) -> None:
     if not results.hits:
         say("No text was found.")
         return
-    write(hit_formats.text_hits_json(results.hits) if as_json else hit_formats.text_hits_table(results.hits))
+    write(
+        hit_formats.format_text_hits_json(results.hits)
+        if as_json
+        else hit_formats.format_text_hits_table(results.hits)
+    )
