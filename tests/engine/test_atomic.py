@@ -1,4 +1,4 @@
-"""Files and folders are there as a whole or not at all."""
+"""Check that files and folders are written as a whole or not at all, even when the writer fails or is killed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -17,14 +19,14 @@ from engine.atomic import HALF_WRITTEN, REPLACED, create_folder, replace_file, r
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_file_is_replaced(tmp_path: Path) -> None:
+def test_write_file_replaces_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
     write_file(path, "old")
     write_file(path, b"new")
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["facts.json"]
 
 
-def test_until_the_block_ends_the_old_file_is_read(tmp_path: Path) -> None:
+def test_readers_see_the_old_file_until_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
     write_file(path, "old")
     with replace_file(path) as file:
@@ -48,32 +50,32 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "facts.json"
     write_file(path, "old")
 
-    def full(descriptor: int) -> None:
+    def fail_to_sync(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engine.atomic.os.fsync", full)
+    monkeypatch.setattr("engine.atomic.os.fsync", fail_to_sync)
     with pytest.raises(OSError, match="No space left"):
         write_file(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["facts.json"]
 
 
-def test_two_writers_do_not_mix(tmp_path: Path) -> None:
+def test_two_writers_of_one_shared_file_do_not_mix_their_bytes(tmp_path: Path) -> None:
     path = tmp_path / "thumbnail"
     with replace_file(path, shared=True) as file:
         file.write(b"first")
-        other = threading.Thread(target=lambda: _write_shared(path))
-        other.start()
-        other.join()
+        second_writer = threading.Thread(target=lambda: _write_second(path))
+        second_writer.start()
+        second_writer.join()
         assert path.read_bytes() == b"second"
     assert path.read_bytes() == b"first" and os.listdir(tmp_path) == ["thumbnail"]
 
 
-def _write_shared(path: Path) -> None:
+def _write_second(path: Path) -> None:
     with replace_file(path, shared=True) as file:
         file.write(b"second")
 
 
-def test_a_folder_appears_whole(tmp_path: Path) -> None:
+def test_a_new_folder_gets_its_name_when_the_block_ends(tmp_path: Path) -> None:
     with create_folder(tmp_path / "model") as folder:
         (folder / "inner").mkdir()
         (folder / "inner" / "weights").write_bytes(b"1")
@@ -82,14 +84,14 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["model"]
 
 
-def test_an_error_leaves_no_folder(tmp_path: Path) -> None:
+def test_an_error_while_a_new_folder_is_filled_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError), create_folder(tmp_path / "model") as folder:
         (folder / "weights").write_bytes(b"1")
         raise ValueError
     assert os.listdir(tmp_path) == []
 
 
-def test_what_a_killed_process_left_does_not_stay(tmp_path: Path) -> None:
+def test_the_half_written_folder_of_a_killed_process_is_replaced(tmp_path: Path) -> None:
     (tmp_path / f"model{HALF_WRITTEN}").mkdir()
     (tmp_path / f"model{HALF_WRITTEN}" / "old").write_bytes(b"0")
     with create_folder(tmp_path / "model") as folder:
@@ -97,8 +99,8 @@ def test_what_a_killed_process_left_does_not_stay(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "model") == ["weights"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL.")
+def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
     write_file(path, "old")
     code = (
@@ -106,24 +108,26 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
         f"with replace_file(Path({str(path)!r})) as file:\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
-    assert done.returncode == -signal.SIGKILL and path.read_text() == "old"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert process.returncode == -signal.SIGKILL and path.read_text() == "old"
     write_file(path, "new")
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["facts.json"]
 
 
 def make_folder(path: Path, content: str) -> None:
+    """Make a folder with two files, weights and inner/words, that both hold `content`."""
     (path / "inner").mkdir(parents=True)
     (path / "weights").write_text(content)
     (path / "inner" / "words").write_text(content)
 
 
 def read_folder(path: Path) -> dict[str, str]:
+    """Return the text of every file below a folder, by its path in the folder."""
     return {file.relative_to(path).as_posix(): file.read_text() for file in path.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
-def test_a_folder_is_replaced_whole_and_keeps_what_the_new_one_lacks(
+def test_a_folder_is_replaced_whole_and_keeps_the_files_that_the_new_one_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
 ) -> None:
     if not exchanges:
@@ -140,28 +144,35 @@ def test_a_folder_is_replaced_whole_and_keeps_what_the_new_one_lacks(
     assert os.listdir(tmp_path) == ["model"]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no other system exchanges two names")
-def test_a_reader_finds_a_whole_folder_at_any_time(tmp_path: Path) -> None:
-    """Names are exchanged in one step: the folder is never missing, and what was opened before is read to its end."""
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="Only Linux exchanges two names in one step."
+)
+def test_a_reader_never_misses_a_folder_that_is_being_replaced(tmp_path: Path) -> None:
+    """Two names are exchanged in one step, so that a reader finds either the old folder or the new one.
+
+    A file that was opened before the exchange can be read to its end.
+    """
     make_folder(tmp_path / "model", "0")
-    seen, stop = set(), threading.Event()
+    answers, stop = set(), threading.Event()
 
-    def read() -> None:
+    def watch() -> None:
         while not stop.is_set():
-            seen.add((tmp_path / "model" / "weights").exists())
+            answers.add((tmp_path / "model" / "weights").exists())
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=watch)
     reader.start()
     for number in range(1, 30):
         with replace_folder(tmp_path / "model") as folder:
             make_folder(folder, str(number))
     stop.set()
     reader.join()
-    assert seen == {True}
+    assert answers == {True}
 
 
 @pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
-def test_an_error_leaves_the_old_folder(tmp_path: Path, error: BaseException) -> None:
+def test_an_error_while_a_folder_is_replaced_leaves_the_old_folder(
+    tmp_path: Path, error: BaseException
+) -> None:
     make_folder(tmp_path / "model", "old")
     with pytest.raises(type(error)), replace_folder(tmp_path / "model") as folder:
         (folder / "weights").write_text("half")
@@ -174,15 +185,15 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_folder(tmp_path / "model", "old")
-    replace = os.replace
+    original_replace = os.replace
 
-    def refuse(source: Path, target: Path) -> None:
+    def refuse_half_written(source: Path, target: Path) -> None:
         if source.name.endswith(HALF_WRITTEN):
             raise OSError(13, "Permission denied")
-        replace(source, target)
+        original_replace(source, target)
 
     monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
-    monkeypatch.setattr("engine.atomic.os.replace", refuse)
+    monkeypatch.setattr("engine.atomic.os.replace", refuse_half_written)
     with pytest.raises(OSError, match="Permission denied"), replace_folder(tmp_path / "model") as folder:
         make_folder(folder, "new")
     assert read_folder(tmp_path / "model") == {"weights": "old", "inner/words": "old"}
@@ -198,17 +209,21 @@ def test_a_folder_that_a_kill_left_without_its_name_gets_it_back(tmp_path: Path)
     assert os.listdir(tmp_path) == ["model"]
 
 
-@pytest.mark.parametrize("make", [create_folder, replace_folder])
+@pytest.mark.parametrize("write_folder", [create_folder, replace_folder])
 def test_all_bytes_are_on_the_disk_before_the_name_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: type[create_folder]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_folder: Callable[[Path], AbstractContextManager[Path]],
 ) -> None:
     events: list[str] = []
-    if make is replace_folder:
+    if write_folder is replace_folder:
         make_folder(tmp_path / "model", "old")
     sync_file, sync_folder = atomic.sync_file, atomic.sync_folder
     monkeypatch.setattr(atomic, "sync_file", lambda path: (events.append(path.name), sync_file(path)))
     monkeypatch.setattr(atomic, "sync_folder", lambda path: (events.append(path.name), sync_folder(path)))
-    with make(tmp_path / "model") as folder:
+    with write_folder(tmp_path / "model") as folder:
         make_folder(folder, "new")
-    last = events.index(f"model{HALF_WRITTEN}")  # the folder itself, after what is in it
-    assert sorted(events[:last]) == ["inner", "weights", "words"] and events[last + 1 :] == [tmp_path.name]
+    # The folder itself is synced after everything in it and before its new name in the folder around it.
+    folder_sync = events.index(f"model{HALF_WRITTEN}")
+    assert sorted(events[:folder_sync]) == ["inner", "weights", "words"]
+    assert events[folder_sync + 1 :] == [tmp_path.name]
