@@ -30,7 +30,6 @@ from training.stages.distillation import DistillConfig
 from training.stages.finetuning import CaptionConfig, open_finetuning_start
 from training.stages.small_language_model import TrainLanguageConfig, make_opt
 from training.stages.stage1_config import Stage1Config, check_stage1
-from training.stages.stage2 import open_stage2_start
 from training.stages.stage2_config import (
     Architecture,
     Stage2Config,
@@ -38,6 +37,7 @@ from training.stages.stage2_config import (
     check_writing,
     replace_image_size,
 )
+from training.stages.starts import open_stage2_start
 
 GIB = 2**30
 

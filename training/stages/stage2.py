@@ -1,9 +1,10 @@
-"""Stage 2: what the queries read of a photo becomes a soft prompt of a frozen language model (BLIP-2, section 3.3).
+"""Train a captioner: the queries' view of a photo becomes a soft prompt of a frozen language model (BLIP-2, 3.3).
 
-The language-modelling loss trains queries, Q-Former, `vision_norm` and projection, and where it is asked for the image
-encoder; the language model stays as it is, bit for bit. Fine-tuning (`finetuning.py`) trains in the same way.
+The language-modelling loss trains queries, Q-Former, `vision_norm` and projection, and the image encoder where
+`train_encoder` is set; the language model stays as it is, bit for bit. This is stage 2; fine-tuning (`finetuning.py`)
+trains in the same way.
 
-Shapes: B pairs of this process, N of all, T tokens, P patches, V vision width, H W pixels.
+Shapes: B pairs of this process, N pairs of all processes, T tokens, P patches, V vision width, H W pixels.
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.blip2.captioner import Captioner
-from engine.blip2.language_tokens import IGNORED, LanguageBatch, LanguageTokenizer
+from engine.blip2.language_tokens import LanguageTokenizer
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.building import make_captioner
 from engine.checkpoints.checkpoint_sources import CaptionerSource
-from engine.checkpoints.language_folder import describe_language, read_language
-from engine.checkpoints.retrieval_reading import read_folder
 from engine.checkpoints.saving import own_state, save_trained
 from engine.datasets.captioned_pictures import CaptionedPicture, normalise_caption
 from engine.datasets.captioned_sets import open_training_set
@@ -39,9 +38,8 @@ from training.distributed.world import current_world, join_process_group
 from training.distributed.wrapping import average_gradients, gather_full_tensors
 from training.loop.run_dtype import resolve_config_dtypes
 from training.loop.train_loop import train
-from training.losses.cached_embeddings import encode_images
-from training.losses.stage1_losses import apply_vision_norm
-from training.stages.stage2_config import Stage2Config, WritingConfig, check_start, check_writing
+from training.losses.captioner_loss import CaptionerInputs, compute_captioner_loss
+from training.stages.stage2_config import Stage2Config, WritingConfig, check_writing
 from training.stages.stage_setup import (
     Say,
     collect_fixed_settings,
@@ -50,96 +48,92 @@ from training.stages.stage_setup import (
     read_whole_sets,
     take_images,
 )
-from training.stages.starts import build_captioner_source, find_start, resize_source
-
-
-@dataclass(frozen=True)
-class WritingInputs:
-    """What a step reads. images: what `encode_images` takes. prompts: ids and mask (B, T) for a Q-Former that reads
-    them."""
-
-    images: Tensor
-    texts: LanguageBatch
-    prompts: tuple[Tensor, Tensor] | None
-
-    @property
-    def num_learned(self) -> Tensor:
-        """Tokens that are learned."""
-        return (self.texts.labels != IGNORED).sum()
-
-    def select_pairs(self, rows: slice) -> WritingInputs:
-        texts = LanguageBatch(self.texts.ids[rows], self.texts.mask[rows], self.texts.labels[rows])
-        prompts = None if self.prompts is None else (self.prompts[0][rows], self.prompts[1][rows])
-        return WritingInputs(self.images[rows], texts, prompts)
+from training.stages.starts import check_start, open_stage2_start
 
 
 class Stage2Task:
-    """The language-modelling loss on the batches of a source: the mean over the tokens of the joined batch."""
+    """Training with the language-modelling loss: its mean over the tokens of the batch of all processes."""
 
     def __init__(
-        self, net: Captioner, tokenizer: LanguageTokenizer, prompt_tokenizer: TextTokenizer | None,
-        source: BatchSource, config: WritingConfig,
-    ):  # fmt: skip
+        self,
+        net: Captioner,
+        tokenizer: LanguageTokenizer,
+        prompt_tokenizer: TextTokenizer | None,
+        source: BatchSource,
+        config: WritingConfig,
+    ):
+        """Prepare the network for training. prompt_tokenizer: for a Q-Former that reads the prompts, else None."""
         self.tokenizer, self.prompt_tokenizer = tokenizer, prompt_tokenizer
         self.source, self.config = source, config
         self.net = self.model = net
         self.wrapper: nn.Module = prepare_network(net, config)
         if prompt_tokenizer is not None and not config.views:
-            # Nobody reads what the last layer makes of the prompt, and DDP wants a gradient of all that is trained.
+            # Nothing reads what the last layer makes of the prompt, and DDP wants a gradient of all that is trained.
             # Checkpoints of runs on patches hold these weights as trained ones, without a gradient.
             net.qformer.layers[-1].text_mlp.requires_grad_(False)
-        self.settings = (
-            collect_fixed_settings(config, config.fixed_settings, source) if config.fixed_settings else {}
-        )
+        names = config.fixed_settings
+        self.settings = collect_fixed_settings(config, names, source) if names else {}
 
     def losses(self, step: int) -> dict[str, Tensor]:
+        """Return the loss of a step under "loss"."""
         return self.losses_of(step, self.config.optim.batch // current_world().size)
 
     def losses_of(self, step: int, count: int) -> dict[str, Tensor]:
         """Return the loss of the first `count` pairs of this process."""
-        inputs = self._inputs(self.source[step], count)
+        inputs = self._make_inputs(self.source[step], count)
         weight = mean_weight(inputs.num_learned)
         chunk = self.config.chunk
         if 0 < chunk < count:
-            return {"loss": self._in_chunks(inputs, chunk, weight)}
-        return {"loss": self.wrapper(_loss, inputs) * weight}
+            return {"loss": self._backward_in_chunks(inputs, chunk, weight)}
+        return {"loss": self.wrapper(compute_captioner_loss, inputs) * weight}
 
-    def _in_chunks(self, inputs: WritingInputs, chunk: int, weight: Tensor | float) -> Tensor:
-        """The backward passes too: the loss is a sum over pairs, so gradients of parts add up."""
-        quiet: Callable[[], AbstractContextManager[Any]] = getattr(self.wrapper, "no_sync", nullcontext)
+    def _backward_in_chunks(self, inputs: CaptionerInputs, chunk: int, weight: Tensor | float) -> Tensor:
+        """Run the forward and backward passes in chunks of pairs, and return the loss without gradient.
+
+        The loss is a sum over pairs, so that the gradients of the chunks add up.
+        """
+        postpone_averaging: Callable[[], AbstractContextManager[Any]] = getattr(
+            self.wrapper, "no_sync", nullcontext
+        )
         losses = []
-        with quiet():
+        with postpone_averaging():
             for first in range(0, len(inputs.images), chunk):
-                part = inputs.select_pairs(slice(first, first + chunk))
-                loss = self.wrapper(_loss, part) * (part.num_learned / inputs.num_learned * weight)
+                pairs = inputs.select_pairs(slice(first, first + chunk))
+                chunk_weight = pairs.num_learned / inputs.num_learned * weight
+                loss = self.wrapper(compute_captioner_loss, pairs) * chunk_weight
                 loss.backward()
                 losses.append(loss.detach())
         average_gradients(self.wrapper)
         return torch.stack(losses).sum()
 
-    def _inputs(self, batch: Batch, count: int) -> WritingInputs:
+    def _make_inputs(self, batch: Batch, count: int) -> CaptionerInputs:
+        """Return what a step reads of the first `count` pairs of this process."""
         device = self.net.projection.weight.device
-        rows = zip(batch.questions[:count], batch.captions, self._draws(batch), strict=False)
-        prompts, texts = zip(*(self._pair(*row) for row in rows), strict=True)
-        read = None
+        pairs = zip(batch.questions[:count], batch.captions, self._make_draws(batch), strict=False)
+        prompts, texts = zip(*(self._choose_prompt_and_text(*pair) for pair in pairs), strict=True)
+        prompt_tokens = None
         if self.prompt_tokenizer is not None:
             ids, mask, _ = self.prompt_tokenizer(prompts)
-            read = ids.to(device), mask.to(device)
-        return WritingInputs(
+            prompt_tokens = ids.to(device), mask.to(device)
+        return CaptionerInputs(
             take_images(batch, count, self.net.config.vision, device),
             self.tokenizer.encode_pairs(prompts, texts, self.config.max_tokens).to(device),
-            read,
+            prompt_tokens,
         )
 
-    def _draws(self, batch: Batch) -> Iterable[PairDraws]:
-        """Draws for each pair; where they are shared, all N pairs have theirs, for any number of processes."""
+    def _make_draws(self, batch: Batch) -> Iterable[PairDraws]:
+        """Return the random numbers of each pair of this process.
+
+        Where all processes draw alike, numbers are drawn for all N pairs, so that the number of processes makes no
+        difference.
+        """
         if batch.draws is None:
             return repeat(TorchDraws())
         rows = torch.rand(self.config.optim.batch, 3, generator=batch.draws)
         return [RowDraws(row) for row in current_world().select_share(rows).tolist()]
 
-    def _pair(self, question: str, text: str, draws: PairDraws) -> tuple[str, str]:
-        """A prompt and the text that follows it, which may be cut in two at a random word."""
+    def _choose_prompt_and_text(self, question: str, text: str, draws: PairDraws) -> tuple[str, str]:
+        """Return a prompt and the text that follows it; the text may be cut in two at a random word."""
         prompts = self.config.prompts
         prompt = prompts[draws.draw_integer(len(prompts))].replace("{}", question)
         if not self.config.has_questions:
@@ -150,56 +144,52 @@ class Stage2Task:
         return prompt, text
 
 
-def cut_in_two(prompt: str, words: Sequence[str], place: int) -> tuple[str, str]:
-    """Prefix language modelling: the first words go to the prompt, the others are learned."""
-    return " ".join([prompt, *words[:place]]).strip(), " ".join(words[place:])
+def cut_in_two(prompt: str, words: Sequence[str], num_prefix_words: int) -> tuple[str, str]:
+    """Return a prompt that ends with the first words of a text, and the words that are left to be learned.
 
-
-def _loss(net: Captioner, inputs: WritingInputs) -> Tensor:
-    patches = apply_vision_norm(net, encode_images(net, inputs.images))
-    if inputs.prompts is None:
-        return net.compute_loss(net.read_photos(patches), inputs.texts)
-    return net.compute_loss(net.read_with_prompts(patches, *inputs.prompts), inputs.texts)
+    This is prefix language modelling (BLIP-2, section 3.3).
+    """
+    prefix, suffix = words[:num_prefix_words], words[num_prefix_words:]
+    return " ".join([prompt, *prefix]).strip(), " ".join(suffix)
 
 
 def run_stage2(
-    config: Stage2Config, data: Path, runs: Path, language_folder: Path, output: Path, *,
+    config: Stage2Config,
+    data: Path,
+    runs: Path,
+    language_folder: Path,
+    output: Path,
+    *,
     say: Say = lambda line: None,
-) -> None:  # fmt: skip
-    """Train by `config` from a stage-1 model and a language model; see `train_writing`.
+) -> None:
+    """Run stage 2 by a config: train a captioner from a stage-1 model and a language model.
 
-    language_folder: a transformers folder with a tokenizer.
+    language_folder: a transformers folder of the language model, with its tokenizer. `train_captioner` explains the
+    other parameters, the files that are written and the errors.
     """
-    train_writing(
-        config, lambda: open_stage2_start(config, data, runs, language_folder), data, runs, output, say=say
-    )
+
+    def open_start() -> tuple[CaptionerSource, Path]:
+        return open_stage2_start(config, data, runs, language_folder)
+
+    train_captioner(config, open_start, data, runs, output, say=say)
 
 
-def open_stage2_start(
-    config: Stage2Config, data: Path, runs: Path, language_folder: Path
-) -> tuple[CaptionerSource, Path]:
-    """Return what stage 2 starts from, and where its stage-1 model lies. Raises DataError and CheckpointError."""
-    where = find_start(config.start, data, runs)
-    source = read_folder(where)
-    if config.image_size:
-        source = resize_source(source, where, config.image_size)
-    torch.manual_seed(config.optim.seed)
-    language = read_language(language_folder)
-    about = describe_language(
-        language.config, language.tokenizer, language_folder, reads_prompt=config.reads_prompt
-    )
-    about = replace(about, question=config.question, repetition_penalty=config.repetition_penalty)
-    return build_captioner_source(source, language, about), where
+def train_captioner(
+    config: WritingConfig,
+    open_start: Callable[[], tuple[CaptionerSource, Path]],
+    data: Path,
+    runs: Path,
+    output: Path,
+    *,
+    opener: Opener = open_training_set,
+    say: Say = lambda line: None,
+) -> None:
+    """Train a captioner, alone or as one of torchrun's processes, and write the checkpoint folder `output/model`.
 
-
-def train_writing(
-    config: WritingConfig, opened: Callable[[], tuple[CaptionerSource, Path]], data: Path, runs: Path, output: Path,
-    *, opener: Opener = open_training_set, say: Say = lambda line: None,
-) -> None:  # fmt: skip
-    """Train what `opened` gives, alone or as one of torchrun's processes; write the checkpoint folder `output/model`.
-
-    opened: the start and where it lies, already at the recipe's pixels. data: holds the sets; with patches made once,
-    runs may hold them too. Raises DataError, CheckpointError and TrainingError saying what is missing or does not fit.
+    open_start: returns what training starts from, already at the recipe's pixels, and its folder. data: the folder of
+    the sets. runs: the folder of runs, which may hold sets too where patches are made once. opener: opens a set. say:
+    is called with lines of progress. Raises DataError, CheckpointError and TrainingError for what is missing or does
+    not fit.
     """
     check_writing(config)
     config = resolve_config_dtypes(config)
@@ -207,31 +197,43 @@ def train_writing(
     with join_process_group() as (world, device):
         if config.views and world.size > 1:
             raise TrainingError(
-                f"views is {config.views} and {world.size} processes share the batch: a model that writes trains on "
-                "patches in one process. Start it without torchrun, or set views to 0."
+                f"views is {config.views} and {world.size} processes share the batch: a captioner trains on patches in "
+                "one process. Start it without torchrun, or set views to 0."
             )
         tell = say if world.rank == 0 else (lambda line: None)
-        source, where = opened()
-        check_start(config, source, where)
-        former = source.config.qformer
-        tokenizer = LanguageTokenizer(source.language.tokenizer, source.config.language, former.num_queries)
-        prompts = None if source.tokenizer is None else TextTokenizer(source.tokenizer, former.max_positions)
-        net = make_captioner(source, where, torch.float32, DTYPES[config.optim.dtype]).to(device)
-        check_caption = Learnable(config, tokenizer, prompts)
-        with _batches(config, net, data, runs, check_caption, opener, tell) as batches:
-            task = Stage2Task(net, tokenizer, prompts, batches, config)
+        source, folder = open_start()
+        check_start(config, source, folder)
+        tokenizer, prompt_tokenizer = _make_tokenizers(source)
+        net = make_captioner(source, folder, torch.float32, DTYPES[config.optim.dtype]).to(device)
+        checker = PairChecker(config, tokenizer, prompt_tokenizer)
+        with _open_batches(config, net, data, runs, checker, opener, tell) as batches:
+            task = Stage2Task(net, tokenizer, prompt_tokenizer, batches, config)
             train(task, config.optim, output if config.views else output / "all", say=tell)
-        own = own_state(net)
-        if not config.train_encoder:
-            own = {name: value for name, value in own.items() if not name.startswith("vision.")}
-        state = gather_full_tensors(own)
+        weights = gather_full_tensors(_select_saved_weights(net, config))
         if world.rank == 0:
-            save_trained(output / "model", source, state, dtype=torch.float16)
-            tell(f"wrote {output / 'model'}")
+            save_trained(output / "model", source, weights, dtype=torch.float16)
+            tell(f"Wrote {output / 'model'}.")
+
+
+def _make_tokenizers(source: CaptionerSource) -> tuple[LanguageTokenizer, TextTokenizer | None]:
+    """Return the tokenizer of the language model, and that of a Q-Former that reads the prompt."""
+    qformer = source.config.qformer
+    tokenizer = LanguageTokenizer(source.language.tokenizer, source.config.language, qformer.num_queries)
+    if source.tokenizer is None:
+        return tokenizer, None
+    return tokenizer, TextTokenizer(source.tokenizer, qformer.max_positions)
+
+
+def _select_saved_weights(net: Captioner, config: WritingConfig) -> dict[str, Tensor]:
+    """Return the weights that are saved anew: all but the language model's and those of a frozen encoder."""
+    weights = own_state(net)
+    if config.train_encoder:
+        return weights
+    return {name: weight for name, weight in weights.items() if not name.startswith("vision.")}
 
 
 @contextmanager
-def _batches(
+def _open_batches(
     config: WritingConfig,
     net: Captioner,
     data: Path,
@@ -240,7 +242,7 @@ def _batches(
     opener: Opener,
     tell: Say,
 ) -> Iterator[BatchSource]:
-    """Open the sets as the config asks: pictures that are read in every step, or patches that are made now."""
+    """Open the sets of a config: pictures that are read in every step, or patches that are made now."""
     size = net.config.vision.image_size
     if config.views:
         pictures, samples = read_whole_sets(config, data, runs, size, tell)
@@ -258,18 +260,22 @@ def _batches(
 
 
 def normalise_samples(samples: Sequence[CaptionedPicture]) -> list[CaptionedPicture]:
-    """Return the samples with plain captions, without those captions of which nothing is left."""
+    """Return the samples with normalised captions, without the captions of which nothing is left."""
     return [
         replace(
-            sample, captions=tuple(plain for text in sample.captions if (plain := normalise_caption(text)))
+            sample,
+            captions=tuple(normalised for text in sample.captions if (normalised := normalise_caption(text))),
         )
         for sample in samples
     ]
 
 
 @dataclass(frozen=True)
-class Learnable:
-    """Raises DataError for a question and a text that cannot be learned; a stream then takes the next sample."""
+class PairChecker:
+    """Refuses questions and texts that cannot be learned; a stream of pictures then takes the next sample.
+
+    Calling it raises DataError for such a pair. The message is a reason, which is shown after the sample's path.
+    """
 
     config: WritingConfig
     tokenizer: LanguageTokenizer
@@ -281,9 +287,9 @@ class Learnable:
             raise DataError(f"its caption is {text!r}: {NO_CAPTION}")
         if not question:
             return
-        asked = [prompt.replace("{}", question) for prompt in config.prompts]
-        if not all(self.tokenizer.fits(prompt, text, config.max_tokens) for prompt in asked):
+        prompts = [prompt.replace("{}", question) for prompt in config.prompts]
+        if not all(self.tokenizer.fits(prompt, text, config.max_tokens) for prompt in prompts):
             raise DataError(f"with its answer it has more than {config.max_tokens} tokens: {TOO_LONG}")
-        if self.prompt_tokenizer is not None and any(self.prompt_tokenizer(asked)[2]):
-            most = self.prompt_tokenizer.max_tokens
-            raise DataError(f"it has more than the {most} tokens that the Q-Former reads: {TOO_LONG}")
+        if self.prompt_tokenizer is not None and any(self.prompt_tokenizer(prompts)[2]):
+            max_tokens = self.prompt_tokenizer.max_tokens
+            raise DataError(f"it has more than the {max_tokens} tokens that the Q-Former reads: {TOO_LONG}")

@@ -1,24 +1,26 @@
-"""The settings of stage 2, and those that fine-tuning a model that writes shares with it (BLIP-2, 3.3, 4.2, 4.3)."""
+"""The settings of stage 2, and those that it shares with fine-tuning on captions or questions (BLIP-2, 3.3, 4.2,
+4.3).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from engine.blip2.config import LanguageConfig, QFormerConfig, VisionConfig
-from engine.checkpoints.checkpoint_sources import CaptionerSource
+from engine.blip2.config import QFormerConfig, VisionConfig
 from engine.datasets.captioned_sets import SetConfig, SourceConfig
-from engine.errors import DataError, TrainingError
+from engine.errors import TrainingError
 from training.loop.optimizer import OptimConfig
 from training.stages.stage_setup import check_common, refuse_settings
-from training.stages.starts import is_same_encoder
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Of a recipe's model: what a start must be, and what a dry run counts. language: of its config.json."""
+    """The architecture of a recipe's model: a start must have it, and a dry run counts its parameters.
+
+    language: settings of the language model's config.json.
+    """
 
     vision: VisionConfig
     qformer: QFormerConfig
@@ -27,15 +29,18 @@ class Architecture:
 
 @dataclass(frozen=True)
 class WritingConfig:
-    """What a model that writes learns from, and how.
+    """The settings with which a captioner is trained.
 
-    start: a model folder, run or known name. model: what it must be; none = whatever it is. image_size: pixels that
-    are read, the start's when 0. prompts: one of them is drawn for each text, and a question takes the place of its
-    "{}"; "" = the text alone. Captions are learned as `normalise_caption` writes them, answers as they are.
-    prefix_share: of the texts that are cut in two, the beginning for the encoder, the rest for the decoder (prefix
-    language modelling, for an encoder-decoder). max_tokens: see `LanguageTokenizer.pairs`; a question that does not fit
-    with its answer is replaced. reads_prompt: whether the Q-Former reads the prompt, too (InstructBLIP). chunk: pairs
-    of a process that are computed at a time, their gradients added up, 0 = all. Others: see `Stage1Config`.
+    sources: the training sets. start: a model folder, a run, or a model by name. model: the architecture that the start
+    must have; with None it may have any. image_size: pixels of the pictures that are read, 0 for those of the start.
+    prompts: one of them is drawn for each text; a question takes the place of "{}", and "" is no prompt. Captions are
+    learned as `normalise_caption` writes them, answers as they are.
+    prefix_share: the share of the texts that are cut in two; the beginning goes to the encoder and the rest to the
+    decoder of an encoder-decoder (prefix language modelling). max_tokens: see `LanguageTokenizer.encode_pairs`; a
+    question that does not fit together with its answer is replaced by another.
+    reads_prompt: whether the Q-Former also reads the prompt (InstructBLIP). chunk: number of pairs that a process
+    computes at a time, 0 for all; the gradients of the chunks are added up.
+    `Stage1Config` explains the other settings.
     """
 
     sources: tuple[SetConfig, ...]
@@ -57,20 +62,25 @@ class WritingConfig:
 
     @property
     def has_questions(self) -> bool:
-        """Whether its sources hold questions."""
+        """Return whether the training sets hold questions."""
         return False
 
     @property
     def fixed_settings(self) -> Sequence[str]:
-        """The settings that a resumed run must share; others are compared elsewhere, or change no loss."""
+        """Return the names of the settings that a resumed run must share.
+
+        The other settings are compared elsewhere, or change no loss.
+        """
         learned = ("image_size", "prompts", "prefix_share", "max_tokens", "reads_prompt", "smallest_crop")
         return ("start", *learned, *(("views",) if self.views else ("train_encoder",)))
 
 
 @dataclass(frozen=True)
 class Stage2Config(WritingConfig):
-    """As `WritingConfig`; start: a stage-1 run, or a retrieval model. question, repetition_penalty: see
-    `LanguageConfig`."""
+    """The settings of stage 2: those of `WritingConfig` and two that the captioner keeps for writing.
+
+    start: a stage-1 run, or a retrieval model. question, repetition_penalty: see `LanguageConfig`.
+    """
 
     sources: tuple[SourceConfig, ...]
     question: str | None = ""
@@ -78,69 +88,35 @@ class Stage2Config(WritingConfig):
 
     @property
     def fixed_settings(self) -> Sequence[str]:
-        """As of `WritingConfig`, but none with patches: checkpoints of such runs have never held any."""
+        """Return the names of the settings that a resumed run must share.
+
+        There are none with patches that are made once: checkpoints of such runs have never held any.
+        """
         return () if self.views else super().fixed_settings
 
 
 def check_writing(config: WritingConfig) -> None:
-    """Raises TrainingError for settings that contradict each other."""
+    """Check the settings of a captioner's training. Raises TrainingError for those that contradict each other."""
     if config.views and config.has_questions:
-        raise TrainingError(f"views is {config.views}, but the sources hold questions: set views to 0.")
+        raise TrainingError(f"views is {config.views}, but the sets hold questions: set views to 0.")
     check_common(config)
     if not config.prompts:
-        raise TrainingError('The recipe has no prompts; ("",) is none before any text.')
+        raise TrainingError(
+            'The recipe has no prompts. To learn texts without a prompt, set prompts to [""].'
+        )
     if config.chunk < 0:
         raise TrainingError(f"chunk is {config.chunk}; use a number of pairs, or 0 for the whole batch.")
     for prompt in config.prompts:
-        if ("{}" in prompt) != config.has_questions:
-            says = (
-                'has no "{}" for the question' if config.has_questions else 'has a "{}", but nothing is asked'
-            )
-            raise TrainingError(f"The prompt {prompt!r} {says}.")
+        has_place = "{}" in prompt
+        if config.has_questions and not has_place:
+            raise TrainingError(f'The prompt {prompt!r} has no "{{}}" for the question.')
+        if has_place and not config.has_questions:
+            raise TrainingError(f'The prompt {prompt!r} has a "{{}}", but the sets hold no questions.')
     if config.views:
         reason = "patches are made once, before training, and the encoder stays as it is."
         refuse_settings(config, ("train_encoder", "recompute_encoder"), reason)
 
 
-def check_start(config: WritingConfig, source: CaptionerSource, where: Path) -> None:
-    """Raises DataError for a start that is another model than the recipe's, TrainingError for one that cannot learn
-    so."""
-    check_language(config, source.config.language)
-    if config.model is None:
-        return
-    wanted, found = config.model, source.config
-    size = found.vision.image_size
-    former = replace(
-        wanted.qformer, vocab_size=found.qformer.vocab_size, max_positions=found.qformer.max_positions
-    )
-    encoder = replace_image_size(found.vision, size)
-    recipe_encoder = replace_image_size(wanted.vision, size)
-    differing = [] if is_same_encoder(encoder, recipe_encoder) else ["vision"]
-    differing += [] if found.qformer == former else ["qformer"]
-    theirs = source.language.config
-    differing += [
-        f"the language model's {name} ({getattr(theirs, name, None)}, not {value})"
-        for name, value in wanted.language.items()
-        if getattr(theirs, name, None) != value
-    ]
-    if differing:
-        raise DataError(
-            f"{where} is another architecture than the recipe's: {', '.join(differing)}. `--set model=none` takes it "
-            "as it is."
-        )
-
-
-def check_language(config: WritingConfig, language: LanguageConfig) -> None:
-    """Raises TrainingError for settings that a language model cannot learn by."""
-    if language.reads_prompt and not all(prompt.strip() for prompt in config.prompts):
-        raise TrainingError("The Q-Former reads the prompt, and one of the recipe's prompts is empty.")
-    if config.prefix_share and not language.encoder_decoder:
-        raise TrainingError(
-            f"prefix_share is {config.prefix_share}, but the language model is a decoder, which learns whole captions "
-            "and answers; leave it at 0."
-        )
-
-
 def replace_image_size(vision: VisionConfig, image_size: int) -> VisionConfig:
-    """The same encoder at other pixels."""
+    """Return the config of an image encoder that reads pictures of `image_size` pixels."""
     return replace(vision, image_size=image_size, timm_args=vision.timm_args | {"img_size": image_size})

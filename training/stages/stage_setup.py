@@ -61,8 +61,8 @@ def check_common(config: TrainingConfig) -> None:
         raise TrainingError(f"views is {config.views}; use 0 to read pictures in every step, or 1 and more.")
     if config.optim.layer_decay != 1.0 and not config.train_encoder:
         raise TrainingError(
-            f"The setting optim.layer_decay is {config.optim.layer_decay:g}, but it acts on the encoder, which is "
-            "frozen: set train_encoder, or set optim.layer_decay to 1."
+            f"`optim.layer_decay` is {config.optim.layer_decay:g}, but it acts on the encoder, which is "
+            "frozen: set train_encoder, or set `optim.layer_decay` to 1."
         )
     if not 0 < config.smallest_crop <= 1:
         raise TrainingError(

@@ -1,4 +1,6 @@
-"""Load the weights that a run starts from: of another run, of a model folder, of a BERT, or of an encoder's file."""
+"""Open what a run starts from: another run, a model folder, a BERT, an encoder's file; check that it fits the
+recipe.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,17 @@ from engine.blip2.retriever import Retriever
 from engine.checkpoints.building import make_net
 from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, RetrieverSource
 from engine.checkpoints.filling import misfits
+from engine.checkpoints.language_folder import describe_language, read_language
 from engine.checkpoints.position_grids import POSITIONS, at_image_size, grid_side
 from engine.checkpoints.retrieval_reading import read_folder
 from engine.checkpoints.tensors import StoredTensor, read_safetensors, stored
 from engine.checkpoints.transformers_export import EVA_GIANT
-from engine.errors import CheckpointError, DataError
+from engine.errors import CheckpointError, DataError, TrainingError
 from engine.models.catalogue import find_model
 from training.stages.bert_start import read_bert, start_from_bert
 from training.stages.distillation import ENCODER
 from training.stages.stage1_config import Stage1Config
+from training.stages.stage2_config import Stage2Config, WritingConfig, replace_image_size
 from training.stages.text_half import TEXT_HALF, TOKENIZER, select_text_half
 
 AnySource = TypeVar("AnySource", RetrieverSource, CaptionerSource)
@@ -82,6 +86,73 @@ def _load_earlier_runs(config: Stage1Config, runs: Path) -> tuple[Retriever, Tok
     for layer in net.qformer.layers:
         layer.query_mlp.load_state_dict(layer.text_mlp.state_dict())
     return net, Tokenizer.from_file(str(runs / config.text / TOKENIZER))
+
+
+def open_stage2_start(
+    config: Stage2Config, data: Path, runs: Path, language_folder: Path
+) -> tuple[CaptionerSource, Path]:
+    """Return what stage 2 starts from, and the folder of its stage-1 model.
+
+    language_folder: a transformers folder of the language model, with its tokenizer. Raises DataError and
+    CheckpointError for a start that is missing or cannot be read.
+    """
+    folder = find_start(config.start, data, runs)
+    source = read_folder(folder)
+    if config.image_size:
+        source = resize_source(source, folder, config.image_size)
+    torch.manual_seed(config.optim.seed)
+    language = read_language(language_folder)
+    language_config = describe_language(
+        language.config, language.tokenizer, language_folder, reads_prompt=config.reads_prompt
+    )
+    language_config = replace(
+        language_config, question=config.question, repetition_penalty=config.repetition_penalty
+    )
+    return build_captioner_source(source, language, language_config), folder
+
+
+def check_start(config: WritingConfig, source: CaptionerSource, folder: Path) -> None:
+    """Check that a captioner can start from a source.
+
+    folder: where the source was read, for messages. Raises DataError if its architecture is not the recipe's, and
+    TrainingError for settings by which its language model cannot learn.
+    """
+    check_language(config, source.config.language)
+    if config.model is None:
+        return
+    recipe_model, model = config.model, source.config
+    image_size = model.vision.image_size
+    vision = replace_image_size(model.vision, image_size)
+    recipe_vision = replace_image_size(recipe_model.vision, image_size)
+    recipe_qformer = replace(
+        recipe_model.qformer,
+        vocab_size=model.qformer.vocab_size,
+        max_positions=model.qformer.max_positions,
+    )
+    differing = [] if is_same_encoder(vision, recipe_vision) else ["vision"]
+    differing += [] if model.qformer == recipe_qformer else ["qformer"]
+    language = source.language.config
+    differing += [
+        f"the language model's {name} ({getattr(language, name, None)}, not {value})"
+        for name, value in recipe_model.language.items()
+        if getattr(language, name, None) != value
+    ]
+    if differing:
+        raise DataError(
+            f"{folder} is another architecture than the recipe's: {', '.join(differing)}. `--set model=none` takes it "
+            "as it is."
+        )
+
+
+def check_language(config: WritingConfig, language: LanguageConfig) -> None:
+    """Check that a language model can learn by the settings. Raises TrainingError if it cannot."""
+    if language.reads_prompt and not all(prompt.strip() for prompt in config.prompts):
+        raise TrainingError("The Q-Former reads the prompt, and one of the recipe's prompts is empty.")
+    if config.prefix_share and not language.encoder_decoder:
+        raise TrainingError(
+            f"prefix_share is {config.prefix_share}, but the language model is a decoder, which learns whole captions "
+            "and answers; leave it at 0."
+        )
 
 
 def find_start(name: str, data: Path, runs: Path) -> Path:

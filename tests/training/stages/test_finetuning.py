@@ -152,7 +152,7 @@ def test_refusals(data: Path, tmp_path: Path, case: str) -> None:
 
 
 def test_captions_ask_nothing(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="but nothing is asked"):
+    with pytest.raises(TrainingError, match="but the sets hold no questions"):
         run(caption_config(prompts=("a {} of",)), data, tmp_path / "out")
 
 

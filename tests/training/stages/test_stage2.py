@@ -40,7 +40,8 @@ from training.loop.optimizer import OptimConfig
 from training.loop.train_loop import train
 from training.recipes.recipe_catalogue import VQA
 from training.stages.stage2 import Stage2Task, normalise_samples, run_stage2
-from training.stages.stage2_config import Stage2Config, check_language, check_writing
+from training.stages.stage2_config import Stage2Config, check_writing
+from training.stages.starts import check_language
 from ui.cli.main import main
 
 TEXTS = [(f"the wall is {colour}",) for colour in COLOURS]
@@ -164,7 +165,7 @@ def test_captions_are_cut_in_two() -> None:
     chosen = config(prompts=("a photo of", ""), prefix_share=0.5)
     task = task_on(make_eight_pairs("t5", chosen), chosen)
     torch.manual_seed(0)
-    pairs = {task._pair("", TEXTS[0][0], TorchDraws()) for _ in range(400)}
+    pairs = {task._choose_prompt_and_text("", TEXTS[0][0], TorchDraws()) for _ in range(400)}
     words = TEXTS[0][0].split()
     cuts = [("", TEXTS[0][0])] + [(" ".join(words[:n]), " ".join(words[n:])) for n in range(1, 4)]
     assert pairs == {
@@ -225,7 +226,7 @@ def test_what_cannot_be_learned(case: str) -> None:
 def test_questions_and_a_trained_encoder_need_pictures_in_every_step() -> None:
     with pytest.raises(TrainingError, match="train_encoder is set and views is 1"):
         check_writing(config(train_encoder=True))
-    with pytest.raises(TrainingError, match="views is 2, but the sources hold questions"):
+    with pytest.raises(TrainingError, match="views is 2, but the sets hold questions"):
         check_writing(replace(VQA["mini-vqa"](), views=2))
 
 
