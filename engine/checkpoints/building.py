@@ -1,4 +1,4 @@
-"""A source becomes a network that is checked to fit: every tensor the config asks for, no other, each of its shape."""
+"""Build a network from a source, and check that it has every tensor of the config, no other, each of its shape."""
 
 from __future__ import annotations
 
@@ -23,77 +23,86 @@ Net = TypeVar("Net", Retriever, Captioner)
 
 
 def load_net(folder: Path) -> tuple[Retriever, TextTokenizer]:
-    """The network of a checkpoint folder as it was saved, in float32 and ready to be trained on.
+    """Load the network and the tokenizer of a retrieval checkpoint's folder in float32, ready to be trained on.
 
-    Raises CheckpointError as `load_model` does.
+    Raises CheckpointError as `loading.load_model` does.
     """
     source = read_folder(folder)
     return make_net(source, folder, torch.float32), TextTokenizer(source.tokenizer, source.config.max_tokens)
 
 
-def make_net(source: RetrieverSource, where: Path, dtype: torch.dtype) -> Retriever:
-    """The network with the source's weights, each read and cast by itself: never two copies in memory.
+def make_net(source: RetrieverSource, path: Path, dtype: torch.dtype) -> Retriever:
+    """Make the retrieval network of a source with its weights, which are read and cast one at a time.
 
-    dtype: of the floating tensors; an encoder with batch norms stays float32, to be folded before it is cast.
+    There are never two copies of the weights in memory. path: the folder or file of the source, for messages. dtype:
+    the type that floating-point tensors are cast to; an encoder with batch norms stays float32, so that they can be
+    folded before it is cast. Raises CheckpointError when the weights do not fit the config or the memory.
     """
-    net = build_empty(source, where)
+    net = build_empty(source, path)
     if has_batch_norms(net):
         dtype = torch.float32
-    check_memory(source.num_parameters * dtype.itemsize, where)
+    check_memory(source.num_parameters * dtype.itemsize, path)
     put_tensors(net, source.tensors, dtype)
     return net
 
 
 def make_captioner(
-    source: CaptionerSource, where: Path, dtype: torch.dtype, language_dtype: torch.dtype | None = None
+    source: CaptionerSource, path: Path, dtype: torch.dtype, language_dtype: torch.dtype | None = None
 ) -> Captioner:
-    """The network with the source's weights, language model and all; see `make_net`.
+    """Make the captioning network of a source with its weights and its language model; see `make_net`.
 
-    language_dtype: of the language model, where it is another.
+    language_dtype: the dtype of the language model where it differs from `dtype`.
     """
-    # the language model takes the place of the Identity below
-    net = _fitting(lambda: Captioner(source.config, torch.nn.Identity()), source, where)
-    check_memory(source.num_parameters * dtype.itemsize, where)
+    # The language model later takes the place of this Identity.
+    net = _make_checked_net(lambda: Captioner(source.config, torch.nn.Identity()), source, path)
+    check_memory(source.num_parameters * dtype.itemsize, path)
     language = make_language(
-        source.language.config, source.language.tensors, where / LANGUAGE, language_dtype or dtype
+        source.language.config, source.language.tensors, path / LANGUAGE, language_dtype or dtype
     )
     width = language.get_input_embeddings().embedding_dim
     if width != source.config.language.width:
         raise CheckpointError(
-            f"The language model in {where / LANGUAGE} is {width} wide, {CONFIG} says "
-            f"{source.config.language.width}: it is another one than the projection was trained for."
+            f"The language model in {path / LANGUAGE} has width {width}, but {CONFIG} says "
+            f"{source.config.language.width}: the projection was trained for another one."
         )
     put_tensors(net, source.tensors, torch.float32 if has_batch_norms(net) else dtype)
     net.language = language
     return net
 
 
-def build_empty(source: RetrieverSource, where: Path) -> Retriever:
-    """The empty network of the source's config. Raises CheckpointError when its tensors do not fit it."""
+def build_empty(source: RetrieverSource, path: Path) -> Retriever:
+    """Make the retrieval network of a source without its weights.
+
+    Raises CheckpointError when the tensors of the source do not fit its config.
+    """
 
     def make() -> Retriever:
         max_tokens, max_positions = source.config.max_tokens, source.config.qformer.max_positions
         if not 2 < max_tokens <= max_positions:
-            raise ValueError(f"max_tokens {max_tokens} is not in 3 to max_positions {max_positions}")
+            raise ValueError(
+                f"max_tokens is {max_tokens}; it must be from 3 to max_positions, {max_positions}."
+            )
         return Retriever(source.config)
 
-    return _fitting(make, source, where)
+    return _make_checked_net(make, source, path)
 
 
-def _fitting(make: Callable[[], Net], source: RetrieverSource | CaptionerSource, where: Path) -> Net:
-    """Build the network of the source's config without weights: parameters take no memory, buffers are there.
+def _make_checked_net(make: Callable[[], Net], source: RetrieverSource | CaptionerSource, path: Path) -> Net:
+    """Make the network of a source without weights and check that its tensors fit.
 
-    make: builds it. where: the folder or file of the source, for messages. Raises CheckpointError for a config that
-    describes no network, and for tensors that do not fit it.
+    Parameters take no memory; buffers do. make: makes the network. path: the folder or file of the source, for
+    messages. Raises CheckpointError for a config of which no network can be made, and for tensors that do not fit it.
     """
     former = source.config.qformer
     try:
         if former.width % former.num_heads:
-            raise ValueError(f"width {former.width} is not a multiple of num_heads {former.num_heads}")
+            raise ValueError(
+                f"width is {former.width}; it must be a multiple of num_heads, {former.num_heads}."
+            )
         with without_storage():
             net = make()
-    # torch and timm raise these for values of another kind or sign
+    # torch and timm raise these errors for values of another kind or sign.
     except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{where / CONFIG} describes no model that can be made: {error}") from error
-    check_fits({name: tuple(value.shape) for name, value in net.state_dict().items()}, source.tensors, where)
+        raise CheckpointError(f"No model can be made of {path / CONFIG}: {error}") from error
+    check_fits({name: tuple(value.shape) for name, value in net.state_dict().items()}, source.tensors, path)
     return net

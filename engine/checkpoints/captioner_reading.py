@@ -1,7 +1,7 @@
-"""A folder becomes a CaptionerSource, whether qseek or transformers wrote it; does a folder write, does it answer?
+"""Read the folder of a captioner as a CaptionerSource, whether qseek or transformers wrote it.
 
-Ours is a checkpoint folder with the language model in `language/`, a transformers folder of its own. transformers keeps
-both in one.
+A folder of qseek has the language model in `language/`, which is a transformers folder. transformers keeps all in one
+folder.
 """
 
 from __future__ import annotations
@@ -10,32 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from engine.blip2.config import CaptionerConfig
-from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, encoder_tensors
-from engine.checkpoints.filling import digest_of_tensors
-from engine.checkpoints.key_names import TRANSFORMERS_CAPTIONER, renamed, split_language
-from engine.checkpoints.language_folder import describe_language, language_tokenizer, read_language
+from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, select_encoder_tensors
+from engine.checkpoints.filling import compute_tensor_digest
+from engine.checkpoints.key_names import TRANSFORMERS_CAPTIONER, rename_tensors, split_language
+from engine.checkpoints.language_folder import read_language, read_language_config, read_language_tokenizer
 from engine.checkpoints.layout import (
     CONFIG,
     LANGUAGE,
     TOKENIZER,
     VOCABULARY,
     WEIGHTS,
+    add_dec_token,
+    not_a_model_folder_error,
     read_json,
     read_tokenizer,
-    with_dec,
 )
 from engine.checkpoints.published import PUBLISHED
 from engine.checkpoints.tensors import StoredTensor, read_safetensors
 from engine.checkpoints.transformers_folders import (
     TRANSFORMERS_NORM_EPS,
-    encoder_configs,
-    transformers_tensors,
+    read_encoder_configs,
+    read_transformers_tensors,
 )
 from engine.errors import CheckpointError
 
 
 def has_language(folder: Path) -> bool:
-    """Whether a model folder is a generative one, by its config."""
+    """Return whether a model folder has a language model, by its config alone."""
     try:
         values = read_json(folder / CONFIG)
     except CheckpointError:
@@ -48,38 +49,40 @@ def has_language(folder: Path) -> bool:
 
 
 def answers_questions(folder: Path) -> bool:
-    """Whether a model folder is a generative one that answers, by its config alone."""
+    """Return whether a model folder has a language model that answers questions, by its config alone."""
     if not has_language(folder):
         return False
-    about = read_json(folder / CONFIG).get("language")
-    return not isinstance(about, dict) or about.get("question", "") is not None
+    language = read_json(folder / CONFIG).get("language")
+    return not isinstance(language, dict) or language.get("question", "") is not None
 
 
 def read_captioner(folder: Path) -> CaptionerSource:
-    """A generative checkpoint's folder, ours or transformers'. Raises CheckpointError saying what is missing or does
-    not fit, and for a model without a language model."""
+    """Open the folder of a captioner, in the layout of qseek or transformers.
+
+    Raises CheckpointError that says what is missing or does not fit, and for a model without a language model.
+    """
     if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder} is no model: it has no {CONFIG}.")
+        raise not_a_model_folder_error(folder)
     values = read_json(folder / CONFIG)
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind in ("blip-2", "instructblip"):
-        return _transformers(folder, values)
+        return _read_transformers_captioner(folder, values)
     if kind is not None:
-        raise CheckpointError(f"{folder} holds a {kind!r} model, not BLIP-2.")
+        raise CheckpointError(f"{folder} holds a model of type {kind!r}, which is not BLIP-2.")
     if not isinstance(values, dict) or "language" not in values:
-        raise no_language(folder)
-    return _own(folder, values)
+        raise no_language_error(folder)
+    return _read_qseek_captioner(folder, values)
 
 
-def no_language(folder: Path) -> CheckpointError:
-    """What to say of a retrieval checkpoint that is asked to write."""
+def no_language_error(folder: Path) -> CheckpointError:
+    """Return the error for a retrieval checkpoint that is asked to write with a language model."""
     return CheckpointError(
-        f"{folder} has no language model: it searches, it does not write. These have one: {', '.join(PUBLISHED)}, and "
-        "what `qseek train stage2` makes."
+        f"{folder} has no language model, so it searches and does not write. These have one: {', '.join(PUBLISHED)}, "
+        "and every model of `qseek train stage2`."
     )
 
 
-def _own(folder: Path, values: dict[str, Any]) -> CaptionerSource:
+def _read_qseek_captioner(folder: Path, values: dict[str, Any]) -> CaptionerSource:
     try:
         config = CaptionerConfig.from_dict(values)
     except CheckpointError as error:
@@ -88,7 +91,7 @@ def _own(folder: Path, values: dict[str, Any]) -> CaptionerSource:
     language = read_language(folder / LANGUAGE)
     files: tuple[Path, ...] = (folder / CONFIG, folder / WEIGHTS, *language.files)
     if config.encoder:
-        encoder, file = _shared_encoder(folder, config)
+        encoder, file = _read_shared_encoder(folder, config)
         tensors, files = {**tensors, **encoder}, (*files, file)
     if not config.language.reads_prompt:
         return CaptionerSource(config, tensors, language, None, files)
@@ -96,43 +99,46 @@ def _own(folder: Path, values: dict[str, Any]) -> CaptionerSource:
     return CaptionerSource(config, tensors, language, tokenizer, (*files, folder / TOKENIZER))
 
 
-def _shared_encoder(folder: Path, config: CaptionerConfig) -> tuple[dict[str, StoredTensor], Path]:
-    """The image encoder's tensors of the model beside `folder` that config names, and their file."""
-    place = folder.parent / config.encoder
-    said = f"{folder} shares the image encoder of {place}"
-    if not (place / WEIGHTS).is_file():
-        raise CheckpointError(f"{said}, which has no {WEIGHTS}; keep the two folders beside each other.")
-    tensors = encoder_tensors(read_safetensors(place / WEIGHTS))
-    if digest_of_tensors(tensors) != config.encoder_digest:
-        raise CheckpointError(f"{said}, and that is another one than it was trained with; get both anew.")
-    return tensors, place / WEIGHTS
+def _read_shared_encoder(folder: Path, config: CaptionerConfig) -> tuple[dict[str, StoredTensor], Path]:
+    """Return the image encoder's tensors of the model folder that a config names, and their file."""
+    encoder = folder.parent / config.encoder
+    sharing = f"{folder} shares the image encoder of {encoder}"
+    if not (encoder / WEIGHTS).is_file():
+        raise CheckpointError(f"{sharing}, which has no {WEIGHTS}. Keep the two folders beside each other.")
+    tensors = select_encoder_tensors(read_safetensors(encoder / WEIGHTS))
+    if compute_tensor_digest(tensors) != config.encoder_digest:
+        raise CheckpointError(
+            f"{sharing}, which is not the one that it was trained with. Get both folders anew."
+        )
+    return tensors, encoder / WEIGHTS
 
 
-def _transformers(folder: Path, values: dict[str, Any]) -> CaptionerSource:
-    from transformers import AutoConfig  # late: seconds; it fills in what the file leaves out
+def _read_transformers_captioner(folder: Path, values: dict[str, Any]) -> CaptionerSource:
+    from transformers import AutoConfig  # This import takes seconds; it fills in what the file leaves out.
 
-    tensors, weight_files = transformers_tensors(folder)
-    rest, words = split_language(tensors)
-    if not words:
-        raise no_language(folder)
+    tensors, weight_files = read_transformers_tensors(folder)
+    tensors, language_tensors = split_language(tensors)
+    if not language_tensors:
+        raise no_language_error(folder)
     try:
         theirs = AutoConfig.for_model(**values)
-    except Exception as error:  # strict dataclasses raise their own kinds
+    except Exception as error:  # The strict dataclasses of transformers raise errors of their own kinds.
         raise CheckpointError(f"{folder / CONFIG} is not a readable BLIP-2 config: {error}") from error
-    vision, former = encoder_configs(theirs, folder)
-    ours = renamed(rest, TRANSFORMERS_CAPTIONER)
+    vision, former = read_encoder_configs(theirs, folder)
+    ours = rename_tensors(tensors, TRANSFORMERS_CAPTIONER)
     reads_prompt = "qformer.words.weight" in ours
-    text, text_file = language_tokenizer(folder)
-    about = describe_language(theirs.text_config, text, folder, reads_prompt=reads_prompt)
-    config = CaptionerConfig(vision, former, about, TRANSFORMERS_NORM_EPS)
-    files = (folder / CONFIG, *weight_files, text_file)
-    language = LanguageSource(theirs.text_config, words, text, (text_file,))
+    tokenizer, tokenizer_file = read_language_tokenizer(folder)
+    language_config = read_language_config(theirs.text_config, tokenizer, folder, reads_prompt=reads_prompt)
+    config = CaptionerConfig(vision, former, language_config, TRANSFORMERS_NORM_EPS)
+    files = (folder / CONFIG, *weight_files, tokenizer_file)
+    language = LanguageSource(theirs.text_config, language_tensors, tokenizer, (tokenizer_file,))
     if not reads_prompt:
         return CaptionerSource(config, ours, language, None, files)
-    place = folder / "qformer_tokenizer"
-    path = place / (TOKENIZER if (place / TOKENIZER).is_file() else VOCABULARY)
+    tokenizer_folder = folder / "qformer_tokenizer"
+    path = tokenizer_folder / (TOKENIZER if (tokenizer_folder / TOKENIZER).is_file() else VOCABULARY)
     if not path.is_file():
         raise CheckpointError(
-            f"{place} has no {TOKENIZER} and no {VOCABULARY}: its Q-Former reads the prompt; copy it again."
+            f"{tokenizer_folder} has no {TOKENIZER} and no {VOCABULARY}, which this model's Q-Former needs to read the "
+            "prompt. Copy the folder again."
         )
-    return CaptionerSource(config, ours, language, with_dec(read_tokenizer(path)), (*files, path))
+    return CaptionerSource(config, ours, language, add_dec_token(read_tokenizer(path)), (*files, path))

@@ -1,6 +1,6 @@
-"""A checkpoint that has been opened: its config, its tensors under our names, its tokenizer, the files it consists of.
+"""Hold an opened checkpoint: its config, its tensors under our names, its tokenizer, and its files.
 
-The readers of every layout return one of these three; the network is built from it.
+The readers of all layouts return one of these three sources, and `building` makes the network from it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from engine.blip2.config import Blip2Config, CaptionerConfig
 from engine.checkpoints.tensors import StoredTensor
 
 MAX_TOKENS = 35
-"""LAVIS' evaluation reads so many, [CLS] and [SEP] counted."""
+"""Number of tokens of a text that LAVIS' evaluation reads, [CLS] and [SEP] counted."""
 
 
 @dataclass(frozen=True)
 class RetrieverSource:
-    """config: what to build. tensors: under our names. tokenizer: with [DEC]. files: what decides its numbers."""
+    """An opened retrieval checkpoint.
+
+    tensors: by our names. tokenizer: has the token [DEC]. files: the files that decide the model's numbers.
+    """
 
     config: Blip2Config
     tensors: Mapping[str, StoredTensor]
@@ -31,13 +34,16 @@ class RetrieverSource:
 
     @property
     def num_parameters(self) -> int:
+        """Return the number of all parameters."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
 
 @dataclass(frozen=True)
 class LanguageSource:
-    """config: transformers' own. tensors: under transformers' names, read one at a time. files: what decides its
-    numbers."""
+    """An opened language model.
+
+    config: the config of transformers. tensors: by the names of transformers. files: the files that decide its numbers.
+    """
 
     config: Any
     tensors: Mapping[str, StoredTensor]
@@ -47,8 +53,11 @@ class LanguageSource:
 
 @dataclass(frozen=True)
 class CaptionerSource:
-    """config: what to build. tensors: all but the language model's, under our names. tokenizer: of a Q-Former that
-    reads the prompt, None of another. files: what decides the model's numbers."""
+    """An opened captioner.
+
+    tensors: all tensors but those of the language model, by our names. tokenizer: the tokenizer of a Q-Former that
+    reads the prompt, None where it does not. files: the files that decide the model's numbers.
+    """
 
     config: CaptionerConfig
     tensors: Mapping[str, StoredTensor]
@@ -58,7 +67,7 @@ class CaptionerSource:
 
     @property
     def num_parameters(self) -> int:
-        """Return the number of all parameters that are loaded, those of a shared image encoder too."""
+        """Return the number of all parameters that are loaded, those of a shared image encoder included."""
         tensors = [*self.tensors.values(), *self.language.tensors.values()]
         return sum(math.prod(tensor.shape) for tensor in tensors)
 
@@ -67,9 +76,9 @@ class CaptionerSource:
         """Return the number of parameters of a shared image encoder, which lies in the folder of another model."""
         if not self.config.encoder:
             return 0
-        return sum(math.prod(tensor.shape) for tensor in encoder_tensors(self.tensors).values())
+        return sum(math.prod(tensor.shape) for tensor in select_encoder_tensors(self.tensors).values())
 
 
-def encoder_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def select_encoder_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Select the tensors of the image encoder."""
     return {name: tensor for name, tensor in tensors.items() if name.startswith("vision.")}

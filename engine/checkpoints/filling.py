@@ -1,4 +1,4 @@
-"""Networks without storage, and putting tensors into them one by one, so that there are never two copies in memory."""
+"""Make networks without storage and fill them with tensors one by one, so that there are never two copies in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.errors import CheckpointError
 
 @contextmanager
 def without_storage() -> Iterator[None]:
-    """Every parameter that a module registers becomes one without storage: nothing is drawn that is then replaced."""
+    """Make every parameter that a module registers in the block one without storage, so that none is drawn in vain."""
 
     def to_meta(
         module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None
@@ -32,32 +32,39 @@ def without_storage() -> Iterator[None]:
         hook.remove()
 
 
-def check_fits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, StoredTensor], where: Path) -> None:
-    """Raises CheckpointError naming missing, unknown and misshapen tensors. wanted: shapes by name."""
-    if problems := misfits(wanted, found):
-        raise CheckpointError(f"The weights in {where} do not fit the config.json: {problems}.")
+def check_fits(
+    shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, StoredTensor], path: Path
+) -> None:
+    """Raise CheckpointError that names tensors which are missing, unknown or of a wrong shape.
+
+    shapes: the shape of each tensor that the network needs, by name. path: the folder or file of the tensors.
+    """
+    if problems := list_misfits(shapes, tensors):
+        raise CheckpointError(f"The weights in {path} do not fit the config.json: {problems}.")
 
 
-def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, StoredTensor]) -> str:
-    """What `check_fits` says of them, the first five; empty when all fit."""
-    problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"unknown {name}" for name in sorted(found.keys() - wanted.keys())]
+def list_misfits(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, StoredTensor]) -> str:
+    """Return in words the first five tensors that do not fit, "" when all fit; see `check_fits`."""
+    problems = [f"missing {name}" for name in sorted(shapes.keys() - tensors.keys())]
+    problems += [f"unknown {name}" for name in sorted(tensors.keys() - shapes.keys())]
     problems += [
-        f"{name} is {found[name].shape}, should be {wanted[name]}"
-        for name in sorted(found.keys() & wanted.keys())
-        if found[name].shape != wanted[name]
+        f"{name} is {tensors[name].shape}, should be {shapes[name]}"
+        for name in sorted(tensors.keys() & shapes.keys())
+        if tensors[name].shape != shapes[name]
     ]
     return "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
 
 
 def put_tensors(module: torch.nn.Module, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> None:
-    """Give an empty module these weights, each read and cast by itself. dtype: of the floating ones."""
+    """Fill an empty module with tensors that are read and cast one at a time.
+
+    dtype: the type that floating-point tensors are cast to.
+    """
     modules = dict(module.named_modules())
     for name, tensor in tensors.items():
         value = tensor.read()
-        value = value.to(
-            dtype if value.is_floating_point() else value.dtype, copy=True
-        )  # out of the file, aligned
+        # The copy is aligned and does not keep the file open.
+        value = value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
         owner, _, last = name.rpartition(".")
         if last in modules[owner]._parameters:
             modules[owner]._parameters[last] = torch.nn.Parameter(value.contiguous())
@@ -65,8 +72,8 @@ def put_tensors(module: torch.nn.Module, tensors: Mapping[str, StoredTensor], dt
             modules[owner]._buffers[last] = value
 
 
-def digest_of_tensors(tensors: Mapping[str, StoredTensor]) -> str:
-    """Hex SHA-256 of names, types and values, whatever their order and file."""
+def compute_tensor_digest(tensors: Mapping[str, StoredTensor]) -> str:
+    """Return the SHA-256 in hexadecimal of names, types and values; their order and their files do not matter."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].read().cpu().contiguous()
@@ -75,15 +82,18 @@ def digest_of_tensors(tensors: Mapping[str, StoredTensor]) -> str:
     return digest.hexdigest()
 
 
-def check_memory(num_bytes: int, where: Path) -> None:
-    """Raises CheckpointError, before anything is loaded, when the weights do not fit into what is free."""
+def check_memory(num_bytes: int, path: Path) -> None:
+    """Raise CheckpointError when the free memory has no room for so many bytes of weights.
+
+    Call it before anything is loaded. path: the folder or file of the weights.
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
-        return  # not Linux: nothing to go by
+        return  # Only Linux says how much memory is free.
     if num_bytes > free:
         raise CheckpointError(
-            f"{where} needs {num_bytes / 2**30:.1f} GiB of memory for its weights, {free / 2**30:.1f} GiB are free; "
-            "close other programs, or use a smaller model (`qseek models` lists them)."
+            f"{path} needs {num_bytes / 2**30:.1f} GiB of memory for its weights, and {free / 2**30:.1f} GiB are free. "
+            "Close other programs, or use a smaller model (`qseek models` lists them)."
         )

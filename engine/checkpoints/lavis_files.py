@@ -1,7 +1,8 @@
-"""LAVIS .pth files, of stage 1 (retrieval) and of stage 2 (captioning), opened as sources.
+"""Open LAVIS' .pth files of stage 1 (retrieval) and stage 2 (captioning) as sources.
 
-LAVIS leaves out what it keeps frozen, so the image encoder's file and the language model's folder are given beside
-them. Sizes are read from the tensors' shapes: a small copy of the architecture is read, too.
+LAVIS leaves out the frozen parts, so the file of the image encoder and the folder of the language model are given
+beside the .pth file. All sizes come from the shapes of the tensors, so that small copies of the architecture are read
+as well.
 """
 
 from __future__ import annotations
@@ -14,37 +15,38 @@ from tokenizers import Tokenizer
 
 from engine.blip2.config import Blip2Config, CaptionerConfig, QFormerConfig, VisionConfig, vit_g, vit_l
 from engine.checkpoints.checkpoint_sources import MAX_TOKENS, CaptionerSource, RetrieverSource
-from engine.checkpoints.key_names import LAVIS, LAVIS_CAPTIONER, renamed, split_language
-from engine.checkpoints.language_folder import describe_language, read_language
-from engine.checkpoints.layout import with_dec
-from engine.checkpoints.position_grids import POSITIONS, at_image_size, grid_side
+from engine.checkpoints.key_names import LAVIS, LAVIS_CAPTIONER, rename_tensors, split_language
+from engine.checkpoints.language_folder import read_language, read_language_config
+from engine.checkpoints.layout import add_dec_token
+from engine.checkpoints.position_grids import POSITIONS, change_image_size, compute_grid_side
 from engine.checkpoints.retrieval_reading import refuse_generative
 from engine.checkpoints.tensors import StoredTensor, read_pickled
-from engine.checkpoints.transformers_folders import mlp_ratio
+from engine.checkpoints.transformers_folders import compute_mlp_ratio
 from engine.errors import CheckpointError
 
 PROMPT_WORDS = "Qformer.bert.embeddings.word_embeddings.weight"
-"""LAVIS' name of the word embeddings of a Q-Former, which one that reads no text lacks."""
+"""LAVIS' name of the Q-Former's word embeddings, which a Q-Former that reads no text does not have."""
 
 
 def read_lavis(
     path: Path, vocabulary: Tokenizer, encoder: Path | None = None, image_size: int | None = None
 ) -> RetrieverSource:
-    """A LAVIS stage-1 or COCO fine-tuned file, with the frozen encoder's file where it leaves that out.
+    """Open a LAVIS file of stage 1, or one that was fine-tuned for retrieval on COCO.
 
-    vocabulary: bert-base-uncased. encoder: `eva_vit_g.pth` or `clip_vit_L.pth`. image_size: pixels to read photos at;
-    where the file has another size its position embeddings are interpolated, as LAVIS does. Raises CheckpointError: not
-    such a file, no encoder, or one that does not fit.
+    vocabulary: the tokenizer of bert-base-uncased. encoder: the file `eva_vit_g.pth` or `clip_vit_L.pth`, where `path`
+    leaves the frozen encoder out. image_size: side of the pictures in pixels; position embeddings for another size are
+    interpolated, as LAVIS does. Raises CheckpointError for another kind of file, and for an encoder that is missing or
+    does not fit.
     """
     theirs = read_pickled(path)
     refuse_generative(theirs, path)
     if "query_tokens" not in theirs or "itm_head.weight" not in theirs:
         raise CheckpointError(
-            f"{path} is no BLIP-2 retrieval checkpoint: it has no query_tokens or no itm_head.weight."
+            f"{path} is not a BLIP-2 retrieval checkpoint: query_tokens or itm_head.weight is missing."
         )
-    theirs, files = with_encoder(theirs, path, encoder)
-    ours = renamed(theirs, LAVIS)
-    vision, former = lavis_configs(ours, path)
+    theirs, files = add_encoder_tensors(theirs, path, encoder)
+    ours = rename_tensors(theirs, LAVIS)
+    vision, former = infer_lavis_configs(ours, path)
     config = Blip2Config(
         vision,
         former,
@@ -52,54 +54,59 @@ def read_lavis(
         max_tokens=min(MAX_TOKENS, former.max_positions),
     )
     if image_size is not None:
-        config = replace(config, vision=at_image_size(ours, vision, image_size))
-    return RetrieverSource(config, ours, with_dec(vocabulary), files)
+        config = replace(config, vision=change_image_size(ours, vision, image_size))
+    return RetrieverSource(config, ours, add_dec_token(vocabulary), files)
 
 
-def with_encoder(
+def add_encoder_tensors(
     theirs: dict[str, StoredTensor], path: Path, encoder: Path | None
 ) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
-    """A LAVIS file's tensors with the frozen encoder's, and the files they are from. Raises CheckpointError when there
-    is none."""
+    """Return the tensors of a LAVIS file together with those of the frozen encoder, and the files of both.
+
+    Raises CheckpointError when there is no encoder.
+    """
     if encoder is not None:
-        return theirs | _lavis_encoder(encoder), (path, encoder)
+        return theirs | _read_lavis_encoder(encoder), (path, encoder)
     if not any(key.startswith("visual_encoder.") for key in theirs):
         width = theirs["ln_vision.weight"].shape[0]
         name = "eva_vit_g.pth" if width == vit_g().vision.num_channels else "clip_vit_L.pth"
         raise CheckpointError(
-            f"{path} leaves out the frozen image encoder ({width} channels), as LAVIS saves it; give its file with "
-            f"--encoder ({name})."
+            f"{path} does not hold the frozen image encoder ({width} channels), which LAVIS leaves out. Give its file "
+            f"({name}) with --encoder."
         )
     return theirs, (path,)
 
 
-def _lavis_encoder(path: Path) -> dict[str, StoredTensor]:
-    """The first 39 (ViT-g) or 23 (ViT-L) blocks; what LAVIS does not use of such a file is left out."""
+def _read_lavis_encoder(path: Path) -> dict[str, StoredTensor]:
+    """Read the tensors of an encoder's file that LAVIS uses: the first 39 (ViT-g) or 23 (ViT-L) blocks and the stem."""
     bare = read_pickled(path)
     clip = "class_embedding" in bare
     depth = (vit_l() if clip else vit_g()).vision.timm_args["depth"]
     blocks = "transformer.resblocks." if clip else "blocks."
-    kept = {}
+    used = {}
     for key, tensor in bare.items():
-        beyond = key.startswith(blocks) and int(key.removeprefix(blocks).split(".")[0]) >= depth
-        unused = key.startswith(("ln_post", "proj", "norm.", "fc_norm.", "head."))
-        if not beyond and not unused:
-            kept[f"visual_encoder.{key}"] = tensor
-    if not kept:
-        raise CheckpointError(f"{path} is no image encoder's file: it has no tensor of one.")
-    return kept
+        is_late_block = key.startswith(blocks) and int(key.removeprefix(blocks).split(".")[0]) >= depth
+        is_unused = key.startswith(("ln_post", "proj", "norm.", "fc_norm.", "head."))
+        if not is_late_block and not is_unused:
+            used[f"visual_encoder.{key}"] = tensor
+    if not used:
+        raise CheckpointError(f"{path} is not an image encoder's file: it holds no tensor of one.")
+    return used
 
 
-def lavis_configs(ours: Mapping[str, StoredTensor], path: Path) -> tuple[VisionConfig, QFormerConfig]:
-    """ViT-L or ViT-g, all sizes by the shapes: a small copy of the architecture is read too."""
+def infer_lavis_configs(ours: Mapping[str, StoredTensor], path: Path) -> tuple[VisionConfig, QFormerConfig]:
+    """Return the configs of encoder and Q-Former: ViT-L or ViT-g by the names of tensors, all sizes by their shapes.
+
+    path: the file, for messages.
+    """
     standard = (vit_l() if "vision.backbone.norm_pre.weight" in ours else vit_g()).vision
     depth = 1 + max(int(k.split(".")[3]) for k in ours if k.startswith("vision.backbone.blocks."))
     layers = 1 + max(int(k.split(".")[2]) for k in ours if k.startswith("qformer.layers."))
     width = ours["vision.backbone.cls_token"].shape[-1]
-    side = grid_side(ours[POSITIONS].shape[1])
+    side = compute_grid_side(ours[POSITIONS].shape[1])
     if not side:
         raise CheckpointError(
-            f"{path}: {ours[POSITIONS].shape[1] - 1} position embeddings are no square grid."
+            f"{path}: {ours[POSITIONS].shape[1] - 1} position embeddings do not form a square grid."
         )
     vision_heads = 16 if width >= 1024 else 4
     num_queries, former = ours["qformer.queries"].shape
@@ -110,7 +117,7 @@ def lavis_configs(ours: Mapping[str, StoredTensor], path: Path) -> tuple[VisionC
     args = dict(standard.timm_args) | {"depth": depth, "img_size": 14 * side}
     if width != standard.num_channels:
         inner = ours["vision.backbone.blocks.0.mlp.fc1.weight"].shape[0]
-        args |= {"embed_dim": width, "num_heads": vision_heads, "mlp_ratio": mlp_ratio(inner, width)}
+        args |= {"embed_dim": width, "num_heads": vision_heads, "mlp_ratio": compute_mlp_ratio(inner, width)}
     qformer = QFormerConfig(
         num_layers=layers,
         width=former,
@@ -119,7 +126,7 @@ def lavis_configs(ours: Mapping[str, StoredTensor], path: Path) -> tuple[VisionC
         num_queries=num_queries,
         cross_attention_every=every,
     )
-    if "qformer.words.weight" in ours:  # stage 2 has no text branch
+    if "qformer.words.weight" in ours:  # Stage 2 has no text branch.
         vocab_size, max_positions = (ours[f"qformer.{n}.weight"].shape[0] for n in ("words", "positions"))
         qformer = replace(qformer, vocab_size=vocab_size, max_positions=max_positions)
     vision = replace(standard, image_size=14 * side, num_channels=width, timm_args=args)
@@ -134,46 +141,51 @@ def read_lavis_captioner(
     encoder: Path | None = None,
     image_size: int | None = None,
 ) -> CaptionerSource:
-    """A LAVIS stage-2 or caption fine-tuned file, with the language model's transformers folder.
+    """Open a LAVIS file of stage 2, or one that was fine-tuned for captions, with its language model.
 
-    vocabulary: bert-base-uncased, for a Q-Former that reads the prompt. encoder, image_size: see `read_lavis`.
-    Raises CheckpointError: not such a file, no encoder, another language model than it was trained with.
+    language_folder: the transformers folder of the language model. vocabulary: the tokenizer of bert-base-uncased, for
+    a Q-Former that reads the prompt. encoder, image_size: see `read_lavis`. Raises CheckpointError for another kind of
+    file, for a missing encoder, and for another language model than the file was trained with.
     """
-    theirs, words = split_language(read_pickled(path))
+    theirs, language_tensors = split_language(read_pickled(path))
     _check_lavis_captioner(theirs, path, has_vocabulary=vocabulary is not None)
-    theirs, files = with_encoder(theirs, path, encoder)
-    ours = renamed(theirs, LAVIS_CAPTIONER)
-    vision, former = lavis_configs(ours, path)
+    theirs, files = add_encoder_tensors(theirs, path, encoder)
+    ours = rename_tensors(theirs, LAVIS_CAPTIONER)
+    vision, former = infer_lavis_configs(ours, path)
     if image_size is not None:
-        vision = at_image_size(ours, vision, image_size)
+        vision = change_image_size(ours, vision, image_size)
     language = read_language(language_folder)
     if language.config.model_type == "t5":
-        language.config.dense_act_fn = "gelu"  # LAVIS overwrites Flan-T5's approximation
-    if words:
-        language = replace(language, tensors=words)
+        language.config.dense_act_fn = "gelu"  # LAVIS replaces Flan-T5's approximation.
+    if language_tensors:
+        language = replace(language, tensors=language_tensors)
     reads_prompt = "qformer.words.weight" in ours
-    about = describe_language(language.config, language.tokenizer, language_folder, reads_prompt=reads_prompt)
+    language_config = read_language_config(
+        language.config, language.tokenizer, language_folder, reads_prompt=reads_prompt
+    )
     if "llm_proj.weight" in theirs:
-        about = replace(about, start_id=about.end_id)  # LAVIS has Vicuna's texts begin with </s>, too
+        # In LAVIS, the texts of Vicuna begin with </s> as well.
+        language_config = replace(language_config, start_id=language_config.end_id)
     width = ours["projection.weight"].shape[0]
-    if width != about.width:
+    if width != language_config.width:
         raise CheckpointError(
-            f"{path} was trained with a language model of width {width}; the one in {language_folder} has "
-            f"{about.width}: give the one that its name says."
+            f"{path} was trained with a language model of width {width}; the one in {language_folder} has width "
+            f"{language_config.width}. Give the one that its name says."
         )
-    tokenizer = with_dec(vocabulary) if reads_prompt and vocabulary is not None else None
-    config = CaptionerConfig(vision, former, about)
+    tokenizer = add_dec_token(vocabulary) if reads_prompt and vocabulary is not None else None
+    config = CaptionerConfig(vision, former, language_config)
     return CaptionerSource(config, ours, language, tokenizer, (*files, *language.files))
 
 
 def _check_lavis_captioner(theirs: Mapping[str, StoredTensor], path: Path, *, has_vocabulary: bool) -> None:
-    """Raise CheckpointError for a file that is no captioner's, or whose Q-Former lacks a vocabulary for the prompt."""
+    """Raise CheckpointError for a file that is no captioner, or whose Q-Former lacks a vocabulary for the prompt."""
     projections = {f"{name}_proj.weight" for name in ("opt", "t5", "llm")}
     if "query_tokens" not in theirs or not projections & theirs.keys():
         raise CheckpointError(
-            f"{path} is no generative (stage 2) BLIP-2: it has no query_tokens, or no projection to a language model."
+            f"{path} is not a captioner (BLIP-2 stage 2): query_tokens is missing, or the projection to a language "
+            "model."
         )
     if PROMPT_WORDS in theirs and not has_vocabulary:
         raise CheckpointError(
-            f"{path} has a Q-Former that reads the prompt; give bert-base-uncased's vocabulary with --vocabulary."
+            f"{path} has a Q-Former that reads the prompt. Give the vocabulary of bert-base-uncased with --vocabulary."
         )

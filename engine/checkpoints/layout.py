@@ -1,7 +1,7 @@
-"""The files of a checkpoint folder: their names, how JSON and tokenizers are read, and how a folder is written whole.
+"""Name the files of a checkpoint folder, read its JSON and its tokenizers, and write a folder as a whole.
 
-A retrieval checkpoint is config.json + model.safetensors + tokenizer.json. A generative one has its language model, a
-transformers folder of its own, in `language/`.
+A retrieval checkpoint has config.json, model.safetensors and tokenizer.json. A captioner also has its language model in
+`language/`, which is a transformers folder.
 """
 
 from __future__ import annotations
@@ -31,30 +31,38 @@ LANGUAGE = "language"
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer.json, or a vocab.txt as bert-base-uncased has it. Raises CheckpointError when it is neither."""
+    """Read a tokenizer.json, or a vocab.txt like that of bert-base-uncased. Raises CheckpointError for another file."""
     is_json = path.suffix == ".json"
     try:
         if is_json:
             return Tokenizer.from_file(str(path))
         return BertWordPieceTokenizer(str(path), lowercase=True)._tokenizer
-    except Exception as error:  # tokenizers raises bare Exception
+    except Exception as error:  # The library tokenizers raises plain Exception.
         kind = "tokenizer" if is_json else "vocabulary"
         raise CheckpointError(f"{path} is not a readable {kind}: {error}") from error
 
 
-def with_dec(tokenizer: Tokenizer) -> Tokenizer:
-    """[DEC] as the last token, where the vocabulary has none (LAVIS adds it to BERT's)."""
+def add_dec_token(tokenizer: Tokenizer) -> Tokenizer:
+    """Add [DEC] as the last token of a tokenizer that lacks it, as LAVIS does with BERT's; return the tokenizer."""
     if tokenizer.token_to_id("[DEC]") is None:
         tokenizer.add_special_tokens(["[DEC]"])
     return tokenizer
 
 
-def missing_file(folder: Path, name: str) -> CheckpointError:
-    return CheckpointError(f"{folder} has no {name}; copy the model folder again.")
+def not_a_model_folder_error(folder: Path) -> CheckpointError:
+    """Return the error for a folder without config.json."""
+    return CheckpointError(
+        f"{folder} is not a model folder: {CONFIG} is missing. Give a folder that holds one."
+    )
+
+
+def missing_file_error(folder: Path, name: str) -> CheckpointError:
+    """Return the error for a model folder that lacks a file."""
+    return CheckpointError(f"{folder} has no {name}. Copy the model folder again.")
 
 
 def read_json(path: Path) -> Any:
-    """Raises CheckpointError when it cannot be read."""
+    """Read a JSON file. Raises CheckpointError when it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -64,15 +72,18 @@ def read_json(path: Path) -> Any:
 def write_folder(
     folder: Path, state: Mapping[str, torch.Tensor], tokenizer: Tokenizer | None, config: Mapping[str, Any]
 ) -> None:
-    """Write a checkpoint folder whole, see `whole_folder`. tokenizer: None where no text is read."""
-    with whole_folder(folder) as half:
+    """Write a checkpoint folder as a whole; see `open_checkpoint_folder`. tokenizer: None where no text is read."""
+    with open_checkpoint_folder(folder) as half:
         write_files(half, state, tokenizer, config)
 
 
 def write_files(
     folder: Path, state: Mapping[str, torch.Tensor], tokenizer: Tokenizer | None, config: Mapping[str, Any]
 ) -> None:
-    """Write the files of a checkpoint into a folder that `whole_folder` gave. tokenizer: None where no text is read."""
+    """Write the files of a checkpoint into a folder from `open_checkpoint_folder`.
+
+    tokenizer: None where no text is read.
+    """
     write_weights(folder, state)
     if tokenizer is not None:
         tokenizer.save(str(folder / TOKENIZER))
@@ -80,20 +91,20 @@ def write_files(
 
 
 def write_weights(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Write the safetensors file of a folder that `whole_folder` gave."""
+    """Write the safetensors file of a folder from `open_checkpoint_folder`."""
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    # transformers asks for the format
+    # transformers needs the entry "format".
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to fill with the files of a checkpoint, which are those of `folder` when the block ends.
+def open_checkpoint_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill with the files of a checkpoint, which become those of `folder` when the block ends.
 
-    A reader, also after a power cut, finds the old checkpoint or the new one and never files of both. A folder is
-    therefore made beside `folder` and takes its name. An empty `folder` stays where it is, since it may be a volume or
-    a shell's current folder: files are made in a folder inside it and moved up, the config last, without which there is
-    no checkpoint. Raises OSError when the disk refuses.
+    A reader finds the old checkpoint or the new one and never files of both, even after a power cut. For this a new
+    folder is made beside `folder` and then takes its name. An empty `folder` stays where it is, since it may be a
+    volume or a shell's current folder: the files are written in a folder inside it and moved up, config.json last,
+    without which there is no checkpoint. Raises OSError when the disk refuses.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)

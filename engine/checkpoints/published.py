@@ -1,4 +1,4 @@
-"""The published checkpoints that qseek knows by name: their ids on the hub, their sizes, what they are for."""
+"""List the published checkpoints that qseek knows by name: their ids on the hub, their sizes, what they are for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A published checkpoint. image_size: pixels. num_parameters: as transformers loads it. num_bytes: of the download,
-    float32. note: what it is for. writes: whether it captions (`qseek caption`); the others search.
+    """A published checkpoint.
+
+    image_size: side of its pictures, in pixels. num_parameters: as transformers loads it. num_bytes: size of the
+    download, which is float32. note: what it is for. writes: whether it writes captions; the others search.
     """
 
     name: str
@@ -30,7 +32,7 @@ KNOWN = (
     ),
     KnownModel(
         "blip2-itm-vit-g-coco", "Salesforce/blip2-itm-vit-g-coco", 364, 1_172_600_000, 4_690_000_000,
-        "fine-tuned on COCO at 364 px: the published recall is this one's",
+        "fine-tuned on COCO at 364 px; the published recall is this model's",
     ),
     KnownModel(
         "blip2-opt-2.7b", "Salesforce/blip2-opt-2.7b", 224, 3_744_800_000, 14_980_000_000,
@@ -38,7 +40,7 @@ KNOWN = (
     ),
     KnownModel(
         "blip2-opt-2.7b-coco", "Salesforce/blip2-opt-2.7b-coco", 364, 3_745_400_000, 14_980_000_000,
-        "the same fine-tuned on COCO captions", writes=True,
+        "blip2-opt-2.7b fine-tuned on COCO captions", writes=True,
     ),
     KnownModel(
         "blip2-flan-t5-xl", "Salesforce/blip2-flan-t5-xl", 224, 3_942_400_000, 15_770_000_000,
@@ -46,14 +48,14 @@ KNOWN = (
     ),
     KnownModel(
         "blip2-flan-t5-xl-coco", "Salesforce/blip2-flan-t5-xl-coco", 364, 3_943_000_000, 15_770_000_000,
-        "the same fine-tuned on COCO captions", writes=True,
+        "blip2-flan-t5-xl fine-tuned on COCO captions", writes=True,
     ),
 )  # fmt: skip
 PUBLISHED = (*(model.hub_id for model in KNOWN if model.writes), "Salesforce/instructblip-vicuna-7b")
 
 
-def hub_id(name: str) -> str | None:
-    """The Hugging Face id that a name stands for, None when it is neither known nor of the form owner/name."""
+def find_hub_id(name: str) -> str | None:
+    """Return the Hugging Face id of a known name or of a name like owner/name, None for other names."""
     for model in KNOWN:
         if name in (model.name, model.hub_id):
             return model.hub_id

@@ -1,6 +1,6 @@
-"""A folder becomes a RetrieverSource, whether qseek or transformers wrote it.
+"""Read the folder of a retrieval checkpoint as a RetrieverSource, whether qseek or transformers wrote it.
 
-A folder of a generative checkpoint, which cannot search, is refused with a word on what to use instead.
+The folder of a captioner, which cannot search, is refused with a hint at what to use instead.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from tokenizers import Tokenizer
 
 from engine.blip2.config import Blip2Config
 from engine.checkpoints.checkpoint_sources import RetrieverSource
-from engine.checkpoints.key_names import TRANSFORMERS, renamed
+from engine.checkpoints.key_names import TRANSFORMERS, rename_tensors
 from engine.checkpoints.layout import (
     CONFIG,
     TOKENIZER,
     VOCABULARY,
     WEIGHTS,
-    missing_file,
+    add_dec_token,
+    missing_file_error,
+    not_a_model_folder_error,
     read_json,
     read_tokenizer,
-    with_dec,
 )
-from engine.checkpoints.tensors import StoredTensor, read_safetensors, stored
-from engine.checkpoints.transformers_folders import config_from_transformers, transformers_tensors
+from engine.checkpoints.tensors import StoredTensor, as_stored, read_safetensors
+from engine.checkpoints.transformers_folders import read_transformers_config, read_transformers_tensors
 from engine.errors import CheckpointError
 
 GENERATIVE = (
@@ -41,68 +42,71 @@ GENERATIVE = (
 
 
 def read_folder(folder: Path) -> RetrieverSource:
-    """A checkpoint folder, ours or transformers'. Raises CheckpointError saying what is missing or does not fit."""
+    """Open the folder of a retrieval checkpoint, in the layout of qseek or transformers.
+
+    Raises CheckpointError that says what is missing or does not fit.
+    """
     if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder} is no model: it has no {CONFIG}.")
+        raise not_a_model_folder_error(folder)
     values = read_json(folder / CONFIG)
     if not isinstance(values, dict) or "model_type" not in values:
-        return _own(folder, values)
+        return _read_qseek_folder(folder, values)
     if values["model_type"] == "instructblip":
-        raise _generative(folder)
+        raise _generative_error(folder)
     if values["model_type"] != "blip-2":
         raise CheckpointError(
-            f"{folder} holds a {values['model_type']!r} model, not BLIP-2; qseek searches with BLIP-2's retrieval "
-            "checkpoints, `qseek models` lists those it knows."
+            f"{folder} holds a model of type {values['model_type']!r}, which is not BLIP-2. qseek searches with "
+            "retrieval checkpoints of BLIP-2; `qseek models` lists those that it knows."
         )
-    return _transformers(folder, values)
+    return _read_transformers_folder(folder, values)
 
 
-def _own(folder: Path, values: Any) -> RetrieverSource:
+def _read_qseek_folder(folder: Path, values: Any) -> RetrieverSource:
     if isinstance(values, dict) and "language" in values:
-        raise _generative(folder)
+        raise _generative_error(folder)
     try:
         config = Blip2Config.from_dict(values)
     except CheckpointError as error:
         raise CheckpointError(f"In {folder}: {error}") from error
     tensors = read_safetensors(folder / WEIGHTS)
-    tokenizer, vocabulary = _tokenizer(folder, config)
+    tokenizer, vocabulary = _read_folder_tokenizer(folder, config)
     return RetrieverSource(config, tensors, tokenizer, (folder / CONFIG, folder / WEIGHTS, vocabulary))
 
 
-def _transformers(folder: Path, values: dict[str, Any]) -> RetrieverSource:
-    tensors, files = transformers_tensors(folder)
+def _read_transformers_folder(folder: Path, values: dict[str, Any]) -> RetrieverSource:
+    tensors, files = read_transformers_tensors(folder)
     refuse_generative(tensors, folder)
-    config = config_from_transformers(values, folder)
-    ours = renamed(tensors, TRANSFORMERS)
-    # Not in these checkpoints: the temperature decides nothing in a search, 0.07 is where BLIP-2 starts.
-    ours["temperature"] = stored(torch.tensor(0.07))
-    tokenizer, vocabulary = _tokenizer(folder, config)
+    config = read_transformers_config(values, folder)
+    ours = rename_tensors(tensors, TRANSFORMERS)
+    # transformers leaves the temperature out. It decides nothing in a search; 0.07 is the value at which BLIP-2 starts.
+    ours["temperature"] = as_stored(torch.tensor(0.07))
+    tokenizer, vocabulary = _read_folder_tokenizer(folder, config)
     return RetrieverSource(config, ours, tokenizer, (folder / CONFIG, *files, vocabulary))
 
 
-def refuse_generative(tensors: Mapping[str, StoredTensor], where: Path) -> None:
-    """Raises CheckpointError for a stage-2 checkpoint."""
+def refuse_generative(tensors: Mapping[str, StoredTensor], path: Path) -> None:
+    """Raise CheckpointError for the tensors of a captioner (stage 2), which cannot search."""
     if any(key.startswith(GENERATIVE) for key in tensors):
-        raise _generative(where)
+        raise _generative_error(path)
 
 
-def _generative(where: Path) -> CheckpointError:
+def _generative_error(path: Path) -> CheckpointError:
     return CheckpointError(
-        f"{where} is a generative (stage 2) BLIP-2: it has a language model and no text branch, so it cannot "
-        "search; use a retrieval checkpoint such as blip2-itm-vit-g."
+        f"{path} is a captioner (BLIP-2 stage 2): it has a language model and no text branch, so it cannot search. "
+        "Use a retrieval checkpoint such as blip2-itm-vit-g."
     )
 
 
-def _tokenizer(folder: Path, config: Blip2Config) -> tuple[Tokenizer, Path]:
-    """The folder's tokenizer and the file it is made from: tokenizer.json, or where there is none vocab.txt."""
+def _read_folder_tokenizer(folder: Path, config: Blip2Config) -> tuple[Tokenizer, Path]:
+    """Read a folder's tokenizer from tokenizer.json, or else from vocab.txt; return it with that file."""
     path = next((folder / n for n in (TOKENIZER, VOCABULARY) if (folder / n).is_file()), None)
     if path is None:
-        raise missing_file(folder, TOKENIZER)
+        raise missing_file_error(folder, TOKENIZER)
     tokenizer = read_tokenizer(path)
     if path.name == VOCABULARY or not config.has_captions:
-        tokenizer = with_dec(tokenizer)
+        tokenizer = add_dec_token(tokenizer)
     if tokenizer.get_vocab_size() > config.qformer.vocab_size:
         raise CheckpointError(
-            f"{path} has {tokenizer.get_vocab_size()} tokens, {CONFIG} says {config.qformer.vocab_size}."
+            f"{path} has {tokenizer.get_vocab_size()} tokens, but {CONFIG} says {config.qformer.vocab_size}."
         )
     return tokenizer, path

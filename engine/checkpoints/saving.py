@@ -1,7 +1,7 @@
-"""A trained network becomes a checkpoint folder, for retrieval or for captioning.
+"""Write a trained network as a checkpoint folder, for retrieval or for captioning.
 
-A generative checkpoint is config.json + model.safetensors + language/ (+ tokenizer.json): `language/` is a transformers
-folder of the frozen language model with its tokenizer; tokenizer.json is that of a Q-Former that reads the prompt.
+The folder of a captioner has config.json, model.safetensors and language/, which is a transformers folder of the frozen
+language model with its tokenizer; where the Q-Former reads the prompt, tokenizer.json is the Q-Former's.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from tokenizers import Tokenizer
 
 from engine.blip2.captioner import Captioner
 from engine.blip2.retriever import Retriever
-from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, encoder_tensors
-from engine.checkpoints.filling import digest_of_tensors
+from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, select_encoder_tensors
+from engine.checkpoints.filling import compute_tensor_digest
 from engine.checkpoints.language_folder import save_language
 from engine.checkpoints.layout import (
     LANGUAGE,
     TOKENIZER,
     WEIGHT_SUFFIXES,
     WEIGHTS,
-    whole_folder,
+    open_checkpoint_folder,
     write_files,
     write_folder,
     write_weights,
@@ -36,12 +36,12 @@ from engine.errors import CheckpointError
 def save_checkpoint(
     folder: Path, net: Retriever, tokenizer: Tokenizer, *, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write net as a checkpoint folder; floating tensors in dtype, counters as they are."""
+    """Write a retrieval network as a checkpoint folder. dtype: the type that floating-point tensors are cast to."""
     write_folder(folder, cast_floats(net.state_dict(), dtype), tokenizer, net.config.to_dict())
 
 
 def cast_floats(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Floating tensors in dtype, counters as they are."""
+    """Return tensors with the floating-point ones cast to a dtype, and the others as they are."""
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
 
 
@@ -55,51 +55,56 @@ def save_captioner(
     language_files: Sequence[Path] = (),
     encoder: str = "",
 ) -> None:
-    """Write net as a checkpoint folder; its own floating tensors in dtype, the language model as it is.
+    """Write a captioning network as a checkpoint folder.
 
-    tokenizer: of a Q-Former that reads the prompt. language_files: the language model's (`LanguageSource.files`),
-    copied byte for byte; without them it is written from memory. encoder: the model folder beside `folder` whose image
-    encoder is this one's, too, and is then not written again; raises CheckpointError when its weights in dtype differ.
+    tokenizer: the tokenizer of a Q-Former that reads the prompt. dtype: the type that floating-point tensors are cast
+    to, except those of the language model. language_files: the files of the language model (`LanguageSource.files`),
+    which are copied byte for byte; without them it is written from memory. encoder: name of a model folder beside
+    `folder` with the same image encoder, which is then not written again; raises CheckpointError when its weights in
+    dtype differ.
     """
-    own = cast_floats(own_state(net), dtype)
+    own_tensors = cast_floats(collect_own_tensors(net), dtype)
     config = replace(net.config, encoder="", encoder_digest="")
     if encoder:
-        shared = encoder_tensors(read_safetensors(folder.parent / encoder / WEIGHTS))
+        shared = select_encoder_tensors(read_safetensors(folder.parent / encoder / WEIGHTS))
         differing = [
-            n for n, stored in shared.items() if n not in own or not torch.equal(own[n], stored.read())
+            name
+            for name, tensor in shared.items()
+            if name not in own_tensors or not torch.equal(own_tensors[name], tensor.read())
         ]
         if differing or not shared:
             raise CheckpointError(
                 f"The image encoder of {folder.parent / encoder} is not this captioner's: {len(differing)} of its "
-                f"{len(shared)} tensors differ. Write the captioner whole."
+                f"{len(shared)} tensors differ. Write the captioner with an encoder of its own."
             )
-        own = {name: tensor for name, tensor in own.items() if name not in shared}
-        config = replace(config, encoder=encoder, encoder_digest=digest_of_tensors(shared))
-    with whole_folder(folder) as half:
+        own_tensors = {name: tensor for name, tensor in own_tensors.items() if name not in shared}
+        config = replace(config, encoder=encoder, encoder_digest=compute_tensor_digest(shared))
+    with open_checkpoint_folder(folder) as half:
         if language_files:
             _copy(language_files, half / LANGUAGE)
             language_tokenizer.save(str(half / LANGUAGE / TOKENIZER))
         else:
             save_language(half / LANGUAGE, net.language, language_tokenizer)
-        write_files(half, own, tokenizer, config.to_dict())
+        write_files(half, own_tensors, tokenizer, config.to_dict())
 
 
 def save_trained(
     folder: Path, source: CaptionerSource, state: Mapping[str, torch.Tensor], *, dtype: torch.dtype
 ) -> None:
-    """Write what training made of a source: the weights in `state` in dtype, its others as they were.
+    """Write a captioner that was trained from a source: the trained weights of `state` with the source's others.
 
-    The language model is copied bit for bit, out of a file that it shares with the rest too.
+    dtype: the type that floating-point tensors are cast to. The language model is copied bit for bit, even out of a
+    file that it shares with other parts.
     """
     others = {name: tensor.read() for name, tensor in source.tensors.items() if name not in state}
-    config = replace(source.config, encoder="", encoder_digest="")  # it holds its own now
-    with whole_folder(folder) as half:
+    config = replace(source.config, encoder="", encoder_digest="")  # The folder holds the encoder itself.
+    with open_checkpoint_folder(folder) as half:
         _write_language(half / LANGUAGE, source.language)
         write_files(half, cast_floats({**others, **state}, dtype), source.tokenizer, config.to_dict())
 
 
 def _write_language(folder: Path, language: LanguageSource) -> None:
-    """Write the transformers folder of a language model: its files where it has its own, else its tensors."""
+    """Write the transformers folder of a language model, by its files where they are its alone, else by its tensors."""
     folder.mkdir()
     if any(path.suffix in WEIGHT_SUFFIXES for path in language.files):
         _copy(language.files, folder)
@@ -109,8 +114,8 @@ def _write_language(folder: Path, language: LanguageSource) -> None:
     language.tokenizer.save(str(folder / TOKENIZER))
 
 
-def own_state(net: Captioner) -> dict[str, torch.Tensor]:
-    """All but the language model's weights."""
+def collect_own_tensors(net: Captioner) -> dict[str, torch.Tensor]:
+    """Return the tensors of a captioner without those of its language model."""
     return {name: tensor for name, tensor in net.state_dict().items() if not name.startswith("language.")}
 
 

@@ -1,4 +1,4 @@
-"""The weights and the config of a folder that transformers wrote, with which it says what network to build."""
+"""Read the weights and the config of a folder that transformers wrote."""
 
 from __future__ import annotations
 
@@ -15,55 +15,63 @@ from engine.blip2.config import (
     VisionConfig,
 )
 from engine.checkpoints.checkpoint_sources import MAX_TOKENS
-from engine.checkpoints.layout import CONFIG, INDEX, PICKLED, WEIGHTS, missing_file, read_json
+from engine.checkpoints.layout import CONFIG, INDEX, PICKLED, WEIGHTS, missing_file_error, read_json
 from engine.checkpoints.tensors import StoredTensor, read_pickled, read_safetensors
 from engine.errors import CheckpointError
 
 TRANSFORMERS_NORM_EPS = 1e-6
-"""Of every norm of its image encoder, `vision_norm` too."""
+"""Epsilon of every norm of the image encoder in transformers, `vision_norm` included."""
 
 
-def transformers_tensors(folder: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
-    """The tensors of a transformers folder, in one file or many, and these files. Raises CheckpointError for a download
-    that is not complete."""
+def read_transformers_tensors(folder: Path) -> tuple[dict[str, StoredTensor], tuple[Path, ...]]:
+    """Open the tensors of a transformers folder, in one file or many; return them with these files.
+
+    Raises CheckpointError when a file is missing, as after an incomplete download.
+    """
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX)
         try:
             names = sorted(set(index["weight_map"].values()))
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{folder / INDEX} has no weight_map; download the folder again."
+                f"{folder / INDEX} has no weight_map. Download the folder again."
             ) from error
         files = tuple(folder / name for name in names)
         missing = [path.name for path in files if not path.is_file()]
         if missing:
             raise CheckpointError(
-                f"{folder} lacks {len(missing)} of {len(files)} weight files ({', '.join(missing[:3])}): the "
-                "download is not complete; run it again."
+                f"{folder} lacks {len(missing)} of {len(files)} weight files ({', '.join(missing[:3])}): the download "
+                "is not complete. Run it again."
             )
         merged: dict[str, StoredTensor] = {}
         for path in files:
             merged |= read_safetensors(path)
         absent = sorted(set(index["weight_map"]) - merged.keys())
         if absent:
-            raise CheckpointError(f"The weight files in {folder} lack {absent[0]!r} that their index names.")
+            raise CheckpointError(
+                f"The weight files in {folder} lack {absent[0]!r}, which their index names."
+            )
         return merged, files
     if (folder / WEIGHTS).is_file():
         return read_safetensors(folder / WEIGHTS), (folder / WEIGHTS,)
     if (folder / PICKLED).is_file():
         return read_pickled(folder / PICKLED), (folder / PICKLED,)
-    raise missing_file(folder, WEIGHTS)
+    raise missing_file_error(folder, WEIGHTS)
 
 
-def config_from_transformers(values: dict[str, Any], where: Path) -> Blip2Config:
-    """Our config of a transformers Blip2Config (its config.json). Raises CheckpointError for one we cannot build."""
-    from transformers import Blip2Config as Theirs  # late: seconds; it fills in what the file leaves out
+def read_transformers_config(values: dict[str, Any], path: Path) -> Blip2Config:
+    """Return our config of a transformers Blip2Config. values: its config.json. path: the folder, for messages.
+
+    Raises CheckpointError for a config of which no network can be made here.
+    """
+    # This import takes seconds; it fills in what the file leaves out.
+    from transformers import Blip2Config as TransformersConfig
 
     try:
-        theirs = Theirs.from_dict(values)
-    except Exception as error:  # strict dataclasses raise their own kinds
-        raise CheckpointError(f"{where / CONFIG} is not a readable BLIP-2 config: {error}") from error
-    vision, former = encoder_configs(theirs, where)
+        theirs = TransformersConfig.from_dict(values)
+    except Exception as error:  # The strict dataclasses of transformers raise errors of their own kinds.
+        raise CheckpointError(f"{path / CONFIG} is not a readable BLIP-2 config: {error}") from error
+    vision, former = read_encoder_configs(theirs, path)
     return Blip2Config(
         vision,
         former,
@@ -74,18 +82,20 @@ def config_from_transformers(values: dict[str, Any], where: Path) -> Blip2Config
     )
 
 
-def encoder_configs(theirs: Any, where: Path) -> tuple[VisionConfig, QFormerConfig]:
-    """Image encoder and Q-Former of a transformers Blip2Config or InstructBlipConfig. Raises CheckpointError for those
-    we cannot build."""
+def read_encoder_configs(theirs: Any, path: Path) -> tuple[VisionConfig, QFormerConfig]:
+    """Return our configs of the image encoder and the Q-Former of a transformers Blip2Config or InstructBlipConfig.
+
+    Raises CheckpointError for networks that cannot be made here.
+    """
     vision, former = theirs.vision_config, theirs.qformer_config
-    _check_supported(vision, former, where)
+    _check_supported(vision, former, path)
     args = {
         "img_size": vision.image_size,
         "patch_size": vision.patch_size,
         "embed_dim": vision.hidden_size,
         "depth": vision.num_hidden_layers,
         "num_heads": vision.num_attention_heads,
-        "mlp_ratio": mlp_ratio(vision.intermediate_size, vision.hidden_size),
+        "mlp_ratio": compute_mlp_ratio(vision.intermediate_size, vision.hidden_size),
     }
     return VisionConfig(
         EVA,
@@ -108,24 +118,27 @@ def encoder_configs(theirs: Any, where: Path) -> tuple[VisionConfig, QFormerConf
     )
 
 
-def _check_supported(vision: Any, former: Any, where: Path) -> None:
-    """Raise CheckpointError for an image encoder or a Q-Former that is not as BLIP-2's."""
+def _check_supported(vision: Any, former: Any, path: Path) -> None:
+    """Raise CheckpointError for an image encoder or a Q-Former that differs from BLIP-2's."""
     if vision.hidden_act != "gelu" or former.hidden_act != "gelu" or not vision.qkv_bias:
         raise CheckpointError(
-            f"{where / CONFIG}: hidden_act is {vision.hidden_act!r} and {former.hidden_act!r}, qkv_bias "
-            f"{vision.qkv_bias}; BLIP-2's are 'gelu' and True."
+            f"{path / CONFIG}: hidden_act is {vision.hidden_act!r} and {former.hidden_act!r}, qkv_bias is "
+            f"{vision.qkv_bias}; BLIP-2 has 'gelu' and True."
         )
     if vision.layer_norm_eps != TRANSFORMERS_NORM_EPS:
         raise CheckpointError(
-            f"{where / CONFIG}: layer_norm_eps is {vision.layer_norm_eps}; EVA ViT's is 1e-6."
+            f"{path / CONFIG}: layer_norm_eps is {vision.layer_norm_eps}; EVA ViT has 1e-6."
         )
     if former.encoder_hidden_size != vision.hidden_size:
         raise CheckpointError(
-            f"{where / CONFIG}: the Q-Former reads {former.encoder_hidden_size} channels, the image encoder gives "
+            f"{path / CONFIG}: the Q-Former reads {former.encoder_hidden_size} channels, the image encoder gives "
             f"{vision.hidden_size}."
         )
 
 
-def mlp_ratio(inner: int, width: int) -> float:
-    """Timm takes int(width * ratio): EVA's own ratio where it fits, else one that no rounding takes below `inner`."""
+def compute_mlp_ratio(inner: int, width: int) -> float:
+    """Return the ratio of which timm makes the inner width as int(width * ratio).
+
+    It is EVA's ratio where that fits, else one that rounding does not take below `inner`.
+    """
     return EVA_MLP_RATIO if int(width * EVA_MLP_RATIO) == inner else (inner + 0.5) / width

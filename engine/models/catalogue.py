@@ -15,7 +15,7 @@ from engine.checkpoints import published
 from engine.checkpoints.building import build_empty
 from engine.checkpoints.captioner_reading import has_language, read_captioner
 from engine.checkpoints.checkpoint_sources import CaptionerSource, RetrieverSource
-from engine.checkpoints.layout import CONFIG, WEIGHT_SUFFIXES
+from engine.checkpoints.layout import CONFIG, WEIGHT_SUFFIXES, not_a_model_folder_error
 from engine.checkpoints.retrieval_reading import read_folder
 from engine.errors import CheckpointError
 from engine.models import hub
@@ -126,10 +126,8 @@ def find_model(name: str) -> Path:
         ):  # It is False for a name that no file can have; Path.is_file raises.
             return candidate
     if os.path.isdir(folder):
-        raise CheckpointError(
-            f"{folder} is not a model folder: {CONFIG} is missing. Give a folder that holds one."
-        )
-    if (id_ := published.hub_id(name)) is not None:
+        raise not_a_model_folder_error(folder)
+    if (id_ := published.find_hub_id(name)) is not None:
         if (downloaded := hub.find_download(id_)) is None:
             raise hub.missing_download_error(id_)
         return downloaded
@@ -149,5 +147,5 @@ def choose_lasting_name(name: str, folder: Path) -> str:
     """Return the name by which an index finds a model's folder again: its name, Hugging Face id or absolute path."""
     if _model_folders().get(folder.name) == folder:
         return folder.name
-    id_ = published.hub_id(name)
+    id_ = published.find_hub_id(name)
     return id_ if id_ is not None and hub.find_download(id_) == folder else str(folder.resolve())

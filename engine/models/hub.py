@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.checkpoints.layout import CONFIG
-from engine.checkpoints.published import KNOWN, hub_id
+from engine.checkpoints.published import KNOWN, find_hub_id
 from engine.errors import CheckpointError
 
 SAFE = ("*.safetensors", "*.safetensors.index.json")
@@ -47,7 +47,7 @@ def pull(name: str, *, say: Callable[[str], None] = lambda line: None) -> Path:
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    id_ = hub_id(name)
+    id_ = find_hub_id(name)
     if id_ is None:
         known = ", ".join(model.name for model in KNOWN)
         raise CheckpointError(f"{name!r} cannot be downloaded. Give OWNER/NAME, or one of {known}.")

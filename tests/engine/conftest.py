@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's models folder, and no bundled models."""
+    """Return an empty folder for the user's models, and hide the bundled models."""
     monkeypatch.setenv("QSEEK_MODELS", str(tmp_path / "own"))
     monkeypatch.setattr(catalogue, "BUNDLED", tmp_path / "bundled")
     (tmp_path / "own").mkdir()

@@ -89,20 +89,20 @@ CONFIGS: dict[str, tuple[Callable[[dict], object], str]] = {
     "more layers": (lambda c: c["qformer"].update(num_layers=4), r"missing qformer\.layers\.3\."),
     "fewer layers": (lambda c: c["qformer"].update(num_layers=2), r"unknown qformer\.layers\.2\."),
     "more patches": (lambda c: c["vision"]["timm_args"].update(img_size=64), r"pos_embed is \(1, 17, 32\)"),
-    "other encoder": (lambda c: c["vision"].update(timm_name="no_such_net"), "cannot make .*'no_such_net'"),
+    "other encoder": (lambda c: c["vision"].update(timm_name="no_such_net"), "'no_such_net' cannot be made"),
     "other channels": (
         lambda c: c["vision"].update(num_channels=40),
-        "gives 32 channels, config.json says 40",
+        "gives 32 channels, but config.json says 40",
     ),
-    "a word for a number": (lambda c: c["qformer"].update(num_layers="two"), "no model that can be made"),
-    "a width below zero": (lambda c: c["qformer"].update(width=-32), "no model that can be made"),
+    "a word for a number": (lambda c: c["qformer"].update(num_layers="two"), "No model can be made of"),
+    "a width below zero": (lambda c: c["qformer"].update(width=-32), "No model can be made of"),
     "heads that do not divide": (
         lambda c: c["qformer"].update(num_heads=5),
-        "32 is not a multiple of num_heads 5",
+        "width is 32; it must be a multiple of num_heads, 5",
     ),
     "texts beyond positions": (
         lambda c: c.update(max_tokens=17),
-        "max_tokens 17 is not in 3 to max_positions 16",
+        "max_tokens is 17; it must be from 3 to max_positions, 16",
     ),
     "a small vocabulary": (lambda c: c["qformer"].update(vocab_size=5), r"words\.weight is|has \d+ tokens"),
 }

@@ -13,7 +13,7 @@ from shard_writing import picture
 
 from engine.blip2.captioner import Captioner
 from engine.blip2.generation import GenerationOptions
-from engine.checkpoints.language_folder import describe_language
+from engine.checkpoints.language_folder import read_language_config
 from engine.checkpoints.saving import save_captioner, save_checkpoint
 from engine.datasets.captioned_sets import SourceConfig
 from engine.datasets.question_sets import QuestionConfig
@@ -34,7 +34,7 @@ def save_stage2_model(folder: Path, kind: str = "opt") -> Captioner:
     retriever, _ = stage1_net()
     language = language_model(kind)
     net = put_before_language_model(
-        retriever, language, describe_language(language.config, word_tokenizer(kind), Path("x"))
+        retriever, language, read_language_config(language.config, word_tokenizer(kind), Path("x"))
     )
     save_captioner(folder, net, word_tokenizer(kind))
     return net

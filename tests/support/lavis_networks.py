@@ -19,8 +19,8 @@ from torch import Tensor
 from engine.blip2.captioner import Captioner
 from engine.blip2.config import Blip2Config, CaptionerConfig, QFormerConfig, VisionConfig
 from engine.blip2.retriever import Retriever
-from engine.checkpoints.key_names import LAVIS, LAVIS_CAPTIONER, their_name
-from engine.checkpoints.language_folder import describe_language
+from engine.checkpoints.key_names import LAVIS, LAVIS_CAPTIONER, to_their_name
+from engine.checkpoints.language_folder import read_language_config
 
 VOCABULARY = tiny_tokenizer().get_vocab_size()
 QFORMER = QFormerConfig(4, 64, 4, 128, 8, vocab_size=VOCABULARY, max_positions=32)
@@ -42,7 +42,7 @@ def is_clip(pattern: str) -> bool:
 
 def eva_captioner(kind: str) -> Captioner:
     tokenizer = byte_tokenizer(kind)
-    about = describe_language(language_config(kind), tokenizer, Path("x"), reads_prompt=kind == "llama")
+    about = read_language_config(language_config(kind), tokenizer, Path("x"), reads_prompt=kind == "llama")
     if kind == "llama":
         about = replace(about, start_id=about.end_id)
     former = QFORMER if kind == "llama" else replace(QFORMER, vocab_size=30523, max_positions=512)
@@ -67,7 +67,7 @@ def lavis_state(net: Retriever, clip: bool) -> dict[str, Tensor]:
     state = {"Qformer.bert.embeddings.position_ids": torch.arange(32)[None]}
     rows = tuple(row for row in LAVIS if not row[0].startswith("visual") or is_clip(row[0]) == clip)
     for name, tensor in net.state_dict().items():
-        key = their_name(name, rows)
+        key = to_their_name(name, rows)
         assert key is not None, name
         state[key] = tensor
     state["query_tokens"] = state["query_tokens"][None]
@@ -105,7 +105,7 @@ def write_lavis_captioner(net: Captioner, kind: str, folder: Path) -> tuple[Path
     state: dict[str, Any] = {}
     for name, tensor in net.state_dict().items():
         if not name.startswith("language."):
-            key = their_name(name, rows)
+            key = to_their_name(name, rows)
             assert key is not None, name
             state[key] = tensor
     state["query_tokens"] = state["query_tokens"][None]

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from engine.blip2.config import Blip2Config, QFormerConfig, VisionConfig
-from engine.checkpoints.key_names import LAVIS, renamed
-from engine.checkpoints.tensors import stored
+from engine.checkpoints.key_names import LAVIS, rename_tensors
+from engine.checkpoints.tensors import as_stored
 
 GOLDENS = Path(__file__).parents[1] / "golden" / "original"
 ALIASES = {
@@ -45,8 +45,8 @@ def weight(name: str, shape: Any, w_scale: float, b_scale: float) -> torch.Tenso
 
 def load_golden(case: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Read the facts and the recorded arrays of one case; a file that is absent makes the test fail."""
-    with np.load(GOLDENS / f"{case}.npz") as stored:
-        arrays = {name: torch.from_numpy(stored[name]) for name in stored.files}
+    with np.load(GOLDENS / f"{case}.npz") as as_stored:
+        arrays = {name: torch.from_numpy(as_stored[name]) for name in as_stored.files}
     return json.loads((GOLDENS / f"{case}.json").read_text()), arrays
 
 
@@ -72,8 +72,8 @@ def small_lavis_state(info: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def from_lavis(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Through the converter's table."""
-    theirs = {name: stored(tensor) for name, tensor in state.items()}
-    return {name: one.read() for name, one in renamed(theirs, LAVIS).items()}
+    theirs = {name: as_stored(tensor) for name, tensor in state.items()}
+    return {name: one.read() for name, one in rename_tensors(theirs, LAVIS).items()}
 
 
 def small_state(info: dict[str, Any]) -> dict[str, torch.Tensor]:

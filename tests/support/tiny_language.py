@@ -22,7 +22,7 @@ from transformers import (
 
 from engine.blip2.captioner import Captioner
 from engine.blip2.config import CaptionerConfig
-from engine.checkpoints.language_folder import describe_language
+from engine.checkpoints.language_folder import read_language_config
 from engine.checkpoints.saving import save_captioner
 
 W = 32
@@ -104,7 +104,7 @@ def save_language(kind: str, folder: Path, seed: int = 0) -> Path:
 def tiny_captioner(kind: str, seed: int = 0) -> Captioner:
     """A whole generative model; LLaMA's Q-Former reads the prompt."""
     language = random_language(kind, seed)
-    about = describe_language(
+    about = read_language_config(
         language.config, byte_tokenizer(kind), Path("tiny"), reads_prompt=kind == "llama"
     )
     config = tiny_config()

@@ -19,8 +19,8 @@ from tokenizers.implementations import BertWordPieceTokenizer
 
 from engine.blip2.config import QFormerConfig
 from engine.blip2.retriever import Retriever
-from engine.checkpoints.key_names import BERT, our_name
-from engine.checkpoints.layout import read_tokenizer, with_dec
+from engine.checkpoints.key_names import BERT, to_our_name
+from engine.checkpoints.layout import add_dec_token, read_tokenizer
 from engine.checkpoints.tensors import StoredTensor, read_pickled, read_safetensors
 from engine.errors import CheckpointError, DataError
 
@@ -123,7 +123,7 @@ def start_from_bert(net: Retriever, bert: Bert) -> None:
 def _our_name(bare: str) -> str | None:
     """Return our name of a tensor of BERT, None for one that a Q-Former has no place for."""
     try:
-        return our_name(bare, BERT)
+        return to_our_name(bare, BERT)
     except CheckpointError:
         return None
 
@@ -157,4 +157,4 @@ def _tokenizer(folder: Path) -> Tokenizer:
     if path.name == "vocab.txt" and settings.is_file():
         lowers = json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True)
         tokenizer = tokenizer if lowers else BertWordPieceTokenizer(str(path), lowercase=False)._tokenizer
-    return with_dec(tokenizer)
+    return add_dec_token(tokenizer)

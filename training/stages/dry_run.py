@@ -17,7 +17,7 @@ from engine.blip2.captioner import Captioner
 from engine.blip2.config import Blip2Config, CaptionerConfig, LanguageConfig
 from engine.blip2.retriever import Retriever
 from engine.blip2.vision import VisionEncoder
-from engine.checkpoints.language_folder import empty_language
+from engine.checkpoints.language_folder import make_empty_language
 from engine.errors import DataError
 from training.loop.memory_estimate import (
     estimate_captioner_bytes,
@@ -239,7 +239,7 @@ def build_meta_captioner(config: CaptionerConfig, language: Any, *, train_encode
     with torch.device("meta"):
         net = Captioner(config, nn.Identity())
     net.vision.requires_grad_(train_encoder)
-    net.language = empty_language(language, Path("the recipe")).requires_grad_(False)
+    net.language = make_empty_language(language, Path("the recipe")).requires_grad_(False)
     return net
 
 

@@ -24,7 +24,7 @@ from engine.blip2.language_tokens import LanguageTokenizer
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.building import make_captioner
 from engine.checkpoints.checkpoint_sources import CaptionerSource
-from engine.checkpoints.saving import own_state, save_trained
+from engine.checkpoints.saving import collect_own_tensors, save_trained
 from engine.datasets.captioned_pictures import CaptionedPicture, normalise_caption
 from engine.datasets.captioned_sets import open_training_set
 from engine.errors import DataError, TrainingError
@@ -226,7 +226,7 @@ def _make_tokenizers(source: CaptionerSource) -> tuple[LanguageTokenizer, TextTo
 
 def _select_saved_weights(net: Captioner, config: WritingConfig) -> dict[str, Tensor]:
     """Return the weights that are saved anew: all but the language model's and those of a frozen encoder."""
-    weights = own_state(net)
+    weights = collect_own_tensors(net)
     if config.train_encoder:
         return weights
     return {name: weight for name, weight in weights.items() if not name.startswith("vision.")}

@@ -17,11 +17,11 @@ from engine.blip2.config import EVA, CaptionerConfig, LanguageConfig, VisionConf
 from engine.blip2.retriever import Retriever
 from engine.checkpoints.building import make_net
 from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, RetrieverSource
-from engine.checkpoints.filling import misfits
-from engine.checkpoints.language_folder import describe_language, read_language
-from engine.checkpoints.position_grids import POSITIONS, at_image_size, grid_side
+from engine.checkpoints.filling import list_misfits
+from engine.checkpoints.language_folder import read_language, read_language_config
+from engine.checkpoints.position_grids import POSITIONS, change_image_size, compute_grid_side
 from engine.checkpoints.retrieval_reading import read_folder
-from engine.checkpoints.tensors import StoredTensor, read_safetensors, stored
+from engine.checkpoints.tensors import StoredTensor, as_stored, read_safetensors
 from engine.checkpoints.transformers_export import EVA_GIANT
 from engine.errors import CheckpointError, DataError, TrainingError
 from engine.models.catalogue import find_model
@@ -102,7 +102,7 @@ def open_stage2_start(
         source = resize_source(source, folder, config.image_size)
     torch.manual_seed(config.optim.seed)
     language = read_language(language_folder)
-    language_config = describe_language(
+    language_config = read_language_config(
         language.config, language.tokenizer, language_folder, reads_prompt=config.reads_prompt
     )
     language_config = replace(
@@ -180,7 +180,7 @@ def resize_source(source: AnySource, folder: Path, image_size: int) -> AnySource
     """
     tensors = dict(source.tensors)
     try:
-        vision = at_image_size(tensors, source.config.vision, image_size)
+        vision = change_image_size(tensors, source.config.vision, image_size)
     except CheckpointError as error:
         raise DataError(f"{folder}: {error}") from error
     return replace(source, config=replace(source.config, vision=vision), tensors=tensors)
@@ -215,10 +215,14 @@ def load_encoder(net: Retriever, path: Path) -> None:
         if BACKBONE + name in shapes
         or not (name.startswith(UNUSED_IN_ENCODER) or _is_block_beyond(name, depth))
     }
-    if POSITIONS in shapes and POSITIONS in tensors and (side := grid_side(tensors[POSITIONS].shape[1])):
-        patch_size = vision.image_size // grid_side(shapes[POSITIONS][1])
-        at_image_size(tensors, replace(vision, image_size=patch_size * side), vision.image_size)
-    if problems := misfits(shapes, tensors):
+    if (
+        POSITIONS in shapes
+        and POSITIONS in tensors
+        and (side := compute_grid_side(tensors[POSITIONS].shape[1]))
+    ):
+        patch_size = vision.image_size // compute_grid_side(shapes[POSITIONS][1])
+        change_image_size(tensors, replace(vision, image_size=patch_size * side), vision.image_size)
+    if problems := list_misfits(shapes, tensors):
         raise DataError(
             f"{path} is not the image encoder {vision.timm_name} at {vision.image_size} pixels: "
             f"{problems.replace(BACKBONE, '')}."
@@ -257,6 +261,6 @@ def build_captioner_source(
         and (language_config.reads_prompt or not is_text_branch(name))
     }
     projection = nn.Linear(config.qformer.width, language_config.width)
-    tensors |= {f"projection.{name}": stored(value) for name, value in projection.state_dict().items()}
+    tensors |= {f"projection.{name}": as_stored(value) for name, value in projection.state_dict().items()}
     tokenizer = source.tokenizer if language_config.reads_prompt else None
     return CaptionerSource(config, tensors, language, tokenizer, language.files)

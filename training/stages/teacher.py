@@ -23,9 +23,9 @@ def load_teacher(vision: VisionConfig, folder: Path) -> VisionEncoder:
         raise DataError(f"No teacher at {path}; give its folder with --teacher.")
     encoder = VisionEncoder(vision).eval().requires_grad_(False)
     convs = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
-    with np.load(path) as stored:
+    with np.load(path) as as_stored:
         for number, conv in enumerate(convs):
-            weight = torch.from_numpy(stored[f"conv{number}.weight"]).float()
+            weight = torch.from_numpy(as_stored[f"conv{number}.weight"]).float()
             if weight.shape != conv.weight.shape:
                 raise DataError(
                     f"{path}: conv{number} is {tuple(weight.shape)}, "
@@ -33,7 +33,7 @@ def load_teacher(vision: VisionConfig, folder: Path) -> VisionEncoder:
                 )
             conv.weight.copy_(weight)
             conv.bias = nn.Parameter(
-                torch.from_numpy(stored[f"conv{number}.bias"]).float(), requires_grad=False
+                torch.from_numpy(as_stored[f"conv{number}.bias"]).float(), requires_grad=False
             )
     for module in list(encoder.modules()):
         for name, child in list(module.named_children()):

@@ -18,9 +18,9 @@ from engine.blip2.config import CaptionerConfig, LanguageConfig
 from engine.blip2.generation import GenerationOptions
 from engine.blip2.language_tokens import LanguageBatch
 from engine.checkpoints.filling import check_fits, put_tensors, without_storage
-from engine.checkpoints.key_names import LAVIS_CAPTIONER, renamed, split_language
+from engine.checkpoints.key_names import LAVIS_CAPTIONER, rename_tensors, split_language
 from engine.checkpoints.language_folder import make_language
-from engine.checkpoints.tensors import stored
+from engine.checkpoints.tensors import as_stored
 
 OPT = LanguageConfig(False, 48, 128, start_id=2, end_id=50, pad_id=1)
 T5 = LanguageConfig(True, 48, 512, start_id=None, end_id=1, pad_id=0)
@@ -37,7 +37,7 @@ def golden(case: str) -> tuple[Captioner, dict[str, Any], dict[str, Tensor], Ten
     """Return (model, JSON, arrays, soft prompts of the golden's four photos); its weights are read by the key table."""
     info, want = load_golden(case)
     theirs = {
-        name: stored(weight(name, shape, info["w_scale"], info["b_scale"]))
+        name: as_stored(weight(name, shape, info["w_scale"], info["b_scale"]))
         for name, shape in info["shapes"].items()
         if not name.endswith("position_ids")
     }
@@ -51,7 +51,7 @@ def golden(case: str) -> tuple[Captioner, dict[str, Any], dict[str, Tensor], Ten
     config = CaptionerConfig(small.vision, small.qformer, language)
     with without_storage():
         net = Captioner(config, torch.nn.Identity())
-    ours = renamed(other_tensors, LAVIS_CAPTIONER)
+    ours = rename_tensors(other_tensors, LAVIS_CAPTIONER)
     check_fits({name: tuple(value.shape) for name, value in net.state_dict().items()}, ours, Path(case))
     put_tensors(net, ours, torch.float32)
     net.language = make_language(theirs_config, words, Path(case), torch.float32)

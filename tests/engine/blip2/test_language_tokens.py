@@ -9,13 +9,13 @@ from prompts_and_pictures import ids_of
 from tiny_language import byte_tokenizer, language_config
 
 from engine.blip2.language_tokens import IGNORED, LanguageTokenizer
-from engine.checkpoints.language_folder import describe_language
+from engine.checkpoints.language_folder import read_language_config
 from engine.errors import CheckpointError, DataError
 
 
 def language_tokenizer(kind: str) -> LanguageTokenizer:
     tokenizer = byte_tokenizer(kind)
-    return LanguageTokenizer(tokenizer, describe_language(language_config(kind), tokenizer, Path("x")), 8)
+    return LanguageTokenizer(tokenizer, read_language_config(language_config(kind), tokenizer, Path("x")), 8)
 
 
 def test_opt_layout() -> None:
@@ -63,11 +63,11 @@ def test_tokenizers_that_do_not_fit() -> None:
     config = language_config("llama")
     config.eos_token_id = None
     with pytest.raises(CheckpointError, match="no end-of-text token; set eos_token_id"):
-        describe_language(config, byte_tokenizer("llama"), Path("x"))
+        read_language_config(config, byte_tokenizer("llama"), Path("x"))
     small = language_config("llama")
     small.vocab_size = 100
     with pytest.raises(CheckpointError, match="knows 100: it is another model's"):
-        describe_language(small, byte_tokenizer("llama"), Path("x"))
+        read_language_config(small, byte_tokenizer("llama"), Path("x"))
 
 
 def test_captions_and_prompts_that_cannot_be_learned() -> None:

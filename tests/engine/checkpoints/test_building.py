@@ -1,4 +1,4 @@
-"""Checkpoint folders: the same model comes back to the bit, and what does not fit is named."""
+"""A model that is saved and loaded is equal to the bit, and tensors that do not fit are named."""
 
 from __future__ import annotations
 
@@ -63,5 +63,5 @@ def test_more_tokens_than_words(folder: Path) -> None:
     tokenizer.add_tokens(["extra"])
     tokenizer.save(str(folder / "tokenizer.json"))
     size = tiny_config().qformer.vocab_size
-    with pytest.raises(CheckpointError, match=f"has {size + 1} tokens, config.json says {size}"):
+    with pytest.raises(CheckpointError, match=f"has {size + 1} tokens, but config.json says {size}"):
         load(folder)

@@ -1,4 +1,4 @@
-"""Generative checkpoints: ours come back whole, LAVIS' files come in, what does not fit is named."""
+"""Captioners of ours come back whole, LAVIS' files are read, and parts that do not fit are named."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ def test_ours_comes_back_whole(tmp_path: Path, kind: str) -> None:
     model = load_captioner(str(save_tiny(kind, tmp_path)), device="cpu", dtype="float32")
     assert model.config == net.config and has_language(tmp_path)
     want = net.state_dict()
-    got = model.net.state_dict()
-    assert got.keys() == want.keys() and all(torch.equal(value, want[name]) for name, value in got.items())
+    actual = model.net.state_dict()
+    assert actual.keys() == want.keys() and all(
+        torch.equal(value, want[name]) for name, value in actual.items()
+    )
     assert not any(parameter.requires_grad for parameter in model.net.parameters())
     again = load_captioner(str(tmp_path), device="cpu", dtype="float32")
     assert again.digest == model.digest
@@ -81,17 +83,17 @@ def read_files(kind: str, folder: Path, net: Captioner | None = None, **changes:
 def test_lavis_files_come_back_whole(tmp_path: Path, kind: str) -> None:
     net = eva_captioner(kind)
     source = read_files(kind, tmp_path, net)
-    got = make_captioner(source, tmp_path, torch.float32)
-    assert got.config.language == net.config.language
+    actual = make_captioner(source, tmp_path, torch.float32)
+    assert actual.config.language == net.config.language
     want = net.state_dict()
-    assert got.state_dict().keys() == want.keys()
-    assert all(torch.equal(value, want[name]) for name, value in got.state_dict().items())
+    assert actual.state_dict().keys() == want.keys()
+    assert all(torch.equal(value, want[name]) for name, value in actual.state_dict().items())
     pixels = normal(1, (2, 3, 56, 56))
-    torch.testing.assert_close(got.eval().encode_patches(pixels), net.encode_patches(pixels))
+    torch.testing.assert_close(actual.eval().encode_patches(pixels), net.encode_patches(pixels))
 
 
 def test_lavis_flan_t5_has_the_exact_gelu(tmp_path: Path) -> None:
-    """A Flan-T5 folder says gelu_new; LAVIS overwrites it."""
+    """A Flan-T5 folder says gelu_new, and LAVIS replaces it by gelu."""
     save_language("t5", tmp_path / "language")
     values = json.loads((tmp_path / "language" / "config.json").read_text())
     (tmp_path / "language" / "config.json").write_text(json.dumps(values | {"dense_act_fn": "gelu_new"}))
@@ -102,18 +104,18 @@ def test_lavis_flan_t5_has_the_exact_gelu(tmp_path: Path) -> None:
 
 
 def test_lavis_files_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"leaves out the frozen image encoder .*--encoder"):
+    with pytest.raises(CheckpointError, match=r"does not hold the frozen image encoder .*--encoder"):
         read_files("opt", tmp_path, encoder=None)
-    with pytest.raises(CheckpointError, match=r"reads the prompt; give .* with --vocabulary"):
+    with pytest.raises(CheckpointError, match=r"reads the prompt. Give .* with --vocabulary"):
         read_files("llama", tmp_path, vocabulary=None)
-    with pytest.raises(CheckpointError, match="no generative"):
+    with pytest.raises(CheckpointError, match="is not a captioner"):
         torch.save({"query_tokens": torch.ones(1, 8, 64)}, tmp_path / "odd.pth")
         read_lavis_captioner(tmp_path / "odd.pth", tmp_path / "language")
     path, encoder = write_lavis_captioner(eva_captioner("opt"), "opt", tmp_path)
     state = torch.load(path)["model"]
     state["opt_proj.weight"] = torch.ones(48, 64)
     torch.save(state, path)
-    with pytest.raises(CheckpointError, match=r"width 48; the one in .* has 32"):
+    with pytest.raises(CheckpointError, match=r"width 48; the one in .* has width 32"):
         read_lavis_captioner(path, save_language("opt", tmp_path / "opt"), encoder=encoder)
     with pytest.raises(CheckpointError, match=r"no language model: it has no config.json"):
         read_lavis_captioner(path, tmp_path / "nowhere", encoder=encoder)
@@ -123,7 +125,7 @@ def test_a_retrieval_checkpoint_cannot_write(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path)
     assert not has_language(tmp_path)
     with pytest.raises(
-        CheckpointError, match=r"no language model: it searches.*blip2-opt-2.7b.*train stage2"
+        CheckpointError, match=r"no language model, so it searches.*blip2-opt-2.7b.*train stage2"
     ):
         load_captioner(str(tmp_path))
     with pytest.raises(CheckpointError, match="no language model"):
@@ -135,14 +137,14 @@ def test_a_generative_checkpoint_cannot_search(tmp_path: Path) -> None:
     save_captioner_folder(random_captioner("opt"), "opt", tmp_path / "theirs")
     save_captioner_folder(random_captioner("llama"), "llama", tmp_path / "instruct")
     for name in ("ours", "theirs", "instruct"):
-        with pytest.raises(CheckpointError, match=r"generative .* cannot search"):
+        with pytest.raises(CheckpointError, match=r"is a captioner .* cannot search"):
             load_model(str(tmp_path / name))
 
 
 def change_weights(folder: Path, changes: dict[str, torch.Tensor | None]) -> None:
     tensors = load_file(folder / "model.safetensors") | changes
-    kept = {name: value for name, value in tensors.items() if value is not None}
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    remaining = {name: value for name, value in tensors.items() if value is not None}
+    save_file(remaining, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 MISFITS = {
@@ -184,7 +186,7 @@ def test_folders_that_are_not_whole(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a language model's config"):
         read_captioner(tmp_path)
     (language / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"language is no language model: it has no config.json"):
+    with pytest.raises(CheckpointError, match=r"language is not a language model.s folder: config.json"):
         read_captioner(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"language": {}, "vision": {}}))
     with pytest.raises(CheckpointError, match="missing"):
@@ -196,19 +198,19 @@ def test_another_language_model(tmp_path: Path) -> None:
     wide = language_config("opt")
     wide.hidden_size = wide.word_embed_proj_dim = 48
     AutoModelForCausalLM.from_config(wide).save_pretrained(tmp_path / "language")
-    with pytest.raises(CheckpointError, match=r"is 48 wide, config.json says 32"):
+    with pytest.raises(CheckpointError, match=r"has width 48, but config.json says 32"):
         load_captioner(str(tmp_path))
 
 
 def test_tensors_of_other_times(tmp_path: Path) -> None:
-    """A bare model's names, a tied matrix written twice, a constant of old LLaMA files."""
+    """Files may have the names of a bare model, a tied matrix twice, and a constant of old LLaMA files."""
     opt = read_language(save_language("opt", tmp_path / "opt"))
     want = make_language(opt.config, opt.tensors, tmp_path, torch.float32).state_dict()
     bare = {name.removeprefix("model."): tensor for name, tensor in opt.tensors.items()}
     twice = bare | {"lm_head.weight": bare["decoder.embed_tokens.weight"]}
-    got = make_language(opt.config, twice, tmp_path, torch.float32)
-    assert got.lm_head.weight is got.model.decoder.embed_tokens.weight
-    assert all(torch.equal(value, want[name]) for name, value in got.state_dict().items())
+    actual = make_language(opt.config, twice, tmp_path, torch.float32)
+    assert actual.lm_head.weight is actual.model.decoder.embed_tokens.weight
+    assert all(torch.equal(value, want[name]) for name, value in actual.state_dict().items())
     llama = read_language(save_language("llama", tmp_path / "llama"))
     constant = {"model.layers.0.self_attn.rotary_emb.inv_freq": llama.tensors["model.norm.weight"]}
     make_language(llama.config, dict(llama.tensors) | constant, tmp_path, torch.float32)
@@ -218,15 +220,15 @@ def test_list_models_knows_both_kinds(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("QSEEK_MODELS", str(tmp_path))
     save_tiny("opt", tmp_path / "writer")
     tiny_checkpoint(tmp_path / "searcher")
-    found = {one.name: one for one in list_models()}
-    assert found["writer"].writes and not found["searcher"].writes
+    info_by_name = {info.name: info for info in list_models()}
+    assert info_by_name["writer"].writes and not info_by_name["searcher"].writes
     model = load_captioner("writer", device="cpu", dtype="float32")
-    assert found["writer"].digest == model.digest and model.name == "writer"
-    assert found["writer"].num_parameters == sum(p.numel() for p in model.net.parameters())
+    assert info_by_name["writer"].digest == model.digest and model.name == "writer"
+    assert info_by_name["writer"].num_parameters == sum(p.numel() for p in model.net.parameters())
 
 
 def save_sharing(folder: Path, encoder_seed: int = 0) -> Captioner:
-    """A captioner beside a search model whose encoder it shares."""
+    """Write a search model and, beside it, a captioner that shares its encoder."""
     net = tiny_captioner("opt")
     search = Retriever(tiny_config())
     spread(search.vision, seed=encoder_seed)
@@ -260,8 +262,8 @@ def test_another_encoder_is_refused(tmp_path: Path) -> None:
     save_sharing(tmp_path)
     other = Retriever(tiny_config())
     save_checkpoint(tmp_path / "search", other, tiny_tokenizer(), dtype=torch.float16)
-    with pytest.raises(CheckpointError, match="another one than it was trained with"):
+    with pytest.raises(CheckpointError, match="is not the one that it was trained with"):
         load_captioner(str(tmp_path / "writer"))
     shutil.rmtree(tmp_path / "search")
-    with pytest.raises(CheckpointError, match="keep the two folders beside each other"):
+    with pytest.raises(CheckpointError, match="Keep the two folders beside each other"):
         load_captioner(str(tmp_path / "writer"))

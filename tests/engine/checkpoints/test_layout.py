@@ -1,4 +1,4 @@
-"""A checkpoint folder is written whole: a reader finds the old checkpoint or the new one, and never files of both."""
+"""A checkpoint folder is written as a whole: a reader finds the old checkpoint or the new one, never files of both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny import tiny_config, tiny_net, tiny_tokenizer
 from tiny_language import byte_tokenizer, save_tiny, tiny_captioner
 
 from engine.checkpoints.captioner_reading import read_captioner
-from engine.checkpoints.layout import CONFIG, LANGUAGE, TOKENIZER, WEIGHTS, whole_folder
+from engine.checkpoints.layout import CONFIG, LANGUAGE, TOKENIZER, WEIGHTS, open_checkpoint_folder
 from engine.checkpoints.retrieval_reading import read_folder
 from engine.checkpoints.saving import save_captioner, save_checkpoint
 
@@ -36,7 +36,7 @@ def test_a_folder_is_filled_in_one_step(tmp_path: Path, state: str) -> None:
     if state == "full":
         fill(folder, "old")
     before = contents(folder)
-    with whole_folder(folder) as half:
+    with open_checkpoint_folder(folder) as half:
         fill(half, "new")
         seen = contents(folder)
     assert {name for name in seen if name in (CONFIG, WEIGHTS)} == {*before} & {CONFIG, WEIGHTS}
@@ -51,7 +51,7 @@ def test_a_folder_is_filled_in_one_step(tmp_path: Path, state: str) -> None:
 def test_an_empty_folder_is_filled_where_it_is_and_its_config_comes_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be a shell's current folder, or a volume, which no rename replaces."""
+    """An empty folder stays where it is: it may be a shell's current folder, or a volume, which no rename replaces."""
     monkeypatch.chdir(tmp_path)
     number, moved = tmp_path.stat().st_ino, []
     replace = os.replace
@@ -61,7 +61,7 @@ def test_an_empty_folder_is_filled_where_it_is_and_its_config_comes_last(
         replace(source, target)
 
     monkeypatch.setattr("engine.checkpoints.layout.os.replace", note)
-    with whole_folder(Path()) as half:
+    with open_checkpoint_folder(Path()) as half:
         fill(half, "new")
     assert tmp_path.stat().st_ino == number and Path(CONFIG).read_text() == "new"
     assert moved[-1] == CONFIG and {*moved} >= {LANGUAGE, WEIGHTS}
@@ -71,7 +71,7 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     fill(tmp_path / "disk", "old")
     (tmp_path / "model").symlink_to(tmp_path / "disk")
-    with whole_folder(tmp_path / "model") as half:
+    with open_checkpoint_folder(tmp_path / "model") as half:
         fill(half, "new")
     assert (tmp_path / "model").is_symlink() and (tmp_path / "disk" / CONFIG).read_text() == "new"
 
@@ -80,7 +80,7 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
 def test_an_error_leaves_no_checkpoint(tmp_path: Path, state: str) -> None:
     if state == "empty":
         (tmp_path / "model").mkdir()
-    with pytest.raises(OSError, match="full"), whole_folder(tmp_path / "model") as half:
+    with pytest.raises(OSError, match="full"), open_checkpoint_folder(tmp_path / "model") as half:
         (half / CONFIG).write_text("new")
         raise OSError("full")
     assert contents(tmp_path) == {}
@@ -89,7 +89,7 @@ def test_an_error_leaves_no_checkpoint(tmp_path: Path, state: str) -> None:
 def test_a_stopped_save_leaves_the_old_checkpoint_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The weights are written first: before, the old config and tokenizer stood beside the new weights."""
+    """A save that is stopped leaves the old checkpoint; an earlier qseek left new weights beside the old config."""
     folder, words = tmp_path / "model", tiny_tokenizer()
     save_checkpoint(folder, tiny_net(tiny_config(), 0), words)
     before = contents(folder)

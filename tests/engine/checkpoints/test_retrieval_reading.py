@@ -1,4 +1,4 @@
-"""Checkpoints of other code: LAVIS files and transformers folders come in whole, ours go back out, the rest fails."""
+"""Files of LAVIS and folders of transformers are read whole, ours are written for them, and others are refused."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def test_lavis_files_come_back_whole(tmp_path: Path, clip: bool) -> None:
     net = random_net(CLIP if clip else EVA)
     path, encoder = write_lavis_retriever(tmp_path, net, clip)
     source = read_lavis(path, tiny_tokenizer(), encoder)
-    got = make_net(source, path, torch.float32)
-    assert got.config.qformer.cross_attention_every == 2 and got.config.vision.image_size == 56
+    actual = make_net(source, path, torch.float32)
+    assert actual.config.qformer.cross_attention_every == 2 and actual.config.vision.image_size == 56
     want = net.state_dict()
-    assert got.state_dict().keys() == want.keys()
-    assert all(torch.equal(value, want[name]) for name, value in got.state_dict().items())
+    assert actual.state_dict().keys() == want.keys()
+    assert all(torch.equal(value, want[name]) for name, value in actual.state_dict().items())
     pixels = normal(1, (2, 3, 56, 56))
     torch.testing.assert_close(
-        got.eval().encode_patches(pixels), net.encode_patches(pixels), atol=ATOL, rtol=0
+        actual.eval().encode_patches(pixels), net.encode_patches(pixels), atol=ATOL, rtol=0
     )
-    with pytest.raises(CheckpointError, match=r"leaves out the frozen image encoder .*--encoder"):
+    with pytest.raises(CheckpointError, match=r"does not hold the frozen image encoder .*--encoder"):
         read_lavis(path, tiny_tokenizer())
 
 
@@ -46,14 +46,14 @@ def test_lavis_files_come_back_whole(tmp_path: Path, clip: bool) -> None:
 def test_lavis_at_other_pixels(tmp_path: Path, clip: bool) -> None:
     net = random_net(CLIP if clip else EVA)
     path, encoder = write_lavis_retriever(tmp_path, net, clip)
-    got = make_net(read_lavis(path, tiny_tokenizer(), encoder, image_size=84), path, torch.float32)
+    actual = make_net(read_lavis(path, tiny_tokenizer(), encoder, image_size=84), path, torch.float32)
     positions = net.state_dict()["vision.backbone.pos_embed"]
     want = resize_positions(positions, 6, align_corners=clip)
     assert (
-        torch.equal(got.state_dict()["vision.backbone.pos_embed"], want)
-        and got.config.vision.image_size == 84
+        torch.equal(actual.state_dict()["vision.backbone.pos_embed"], want)
+        and actual.config.vision.image_size == 84
     )
-    assert got.eval().encode_patches(normal(1, (1, 3, 84, 84))).shape[1] == 37
+    assert actual.eval().encode_patches(normal(1, (1, 3, 84, 84))).shape[1] == 37
     with pytest.raises(CheckpointError, match="not a multiple"):
         read_lavis(path, tiny_tokenizer(), encoder, image_size=90)
 
@@ -61,12 +61,12 @@ def test_lavis_at_other_pixels(tmp_path: Path, clip: bool) -> None:
 def test_a_fine_tuned_lavis_file_has_its_encoder(tmp_path: Path) -> None:
     net = random_net(EVA)
     torch.save({"model": lavis_state(net, False)}, tmp_path / "coco.pth")
-    got = make_net(read_lavis(tmp_path / "coco.pth", tiny_tokenizer()), tmp_path, torch.float32)
-    assert all(torch.equal(value, net.state_dict()[name]) for name, value in got.state_dict().items())
+    actual = make_net(read_lavis(tmp_path / "coco.pth", tiny_tokenizer()), tmp_path, torch.float32)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in actual.state_dict().items())
 
 
 def test_our_folder_goes_to_transformers(tmp_path: Path) -> None:
-    """Written by us, loaded there without a missing key, the same scores."""
+    """A folder that we write loads in transformers without a missing key and gives equal scores."""
     net = random_net(EVA)
     save_transformers(tmp_path / "out", net, tiny_tokenizer())
     theirs, info = Blip2ForImageTextRetrieval.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -86,7 +86,7 @@ def test_our_folder_goes_to_transformers(tmp_path: Path) -> None:
 
 
 def test_a_transformers_folder_is_a_model(tmp_path: Path) -> None:
-    """By its path alone, with its tokenizer: texts and photos get vectors; it has no captions."""
+    """A transformers folder is loaded by its path alone, encodes texts and photos, and writes no captions."""
     save_retriever_folder(random_retriever(), tmp_path)
     model = load_model(str(tmp_path), device="cpu", dtype="float32")
     assert not model.config.has_captions and model.image_size == 56
@@ -107,7 +107,7 @@ def test_bfloat16_is_cast_tensor_by_tensor(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "stage 2": ({"language_projection.weight": torch.ones(1)}, "generative"),
+    "stage 2": ({"language_projection.weight": torch.ones(1)}, "is a captioner"),
     "stranger": ({"lora.weight": torch.ones(1)}, "no place .*lora.weight"),
     "another shape": ({"itm_head.weight": torch.ones(2, 3)}, r"match_head.weight is \(2, 3\), should be \(2, 64\)"),
     "bias for the keys": (
@@ -155,7 +155,7 @@ def test_a_file_that_could_run_code_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert "code ran" not in capsys.readouterr().out
     for content in ({"model": {"query_tokens": 3}}, [torch.ones(1)], {}):
         torch.save(content, tmp_path / "odd.pth")
-        with pytest.raises(CheckpointError, match="no state dict"):
+        with pytest.raises(CheckpointError, match="no tensors by name"):
             read_lavis(tmp_path / "odd.pth", tiny_tokenizer())
     with pytest.raises(CheckpointError, match="not there"):
         read_lavis(tmp_path / "none.pth", tiny_tokenizer())
@@ -163,7 +163,7 @@ def test_a_file_that_could_run_code_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 def test_other_architectures_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    with pytest.raises(CheckpointError, match="'clip' model, not BLIP-2"):
+    with pytest.raises(CheckpointError, match="model of type 'clip', which is not BLIP-2"):
         read_folder(tmp_path)
     tiny = tiny_checkpoint(tmp_path / "tiny")
     with pytest.raises(CheckpointError, match="EVA ViT"):
@@ -183,5 +183,5 @@ def test_not_enough_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         return "MemAvailable: 20 kB\n" if self.name == "meminfo" else real(self, **options)
 
     monkeypatch.setattr(Path, "read_text", read)
-    with pytest.raises(CheckpointError, match=r"of memory for its weights, 0\.0 GiB are free"):
+    with pytest.raises(CheckpointError, match=r"of memory for its weights, and 0\.0 GiB are free"):
         load_model(str(tiny_checkpoint(tmp_path / "tiny")), device="cpu")

@@ -1,4 +1,4 @@
-"""A captioner written for transformers: the same logits there, and back here the same model."""
+"""A captioner that is written for transformers gives equal logits there, and is the same model when it is read here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMPTS = ("a red dog", "the", "on the house a cat runs")
 
 
 def captioner(kind: str) -> Captioner:
-    """With transformers' eps of the last norm. LLaMA's has no free row for the image token."""
+    """Make a captioner with transformers' epsilon of the last norm. LLaMA's has no free row for the image token."""
     net = eva_captioner(kind)
     net.config = replace(net.config, vision_norm_eps=1e-6)
     net.vision_norm.eps = 1e-6
@@ -39,7 +39,7 @@ def captioner(kind: str) -> Captioner:
 
 
 def converted(kind: str, folder: Path) -> tuple[Captioner, Path]:
-    """Through the command, from our folder."""
+    """Convert our folder with the command and return the folder that it wrote."""
     net = captioner(kind)
     save_captioner(folder / "ours", net, byte_tokenizer(kind), tiny_tokenizer() if kind == "llama" else None)
     asked = ["models", "convert", str(folder / "ours"), str(folder / "theirs"), "--to", "transformers"]
@@ -71,16 +71,16 @@ def test_transformers_gives_the_same_logits(tmp_path: Path, kind: str) -> None:
         images = config.qformer.num_queries
         all_ids, all_mask = with_images_of(theirs, texts.ids, texts.mask, images)
         labels = {"labels": texts.labels} if kind == "t5" else {}
-        got = theirs.eval()(
+        actual = theirs.eval()(
             pixel_values=pixels, input_ids=all_ids, attention_mask=all_mask, **labels, **extra
         ).logits
     size = ours.shape[-1]
     if kind == "t5":
         real = texts.labels != -100
-        torch.testing.assert_close(got[real][:, :size], ours[real], atol=2e-5, rtol=0)
+        torch.testing.assert_close(actual[real][:, :size], ours[real], atol=2e-5, rtol=0)
     else:
-        got = got[:, images - 1 : -1, :size]
-        torch.testing.assert_close(got[texts.mask], ours[texts.mask], atol=2e-5, rtol=0)
+        actual = actual[:, images - 1 : -1, :size]
+        torch.testing.assert_close(actual[texts.mask], ours[texts.mask], atol=2e-5, rtol=0)
     assert ours[:, 0].std(dim=0).mean() > 0.05
     assert (theirs.config.text_config.vocab_size > size) == (kind == "llama")
 
@@ -95,22 +95,19 @@ def test_it_comes_back(tmp_path: Path, kind: str) -> None:
     net, folder = converted(kind, tmp_path)
     back = load_captioner(str(folder), device="cpu", dtype="float32")
     want = {n: t for n, t in net.state_dict().items() if not n.startswith("language.")}
-    got = back.net.state_dict()
-    assert all(torch.equal(got[name], value) for name, value in want.items())
+    actual = back.net.state_dict()
+    assert all(torch.equal(actual[name], value) for name, value in want.items())
     assert back.tokenizer.tokenizer.token_to_id(IMAGE_TOKEN) == byte_tokenizer(kind).get_vocab_size()
     assert back.config.language.reads_prompt == (kind == "llama")
     first = load_captioner(str(tmp_path / "ours"), device="cpu", dtype="float32")
     assert back.config.language.end_id == first.config.language.end_id
-    how, blank = GenerationOptions(max_new_tokens=8), (torch.rand(2, 56, 56, 3) * 255).byte().numpy()
+    options, blank = GenerationOptions(max_new_tokens=8), (torch.rand(2, 56, 56, 3) * 255).byte().numpy()
     if kind == "opt":
-        assert back.caption(blank, "a dog", how) == first.caption(blank, "a dog", how)
+        assert back.caption(blank, "a dog", options) == first.caption(blank, "a dog", options)
 
 
 def test_another_encoder_is_refused(tmp_path: Path) -> None:
     save_tiny("opt", tmp_path / "ours")
     asked = ["models", "convert", str(tmp_path / "ours"), str(tmp_path / "out"), "--to", "transformers"]
     result = CliRunner().invoke(main, asked)
-    assert (
-        result.exit_code == 1
-        and "has EVA ViT as its image encoder, this checkpoint 'vit_tiny" in result.output
-    )
+    assert result.exit_code == 1 and "its image encoder is 'vit_tiny" in result.output

@@ -19,7 +19,7 @@ import pytest
 from random_blip2 import random_retriever, save_retriever_folder
 from shard_writing import picture, write_shard
 
-from engine.checkpoints.published import hub_id
+from engine.checkpoints.published import find_hub_id
 
 COMMIT = "c" * 40
 ID = "someone/tiny-blip2"
@@ -203,6 +203,10 @@ def test_a_model_that_was_never_pulled_says_how(tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    assert hub_id("blip2-itm-vit-g") == hub_id("Salesforce/blip2-itm-vit-g") == "Salesforce/blip2-itm-vit-g"
-    assert hub_id("someone/tiny") == "someone/tiny"
-    assert all(hub_id(name) is None for name in ("mini", "./mini", "/a/b", "a/b/c", "../a", ""))
+    assert (
+        find_hub_id("blip2-itm-vit-g")
+        == find_hub_id("Salesforce/blip2-itm-vit-g")
+        == "Salesforce/blip2-itm-vit-g"
+    )
+    assert find_hub_id("someone/tiny") == "someone/tiny"
+    assert all(find_hub_id(name) is None for name in ("mini", "./mini", "/a/b", "a/b/c", "../a", ""))

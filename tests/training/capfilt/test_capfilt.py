@@ -176,7 +176,7 @@ def writer(workspace: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], None] | None, Sequence[str], str]] = {
     "no head": (no_head, ["captioner=mute"], "mute cannot write captions: it has no ITG head"),
     "no such run": (None, ["captioner=nobody"], "There is no model 'nobody'"),
-    "a writer matches": (writer, ["matcher=writer"], "is a generative (stage 2) BLIP-2"),
+    "a writer matches": (writer, ["matcher=writer"], "is a captioner (BLIP-2 stage 2)"),
     "no sets": (None, ["pictures="], "`pictures` is empty"),
     "no such set": (None, ["pictures=none-*.tar"], "No shard none-*.tar in"),
     "all unreadable": (unreadable, ["pictures=bad-000.tar"], "None of the 1 photos could be read (first: b:"),

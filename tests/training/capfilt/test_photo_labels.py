@@ -29,8 +29,8 @@ NAMES = ["background", "ox", "pizza, pizza pie", "golden retriever"]
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, and a classifier whose answer depends on the picture."""
     folder = write_random_teacher(tmp_path_factory.mktemp("teacher"))
-    with np.load(folder / "mobilenet_v2.npz") as stored:
-        weights = dict(stored)
+    with np.load(folder / "mobilenet_v2.npz") as as_stored:
+        weights = dict(as_stored)
     number = len(weights) // 2
     random = np.random.default_rng(0)
     weights[f"conv{number}.weight"] = random.normal(size=(4, 1280, 1, 1)).astype(np.float32)

@@ -10,7 +10,7 @@ from caption_logits import caption_logits
 from reference import load_golden, normal, small_config, small_state
 
 from engine.blip2.retriever import Retriever
-from engine.checkpoints.key_names import LAVIS, our_name
+from engine.checkpoints.key_names import LAVIS, to_our_name
 from engine.errors import TrainingError
 from training.losses import itc_itm_itg
 from training.losses.stage1_losses import stage1_losses
@@ -46,11 +46,11 @@ def test_equal_to_the_original(case: str) -> None:
     grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     checked = 0
     for key in (k for k in want if k.startswith("gradfull:")):
-        ours = grads[our_name(key.removeprefix("gradfull:"), LAVIS)]
+        ours = grads[to_our_name(key.removeprefix("gradfull:"), LAVIS)]
         torch.testing.assert_close(ours.reshape(want[key].shape), want[key], atol=2e-5, rtol=1e-5)
         checked += 1
     for key, norm in info["grad_norms_full"].items():
-        name = our_name(key, LAVIS)
+        name = to_our_name(key, LAVIS)
         if name is not None:
             assert float(grads[name].norm()) == pytest.approx(norm, abs=2e-5, rel=1e-5), key
             checked += 1

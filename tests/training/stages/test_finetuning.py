@@ -126,12 +126,12 @@ def test_a_model_of_one_file_keeps_its_language_model(data: Path, tmp_path: Path
 REFUSED: dict[str, tuple[dict[str, Any], type[QseekError], str]] = {
     "no text branch": ({"text_start": ""}, TrainingError, r"has no text branch: name the stage-1 run .*text_start"),
     "no text model": ({"text_start": "nowhere"}, DataError, "no model to start from"),
-    "generative text": ({"text_start": "t5"}, CheckpointError, "generative"),
+    "generative text": ({"text_start": "t5"}, CheckpointError, "is a captioner"),
     "no question": ({"prompts": ("Answer:",)}, TrainingError, 'has no "{}" for the question'),
     "decay": ({"optim": replace(OPTIM, layer_decay=0.9)}, TrainingError, "encoder, which is frozen"),
     "odd pixels": ({"image_size": 50}, DataError, r"opt: 50 pixels are not a multiple .* patches of 16"),
     "start": ({"start": "nowhere"}, DataError, "There is no model to start from"),
-    "searches": ({"start": "first"}, CheckpointError, "has no language model: it searches"),
+    "searches": ({"start": "first"}, CheckpointError, "has no language model, so it searches"),
     "long": ({"max_tokens": 3}, DataError, r"could not be read, the last: .*more than 3 tokens"),
     "long to the Q-Former": (
         {"prompts": ("Question: {} Short answer:",)}, DataError, r"more than the 16 tokens that the Q-Former reads"

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer
 
 from engine.blip2.language_tokens import LanguageTokenizer
-from engine.checkpoints.language_folder import describe_language, make_language, read_language
+from engine.checkpoints.language_folder import make_language, read_language, read_language_config
 from engine.errors import DataError
 from training.loop.optimizer import OptimConfig
 from training.stages.small_language_model import (
@@ -109,7 +109,7 @@ def test_a_run_writes_what_stage_2_reads(tmp_path: Path) -> None:
     assert said[0].startswith("24 captions of 8 photos")
     folder = tmp_path / "runs" / "language"
     source = read_language(folder)
-    about = describe_language(source.config, source.tokenizer, folder)
+    about = read_language_config(source.config, source.tokenizer, folder)
     newline = source.tokenizer.encode("\n", add_special_tokens=False).ids[0]
     assert (about.start_id, about.pad_id, about.end_id, about.width) == (2, 1, newline, 32)
     language = make_language(source.config, source.tensors, folder, torch.float32)

@@ -26,7 +26,7 @@ from engine.blip2.captioner import Captioner
 from engine.blip2.generation import GenerationOptions
 from engine.blip2.language_tokens import LanguageTokenizer
 from engine.blip2.wordpiece import TextTokenizer
-from engine.checkpoints.language_folder import describe_language
+from engine.checkpoints.language_folder import read_language_config
 from engine.checkpoints.saving import save_checkpoint
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.datasets.captioned_sets import SourceConfig
@@ -58,7 +58,7 @@ def config(**changes: Any) -> Stage2Config:
 def make_eight_pairs(kind: str, chosen: Stage2Config) -> Parts:
     retriever, words = stage1_net()
     language = language_model(kind)
-    about = describe_language(
+    about = read_language_config(
         language.config, word_tokenizer(kind), Path("x"), reads_prompt=chosen.reads_prompt
     )
     net = put_before_language_model(retriever, language, about)
@@ -193,7 +193,7 @@ def test_a_run_from_shard_to_model(tmp_path: Path) -> None:
     want = retriever.state_dict()
     for name, value in model.net.vision.state_dict().items():
         torch.testing.assert_close(value, want[f"vision.{name}"], atol=1e-3, rtol=1e-3)  # saved in float16
-    with pytest.raises(CheckpointError, match=r"nowhere is no language model: it has no config\.json"):
+    with pytest.raises(CheckpointError, match=r"nowhere is not a language model's folder: config\.json"):
         run_stage2(chosen, tmp_path, runs, tmp_path / "nowhere", runs / "other")
     with pytest.raises(DataError, match=r"There is no model to start from: .* no model 'second'"):
         run_stage2(replace(chosen, start="second"), tmp_path, runs, language, runs / "other")
