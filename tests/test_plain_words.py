@@ -156,7 +156,11 @@ def messages(tree: ast.Module) -> Iterator[tuple[int, ast.expr]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            is_error = called.endswith(("Error", "Exception")) and called not in ("PhotoError", "KeyError", "AttributeError")
+            is_error = called.endswith(("Error", "Exception")) and called not in (
+                "PhotoError",
+                "KeyError",
+                "AttributeError",
+            )
             if is_error and node.args:
                 yield node.lineno, node.args[0]
             for keyword in node.keywords:

@@ -1,4 +1,4 @@
-"""Patches made once, as batches: shares of a joined batch, captions drawn with their pictures, what is refused."""
+"""Batches of patches that were computed once: equal for any number of processes, captions beside their pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from training.loop.optimizer import OptimConfig
 
 OPTIM = OptimConfig(steps=4, batch=4, lr=1e-3, seed=3)
 SAMPLES = [CaptionedPicture(str(n), b"", (f"{n} a", f"{n} b", f"{n} c")) for n in range(8)]
-VIEWS = torch.arange(16.0).view(8, 2, 1, 1)  # of picture n: 2n and 2n + 1
+VIEWS = torch.arange(16.0).view(8, 2, 1, 1)
+"""The two views of picture n are the numbers 2n and 2n + 1."""
 
 
 def test_a_step_gives_the_same_batch_in_any_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +28,7 @@ def test_a_step_gives_the_same_batch_in_any_number_of_processes(monkeypatch: pyt
     assert [caption for part in parts for caption in part.captions] == list(whole.captions)
     assert [int(n) for part in parts for n in part.picture_ids] == whole.picture_ids.tolist()
     draws = {float(torch.rand((), generator=batch.draws)) for batch in (whole, *parts)}
-    assert len(draws) == 1  # what is drawn next is the same for all
+    assert len(draws) == 1, "the next random number must be equal in all processes"
 
 
 @pytest.mark.parametrize("draws_from_torch", [False, True])
@@ -45,8 +46,8 @@ def test_views_and_captions_belong_to_their_pictures(draws_from_torch: bool) -> 
     assert len(seen) == 6
 
 
-def test_captions_drawn_alone_are_drawn_when_they_are_read() -> None:
-    """What a task draws for a pair comes right after the pair's caption."""
+def test_captions_of_a_single_process_are_drawn_while_they_are_iterated() -> None:
+    """The random numbers that a task draws for a pair come right after the pair's caption."""
     source = EncodedViews(VIEWS, SAMPLES, OPTIM, draws_from_torch=True)
     torch.manual_seed(0)
     batch = source[0]
@@ -59,13 +60,13 @@ def test_captions_drawn_alone_are_drawn_when_they_are_read() -> None:
     assert first.split()[1] == "abc"[int(torch.randint(3, ()))]
 
 
-def test_what_is_refused() -> None:
+def test_missing_captions_and_small_sets_are_refused() -> None:
     with pytest.raises(DataError, match=r"1 pictures have no caption \(first: bare\)"):
         EncodedViews(VIEWS, [*SAMPLES[:7], CaptionedPicture("bare", b"")], OPTIM)
     with pytest.raises(DataError, match="3 pictures are fewer than a batch of 4"):
         EncodedViews(VIEWS, SAMPLES[:3], OPTIM)
 
 
-def test_settings_know_the_captions() -> None:
+def test_settings_change_with_a_caption() -> None:
     changed = [*SAMPLES[:7], CaptionedPicture("7", b"", ("another",))]
     assert EncodedViews(VIEWS, SAMPLES, OPTIM).settings() != EncodedViews(VIEWS, changed, OPTIM).settings()

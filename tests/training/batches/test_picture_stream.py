@@ -1,4 +1,4 @@
-"""Streams: what is read is a function of (seed, step); broken shards and pictures are counted, named and replaced."""
+"""A stream is a function of (seed, step); broken shards and pictures are counted, named and replaced."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from training.distributed.world import World
 ALONE = World(0, 1)
 
 
-def shard(path: Path, names: str, **more: bytes) -> Path:
-    """A tar with a picture and a caption for each letter; its size tells which one it is."""
+def write_lettered_shard(path: Path, names: str, **more: bytes) -> Path:
+    """Write a tar with a picture and two captions for each letter; the width of a picture tells its letter."""
     members: dict[str, bytes] = {}
     for letter in names:
         members[f"{letter}.png"] = picture("red", (ord(letter) - 80, 20))
@@ -36,31 +36,31 @@ def shard(path: Path, names: str, **more: bytes) -> Path:
     return write_shard(path, members | more)
 
 
-def annotations(folder: Path, rows: list[dict[str, Any]], name: str = "a.json") -> None:
+def write_annotations(folder: Path, rows: list[dict[str, Any]], name: str = "a.json") -> None:
     for row in rows:
         (folder / row["image"]).write_bytes(picture("blue", (30, 30)))
     (folder / name).write_text(json.dumps(rows))
 
 
-def whole(image: Image.Image, draws: np.random.Generator) -> np.ndarray:
-    """The picture's size, and a draw: what an augmentation depends on."""
+def measure(image: Image.Image, draws: np.random.Generator) -> np.ndarray:
+    """Return the width of a picture and a random number, which are all that an augmentation depends on."""
     return np.array([image.width, int(draws.integers(1000))], dtype=np.int64)
 
 
-def stream(
+def open_stream(
     data: Path, *sources: SourceConfig, batch: int = 4, seed: int = 0, world: World = ALONE
 ) -> PictureStream:
-    return PictureStream(sources, data, batch=batch, seed=seed, augment=whole, world=world, workers=2)
+    return PictureStream(sources, data, batch=batch, seed=seed, augment=measure, world=world, workers=2)
 
 
-def assert_equal(a: Any, b: Any) -> None:
-    assert np.array_equal(a.images, b.images) and a.captions == b.captions
-    assert np.array_equal(a.picture_ids, b.picture_ids)
+def assert_same_batch(first: Any, second: Any) -> None:
+    assert np.array_equal(first.images, second.images) and first.captions == second.captions
+    assert np.array_equal(first.picture_ids, second.picture_ids)
 
 
 def test_every_sample_once_an_epoch_in_an_order_of_its_own(tmp_path: Path) -> None:
     for number in range(5):
-        shard(tmp_path / f"s-{number}.tar", "abcdefg"[: 3 + number % 4])
+        write_lettered_shard(tmp_path / f"s-{number}.tar", "abcdefg"[: 3 + number % 4])
     source = open_training_set(SourceConfig("s-*.tar"), tmp_path)
     assert source.count == 3 + 4 + 5 + 6 + 3
     order = SampleOrder(source, (1, 0), shards_at_once=2)
@@ -72,34 +72,35 @@ def test_every_sample_once_an_epoch_in_an_order_of_its_own(tmp_path: Path) -> No
 
 
 def test_a_resumed_stream_reads_on_bit_exactly(tmp_path: Path) -> None:
-    shard(tmp_path / "s-0.tar", "abcde")
-    shard(tmp_path / "s-1.tar", "fghij")
-    annotations(
+    write_lettered_shard(tmp_path / "s-0.tar", "abcde")
+    write_lettered_shard(tmp_path / "s-1.tar", "fghij")
+    write_annotations(
         tmp_path, [{"image": "x.png", "caption": ["one", "two"]}, {"image": "y.png", "caption": "three"}]
     )
     sources = SourceConfig("s-{0..1}.tar"), SourceConfig("a.json", 0.5)
-    first = stream(tmp_path, *sources)
-    want = [first[step] for step in range(12)]
-    assert len({pairs.captions[0] for pairs in want}) > 3
-    again = stream(tmp_path, *sources)
+    first = open_stream(tmp_path, *sources)
+    expected = [first[step] for step in range(12)]
+    assert len({pairs.captions[0] for pairs in expected}) > 3
+    again = open_stream(tmp_path, *sources)
     for step in (7, 8, 3, 11):
-        assert_equal(again[step], want[step])
-    other = stream(tmp_path, *sources, seed=1)
-    assert any(other[step].captions != want[step].captions for step in range(4))
-    halves = [stream(tmp_path, *sources, world=World(rank, 2)) for rank in range(2)]
+        assert_same_batch(again[step], expected[step])
+    other = open_stream(tmp_path, *sources, seed=1)
+    assert any(other[step].captions != expected[step].captions for step in range(4))
+    halves = [open_stream(tmp_path, *sources, world=World(rank, 2)) for rank in range(2)]
     for step in (0, 5):
-        assert [c for half in halves for c in half[step].captions] == want[step].captions
-    for one in (first, again, other, *halves):
-        one.close()
+        assert [c for half in halves for c in half[step].captions] == expected[step].captions
+    for opened in (first, again, other, *halves):
+        opened.close()
 
 
-def test_shares_are_exact() -> None:
+def test_every_set_has_its_exact_share_in_a_period() -> None:
     mixture = Mixture([3.0, 1.0, 0.001], seed=4)
     seen = [mixture(number) for number in range(2 * MIXTURE_PERIOD)]
     counts = Counter(source for source, _ in seen)
     assert [counts[n] for n in range(3)] == [14996, 4998, 6]
     for source in range(3):
-        assert [before for own, before in seen if own == source] == list(range(counts[source]))
+        num_before = [before for number, before in seen if number == source]
+        assert num_before == list(range(counts[source]))
     assert (
         mixture(MIXTURE_PERIOD + 17) == seen[MIXTURE_PERIOD + 17]
         and seen[:100] != seen[MIXTURE_PERIOD : MIXTURE_PERIOD + 100]
@@ -114,23 +115,23 @@ def test_weights_must_be_positive(weights: list[float]) -> None:
         Mixture(weights, 0)
 
 
-def test_a_weight_that_would_never_be_read() -> None:
+def test_a_weight_that_is_too_small_to_be_read_is_refused() -> None:
     with pytest.raises(DataError, match=r"weight of set 2 is 1e-06, less than 1 in 10,000"):
         Mixture([1.0, 1e-6], 0)
 
 
 def test_broken_shards_are_skipped_counted_and_named(tmp_path: Path) -> None:
-    shard(tmp_path / "s-0.tar", "abc")
+    write_lettered_shard(tmp_path / "s-0.tar", "abc")
     (tmp_path / "s-1.tar").write_bytes(b"not a tar" * 300)
-    whole_one = shard(tmp_path / "s-2.tar", "abc").read_bytes()
-    (tmp_path / "s-2.tar").write_bytes(whole_one[: len(whole_one) // 3])
+    whole_bytes = write_lettered_shard(tmp_path / "s-2.tar", "abc").read_bytes()
+    (tmp_path / "s-2.tar").write_bytes(whole_bytes[: len(whole_bytes) // 3])
     write_shard(tmp_path / "s-3.tar", {"a.bin": b"x"})
-    made = stream(tmp_path, SourceConfig("s-{0..4}.tar"))
-    report = "\n".join(made.report())
-    assert made.count == 3 and report.count("shard skipped") == 4
+    stream = open_stream(tmp_path, SourceConfig("s-{0..4}.tar"))
+    report = "\n".join(stream.report())
+    assert stream.count == 3 and report.count("shard skipped") == 4
     assert all(f"s-{number}.tar" in report for number in (1, 2, 3, 4)) and "s-0.tar" not in report
     with pytest.raises(DataError, match=r"None of the 1 shards of s-1\.tar"):
-        stream(tmp_path, SourceConfig("s-1.tar"))
+        open_stream(tmp_path, SourceConfig("s-1.tar"))
 
 
 def test_bad_samples_are_replaced_counted_and_named(tmp_path: Path) -> None:
@@ -140,51 +141,55 @@ def test_bad_samples_are_replaced_counted_and_named(tmp_path: Path) -> None:
         "y.png": picture("red"),
         "z.png": picture("red"),
     }
-    shard(tmp_path / "s-0.tar", "abcd", **bad, **{"z.txt": b"   "})
-    made = stream(tmp_path, SourceConfig("s-0.tar"), batch=7)
-    pairs = [made[step] for step in range(3)]
+    write_lettered_shard(tmp_path / "s-0.tar", "abcd", **bad, **{"z.txt": b"   "})
+    stream = open_stream(tmp_path, SourceConfig("s-0.tar"), batch=7)
+    pairs = [stream[step] for step in range(3)]
     assert {c[0] for p in pairs for c in p.captions} == set("abcd")
-    made.close()
-    assert made.failures["it has no caption"] >= 2 and made.failures["it cannot be read"] >= 1
-    report = "\n".join(made.report())
+    stream.close()
+    assert stream.failures["it has no caption"] >= 2 and stream.failures["it cannot be read"] >= 1
+    report = "\n".join(stream.report())
     assert "samples replaced: it has no caption" in report and "x: " in report
     for first, second in zip(
-        pairs, [stream(tmp_path, SourceConfig("s-0.tar"), batch=7)[s] for s in range(3)], strict=True
+        pairs, [open_stream(tmp_path, SourceConfig("s-0.tar"), batch=7)[s] for s in range(3)], strict=True
     ):
-        assert_equal(first, second)
+        assert_same_batch(first, second)
 
 
-def test_a_source_without_one_good_picture_ends(tmp_path: Path) -> None:
+def test_a_set_without_a_readable_picture_ends_the_run(tmp_path: Path) -> None:
     write_shard(tmp_path / "s-0.tar", {"a.png": b"no", "a.txt": b"a"})
     with pytest.raises(DataError, match=r"100 samples in a row of s-0\.tar could not be read, the last"):
-        stream(tmp_path, SourceConfig("s-0.tar"))[0]
+        open_stream(tmp_path, SourceConfig("s-0.tar"))[0]
 
 
-def test_layouts_of_a_tars_texts(tmp_path: Path) -> None:
+def test_captions_of_a_tar_are_read_from_text_and_json(tmp_path: Path) -> None:
     texts = {
         "a.txt": b" from txt ",
         "b.json": b'{"text": "t", "caption": "c"}',
         "c.json": b'{"captions": ["one", "two"]}',
     }
     pictures = {f"{name}.jpg": picture("red") for name in "abc"}
-    made = TarShard(write_shard(tmp_path / "s.tar", {**texts, **pictures}))
-    read = {s.pair.key: s.pair.captions for s in (made.read_sample(row) for row in range(made.count))}
-    assert read == {"a": ("from txt",), "b": ("c",), "c": ("one", "two")}
+    tar_shard = TarShard(write_shard(tmp_path / "s.tar", {**texts, **pictures}))
+    captions = {
+        s.pair.key: s.pair.captions for s in (tar_shard.read_sample(row) for row in range(tar_shard.count))
+    }
+    assert captions == {"a": ("from txt",), "b": ("c",), "c": ("one", "two")}
 
 
 def test_every_caption_of_a_list_is_a_sample(tmp_path: Path) -> None:
     rows = [{"image": "x.png", "caption": ["one", "two"]}, {"image": "y.png", "caption": "three"}]
-    annotations(tmp_path, [*rows, {"image": "z.png", "caption": " "}])
+    write_annotations(tmp_path, [*rows, {"image": "z.png", "caption": " "}])
     (tmp_path / "a.json").write_text(
         json.dumps([*json.loads((tmp_path / "a.json").read_text()), {"image": "gone", "caption": "g"}])
     )
     source = open_training_set(SourceConfig("a.json"), tmp_path)
     (only,) = source.shards
     assert isinstance(only, ListShard)
-    got = [(s.pair.captions[0], s.picture_id) for s in (only.read_sample(row) for row in range(source.count))]
-    assert got == [("one", 0), ("two", 0), ("three", 1)]
+    captions = [
+        (s.pair.captions[0], s.picture_id) for s in (only.read_sample(row) for row in range(source.count))
+    ]
+    assert captions == [("one", 0), ("two", 0), ("three", 1)]
     assert source.left_out == {"picture is not there": 1, "no caption": 1}
-    ids = stream(tmp_path, SourceConfig("a.json"), SourceConfig("a.json"), batch=40)[0].picture_ids
+    ids = open_stream(tmp_path, SourceConfig("a.json"), SourceConfig("a.json"), batch=40)[0].picture_ids
     assert len(set(ids.tolist())) == 4  # the same picture of another source has another number
 
 
@@ -203,17 +208,17 @@ def test_every_caption_of_a_list_is_a_sample(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_picture_folder(tmp_path: Path, name: str, content: str) -> None:
+def test_a_picture_folder_is_read_with_its_metadata(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / "in").mkdir()
     for place in ("in/x.png", "y.png"):
         (tmp_path / place).write_bytes(picture("red"))
     (tmp_path / name).write_text(content)
-    found, missing = read_picture_folder(tmp_path)
-    assert [(p.key, p.captions) for p in found] == [
+    pictures, missing = read_picture_folder(tmp_path)
+    assert [(p.key, p.captions) for p in pictures] == [
         ("in/x.png", ("one", "more")),
         ("y.png", ("two", "three")),
     ]
-    assert missing == ["gone.png"] and found[0].picture == tmp_path / "in/x.png"
+    assert missing == ["gone.png"] and pictures[0].picture == tmp_path / "in/x.png"
     assert open_training_set(SourceConfig("."), tmp_path).count == 4
 
 
@@ -232,13 +237,15 @@ def test_a_picture_folder(tmp_path: Path, name: str, content: str) -> None:
         ("other.txt", "", r"has no metadata\.jsonl or metadata\.csv"),
     ],
 )
-def test_other_folders_are_refused(tmp_path: Path, name: str, content: str, words: str) -> None:
+def test_folders_without_usable_metadata_are_refused(
+    tmp_path: Path, name: str, content: str, words: str
+) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=words):
         read_picture_folder(tmp_path)
 
 
-def test_braces(tmp_path: Path) -> None:
+def test_braces_stand_for_several_shards(tmp_path: Path) -> None:
     for name in ("s-08.tar", "s-09.tar", "s-10.tar"):
         (tmp_path / name).touch()
     assert [p.name for p in find_shards(["s-{09..10}.tar"], tmp_path)] == ["s-09.tar", "s-10.tar"]
@@ -268,13 +275,13 @@ def test_random_crops_mirror_half() -> None:
     left_red = Image.new("RGB", (40, 40), "blue")
     left_red.paste("red", (0, 0, 20, 40))
     augment = make_random_crop(16, 0.9)
-    made = [augment(left_red, np.random.default_rng(seed)) for seed in range(100)]
-    assert made[0].shape == (16, 16, 3) and made[0].dtype == np.uint8
-    assert 30 < sum(bool(one[8, 0, 2] > 128) for one in made) < 70
+    crops = [augment(left_red, np.random.default_rng(seed)) for seed in range(100)]
+    assert crops[0].shape == (16, 16, 3) and crops[0].dtype == np.uint8
+    assert 30 < sum(bool(crop[8, 0, 2] > 128) for crop in crops) < 70
 
 
-def test_small_sets_of_every_kind(tmp_path: Path) -> None:
-    """A shard, a JSON file and a folder with metadata, each with the same two pictures."""
+def test_small_sets_of_every_kind_are_read_alike(tmp_path: Path) -> None:
+    """A shard, a JSON file and a folder with metadata hold two equal pictures each."""
     paths = write_pictures(tmp_path / "photos", ["a.png", "b.png"])
     captions = {"a.png": ["one", "two"], "b.png": ["three"]}
     rows = [{"image": name, "caption": texts} for name, texts in captions.items()]
@@ -287,9 +294,9 @@ def test_small_sets_of_every_kind(tmp_path: Path) -> None:
     }
     write_shard(tmp_path / "s-000.tar", dict(sorted(members.items())))
     for name in ("s-*.tar", "photos/set.json", "photos"):
-        found = read_small_sets([name], tmp_path)
-        assert [list(picture.captions) for picture in found] == list(captions.values()), name
-        assert len(load_pictures(found, 8)[0]) == 2
+        pictures = read_small_sets([name], tmp_path)
+        assert [list(picture.captions) for picture in pictures] == list(captions.values()), name
+        assert len(load_pictures(pictures, 8)[0]) == 2
     assert len(read_small_sets(["s-*.tar", "photos"], tmp_path)) == 4
     with pytest.raises(DataError, match="no-such"):
         read_small_sets(["no-such-*.tar"], tmp_path)

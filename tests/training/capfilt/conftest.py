@@ -1,4 +1,4 @@
-"""What tests of CapFilt share."""
+"""Fixtures of the tests of CapFilt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny import tiny_checkpoint, write_pictures
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """data: seven photos without captions in two shards, three with; runs/tiny/model."""
+    """Return a folder with data/ (seven photos without captions in two shards, three with captions) and runs/tiny."""
     names = [f"{letter}.png" for letter in "abcdefgxyz"]
     photos = [path.read_bytes() for path in write_pictures(tmp_path / "photos", names)]
     data = tmp_path / "data"

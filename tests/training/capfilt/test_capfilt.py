@@ -1,4 +1,4 @@
-"""CapFilt: what is drawn, how it is ranked, what is kept and written; a stopped run goes on to the same bytes."""
+"""CapFilt writes shards that other trainings read; a stopped run goes on to equal bytes; bad input is named."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from ui.cli.main import main
 def test_shards_are_what_the_other_trainings_read(workspace: Path) -> None:
     out = run(workspace)
     assert [path.name for path in sorted(out.glob("*.tar"))] == [f"out-00{n}.tar" for n in range(3)]
-    got = list(read_shards(find_shards(["out-*.tar"], out)))
+    pictures = list(read_shards(find_shards(["out-*.tar"], out)))
     before = list(read_shards(find_shards(["plain-*.tar"], workspace / "data")))
-    assert [one.key for one in got] == list("abcdefg")
-    assert [one.picture for one in got] == [one.picture for one in before]
-    assert all(len(one.captions) == 2 and len(set(one.captions)) == 2 for one in got)
-    assert len({one.captions for one in got}) > 3
-    for one, said in zip(got, read_shard_json(out), strict=True):
-        assert tuple(said["captions"]) == one.captions and said["synthetic"] == [True, True]
-        assert said["scores"] == sorted(said["scores"], reverse=True) and said["key"] == one.key
-    # a source for stage 1 by the run's name, and a whole run on it
+    assert [picture.key for picture in pictures] == list("abcdefg")
+    assert [picture.picture for picture in pictures] == [picture.picture for picture in before]
+    assert all(len(picture.captions) == 2 and len(set(picture.captions)) == 2 for picture in pictures)
+    assert len({picture.captions for picture in pictures}) > 3
+    for picture, fields in zip(pictures, read_shard_json(out), strict=True):
+        assert tuple(fields["captions"]) == picture.captions and fields["synthetic"] == [True, True]
+        assert fields["scores"] == sorted(fields["scores"], reverse=True) and fields["key"] == picture.key
+    # The run's name is a set for stage 1, which trains on it.
     again = read_small_sets(["own-*.tar", "out/out-*.tar"], workspace / "data", workspace / "runs")
-    assert [one.captions for one in again[3:]] == [one.captions for one in got]
+    assert [picture.captions for picture in again[3:]] == [picture.captions for picture in pictures]
     stage1 = Stage1Config(
         tiny_config(),
         (SourceConfig("out/out-*.tar"),),
@@ -70,7 +70,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(workspace: Path) -> None:
-    want = {path.name: path.read_bytes() for path in run(workspace, "whole/out").iterdir()}
+    expected = {path.name: path.read_bytes() for path in run(workspace, "whole/out").iterdir()}
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 3)  # two batches a shard: within the second
         with pytest.raises(KeyboardInterrupt):
@@ -79,35 +79,34 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(workspace: Path) -> None:
     assert [path.name for path in out.glob("*.tar")] == ["out-000.tar"]
     before = (out / "out-000.tar").stat().st_mtime_ns
     run(workspace)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == want and len(want) == 7
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == expected and len(expected) == 7
     assert (out / "out-000.tar").stat().st_mtime_ns == before
     (out / "out-001.tar").unlink()  # a report without its shard is no whole shard
     run(workspace)
-    assert (out / "out-001.tar").read_bytes() == want["out-001.tar"]
+    assert (out / "out-001.tar").read_bytes() == expected["out-001.tar"]
     other = run(workspace, "whole/other", replace(CONFIG, seed=1))
-    assert (other / "other-000.tar").read_bytes() != want["out-000.tar"]
+    assert (other / "other-000.tar").read_bytes() != expected["out-000.tar"]
 
 
 def test_processes_share_the_shards(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    want = {path.read_bytes() for path in run(workspace, "alone").glob("*.tar")}
+    expected = {path.read_bytes() for path in run(workspace, "alone").glob("*.tar")}
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, names in (("0", ["out-000.tar", "out-002.tar"]), ("1", ["out-001.tar"])):
         monkeypatch.setenv("RANK", rank)
         before = set((workspace / "runs" / "out").glob("*.tar"))
         out = run(workspace)
         assert sorted(path.name for path in {*out.glob("*.tar")} - before) == names
-    assert {path.read_bytes() for path in out.glob("*.tar")} == want
+    assert {path.read_bytes() for path in out.glob("*.tar")} == expected
 
 
-def test_a_stage_2_captioner(workspace: Path) -> None:
-    """Its image size is another than the matcher's in general; what it writes is ranked alike."""
+def test_a_stage_2_captioner_writes_captions_that_the_matcher_ranks(workspace: Path) -> None:
     save_tiny("opt", workspace / "runs" / "writer" / "model")
     out = run(workspace, config=replace(CONFIG, captioner="writer", keep=5, prompt="a"))
     searcher = Searcher(None, load_matcher(workspace))
-    for said in read_shard_json(out)[:3]:
-        hits = searcher.match(workspace / "photos" / f"{said['key']}.png", said["captions"]).hits
-        np.testing.assert_allclose(said["scores"], [hit.score for hit in hits], atol=2e-3)
-    assert len({text for said in read_shard_json(out) for text in said["captions"]}) > 10
+    for fields in read_shard_json(out)[:3]:
+        hits = searcher.match(workspace / "photos" / f"{fields['key']}.png", fields["captions"]).hits
+        np.testing.assert_allclose(fields["scores"], [hit.score for hit in hits], atol=2e-3)
+    assert len({text for fields in read_shard_json(out) for text in fields["captions"]}) > 10
 
 
 def test_folders_and_json_are_sets_too(workspace: Path, tmp_path: Path) -> None:
@@ -118,10 +117,11 @@ def test_folders_and_json_are_sets_too(workspace: Path, tmp_path: Path) -> None:
     photos = PhotoSets(["mine.json", "own-000.tar"], data)
     assert [photos[n].key for n in range(len(photos))] == [row["image"] for row in rows] + ["x", "y", "z"]
     config = replace(CONFIG, pictures=("mine.json",), originals="kept", keep=1)
-    got = list(read_shards(find_shards(["out-*.tar"], run(workspace, config=config))))
-    assert [one.key for one in got] == ["more_p_one", "more_p_one-0", "more_q"]
-    assert all(one.captions[0] == "a dog" and len(one.captions) == 2 for one in got)
-    assert isinstance(got[2].picture, bytes) and got[2].picture.startswith(b"\xff\xd8")  # shards know no BMP
+    pictures = list(read_shards(find_shards(["out-*.tar"], run(workspace, config=config))))
+    assert [picture.key for picture in pictures] == ["more_p_one", "more_p_one-0", "more_q"]
+    assert all(picture.captions[0] == "a dog" and len(picture.captions) == 2 for picture in pictures)
+    # Shards know no BMP, so it became a JPEG.
+    assert isinstance(pictures[2].picture, bytes) and pictures[2].picture.startswith(b"\xff\xd8")
 
 
 def test_a_shard_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_shard_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tar"))
 
 
-def test_the_command(workspace: Path) -> None:
+def test_the_command_writes_shards_and_refuses_other_settings(workspace: Path) -> None:
     result = run_command(workspace, "shard_photos=4")
     assert result.exit_code == 0, result.output
     assert "7 of 7 photos with 14 captions, 14 of them drawn" in result.stderr
@@ -150,36 +150,44 @@ def test_photos_that_cannot_be_read_are_named(workspace: Path) -> None:
     write_shard(
         workspace / "data" / "bad-000.tar", {"b.png": b"no picture", "g.png": good, "h.jpg": good[:60]}
     )
-    for _ in range(2):  # and named again by a run that finds everything done
+    # A run that finds everything done names them again.
+    for _ in range(2):
         result = run_command(workspace, "pictures=bad-*.tar")
         assert result.exit_code == 3, result.output
         assert "1 of 3 photos" in result.stderr and "2 unreadable" in result.stderr
         assert "2 photos could not be read" in result.stderr
         assert "  b: it is a text file" in result.stderr and "Traceback" not in result.output
-    assert [one.key for one in read_shards(find_shards(["*.tar"], workspace / "runs" / "mini-capfilt"))] == [
-        "g"
-    ]
+    pictures = read_shards(find_shards(["*.tar"], workspace / "runs" / "mini-capfilt"))
+    assert [picture.key for picture in pictures] == ["g"]
 
 
-def no_head(workspace: Path) -> None:
+def write_model_without_head(workspace: Path) -> None:
     tiny_checkpoint(workspace / "runs" / "mute" / "model", replace(tiny_config(), has_captions=False))
 
 
-def unreadable(workspace: Path) -> None:
+def write_unreadable_shard(workspace: Path) -> None:
     write_shard(workspace / "data" / "bad-000.tar", {"b.png": b"no picture"})
 
 
-def writer(workspace: Path) -> None:
+def write_stage_2_model(workspace: Path) -> None:
     save_tiny("opt", workspace / "runs" / "writer" / "model")
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None] | None, Sequence[str], str]] = {
-    "no head": (no_head, ["captioner=mute"], "mute cannot write captions: it has no ITG head"),
+    "no head": (
+        write_model_without_head,
+        ["captioner=mute"],
+        "mute cannot write captions: it has no ITG head",
+    ),
     "no such run": (None, ["captioner=nobody"], "There is no model 'nobody'"),
-    "a writer matches": (writer, ["matcher=writer"], "is a captioner (BLIP-2 stage 2)"),
+    "a writer matches": (write_stage_2_model, ["matcher=writer"], "is a captioner (BLIP-2 stage 2)"),
     "no sets": (None, ["pictures="], "`pictures` is empty"),
     "no such set": (None, ["pictures=none-*.tar"], "No shard none-*.tar in"),
-    "all unreadable": (unreadable, ["pictures=bad-000.tar"], "None of the 1 photos could be read (first: b:"),
+    "all unreadable": (
+        write_unreadable_shard,
+        ["pictures=bad-000.tar"],
+        "None of the 1 photos could be read (first: b:",
+    ),
     "keep too many": (None, ["keep=11"], "keep is 11, but only 10 captions are drawn"),
     "keep more than all": (
         None,
@@ -208,7 +216,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None] | None, Sequence[str], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refusals(workspace: Path, case: str) -> None:
+def test_bad_settings_and_inputs_are_named(workspace: Path, case: str) -> None:
     prepare, changes, words = REFUSED[case]
     if prepare is not None:
         prepare(workspace)
@@ -218,7 +226,7 @@ def test_refusals(workspace: Path, case: str) -> None:
 
 
 def test_tiny_is_a_model_that_writes(tmp_path: Path) -> None:
-    """Several photos at once, each its own captions; the same seed the same ones."""
+    """Several photos are captioned at once, each with captions of its own, and a seed always draws equal ones."""
     model = tiny_model(tmp_path)
     keys = model.compute_photo_keys(
         model.encode_patches(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8))

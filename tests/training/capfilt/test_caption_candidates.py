@@ -1,4 +1,4 @@
-"""Which captions of a photo are kept, how they are ranked and what is read once."""
+"""Candidate captions are ranked as search ranks them, equal ones are merged, and the best are selected."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from training.capfilt.caption_candidates import (
 )
 
 
-def test_the_ranking_is_searchs(workspace: Path) -> None:
-    """Every drawn caption against a direct match of that photo; the two kept are the best of all."""
+def test_captions_are_ranked_as_search_ranks_them(workspace: Path) -> None:
+    """Every drawn caption scores as in a direct match with its photo, and the two that are kept score best."""
     everything = read_shard_json(run(workspace, "all", replace(CONFIG, keep=5)))
     best = read_shard_json(run(workspace))
     searcher = Searcher(None, load_matcher(workspace))
-    for said, few in zip(everything, best, strict=True):
-        path = workspace / "photos" / f"{said['key']}.png"
-        want = searcher.match(path, said["captions"], top=5).hits
-        assert [hit.text for hit in want] == said["captions"] and len(want) > 2
-        np.testing.assert_allclose(said["scores"], [hit.score for hit in want], atol=2e-3)
-        assert few["captions"] == said["captions"][:2] and few["scores"] == said["scores"][:2]
-    assert len({round(score, 3) for said in everything for score in said["scores"]}) > 20
+    for fields, few in zip(everything, best, strict=True):
+        path = workspace / "photos" / f"{fields['key']}.png"
+        expected = searcher.match(path, fields["captions"], top=5).hits
+        assert [hit.text for hit in expected] == fields["captions"] and len(expected) > 2
+        np.testing.assert_allclose(fields["scores"], [hit.score for hit in expected], atol=2e-3)
+        assert few["captions"] == fields["captions"][:2] and few["scores"] == fields["scores"][:2]
+    assert len({round(score, 3) for fields in everything for score in fields["scores"]}) > 20
 
 
 def test_without_a_ready_matching_head_the_cosine_ranks(workspace: Path) -> None:
     unready = replace(tiny_config(), match_ready=False)
     tiny_checkpoint(workspace / "runs" / "unready" / "model", unready)
-    said = read_shard_json(run(workspace, config=replace(CONFIG, matcher="unready", keep=5)))[0]
+    fields = read_shard_json(run(workspace, config=replace(CONFIG, matcher="unready", keep=5)))[0]
     model = load_captioner_and_matcher(
         replace(CONFIG, captioner="unready", matcher="unready"), workspace / "runs", "cpu"
     )[1]
-    hits = Searcher(None, model).match(workspace / "photos" / "a.png", said["captions"]).hits
-    np.testing.assert_allclose(said["scores"], [hit.itc for hit in hits], atol=2e-3)
+    hits = Searcher(None, model).match(workspace / "photos" / "a.png", fields["captions"]).hits
+    np.testing.assert_allclose(fields["scores"], [hit.itc for hit in hits], atol=2e-3)
 
 
 def test_a_photo_is_encoded_once_for_all_its_captions(
@@ -68,31 +68,34 @@ def test_a_photo_is_encoded_once_for_all_its_captions(
     assert counts == {"vision": 7, "keys": 7}
 
 
-def test_originals(workspace: Path) -> None:
-    """They compete, or stay whatever they score, or are left out."""
+def test_originals_compete_or_stay_or_are_left_out(workspace: Path) -> None:
     config = replace(CONFIG, pictures=("own-*.tar",), keep=3)
-    ranked, beside, alone = (
+    ranked, beside, left_out = (
         read_shard_json(run(workspace, name, replace(config, originals=name)))
         for name in ("ranked", "kept", "none")
     )
     filtered = read_shard_json(
         run(workspace, "filter", replace(config, per_photo=0, keep=1, originals="ranked"))
     )
-    every = read_shard_json(run(workspace, "every", replace(config, keep=8, originals="ranked")))
-    for own, one, two, none, best, all_ in zip(
-        ORIGINAL_CAPTIONS, ranked, beside, alone, filtered, every, strict=True
-    ):
-        drawn = [text for text, made in zip(all_["captions"], all_["synthetic"], strict=True) if made]
-        assert set(all_["captions"]) == {*own, *drawn} and all_["scores"] == sorted(all_["scores"])[::-1]
-        assert one["captions"] == all_["captions"][:3] and none["captions"] == drawn[:3]
-        by_score = [text for text in all_["captions"] if text in own]
-        assert two["captions"] == by_score + drawn[:3]
-        assert two["synthetic"] == [False] * len(own) + [True] * 3
-        assert best["captions"] == by_score[:1] and best["synthetic"] == [False]
+    everything = read_shard_json(run(workspace, "every", replace(config, keep=8, originals="ranked")))
+    for number, originals in enumerate(ORIGINAL_CAPTIONS):
+        captions, scores = everything[number]["captions"], everything[number]["scores"]
+        is_drawn = everything[number]["synthetic"]
+        drawn = [text for text, synthetic in zip(captions, is_drawn, strict=True) if synthetic]
+        originals_by_score = [text for text in captions if text in originals]
+        assert set(captions) == {*originals, *drawn} and scores == sorted(scores)[::-1]
+        assert ranked[number]["captions"] == captions[:3]
+        assert left_out[number]["captions"] == drawn[:3]
+        assert beside[number]["captions"] == originals_by_score + drawn[:3]
+        assert beside[number]["synthetic"] == [False] * len(originals) + [True] * 3
+        assert filtered[number]["captions"] == originals_by_score[:1]
+        assert filtered[number]["synthetic"] == [False]
+    photos_of_runs = (ranked, beside, left_out, filtered, everything)
+    assert {len(photos) for photos in photos_of_runs} == {len(ORIGINAL_CAPTIONS)}
 
 
 def test_equal_captions_count_once(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Case and spaces aside; what is the photo's own stays its own, and empty ones are none."""
+    """Case and spaces do not count. A caption of the photo's own stays its own, and empty ones are dropped."""
     texts = ["a Red  dog", "a cat", "a cat", " ", "A cat "]
     monkeypatch.setattr(RetrievalModel, "draw_captions", lambda *_, **__: [texts, texts])
     model = load_matcher(workspace)
@@ -101,26 +104,28 @@ def test_equal_captions_count_once(workspace: Path, monkeypatch: pytest.MonkeyPa
 
     samples = [CaptionedPicture("x", b"", ("a red dog",)), CaptionedPicture("y", b"")]
     config = replace(CONFIG, originals="ranked")
-    found = CandidateRanker(model, model, config).rank_captions(
+    captions_of_photos = CandidateRanker(model, model, config).rank_captions(
         samples, [Image.fromarray(p) for p in pictures], 0
     )
-    assert [sorted((one.text, one.synthetic) for one in some) for some in found] == [
+    assert [
+        sorted((caption.text, caption.synthetic) for caption in captions) for captions in captions_of_photos
+    ] == [
         [("a cat", True), ("a red dog", False)],
         [("a Red  dog", True), ("a cat", True)],
     ]
 
 
-def test_the_least_score(workspace: Path) -> None:
+def test_captions_below_the_least_score_are_dropped(workspace: Path) -> None:
     captions = [
         CandidateCaption("a", True, 2.0),
         CandidateCaption("b", False, 1.0),
         CandidateCaption("c", True, 0.5),
     ]
-    for least, originals, want in ((1.0, "ranked", "ab"), (3.0, "ranked", ""), (3.0, "kept", "b")):
-        chosen = select_captions(captions, replace(CONFIG, least=least, originals=originals))
-        assert "".join(one.text for one in chosen) == want
+    for least, originals, expected in ((1.0, "ranked", "ab"), (3.0, "ranked", ""), (3.0, "kept", "b")):
+        selected = select_captions(captions, replace(CONFIG, least=least, originals=originals))
+        assert "".join(caption.text for caption in selected) == expected
     whole = read_shard_json(run(workspace))
-    limit = sorted(said["scores"][0] for said in whole)[3]
+    limit = sorted(fields["scores"][0] for fields in whole)[3]
     out = run(workspace, "some", replace(CONFIG, least=limit + 1e-4))
-    want = [said["key"] for said in whole if said["scores"][0] > limit]
-    assert [said["key"] for said in read_shard_json(out)] == want and 0 < len(want) < 7
+    expected = [fields["key"] for fields in whole if fields["scores"][0] > limit]
+    assert [fields["key"] for fields in read_shard_json(out)] == expected and 0 < len(expected) < 7

@@ -1,4 +1,4 @@
-"""Labels as captions, a photo's own or the teacher's; the classifier against the teacher's original."""
+"""Labels of a photo or of a teacher become captions; the classifier equals the teacher's original."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = ["background", "ox", "pizza, pizza pie", "golden retriever"]
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, and a classifier whose answer depends on the picture."""
+    """Write a teacher of random weights whose classifier gives different pictures different labels."""
     folder = write_random_teacher(tmp_path_factory.mktemp("teacher"))
     with np.load(folder / "mobilenet_v2.npz") as as_stored:
         weights = dict(as_stored)
@@ -40,12 +40,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def pictures(count: int) -> list[Image.Image]:
+def random_pictures(count: int) -> list[Image.Image]:
     random = np.random.default_rng(1)
     return [Image.fromarray(random.integers(0, 255, (40, 60, 3), np.uint8)) for _ in range(count)]
 
 
-def test_label_captions() -> None:
+def test_every_name_of_a_label_becomes_a_caption_of_every_text() -> None:
     texts = ("{label}", "a photo of {a}")
     assert label_captions("English springer", texts) == ["English springer", "a photo of an English springer"]
     assert label_captions("pizza, pizza pie", ("{a}",)) == ["a pizza", "a pizza pie"]
@@ -59,11 +59,11 @@ def test_the_labels_of_shards_are_read(workspace: Path) -> None:
     for number, label in enumerate(labels):
         members |= {f"{number}.png": picture, f"{number}.json": json.dumps({"label": label}).encode()}
     write_shard(workspace / "data" / "labelled-000.tar", members)
-    want = ["tench", "sea lion", "", ""]
+    expected = ["tench", "sea lion", "", ""]
     shards = find_shards(["labelled-*.tar"], workspace / "data")
-    assert [one.label for one in read_shards(shards)] == want
+    assert [picture.label for picture in read_shards(shards)] == expected
     photos = PhotoSets(["labelled-*.tar"], workspace / "data")
-    assert [photos[n].label for n in range(4)] == want
+    assert [photos[n].label for n in range(4)] == expected
 
 
 def test_a_label_competes_or_stays(workspace: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_label_competes_or_stays(workspace: Path) -> None:
 
 
 def test_the_teacher_labels_what_has_no_label(workspace: Path, teacher: Path) -> None:
-    """Its labels are those of its probabilities; a photo's own label goes before."""
+    """The labels follow from the teacher's probabilities; a photo's own label goes before the teacher's."""
     for name, letter in (("plain-000", "a"), ("plain-001", "e")):
         assert PhotoSets([f"{name}.tar"], workspace / "data")[0].key == letter
     labeller = Labeller(teacher, 0.0, "cpu")
@@ -94,36 +94,40 @@ def test_the_teacher_labels_what_has_no_label(workspace: Path, teacher: Path) ->
     assert set(labels) <= {"", *NAMES[1:]} and any(labels)
     config = replace(CONFIG, originals="kept", label_texts=("{label}",), label_least=0.0)
     run_capfilt(config, workspace / "data", workspace / "runs", workspace / "runs" / "out", teacher=teacher)
-    for said, label in zip(read_shard_json(workspace / "runs" / "out"), labels, strict=True):
-        own = [text for text, drawn in zip(said["captions"], said["synthetic"], strict=True) if not drawn]
-        assert sorted(own) == sorted(label_captions(label, ["{label}"]))
+    for fields, label in zip(read_shard_json(workspace / "runs" / "out"), labels, strict=True):
+        is_drawn = fields["synthetic"]
+        originals = [text for text, drawn in zip(fields["captions"], is_drawn, strict=True) if not drawn]
+        assert sorted(originals) == sorted(label_captions(label, ["{label}"]))
 
 
-def test_only_what_it_is_sure_of(teacher: Path) -> None:
-    labeller, some = Labeller(teacher, 0.0, "cpu"), pictures(6)
-    every = labeller.label_pictures(some)
+def test_a_picture_gets_a_label_only_where_the_classifier_is_sure(teacher: Path) -> None:
+    labeller, pictures = Labeller(teacher, 0.0, "cpu"), random_pictures(6)
+    labels = labeller.label_pictures(pictures)
     # the batch changes nothing
-    assert every == [label for one in some for label in labeller.label_pictures([one])]
-    assert every == labeller.label_pictures([one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in some])
+    assert labels == [label for picture in pictures for label in labeller.label_pictures([picture])]
+    mirrored = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]
+    assert labels == labeller.label_pictures(mirrored)
     labeller.min_probability = 1.1
-    assert labeller.label_pictures(some) == [""] * 6
+    assert labeller.label_pictures(pictures) == [""] * 6
     labeller.min_probability = 0.0
     labeller.names = ["is background", *NAMES[1:]]
     labeller.bias_C[0] = 1e4  # background is no label
-    assert labeller.label_pictures(some) == [""] * 6
+    assert labeller.label_pictures(pictures) == [""] * 6
 
 
 def test_the_classifier_equals_its_original(tmp_path: Path) -> None:
     labeller = Labeller(write_random_teacher(tmp_path, num_classes=1001), 0.5, "cpu")
-    _, want = load_golden("i_classifier")
+    _, expected = load_golden("i_classifier")
     pixels = normal(602, (2, 3, 224, 224)).clamp(-1, 1)
     torch.testing.assert_close(
-        labeller.compute_probabilities(pixels), want["probabilities"], atol=1e-5, rtol=1e-3
+        labeller.compute_probabilities(pixels), expected["probabilities"], atol=1e-5, rtol=1e-3
     )
     assert labeller.names[1].startswith("tench") and len(labeller.names) == 1001
 
 
-def test_what_is_refused(workspace: Path, teacher: Path, tmp_path: Path) -> None:
+def test_bad_label_settings_and_incomplete_teachers_are_refused(
+    workspace: Path, teacher: Path, tmp_path: Path
+) -> None:
     config = replace(CONFIG, originals="kept", label_least=0.5)
     for changes, words in (
         ({"label_texts": ("a photo",)}, "it needs {label}"),

@@ -1,4 +1,4 @@
-"""Operations are counted as PyTorch counts them, and counting changes nothing that is computed."""
+"""Operations are counted as PyTorch counts them, and counting changes no result."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.loop.flop_count import OperationCount
 
 
-def test_a_product_forward_and_backward() -> None:
+def test_a_product_and_its_backward_pass_are_counted() -> None:
     layer = nn.Linear(6, 8)
     rows = torch.randn(4, 6, requires_grad=True)
     with OperationCount() as count:
         layer(rows).sum().backward()
-    # the product, and one each for the weight's and the input's gradient
+    # The product, and one each for the weight's and the input's gradient.
     assert count.operations == 3 * 2 * 4 * 6 * 8
 
 

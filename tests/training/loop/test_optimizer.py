@@ -1,4 +1,4 @@
-"""The learning rate by hand: its schedule, its decay by layer, and what decays."""
+"""The learning rate follows its schedule and decays by layer; weight decay acts on matrices only."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ def test_layer_decay_of_a_captioner(data: Path) -> None:
     assert {round(group["scale"], 6) for group in groups} == {round(s, 6) for s in scales.values()}
 
 
-def test_schedule_by_hand() -> None:
+def test_the_schedule_rises_linearly_and_falls_by_a_cosine() -> None:
     config = OptimConfig(steps=10, batch=1, lr=1.0, min_lr=0.2, warmup=4)
     rates = [learning_rate(step, config) for step in range(10)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
-    assert rates[7] == pytest.approx(0.6)  # half of the cosine
+    # Half of the cosine lies behind.
+    assert rates[7] == pytest.approx(0.6)
     assert learning_rate(10, config) == pytest.approx(0.2)
 
 
@@ -50,7 +51,7 @@ def test_no_decay_on_vectors_and_scalars() -> None:
     assert decays == {id(p): (0.05 if p.ndim == 2 else 0.0) for p in model.parameters()}
 
 
-def test_layer_decay_by_hand() -> None:
+def test_layer_decay_lowers_the_rates_of_the_first_layers() -> None:
     names = [
         "vision.backbone.patch_embed.proj.weight",
         "vision.backbone.pos_embed",

@@ -1,4 +1,4 @@
-"""A run's checkpoint: whole or not at all, and refused under other settings."""
+"""The checkpoint of a run is replaced whole or not at all, and refused under other settings."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(
     before = (tmp_path / CHECKPOINT).read_bytes()
     save = torch.save
 
-    def half(state: Any, file: Any) -> None:
+    def save_half(state: Any, file: Any) -> None:
         save({"model": state["model"]}, file)
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(torch, "save", half)
+    monkeypatch.setattr(torch, "save", save_half)
     with pytest.raises(OSError, match="No space"):
         checkpointer.save(2)
     assert (tmp_path / CHECKPOINT).read_bytes() == before

@@ -1,4 +1,4 @@
-"""Which dtype a run computes in, on a machine with bfloat16 in hardware and on one without."""
+"""A run computes in bfloat16 on a machine that has it in hardware, and in float32 on others."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class Recipe:
     name: str = "auto"
 
 
-def has_bfloat16(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
-    """Force what the machine answers when it is asked for bfloat16 in hardware."""
+def set_bfloat16(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
+    """Let the machine answer whether it has bfloat16 in hardware."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": answer})
 
 
 @pytest.mark.parametrize(("answer", "name"), [(True, "bfloat16"), (False, "float32")])
-def test_auto_is_what_the_hardware_has(
+def test_auto_is_bfloat16_where_the_hardware_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bool, name: str
 ) -> None:
-    """The model computes in it, and the checkpoint keeps what auto was resolved to."""
-    has_bfloat16(monkeypatch, answer)
+    """The model computes in the dtype that auto was resolved to, and the checkpoint keeps it."""
+    set_bfloat16(monkeypatch, answer)
     task = Sums()
     train(task, AUTO, tmp_path)
     assert task.dtypes == [devices.DTYPES[name]] * 2
@@ -61,15 +61,15 @@ def test_auto_is_what_the_hardware_has(
 
 
 def test_a_run_from_before_there_was_auto_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    has_bfloat16(monkeypatch, True)
+    set_bfloat16(monkeypatch, True)
     train(Sums(), replace(AUTO, dtype="bfloat16"), tmp_path)
     assert train(Sums(), AUTO, tmp_path) == []
 
 
-def test_a_run_in_bfloat16_on_a_machine_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    has_bfloat16(monkeypatch, True)
+def test_a_bfloat16_run_does_not_go_on_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_bfloat16(monkeypatch, True)
     train(Sums(), AUTO, tmp_path)
-    has_bfloat16(monkeypatch, False)
+    set_bfloat16(monkeypatch, False)
     words = r"\(dtype: 'bfloat16' then, 'float32' now\); go on with them \(--set optim.dtype=bfloat16\), which is "
     with pytest.raises(
         TrainingError, match=words + r"about 30 times as slow .*, or use another folder for the run"
@@ -78,23 +78,21 @@ def test_a_run_in_bfloat16_on_a_machine_without_it(tmp_path: Path, monkeypatch: 
     assert train(Sums(), replace(AUTO, dtype="bfloat16"), tmp_path) == []  # as the message says
 
 
-def test_a_run_in_float32_on_a_machine_that_has_bfloat16(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    has_bfloat16(monkeypatch, False)
+def test_a_float32_run_does_not_go_on_in_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_bfloat16(monkeypatch, False)
     train(Sums(), AUTO, tmp_path)
-    has_bfloat16(monkeypatch, True)
+    set_bfloat16(monkeypatch, True)
     with pytest.raises(TrainingError, match=r"\(--set optim.dtype=float32\), or use another folder"):
         train(Sums(), AUTO, tmp_path)
 
 
 @pytest.mark.parametrize("answer", [True, False])
 def test_every_part_of_a_recipe_is_resolved(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
-    has_bfloat16(monkeypatch, answer)
-    want = replace(AUTO, dtype="bfloat16" if answer else "float32")
+    set_bfloat16(monkeypatch, answer)
+    expected = replace(AUTO, dtype="bfloat16" if answer else "float32")
     plain = replace(AUTO, dtype="float32")
-    got = resolve_config_dtypes(Recipe(AUTO, (AUTO, plain), AUTO), CPU)
-    assert got == Recipe(want, (want, plain), want)
+    resolved = resolve_config_dtypes(Recipe(AUTO, (AUTO, plain), AUTO), CPU)
+    assert resolved == Recipe(expected, (expected, plain), expected)
     assert resolve_config_dtypes(Recipe(plain, ()), CPU) == Recipe(plain, ())
 
 
@@ -109,7 +107,7 @@ def test_an_unknown_dtype_is_refused() -> None:
 def test_autocast_only_where_it_is_fast(
     monkeypatch: pytest.MonkeyPatch, answer: bool, dtype: torch.dtype
 ) -> None:
-    has_bfloat16(monkeypatch, answer)
+    set_bfloat16(monkeypatch, answer)
     layer = nn.Linear(3, 2)
     with fast_autocast(CPU):
         assert layer(torch.ones(1, 3)).dtype == dtype

@@ -1,4 +1,4 @@
-"""What a run tells of itself: the operations that its first step takes, counted against numbers by hand."""
+"""A run's log counts the operations of the first step, and says the rate and the time that is left."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from training.loop.run_log import RunLog
 CONFIG = OptimConfig(steps=3, batch=4, lr=0.1)
 
 
-def operations_of(folder: Path, work: Callable[[], object], step: int = 0) -> int:
-    """Return how many operations the log of a run that begins with step 0 counts while a step does this."""
+def count_operations(folder: Path, work: Callable[[], object], step: int = 0) -> int:
+    """Return the number of operations that the log of a run counts in a step that does this work."""
     log = RunLog(folder, CONFIG, 0, print, torch.device("cpu"))
     with log.count_operations(step):
         work()
     return log.operations
 
 
-def test_a_linear_layer_forward_and_backward(tmp_path: Path) -> None:
+def test_a_linear_layer_and_its_backward_pass_are_counted(tmp_path: Path) -> None:
     layer = nn.Linear(6, 8)
     x = torch.randn(4, 6, requires_grad=True)
     product = 2 * 4 * 6 * 8  # a multiplication and an addition for each of 4 x 8 numbers and 6 inputs
-    assert operations_of(tmp_path, lambda: layer(x)) == product
+    assert count_operations(tmp_path, lambda: layer(x)) == product
     # The backward pass has a product for the weight's gradient and one for the input's.
-    assert operations_of(tmp_path, lambda: layer(x).sum().backward()) == 3 * product
+    assert count_operations(tmp_path, lambda: layer(x).sum().backward()) == 3 * product
 
 
 def test_only_the_first_step_is_counted(tmp_path: Path) -> None:
     layer = nn.Linear(6, 8)
-    assert operations_of(tmp_path, lambda: layer(torch.randn(4, 6)), step=1) == 0
+    assert count_operations(tmp_path, lambda: layer(torch.randn(4, 6)), step=1) == 0
 
 
-def test_an_attention_layer(tmp_path: Path) -> None:
+def test_an_attention_layer_is_counted(tmp_path: Path) -> None:
     rows, sources, width, source_width, heads = 5, 7, 8, 6, 2
     layer = Attention(QFormerConfig(width=width, num_heads=heads), source_width)
     hidden = torch.randn(3, rows, width, requires_grad=True)
@@ -50,11 +50,11 @@ def test_an_attention_layer(tmp_path: Path) -> None:
 
     projections = 2 * 3 * (2 * rows * width * width + 2 * sources * source_width * width)
     products = 2 * (2 * 3 * heads * rows * sources * (width // heads))  # scores, and the values they mix
-    assert operations_of(tmp_path, read) == projections + products
+    assert count_operations(tmp_path, read) == projections + products
 
 
-def test_rows_before_a_rate_is_known(tmp_path: Path) -> None:
-    """The first step is not timed: its row has no rate, and its line no time left."""
+def test_the_first_row_has_no_rate_and_no_time_left(tmp_path: Path) -> None:
+    """The first step is not timed."""
     lines: list[str] = []
     log = RunLog(tmp_path, CONFIG, 0, lines.append, torch.device("cpu"))
     with log.count_operations(0):

@@ -1,4 +1,4 @@
-"""The training loop: schedule, weight decay, exact resume, what stops it."""
+"""The training loop learns, resumes exactly, names what stops it, and keeps checkpoints that are whole."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ class StopsAt(Toy):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_resumes_to_the_same_losses(tmp_path: Path, dtype: str) -> None:
+def test_a_resumed_run_repeats_the_losses_of_a_whole_run(tmp_path: Path, dtype: str) -> None:
     config = replace(CONFIG, dtype=dtype)
     whole = Toy()
-    want = [row["loss"] for row in train(whole, config, tmp_path / "whole")]
+    expected = [row["loss"] for row in train(whole, config, tmp_path / "whole")]
     with pytest.raises(KeyboardInterrupt):
         train(StopsAt(5), config, tmp_path / "halves")
     again = Toy()
-    got = [row["loss"] for row in train(again, config, tmp_path / "halves")]
-    assert got == want[5:]
+    resumed = [row["loss"] for row in train(again, config, tmp_path / "halves")]
+    assert resumed == expected[5:]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
     logged = [json.loads(line)["step"] for line in (tmp_path / "halves/log.jsonl").read_text().splitlines()]
     assert logged == list(range(1, 13))
 
 
-def test_learns_and_a_broken_pairing_does_not(tmp_path: Path) -> None:
+def test_the_loss_falls(tmp_path: Path) -> None:
     config = replace(CONFIG, steps=300, batch=4, log_every=50)
     rows = train(Toy(), config, tmp_path)
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
@@ -67,7 +67,7 @@ def test_bfloat16_keeps_float32_masters(tmp_path: Path) -> None:
     assert model.weight.dtype == torch.float32 and float(model.weight.detach()) == 1 + 64 * 2**-12
 
 
-def test_other_settings_are_named(tmp_path: Path) -> None:
+def test_settings_that_differ_from_the_checkpoint_are_named(tmp_path: Path) -> None:
     train(Toy(), CONFIG, tmp_path)
     with pytest.raises(TrainingError, match=r"lr: 0.05 then, 0.1 now"):
         train(Toy(), replace(CONFIG, lr=0.1), tmp_path)
@@ -96,7 +96,7 @@ def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "checkpoint.pt")["step"] == 6
 
 
-def test_out_of_memory_names_what_fits(tmp_path: Path) -> None:
+def test_out_of_memory_names_the_largest_batch_that_fits(tmp_path: Path) -> None:
     class Large(Toy):
         def losses(self, step: int) -> dict[str, Tensor]:
             return self.losses_of(step, 16) if step == 2 else super().losses(step)
@@ -137,13 +137,13 @@ def test_ctrl_c_finishes_the_step(tmp_path: Path) -> None:
                 signal.raise_signal(signal.SIGINT)
             return super().losses(step)
 
-    want = [row["loss"] for row in train(Toy(), CONFIG, tmp_path / "whole")]
+    expected = [row["loss"] for row in train(Toy(), CONFIG, tmp_path / "whole")]
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(Interrupted(), CONFIG, tmp_path / "halves")
     assert signal.getsignal(signal.SIGINT) is before
     assert torch.load(tmp_path / "halves/checkpoint.pt")["step"] == 6
-    assert [row["loss"] for row in train(Toy(), CONFIG, tmp_path / "halves")] == want[6:]
+    assert [row["loss"] for row in train(Toy(), CONFIG, tmp_path / "halves")] == expected[6:]
 
 
 def test_the_tasks_own_settings_are_compared(tmp_path: Path) -> None:
@@ -171,15 +171,17 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         train(Toy(), CONFIG, tmp_path)
 
 
-def test_the_progress_line(tmp_path: Path) -> None:
-    said: list[str] = []
-    rows = train(Toy(), CONFIG, tmp_path, say=said.append)
-    assert len(said) == 12 and said[-1].startswith("step 12/12  loss ")
-    assert "samples/s  MFU " in said[-1] and said[-1].endswith("0.0 min left")
+def test_a_progress_line_tells_loss_speed_and_time_left(tmp_path: Path) -> None:
+    lines: list[str] = []
+    rows = train(Toy(), CONFIG, tmp_path, say=lines.append)
+    assert len(lines) == 12 and lines[-1].startswith("step 12/12  loss ")
+    assert "samples/s  MFU " in lines[-1] and lines[-1].endswith("0.0 min left")
     assert 0 < rows[-1]["mfu"] < 1 and rows[-1]["samples_per_second"] > 0
 
 
-def test_tensorboard_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_gets_the_log_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = replace(CONFIG, tensorboard=True)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(TrainingError, match=r"pip install 'qseek\[tensorboard\]'"):
