@@ -27,7 +27,7 @@ class SampleOrder:
         self.training_set, self.seed, self.shards_at_once = training_set, seed, shards_at_once
         self._first_ids = [0, *accumulate(shard.count for shard in training_set.shards)]
         self._epoch = -1
-        # Of `_epoch`: the numbers of the shards in each group, and how many samples come before each group's end.
+        # For the epoch of the last call: the shards' numbers in each group, and the samples up to each group's end.
         self._groups: list[list[int]] = []
         self._group_ends: list[int] = []
         self._permutations: dict[tuple[int, int], np.ndarray] = {}

@@ -106,7 +106,8 @@ def test_every_set_has_its_exact_share_in_a_period() -> None:
         and seen[:100] != seen[MIXTURE_PERIOD : MIXTURE_PERIOD + 100]
     )
     early = Counter(source for source, _ in seen[:1000])
-    assert 650 < early[0] < 850  # mixed, not one after the other
+    # The sets are mixed: one does not follow the other.
+    assert 650 < early[0] < 850
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0], [1.0, -1.0], [1.0, float("nan")]])
@@ -190,7 +191,8 @@ def test_every_caption_of_a_list_is_a_sample(tmp_path: Path) -> None:
     assert captions == [("one", 0), ("two", 0), ("three", 1)]
     assert source.left_out == {"picture is not there": 1, "no caption": 1}
     ids = open_stream(tmp_path, SourceConfig("a.json"), SourceConfig("a.json"), batch=40)[0].picture_ids
-    assert len(set(ids.tolist())) == 4  # the same picture of another source has another number
+    # A picture has another number in another set.
+    assert len(set(ids.tolist())) == 4
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,8 @@ def test_crops_are_inside_and_large_enough() -> None:
         ratios.append((right - left) / (bottom - top))
     assert 0.48 < min(shares) < 0.55 and max(shares) > 0.9
     assert min(ratios) > 0.73 and max(ratios) < 1.37
-    assert draw_crop_box((1000, 10), 0.5, draws) == (493, 0, 506, 10)  # too narrow for any: the central one
+    # The picture is too narrow for any draw, so its central crop is taken.
+    assert draw_crop_box((1000, 10), 0.5, draws) == (493, 0, 506, 10)
 
 
 def test_random_crops_mirror_half() -> None:

@@ -72,7 +72,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
 def test_a_stopped_run_goes_on_to_the_same_bytes(workspace: Path) -> None:
     expected = {path.name: path.read_bytes() for path in run(workspace, "whole/out").iterdir()}
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 3)  # two batches a shard: within the second
+        # A shard has two batches, so this is within the second shard.
+        stop_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             run(workspace)
     out = workspace / "runs" / "out"
@@ -81,7 +82,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(workspace: Path) -> None:
     run(workspace)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == expected and len(expected) == 7
     assert (out / "out-000.tar").stat().st_mtime_ns == before
-    (out / "out-001.tar").unlink()  # a report without its shard is no whole shard
+    # A report without its shard does not count as a shard.
+    (out / "out-001.tar").unlink()
     run(workspace)
     assert (out / "out-001.tar").read_bytes() == expected["out-001.tar"]
     other = run(workspace, "whole/other", replace(CONFIG, seed=1))
@@ -100,8 +102,8 @@ def test_processes_share_the_shards(workspace: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_stage_2_captioner_writes_captions_that_the_matcher_ranks(workspace: Path) -> None:
-    save_tiny("opt", workspace / "runs" / "writer" / "model")
-    out = run(workspace, config=replace(CONFIG, captioner="writer", keep=5, prompt="a"))
+    save_tiny("opt", workspace / "runs" / "stage2" / "model")
+    out = run(workspace, config=replace(CONFIG, captioner="stage2", keep=5, prompt="a"))
     searcher = Searcher(None, load_matcher(workspace))
     for fields in read_shard_json(out)[:3]:
         hits = searcher.match(workspace / "photos" / f"{fields['key']}.png", fields["captions"]).hits
@@ -170,7 +172,7 @@ def write_unreadable_shard(workspace: Path) -> None:
 
 
 def write_stage_2_model(workspace: Path) -> None:
-    save_tiny("opt", workspace / "runs" / "writer" / "model")
+    save_tiny("opt", workspace / "runs" / "stage2" / "model")
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None] | None, Sequence[str], str]] = {
@@ -180,7 +182,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None] | None, Sequence[str], str]] = {
         "mute cannot write captions: it has no ITG head",
     ),
     "no such run": (None, ["captioner=nobody"], "There is no model 'nobody'"),
-    "a writer matches": (write_stage_2_model, ["matcher=writer"], "is a captioner (BLIP-2 stage 2)"),
+    "a captioner matches": (write_stage_2_model, ["matcher=stage2"], "is a captioner (BLIP-2 stage 2)"),
     "no sets": (None, ["pictures="], "`pictures` is empty"),
     "no such set": (None, ["pictures=none-*.tar"], "No shard none-*.tar in"),
     "all unreadable": (

@@ -79,7 +79,7 @@ def test_a_label_competes_or_stays(workspace: Path) -> None:
     assert named < set(ranked["captions"]) and ranked["scores"] == sorted(ranked["scores"])[::-1]
     none, _ = read_shard_json(run(workspace, "none", config))
     assert none["synthetic"] == [True] * 2
-    # with nothing drawn, of labels alone
+    # Nothing is drawn, so that labels are the only captions.
     alone = read_shard_json(run(workspace, "alone", replace(config, originals="ranked", per_photo=0, keep=4)))
     assert len(alone) == 1 and set(alone[0]["captions"]) == named
 
@@ -103,7 +103,7 @@ def test_the_teacher_labels_what_has_no_label(workspace: Path, teacher: Path) ->
 def test_a_picture_gets_a_label_only_where_the_classifier_is_sure(teacher: Path) -> None:
     labeller, pictures = Labeller(teacher, 0.0, "cpu"), random_pictures(6)
     labels = labeller.label_pictures(pictures)
-    # the batch changes nothing
+    # A picture gets the label alone that it gets in a batch.
     assert labels == [label for picture in pictures for label in labeller.label_pictures([picture])]
     mirrored = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]
     assert labels == labeller.label_pictures(mirrored)
@@ -111,7 +111,8 @@ def test_a_picture_gets_a_label_only_where_the_classifier_is_sure(teacher: Path)
     assert labeller.label_pictures(pictures) == [""] * 6
     labeller.min_probability = 0.0
     labeller.names = ["is background", *NAMES[1:]]
-    labeller.bias_C[0] = 1e4  # background is no label
+    # Background is no label.
+    labeller.bias_C[0] = 1e4
     assert labeller.label_pictures(pictures) == [""] * 6
 
 

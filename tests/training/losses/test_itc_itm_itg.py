@@ -149,9 +149,8 @@ def test_match_distillation_by_hand() -> None:
         torch.tensor([[3.0, 1.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [1.0, 2.0]])
     )
     other = torch.tensor([1, 0])
-    margins = torch.tensor(
-        [2.0, 0.0, -1.0, 1.0, 0.5, -0.5]
-    )  # pairs, texts' wrong photos, photos' wrong texts
+    # The pairs, then the texts' wrong photos, then the photos' wrong texts.
+    margins = torch.tensor([2.0, 0.0, -1.0, 1.0, 0.5, -0.5])
     logits = torch.stack([torch.zeros(6), margins], dim=1).requires_grad_()
     actual = itc_itm_itg.match_distillation_loss(logits, similarities, other, other)
     rows = (((3.0, 0.0, 1.0), (2.0, -1.0, 0.5)), ((2.0, 1.0, 0.0), (0.0, 1.0, -0.5)))
