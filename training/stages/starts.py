@@ -47,7 +47,7 @@ def load_stage1_start(config: Stage1Config, data: Path, runs: Path) -> tuple[Ret
     if config.text:
         return _load_earlier_runs(config, runs)
     bert = read_bert(data / config.bert, config.model.qformer)
-    net = Retriever(replace(config.model, qformer=bert.shape))
+    net = Retriever(replace(config.model, qformer=bert.qformer))
     load_encoder(net, data / config.encoder)
     start_from_bert(net, bert)
     return net, bert.tokenizer

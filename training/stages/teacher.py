@@ -16,25 +16,27 @@ TEACHER = "mobilenet_v2.npz"
 
 
 def load_teacher(vision: VisionConfig, folder: Path) -> VisionEncoder:
-    """The teacher in the student's layout, from `mobilenet_v2.npz`: convN.weight, convN.bias in network order, batch
-    norms folded in (so that only their activations stay). Raises DataError when it is not there or does not fit."""
+    """Load the teacher in the layout of its student from `mobilenet_v2.npz`.
+
+    The file holds convN.weight and convN.bias in the order of the network. The batch norms are folded into them, so
+    that only the activations of the batch norms stay. Raises DataError if the file is missing or does not fit.
+    """
     path = folder / TEACHER
     if not path.is_file():
-        raise DataError(f"No teacher at {path}; give its folder with --teacher.")
+        raise DataError(f"There is no teacher at {path}; give its folder with --teacher.")
     encoder = VisionEncoder(vision).eval().requires_grad_(False)
-    convs = [m for m in encoder.modules() if isinstance(m, nn.Conv2d)]
-    with np.load(path) as as_stored:
+    convs = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+    with np.load(path) as arrays:
         for number, conv in enumerate(convs):
-            weight = torch.from_numpy(as_stored[f"conv{number}.weight"]).float()
+            weight = torch.from_numpy(arrays[f"conv{number}.weight"]).float()
             if weight.shape != conv.weight.shape:
                 raise DataError(
-                    f"{path}: conv{number} is {tuple(weight.shape)}, "
-                    f"{vision.timm_name} wants {tuple(conv.weight.shape)}."
+                    f"{path}: conv{number} has the shape {tuple(weight.shape)}, but {vision.timm_name} needs "
+                    f"{tuple(conv.weight.shape)}."
                 )
             conv.weight.copy_(weight)
-            conv.bias = nn.Parameter(
-                torch.from_numpy(as_stored[f"conv{number}.bias"]).float(), requires_grad=False
-            )
+            bias = torch.from_numpy(arrays[f"conv{number}.bias"]).float()
+            conv.bias = nn.Parameter(bias, requires_grad=False)
     for module in list(encoder.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm2d):

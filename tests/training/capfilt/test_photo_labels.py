@@ -142,7 +142,7 @@ def test_bad_label_settings_and_incomplete_teachers_are_refused(
             check_capfilt_config(replace(config, **changes))
     with pytest.raises(DataError, match="give the teacher's folder with --teacher"):
         run_capfilt(config, workspace / "data", workspace / "runs", workspace / "runs" / "out")
-    with pytest.raises(DataError, match="No teacher at"):
+    with pytest.raises(DataError, match="There is no teacher at"):
         Labeller(tmp_path, 0.5, "cpu")
     (teacher / "imagenet_labels.txt").write_text("one\n")
     with pytest.raises(DataError, match="1 names for 4 classes"):

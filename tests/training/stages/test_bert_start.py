@@ -23,7 +23,7 @@ LIKE = QFormerConfig(num_queries=5, cross_attention_every=2, dropout=0.0)
 def started(folder: Path) -> tuple[Retriever, Bert]:
     bert = read_bert(folder, LIKE)
     tiny = tiny_config()
-    net = Retriever(Blip2Config(tiny.vision, bert.shape, embed_dim=16, max_tokens=12)).eval()
+    net = Retriever(Blip2Config(tiny.vision, bert.qformer, embed_dim=16, max_tokens=12)).eval()
     start_from_bert(net, bert)
     return net, bert
 
@@ -41,7 +41,7 @@ def test_reads_texts_as_transformers_bert(tmp_path: Path, kind: Any, pickled: bo
         got = net.qformer.read_texts(ids, mask)
     torch.testing.assert_close(got[mask], want[mask], atol=2e-5, rtol=0)
     assert want[mask].std() > 0.3
-    assert bert.shape.vocab_size == theirs.config.vocab_size + 1
+    assert bert.qformer.vocab_size == theirs.config.vocab_size + 1
     assert bert.tokenizer.token_to_id("[DEC]") == theirs.config.vocab_size
 
 
@@ -93,7 +93,7 @@ def test_letter_case_is_the_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "roberta"}, "describes no BERT: model_type is 'roberta'"),
+        ({"model_type": "roberta"}, "is not the config of a BERT: model_type is 'roberta'"),
         ({"hidden_size": None}, "missing: hidden_size"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"intermediate_size": 41}, r"layers\.0\.text_mlp.* is \(40, 24\), should be \(41, 24\)"),

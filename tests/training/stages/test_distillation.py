@@ -31,13 +31,13 @@ def test_the_teacher_equals_its_original(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_other_teacher_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="No teacher at"):
+    with pytest.raises(DataError, match="There is no teacher at"):
         load_teacher(mini().vision, tmp_path)
     folder = write_random_teacher(tmp_path)
-    as_stored = dict(np.load(folder / "mobilenet_v2.npz"))
-    as_stored["conv3.weight"] = as_stored["conv3.weight"][:5]
-    np.savez(folder / "mobilenet_v2.npz", **as_stored)
-    with pytest.raises(DataError, match="conv3 is"):
+    stored = dict(np.load(folder / "mobilenet_v2.npz"))
+    stored["conv3.weight"] = stored["conv3.weight"][:5]
+    np.savez(folder / "mobilenet_v2.npz", **stored)
+    with pytest.raises(DataError, match="conv3 has the shape"):
         load_teacher(mini().vision, folder)
 
 

@@ -21,7 +21,7 @@ from training.loop.train_loop import train
 from training.losses.cached_embeddings import Stage1Inputs
 from training.losses.stage1_losses import apply_vision_norm, compute_itc_loss
 from training.stages import stage1
-from training.stages.encoder_phase import EncoderEnd, _in_float32
+from training.stages.encoder_phase import EncoderEnd, _compute_in_float32
 from training.stages.stage1 import EncoderTask, run_stage1
 from training.stages.stage1_config import Stage1Config
 from training.stages.text_half import train_tokenizer
@@ -114,7 +114,7 @@ def test_a_run_with_the_encoder_writes_what_it_learned(
 
 def test_strided_depthwise_convolutions_are_computed_in_float32() -> None:
     """Those that are slow in bfloat16 on a CPU: under autocast as without it, and only within."""
-    strided = EncoderEnd(Retriever(convolutional().model).vision, 2).strided
+    strided = EncoderEnd(Retriever(convolutional().model).vision, 2).slow_convs
     assert len(strided) > 1 and all(conv.groups > 1 < conv.stride[0] for conv in strided)
     conv = strided[0]
     maps = torch.randn(2, conv.in_channels, 8, 8).bfloat16()
@@ -122,7 +122,7 @@ def test_strided_depthwise_convolutions_are_computed_in_float32() -> None:
     (want_gradient,) = torch.autograd.grad(want.square().sum(), conv.weight)
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(maps).dtype == torch.bfloat16
-        with _in_float32(strided):
+        with _compute_in_float32(strided):
             got = conv(maps)
         assert conv(maps).dtype == torch.bfloat16 and "forward" not in vars(conv)
     (gradient,) = torch.autograd.grad(got.square().sum(), conv.weight)

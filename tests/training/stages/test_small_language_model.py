@@ -60,7 +60,7 @@ def test_documents_hold_every_caption_of_one_photo() -> None:
     torch.manual_seed(3)
     seen = set()
     for _ in range(20):
-        text = tokenizer.decode(task._document(2), skip_special_tokens=False)
+        text = tokenizer.decode(task._draw_document(2), skip_special_tokens=False)
         lines = text.removesuffix("\n").split("\n")
         assert all(line.startswith("</s>") for line in lines)
         assert sorted(line.removeprefix("</s>").removeprefix("a photo of ") for line in lines) == sorted(
@@ -76,7 +76,7 @@ def test_losses_are_those_of_the_model_itself() -> None:
     settings = config()
     torch.manual_seed(0)
     task = LanguageTask(make_opt(settings, tokenizer.get_vocab_size()), tokenizer, GROUPS, settings)
-    documents = [task._document(0), task._document(1)[:7], task._document(2)[:3]]
+    documents = [task._draw_document(0), task._draw_document(1)[:7], task._draw_document(2)[:3]]
     losses, rows = task.document_losses(documents)
     for number, document in enumerate(documents):
         ids = torch.tensor([document])
@@ -138,10 +138,10 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         run_language(config(), tmp_path, tmp_path)
     write_table(tmp_path, "1\tone\n")
-    with pytest.raises(DataError, match="1 photos with captions are fewer than a batch of 8"):
+    with pytest.raises(DataError, match="1 photo with captions cannot fill a batch of 8"):
         run_language(config(), tmp_path, tmp_path)
     write_table(tmp_path, "1 one\n")
-    with pytest.raises(DataError, match=r"line 1: 1 fields"):
+    with pytest.raises(DataError, match=r"line 1: 1 field instead of two"):
         run_language(config(), tmp_path, tmp_path / "b")
 
 

@@ -49,7 +49,7 @@ def test_what_is_refused(models: list[Path], tmp_path: Path) -> None:
     words = tiny_checkpoint(tmp_path / "words") / "tokenizer.json"
     words.write_text(words.read_text().replace('"dog"', '"dig"'))
     for arguments, reason in (
-        ([models[0]], "1 model has no average"),
+        ([models[0]], "1 model cannot be averaged"),
         ([models[0], other], "has another architecture than"),
         ([models[0], tmp_path / "words"], "has another vocabulary than"),
         ([models[0], tmp_path / "nothing"], "There is no model"),
