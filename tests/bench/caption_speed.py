@@ -89,7 +89,7 @@ def opt_config(size: Size, layers: int | None) -> OPTConfig:
 
 def make_theirs(size: Size, layers: int | None) -> Any:
     """Transformers' model with weights that let what goes in decide what comes out, each made in the run's dtype."""
-    from tiny_language import spread as spread_weights
+    from tiny_language import randomise_weights
     from transformers import (
         Blip2Config,
         Blip2ForConditionalGeneration,
@@ -115,7 +115,7 @@ def make_theirs(size: Size, layers: int | None) -> Any:
     for name, buffer in theirs.named_buffers():
         if name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[1])[None])
-    return spread_weights(theirs)
+    return randomise_weights(theirs)
 
 
 def make_sides(size: Size, layers: int | None, folder: Path) -> tuple[Any, CaptionModel]:

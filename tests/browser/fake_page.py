@@ -13,8 +13,8 @@ import fake_model  # noqa: E402
 
 from ui import session  # noqa: E402
 
-session.load_model = fake_model.load_fake
+session.load_model = fake_model.load_fake_model
 session.make_searcher = fake_model.make_fake_searcher
-session.load_photo_captioner = fake_model.load_fake_writer
-session.choose_captioner = fake_model.fake_writer_of
+session.load_photo_captioner = fake_model.load_fake_captioner
+session.choose_captioner = fake_model.choose_fake_captioner
 runpy.run_path(str(ROOT / "ui" / "page" / "page.py"), run_name="__main__")

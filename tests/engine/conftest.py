@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tiny import tiny_checkpoint
-from tiny_language import KINDS, save_tiny
+from tiny_language import KINDS, save_tiny_captioner
 
 from engine.models import catalogue
 from engine.models.caption_model import CaptionModel
@@ -15,7 +15,7 @@ from engine.models.loading import load_captioner
 
 @pytest.fixture(scope="module", params=KINDS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CaptionModel:
-    folder = save_tiny(request.param, tmp_path_factory.mktemp(request.param))
+    folder = save_tiny_captioner(request.param, tmp_path_factory.mktemp(request.param))
     return load_captioner(str(folder), device="cpu", dtype="float32")
 
 

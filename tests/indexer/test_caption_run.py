@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from brute_force_scores import assert_well_formed, ids_of, match_logits, stored_itc
-from fake_model import FakeModel, FakeWriter, colour_vector
+from brute_force_scores import assert_well_formed, list_photo_ids, match_logits, score_stored_photos
+from fake_model import FakeCaptioner, FakeModel, colour_vector
 from PIL import Image
 from tiny import tiny_model, write_pictures
 
@@ -47,9 +47,9 @@ def take_in(store: Store, photos: Path) -> None:
     build_index([photos], store, PhotoEncoder(FakeModel(), "none"), workers=0)
 
 
-def caption(store: Store, writer: FakeWriter | None = None, **options: object) -> CaptionReport:
+def caption(store: Store, writer: FakeCaptioner | None = None, **options: object) -> CaptionReport:
     settings = {"workers": 0, **options}
-    return index_captions(store, writer or FakeWriter(), FakeModel().encode_texts, **settings)  # type: ignore[arg-type]
+    return index_captions(store, writer or FakeCaptioner(), FakeModel().encode_texts, **settings)  # type: ignore[arg-type]
 
 
 def texts(store: Store) -> dict[str, str]:
@@ -66,8 +66,8 @@ def test_each_photo_gets_its_caption_once(store: Store) -> None:
     report = caption(store, batch_size=3)
     assert (report.written, report.kept, report.failed) == (4, 0, ())
     assert texts(store) == {name: f"a {name} thing" for name in COLOURS}
-    writer = FakeWriter()
-    assert caption(store, writer).kept == 4 and writer.pictures == 0
+    writer = FakeCaptioner()
+    assert caption(store, writer).kept == 4 and writer.num_pictures == 0
     old.refresh()
     assert texts(old) == texts(Store.open(store.folder)) == texts(store)
     ids, _ = store.captions.list_ids_and_photos()
@@ -86,16 +86,16 @@ def test_only_new_photos_are_captioned(store: Store, photos: Path) -> None:
     (photos / "red.png").rename(photos / "scarlet.png")  # moved: known by its content
     Image.new("RGB", (20, 16), (250, 250, 0)).save(photos / "blue.png")  # edited: another photo
     take_in(store, photos)
-    writer = FakeWriter()
+    writer = FakeCaptioner()
     report = caption(store, writer)
-    assert (report.written, report.kept, writer.pictures) == (1, 3, 1)
+    assert (report.written, report.kept, writer.num_pictures) == (1, 3, 1)
     assert texts(store)["blue"] == "a yellow thing" and texts(store)["scarlet"] == "a red thing"
 
 
 def test_another_captioner_writes_them_anew(store: Store) -> None:
     caption(store)
     before, _ = store.captions.list_ids_and_photos()
-    report = caption(store, FakeWriter(*SKETCHER))
+    report = caption(store, FakeCaptioner(*SKETCHER))
     assert (report.written, report.kept) == (4, 0)
     assert store.captions.count_by_captioner() == {"sketcher": 4} and store.num_captions == 4
     after, owners = store.captions.list_ids_and_photos()
@@ -112,17 +112,17 @@ def test_only_photos_beneath_the_folders(store: Store, tmp_path: Path) -> None:
 
 
 def test_what_was_written_before_a_stop_stays(store: Store) -> None:
-    class Stopped(FakeWriter):
+    class Stopped(FakeCaptioner):
         def caption(self, pictures_BHWC: np.ndarray, *_: object) -> list[str]:
-            if self.pictures:
+            if self.num_pictures:
                 raise KeyboardInterrupt
             return super().caption(pictures_BHWC)
 
     with pytest.raises(KeyboardInterrupt):
         caption(store, Stopped(), batch_size=3)
     assert store.num_captions == 3
-    writer = FakeWriter()
-    assert (caption(store, writer).kept, writer.pictures) == (3, 1)
+    writer = FakeCaptioner()
+    assert (caption(store, writer).kept, writer.num_pictures) == (3, 1)
 
 
 def test_photos_that_are_not_what_they_were(store: Store, photos: Path) -> None:
@@ -145,7 +145,7 @@ def test_another_place_of_a_photo_serves(store: Store, photos: Path) -> None:
 
 
 def test_an_empty_text_is_a_failure(store: Store) -> None:
-    class Mute(FakeWriter):
+    class Mute(FakeCaptioner):
         def caption(self, pictures_BHWC: np.ndarray, *_: object) -> list[str]:
             return [text.replace("a red thing", " ") for text in super().caption(pictures_BHWC)]
 
@@ -211,7 +211,7 @@ def searcher(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
 def captioned(searcher: Searcher) -> dict[int, float]:
     """All but two photos have a caption, the last ones by ITC the best; their cosines with the query."""
     assert searcher.store is not None
-    itc = stored_itc(searcher, QUERY)
+    itc = score_stored_photos(searcher, QUERY)
     worst_first = sorted(itc, key=lambda id_: itc[id_])[:22]
     wanted = [
         QUERY,
@@ -233,7 +233,7 @@ def captioned(searcher: Searcher) -> dict[int, float]:
 
 def brute_scores(model: RetrievalModel, searcher: Searcher, chosen: list[int]) -> dict[int, float]:
     assert searcher.store is not None
-    itc = stored_itc(searcher, QUERY)
+    itc = score_stored_photos(searcher, QUERY)
     paths = {photo.id: photo.path for photo in searcher.store.read_photos(chosen)}
     return {id_: float(match_logits(model, paths[id_], QUERY)[1]) + itc[id_] for id_ in chosen}
 
@@ -247,14 +247,14 @@ def test_photos_with_near_captions_are_candidates(
     searcher: Searcher, captioned: dict[int, float], top: int
 ) -> None:
     k = 8
-    itc = stored_itc(searcher, QUERY)
+    itc = score_stored_photos(searcher, QUERY)
     near = by(captioned)[: k // CAPTIONED_SHARE]
     chosen = sorted({*by(itc)[:k], *near})
     assert not set(near) <= set(by(itc)[:k]), "captions should bring something"
     want = brute_scores(searcher.model, searcher, chosen)
     found = searcher.search(QUERY, top=top, rerank=k)
     others = [id_ for id_ in by(itc)[: max(top, k)] if id_ not in chosen]
-    assert ids_of(found) == (by(want) + others)[:top]
+    assert list_photo_ids(found) == (by(want) + others)[:top]
     for hit in found.hits:
         if hit.photo.id in want:
             assert hit.score == pytest.approx(want[hit.photo.id], abs=1e-4)
@@ -268,15 +268,15 @@ def test_captions_may_count_in_the_score(
     searcher: Searcher, captioned: dict[int, float], rerank: int
 ) -> None:
     weight, top = 3.0, 8
-    itc = stored_itc(searcher, QUERY)
+    itc = score_stored_photos(searcher, QUERY)
     chosen = sorted({*by(itc)[:8], *by(captioned)[:8]})
     base = brute_scores(searcher.model, searcher, chosen) if rerank else {id_: itc[id_] for id_ in chosen}
     mean = float(np.mean([captioned[id_] for id_ in chosen if id_ in captioned]))
     want = {id_: base[id_] + weight * captioned.get(id_, mean) for id_ in chosen}
     found = searcher.search(QUERY, top=top, rerank=rerank, caption_weight=weight)
-    assert ids_of(found) == by(want)[:top] != by(base)[:top]
+    assert list_photo_ids(found) == by(want)[:top] != by(base)[:top]
     assert [hit.score for hit in found.hits] == pytest.approx(
-        [want[i] for i in ids_of(found)], abs=2e-3 * weight
+        [want[i] for i in list_photo_ids(found)], abs=2e-3 * weight
     )
 
 
@@ -284,5 +284,5 @@ def test_without_reranking_and_weight_captions_change_nothing(
     searcher: Searcher, captioned: dict[int, float]
 ) -> None:
     found = searcher.search(QUERY, top=8, rerank=0)
-    assert ids_of(found) == by(stored_itc(searcher, QUERY))[:8]
-    assert {hit.photo.id for hit in found.hits if hit.caption} == set(captioned) & set(ids_of(found))
+    assert list_photo_ids(found) == by(score_stored_photos(searcher, QUERY))[:8]
+    assert {hit.photo.id for hit in found.hits if hit.caption} == set(captioned) & set(list_photo_ids(found))

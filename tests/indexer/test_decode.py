@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from corners import quarters
+from corners import draw_quarters
 
 from engine.errors import PhotoError
 from indexer import decode as module
@@ -15,8 +15,8 @@ from indexer.decode import Decoded, DecodeJob, Known, attempt, decode
 
 
 def test_a_known_photo_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quarters().save(tmp_path / "a.png")
-    quarters().rotate(90).save(tmp_path / "b.png")
+    draw_quarters().save(tmp_path / "a.png")
+    draw_quarters().rotate(90).save(tmp_path / "b.png")
     digest = decode(tmp_path / "a.png", 16).digest
     monkeypatch.setattr(module, "squash", lambda picture, size: pytest.fail("decoded"))
     assert attempt([DecodeJob(tmp_path / "a.png", frozenset({digest, "another"}))], 16) == [Known(digest)]
@@ -25,7 +25,7 @@ def test_a_known_photo_is_not_decoded(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_several_tasks_keep_their_order_and_their_failures(tmp_path: Path) -> None:
-    quarters().save(tmp_path / "a.png")
+    draw_quarters().save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
     first, second, third = attempt([DecodeJob(tmp_path / name) for name in ("a.png", "b.png", "a.png")], 16)
     assert isinstance(first, Decoded)

@@ -12,22 +12,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mean_colour import MANIFEST, MeanColour, build, colour, counts, paint, photos, stored_colours
+from mean_colour import (
+    MANIFEST,
+    MeanColour,
+    build_and_count,
+    colour_of_number,
+    count_changes,
+    paint,
+    read_stored_colours,
+    write_numbered_photos,
+)
 
 from engine.index.store import Store
 
 
 def test_worker_processes_give_the_same_as_none(tmp_path: Path, store: Store) -> None:
-    root = photos(tmp_path / "photos", range(70))
+    root = write_numbered_photos(tmp_path / "photos", range(70))
     (root / "0020b.png").write_bytes(b"")
     encoder = MeanColour()
-    report, encoded = build(store, root, encoder=encoder, workers=2, batch_size=16)
-    assert counts(report) == {"added": 70, "failed": 1}
+    report, encoded = build_and_count(store, root, encoder=encoder, workers=2, batch_size=16)
+    assert count_changes(report) == {"added": 70, "failed": 1}
     assert encoded == 70
     assert max(encoder.batches) == 16
-    assert stored_colours(store) == {root / f"{number:04}.png": colour(number) for number in range(70)}
+    assert read_stored_colours(store) == {
+        root / f"{number:04}.png": colour_of_number(number) for number in range(70)
+    }
     other = Store.create(tmp_path / "other", MANIFEST)
-    build(other, root)
+    build_and_count(other, root)
     assert np.array_equal(
         store.read_vectors(store.list_live_ids()), other.read_vectors(other.list_live_ids())
     )  # ids in scan order
@@ -84,20 +95,22 @@ def has_ended(pid: int) -> bool:
 
 
 def test_kill_9_loses_seconds_and_leaves_no_process_behind(tmp_path: Path, store: Store) -> None:
-    root = photos(tmp_path / "photos", range(400))
+    root = write_numbered_photos(tmp_path / "photos", range(400))
     with start_build(tmp_path, root) as process:
         done = wait_until_done(process, 100)
         workers = children(process)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     store.refresh()
-    kept = len(stored_colours(store))
+    kept = len(read_stored_colours(store))
     assert kept > 0
     assert kept >= done - 60  # 0.3 s of 80 photos/s at most, and a commit's own time
-    report, encoded = build(store, root)  # the lock is free again
-    assert counts(report) == {"added": 400 - kept, "unchanged": kept}
+    report, encoded = build_and_count(store, root)  # the lock is free again
+    assert count_changes(report) == {"added": 400 - kept, "unchanged": kept}
     assert encoded <= 400 - kept
-    assert stored_colours(store) == {root / f"{number:04}.png": colour(number) for number in range(400)}
+    assert read_stored_colours(store) == {
+        root / f"{number:04}.png": colour_of_number(number) for number in range(400)
+    }
     deadline = time.monotonic() + 20
     while not all(has_ended(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -105,7 +118,7 @@ def test_kill_9_loses_seconds_and_leaves_no_process_behind(tmp_path: Path, store
 
 
 def test_ctrl_c_ends_at_once_and_quietly(tmp_path: Path, store: Store) -> None:
-    root = photos(tmp_path / "photos", range(400))
+    root = write_numbered_photos(tmp_path / "photos", range(400))
     with start_build(tmp_path, root) as process:
         done = wait_until_done(process, 60)
         for pid in [process.pid, *children(process)]:  # a terminal sends it to all of them
@@ -115,7 +128,7 @@ def test_ctrl_c_ends_at_once_and_quietly(tmp_path: Path, store: Store) -> None:
     assert errors.count("Traceback") == 1  # the parent's own, none of a worker
     assert errors.rstrip().endswith("KeyboardInterrupt")
     store.refresh()
-    assert done <= len(stored_colours(store)) < 400
+    assert done <= len(read_stored_colours(store)) < 400
 
 
 def run_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -128,21 +141,21 @@ def run_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> 
 def test_when_no_worker_can_start_no_photo_is_blamed(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = photos(tmp_path / "photos", range(20))
+    root = write_numbered_photos(tmp_path / "photos", range(20))
     run_at_start(
         tmp_path, monkeypatch, "import os, sys\nif 'spawn_main' in str(sys.orig_argv): os._exit(1)\n"
     )
     with pytest.raises(BrokenProcessPool):
-        build(store, root, workers=2)
+        build_and_count(store, root, workers=2)
     assert store.read_failures() == {}
-    assert counts(build(store, root, workers=0)[0]) == {"added": 20}
+    assert count_changes(build_and_count(store, root, workers=0)[0]) == {"added": 20}
 
 
 def test_a_photo_that_kills_its_worker_is_the_only_one_that_fails(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the workers, opening a file that ends in poison.png ends the process."""
-    root = photos(tmp_path / "photos", range(40))
+    root = write_numbered_photos(tmp_path / "photos", range(40))
     paint(root / "0011-poison.png", 50)
     paint(root / "0030-poison.png", 51)
     run_at_start(
@@ -154,11 +167,13 @@ def test_a_photo_that_kills_its_worker_is_the_only_one_that_fails(
         "        os._exit(9)\n"
         "sys.addaudithook(hook)\n",
     )
-    report, encoded = build(store, root, workers=2)
-    assert counts(report) == {"added": 40, "failed": 2}
+    report, encoded = build_and_count(store, root, workers=2)
+    assert count_changes(report) == {"added": 40, "failed": 2}
     assert [failure.path.name for failure in report.failed] == ["0011-poison.png", "0030-poison.png"]
     assert {failure.reason.partition(" (")[0] for failure in report.failed} == {
         "the process that decoded it died"
     }
     assert encoded == 40
-    assert stored_colours(store) == {root / f"{number:04}.png": colour(number) for number in range(40)}
+    assert read_stored_colours(store) == {
+        root / f"{number:04}.png": colour_of_number(number) for number in range(40)
+    }

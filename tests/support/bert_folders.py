@@ -10,7 +10,9 @@ from tiny import SPECIAL, tiny_tokenizer
 from transformers import BertConfig, BertForMaskedLM
 
 
-def bert_folder(folder: Path, kind: Any = BertForMaskedLM, *, pickled: bool = False, **changes: Any) -> Any:
+def save_bert_folder(
+    folder: Path, kind: Any = BertForMaskedLM, *, pickled: bool = False, **changes: Any
+) -> Any:
     """A small BERT with strong random weights, as `save_pretrained` writes it, and its vocab.txt."""
     pieces = sorted(tiny_tokenizer().get_vocab().items(), key=lambda item: item[1])
     words = [piece for piece, _ in pieces if piece != SPECIAL[-1]]  # [DEC] is ours

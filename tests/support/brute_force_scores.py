@@ -15,7 +15,7 @@ from engine.models.retrieval_model import RetrievalModel
 from engine.search.searcher import Searcher
 from engine.types import Hit, Results
 
-QUERY = "a red dog in the snow"
+TEXT = "a red dog in the snow"
 NAMES = [f"album {n % 3}/photo {n:02}.png" for n in range(24)]
 TEXTS = [
     "a red dog",
@@ -27,7 +27,7 @@ TEXTS = [
 ]
 
 
-def picture(path: Path) -> np.ndarray:
+def read_square(path: Path) -> np.ndarray:
     """Return a photo as the square that the model reads, made with Pillow alone."""
     return np.array(Image.open(path).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
@@ -35,16 +35,16 @@ def picture(path: Path) -> np.ndarray:
 def match_logits(model: RetrievalModel, path: Path, text: str) -> np.ndarray:
     ids, mask, _ = model.tokenizer([text])
     return model.net.match(
-        model.compute_photo_keys(model.encode_patches(picture(path)[None])), ids, mask
+        model.compute_photo_keys(model.encode_patches(read_square(path)[None])), ids, mask
     ).numpy()[0]
 
 
-def fresh_itc(model: RetrievalModel, path: Path, text: str) -> float:
-    photo_QE = model.encode_photos(model.encode_patches(picture(path)[None]))[0]
+def compute_itc_score(model: RetrievalModel, path: Path, text: str) -> float:
+    photo_QE = model.encode_photos(model.encode_patches(read_square(path)[None]))[0]
     return float((photo_QE @ model.encode_texts([text])[0][0]).max())
 
 
-def stored_itc(searcher: Searcher, text: str) -> dict[int, float]:
+def score_stored_photos(searcher: Searcher, text: str) -> dict[int, float]:
     """Return the ITC score of a text with every photo of the index, by the photo's id."""
     assert searcher.store is not None
     ids = searcher.store.list_live_ids()
@@ -53,11 +53,11 @@ def stored_itc(searcher: Searcher, text: str) -> dict[int, float]:
     return dict(zip(ids.tolist(), scores.tolist(), strict=True))
 
 
-def sort_by(scores: dict[int, float]) -> list[int]:
+def sort_by_score(scores: dict[int, float]) -> list[int]:
     return sorted(scores, key=lambda id_: (-scores[id_], id_))
 
 
-def ids_of(results: Results) -> list[int]:
+def list_photo_ids(results: Results) -> list[int]:
     return [hit.photo.id for hit in results.hits]
 
 

@@ -12,7 +12,7 @@ S, E = 8, 32
 KINDS = ["flat", "fp16", "int8"]
 
 
-def unit(values: np.ndarray) -> np.ndarray:
+def normalise(values: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values, axis=-1, keepdims=True)
 
 
@@ -21,14 +21,14 @@ def compute_photo_vectors(count: int, seed: int = 0, noise: float = 0.7) -> np.n
     rng = np.random.default_rng(seed)
     photo = rng.standard_normal((count, 1, E))
     slot = np.random.default_rng(99).standard_normal((1, S, E))
-    return unit(photo + slot + noise * rng.standard_normal((count, S, E))).astype(np.float16)
+    return normalise(photo + slot + noise * rng.standard_normal((count, S, E))).astype(np.float16)
 
 
-def text_vectors(count: int, seed: int = 1) -> np.ndarray:
-    return unit(np.random.default_rng(seed).standard_normal((count, E))).astype(np.float32)
+def compute_text_vectors(count: int, seed: int = 1) -> np.ndarray:
+    return normalise(np.random.default_rng(seed).standard_normal((count, E))).astype(np.float32)
 
 
-def brute_force(
+def rank_scores(
     ids: np.ndarray, scores_N: np.ndarray, k: int, allowed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     keep = np.ones(len(ids), bool) if allowed is None else np.array([i in set(allowed.tolist()) for i in ids])
@@ -38,26 +38,26 @@ def brute_force(
     return np.append(ids[best], [-1] * padding), np.append(scores_N[best], [-np.inf] * padding)
 
 
-def best_by_maximum(
+def rank_by_maximum(
     ids: np.ndarray, vectors_NSE: np.ndarray, query: np.ndarray, k: int, allowed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    return brute_force(ids, (vectors_NSE.astype(np.float64) @ query).max(axis=1), k, allowed)
+    return rank_scores(ids, (vectors_NSE.astype(np.float64) @ query).max(axis=1), k, allowed)
 
 
-def best_by_mean(
+def rank_by_mean(
     ids: np.ndarray, vectors_NSE: np.ndarray, photo: np.ndarray, k: int, allowed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     cosines = np.einsum("nse,se->ns", vectors_NSE.astype(np.float64), photo.astype(np.float64))
-    return brute_force(ids, cosines.mean(axis=1), k, allowed)
+    return rank_scores(ids, cosines.mean(axis=1), k, allowed)
 
 
-def assert_same(hits: tuple[np.ndarray, np.ndarray], want: tuple[np.ndarray, np.ndarray]) -> None:
+def assert_same_hits(hits: tuple[np.ndarray, np.ndarray], want: tuple[np.ndarray, np.ndarray]) -> None:
     assert hits[0].dtype == np.int64 and hits[1].dtype == np.float32
     assert hits[0].tolist() == want[0].astype(int).tolist()
     np.testing.assert_allclose(hits[1], want[1], atol=2e-6)
 
 
-class OnGpu:
+class FakeGpuIndex:
     """A flat index that behaves as FAISS' on a GPU: half floats, k <= 2048, no selectors."""
 
     def __init__(self, width: int) -> None:
@@ -73,7 +73,7 @@ class OnGpu:
         return self._index.search(queries.astype(np.float16).astype(np.float32), k)
 
 
-def an_index(
+def make_slot_index(
     kind: str, ids: np.ndarray, photos: np.ndarray, device: str = "cpu", parts: int = 1
 ) -> SlotIndex:
     places = {int(id_): place for place, id_ in enumerate(ids)}

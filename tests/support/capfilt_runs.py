@@ -26,7 +26,7 @@ ORIGINAL_CAPTIONS = [
 ]
 
 
-def run(workspace: Path, name: str = "out", config: CapfiltConfig = CONFIG) -> Path:
+def run_in_workspace(workspace: Path, name: str = "out", config: CapfiltConfig = CONFIG) -> Path:
     run_capfilt(config, workspace / "data", workspace / "runs", workspace / "runs" / name)
     return workspace / "runs" / name
 
@@ -45,7 +45,7 @@ def load_matcher(workspace: Path) -> RetrievalModel:
     return load_captioner_and_matcher(CONFIG, workspace / "runs", "cpu")[1]
 
 
-def run_command(workspace: Path, *changes: str, data: str = "data") -> Result:
+def run_train_command(workspace: Path, *changes: str, data: str = "data") -> Result:
     settings = [
         f"captioner={CONFIG.captioner}",
         "matcher=tiny",

@@ -26,5 +26,5 @@ def qseek(*arguments: object, stdin: bytes | None = None):
     )
 
 
-def lines(result) -> list[dict]:
+def parse_json_lines(result) -> list[dict]:
     return [json.loads(line) for line in result.stdout.splitlines()]

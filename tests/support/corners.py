@@ -10,7 +10,7 @@ from PIL import Image
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 
 
-def quarters(width: int = 96, height: int = 64) -> Image.Image:
+def draw_quarters(width: int = 96, height: int = 64) -> Image.Image:
     """Red and green above, blue and yellow below: every turn and mirror image differs."""
     picture = Image.new("RGB", (width, height))
     for number, colour in enumerate((RED, GREEN, BLUE, YELLOW)):
@@ -19,7 +19,7 @@ def quarters(width: int = 96, height: int = 64) -> Image.Image:
     return picture
 
 
-def corners(picture: Image.Image | np.ndarray) -> list[tuple[int, ...]]:
+def read_quarter_colours(picture: Image.Image | np.ndarray) -> list[tuple[int, ...]]:
     """The middle of each quarter, row by row."""
     pixels_HWC = np.asarray(picture)
     height, width, _ = pixels_HWC.shape
@@ -33,7 +33,7 @@ def assert_near(
     assert np.abs(np.array(colours) - np.array(expected)).max() <= tolerance, (colours, expected)
 
 
-def with_orientation(orientation: int) -> Image.Exif:
+def make_orientation_exif(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif

@@ -18,11 +18,11 @@ from engine.models.loading import load_model
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
 
 
-def digest(folder: Path) -> str:
+def compute_folder_digest(folder: Path) -> str:
     return hub.compute_digest(read_folder(folder).files)
 
 
-def load(folder: Path) -> retrieval_model.RetrievalModel:
+def load_on_cpu(folder: Path) -> retrieval_model.RetrievalModel:
     return load_model(str(folder), device="cpu", dtype="float32")
 
 
@@ -38,7 +38,7 @@ def change_weights(folder: Path, change: Callable[[dict], object]) -> None:
     save_file(state, folder / "model.safetensors")
 
 
-FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+DAMAGED_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights gone": (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
     "weights empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a readable safetensors"),
     "weights cut": (
@@ -73,7 +73,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         r"no \[DEC\] token",
     ),
 }
-CONFIGS: dict[str, tuple[Callable[[dict], object], str]] = {
+DAMAGED_CONFIGS: dict[str, tuple[Callable[[dict], object], str]] = {
     "unknown key": (lambda c: c.update(depth=3), r"unknown \['depth'\]"),
     "unknown inner key": (
         lambda c: c["qformer"].update(heads=3),

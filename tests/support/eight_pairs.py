@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tiny_language import SPECIAL, language_config, spread, untie
+from tiny_language import SPECIAL, language_config, randomise_weights, untie
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -93,7 +93,7 @@ def language_model(kind: str) -> Any:
     config = language_config(kind)
     config.vocab_size = word_tokenizer(kind).get_vocab_size()
     automatic = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
-    return spread(untie(automatic.from_config(config)), seed=1)
+    return randomise_weights(untie(automatic.from_config(config)), seed=1)
 
 
 def stage1_net() -> tuple[Retriever, Tokenizer]:

@@ -152,19 +152,19 @@ def make_fake_searcher(store: Store | None, model: FakeModel, *, hold: bool = Fa
 
 
 @dataclass
-class FakeWriter:
+class FakeCaptioner:
     """Says the name of the colour that is nearest to the photo's mean, and answers with the question's last word."""
 
     name: str = "painter"
     digest: str = "d1" * 16
     image_size: int = SIDE
     answers: bool = True
-    pictures: int = 0
+    num_pictures: int = 0
 
     def caption(
         self, pictures_BHWC: np.ndarray, prompt: str | None = None, options: object = None
     ) -> list[str]:
-        self.pictures += len(pictures_BHWC)
+        self.num_pictures += len(pictures_BHWC)
         means = [_unit(one.reshape(-1, E).mean(axis=0)) for one in pictures_BHWC]
         return [f"a {max(COLOURS, key=lambda name: mean @ colour_vector(name))} thing" for mean in means]
 
@@ -175,14 +175,14 @@ class FakeWriter:
         return [f"{colour}, {questions[0].split()[-1]}"]
 
 
-def load_fake_writer(name: str | None, searching: object = None) -> FakeWriter:
+def load_fake_captioner(name: str | None, searching: object = None) -> FakeCaptioner:
     """In the place of `ui.session.load_photo_captioner`."""
     if name not in (None, "painter", "sketcher"):
         raise QueryError(f"there is no model {name}")
-    return FakeWriter(*(("sketcher", "d2" * 16) if name == "sketcher" else ()))
+    return FakeCaptioner(*(("sketcher", "d2" * 16) if name == "sketcher" else ()))
 
 
-def fake_writer_of(given: str | None, store: Store, searching: str) -> tuple[str, bool]:
+def choose_fake_captioner(given: str | None, store: Store, searching: str) -> tuple[str, bool]:
     """In the place of `ui.session.choose_captioner`."""
     return given or "painter", given != "mute"
 
@@ -191,7 +191,7 @@ def compute_digest(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
-def load_fake(name: str | None) -> FakeModel:
+def load_fake_model(name: str | None) -> FakeModel:
     """In the place of `ui.session.load_model`."""
     if name not in (None, "colours"):
         raise QueryError(f"there is no model {name}")

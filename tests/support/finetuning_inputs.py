@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from eight_pairs import COLOURS, language_model, put_before_language_model, stage1_net, word_tokenizer
-from shard_writing import picture
+from shard_writing import make_png
 
 from engine.blip2.captioner import Captioner
 from engine.blip2.generation import GenerationOptions
@@ -54,13 +54,13 @@ def read_squares(data: Path, model: CaptionModel, colours: tuple[str, ...] = COL
     return np.stack([squash(open_picture(data / f"{colour}.png"), size) for colour in colours])
 
 
-LEARNS = replace(OPTIM, steps=100, lr=5e-3, log_every=20)
+LEARNING_OPTIM = replace(OPTIM, steps=100, lr=5e-3, log_every=20)
 
 
 def write_finetuning_data(folder: Path) -> Path:
     """Eight one-coloured pictures with captions and questions; a stage-1 model; captioners before two languages."""
     for colour in COLOURS:
-        (folder / f"{colour}.png").write_bytes(picture(colour, (40, 40)))
+        (folder / f"{colour}.png").write_bytes(make_png(colour, (40, 40)))
     captions = [{"image": f"{c}.png", "caption": f"the wall is {c}"} for c in COLOURS]
     (folder / "captions.json").write_text(json.dumps(captions))
     questions = [

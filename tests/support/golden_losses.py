@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from shard_writing import picture, write_shard
+from shard_writing import make_png, write_shard
 from tiny import tiny_checkpoint, tiny_config
 from tiny_language import save_language
 
@@ -35,7 +35,7 @@ def write_inputs(folder: Path) -> None:
     members: dict[str, bytes] = {}
     for colour in COLOURS:
         facts = json.dumps({"captions": [f"a {colour} house", f"the {colour} snow"]})
-        members |= {f"{colour}.png": picture(colour), f"{colour}.json": facts.encode()}
+        members |= {f"{colour}.png": make_png(colour), f"{colour}.json": facts.encode()}
     write_shard(folder / "s-0.tar", members)
     tiny_checkpoint(folder / "model", MODEL)
     save_language("opt", folder / "language")
@@ -112,7 +112,7 @@ def run_and_read_losses(name: str, folder: Path) -> dict[str, list[float]]:
     }
 
 
-def compute() -> dict[str, dict[str, list[float]]]:
+def compute_losses() -> dict[str, dict[str, list[float]]]:
     """Compute the losses of every run."""
     losses = {}
     for name in RUNS:
@@ -122,5 +122,5 @@ def compute() -> dict[str, dict[str, list[float]]]:
 
 
 if __name__ == "__main__":
-    FILE.write_text(json.dumps(compute(), indent=1) + "\n")
+    FILE.write_text(json.dumps(compute_losses(), indent=1) + "\n")
     print(f"wrote {FILE}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from caption_logits import caption_logits
-from reference import normal, small_config, weight
+from reference import draw_normal, draw_weight, small_config
 
 from engine.blip2.itg_decoding import search_captions
 from engine.blip2.retriever import Retriever
@@ -22,13 +22,13 @@ FILE = Path(__file__).parents[1] / "golden" / "small.npz"
 IDS = torch.tensor([[101, 7, 8, 9, 102, 0, 0], [101, 5000, 102, 0, 0, 0, 0], [101, 3, 1, 4, 1, 5, 102]])
 
 
-def compute() -> dict[str, np.ndarray]:
+def compute_arrays() -> dict[str, np.ndarray]:
     """Every head and loss of the formula-made small model on three pairs."""
     model = Retriever(small_config()).eval().requires_grad_(False)
     state = model.state_dict()
-    model.load_state_dict({name: weight(name, value.shape, 0.12, 0.1) for name, value in state.items()})
+    model.load_state_dict({name: draw_weight(name, value.shape, 0.12, 0.1) for name, value in state.items()})
     model.temperature.fill_(0.07)
-    patches = model.encode_patches(normal(11, (3, 3, 56, 56)))
+    patches = model.encode_patches(draw_normal(11, (3, 3, 56, 56)))
     keys = model.compute_photo_keys(patches)
     mask = IDS != 0
     negatives = torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1])
@@ -48,5 +48,5 @@ def compute() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    np.savez_compressed(FILE, **compute())
+    np.savez_compressed(FILE, **compute_arrays())
     print(f"wrote {FILE}: {FILE.stat().st_size} bytes")

@@ -12,7 +12,7 @@ from tiny_language import (
     byte_tokenizer,
     language_config,
     random_language,
-    spread,
+    randomise_weights,
 )
 from torch import Tensor
 
@@ -46,7 +46,7 @@ def eva_captioner(kind: str) -> Captioner:
     if kind == "llama":
         about = replace(about, start_id=about.end_id)
     former = QFORMER if kind == "llama" else replace(QFORMER, vocab_size=30523, max_positions=512)
-    net = spread(Captioner(CaptionerConfig(EVA, former, about), torch.nn.Identity()))
+    net = randomise_weights(Captioner(CaptionerConfig(EVA, former, about), torch.nn.Identity()))
     net.language = random_language(kind)
     return net
 

@@ -33,23 +33,23 @@ class MeanColour:
         return vectors, None
 
 
-def colour(number: int) -> tuple[int, int, int]:
+def colour_of_number(number: int) -> tuple[int, int, int]:
     return number % 256, number // 256, 64
 
 
 def paint(path: Path, number: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (12, 10), colour(number)).save(path, format="PNG")
+    Image.new("RGB", (12, 10), colour_of_number(number)).save(path, format="PNG")
     return path
 
 
-def photos(folder: Path, numbers: Iterable[int]) -> Path:
+def write_numbered_photos(folder: Path, numbers: Iterable[int]) -> Path:
     for number in numbers:
         paint(folder / f"{number:04}.png", number)
     return folder
 
 
-def build(
+def build_and_count(
     store: Store, *roots: Path, encoder: MeanColour | None = None, **options: object
 ) -> tuple[BuildReport, int]:
     """-> the report, and how many photos were encoded."""
@@ -58,13 +58,13 @@ def build(
     return report, sum(encoder.batches)
 
 
-def counts(report: BuildReport) -> dict[str, int]:
+def count_changes(report: BuildReport) -> dict[str, int]:
     """What is not zero."""
     tally = {kind: getattr(report, kind) for kind in KINDS} | {"failed": len(report.failed)}
     return {kind: count for kind, count in tally.items() if count}
 
 
-def stored_colours(store: Store) -> dict[Path, tuple[int, ...]]:
+def read_stored_colours(store: Store) -> dict[Path, tuple[int, ...]]:
     """Every path that can be found, with the colour that its vectors say."""
     ids = store.list_live_ids()
     vectors = store.read_vectors(ids).astype(np.float32) * 256

@@ -12,9 +12,9 @@ SHORT = GenerationOptions(max_new_tokens=8)
 PROMPTS = ("a red dog", "the", "on the house a cat runs")
 
 
-def pictures(count: int, seed: int = 0) -> np.ndarray:
+def random_pictures(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
 
 
-def ids_of(kind: str, text: str) -> list[int]:
+def encode_text(kind: str, text: str) -> list[int]:
     return byte_tokenizer(kind).encode(text, add_special_tokens=False).ids

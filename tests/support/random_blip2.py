@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tiny import tiny_tokenizer
-from tiny_language import byte_tokenizer, language_config, spread, untie
+from tiny_language import byte_tokenizer, language_config, randomise_weights, untie
 from torch import Tensor
 from transformers import (
     Blip2Config,
@@ -84,7 +84,7 @@ def save_retriever_folder(theirs: Blip2ForImageTextRetrieval, folder: Path, layo
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
 
 
-def asked(batch: int) -> tuple[Tensor, Tensor, Tensor]:
+def make_inputs(batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """pixels, ids, mask of so many photos and texts; in a batch of three two texts are padded."""
     pixels = torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(batch))
     ids, mask, _ = TextTokenizer(tiny_tokenizer(), 16)(TEXTS[:batch])
@@ -111,13 +111,13 @@ def random_captioner(kind: str) -> Any:
             qformer_config=InstructBlipQFormerConfig(**former),
             **parts,
         )
-        return spread(InstructBlipForConditionalGeneration(config))
+        return randomise_weights(InstructBlipForConditionalGeneration(config))
     config = Blip2Config(
         vision_config=Blip2VisionConfig(**vision), qformer_config=Blip2QFormerConfig(**former), **parts
     )
     theirs = Blip2ForConditionalGeneration(config)
     untie(theirs.language_model)
-    return spread(theirs)
+    return randomise_weights(theirs)
 
 
 def save_captioner_folder(theirs: Any, kind: str, folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from reference import normal
+from reference import draw_normal
 
 from engine.blip2.config import mini
 from engine.blip2.vision import VisionEncoder
@@ -27,8 +27,8 @@ def write_random_teacher(folder: Path, num_classes: int = 0) -> Path:
     for number, shape in enumerate(shapes):
         weight, bias = f"conv{number}.weight", f"conv{number}.bias"
         scale = np.float32((2 / np.prod(shape[1:])) ** 0.5)
-        arrays[weight] = (scale * normal(zlib.crc32(weight.encode()), shape)).numpy()
-        arrays[bias] = (np.float32(0.3) * normal(zlib.crc32(bias.encode()), shape[:1])).numpy()
+        arrays[weight] = (scale * draw_normal(zlib.crc32(weight.encode()), shape)).numpy()
+        arrays[bias] = (np.float32(0.3) * draw_normal(zlib.crc32(bias.encode()), shape[:1])).numpy()
     folder.mkdir(exist_ok=True)
     np.savez(folder / "mobilenet_v2.npz", **arrays)
     if num_classes:

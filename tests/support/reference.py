@@ -28,16 +28,16 @@ ALIASES = {
 }
 
 
-def normal(seed: int, shape: Any) -> torch.Tensor:
+def draw_normal(seed: int, shape: Any) -> torch.Tensor:
     drawn = np.random.Generator(np.random.PCG64(seed)).standard_normal(tuple(shape)).astype("float32")
     return torch.from_numpy(drawn)
 
 
-def weight(name: str, shape: Any, w_scale: float, b_scale: float) -> torch.Tensor:
+def draw_weight(name: str, shape: Any, w_scale: float, b_scale: float) -> torch.Tensor:
     name = ALIASES.get(name, name)
     if name == "temp":
         return torch.tensor(0.07)
-    z = normal(zlib.crc32(name.encode()), shape)
+    z = draw_normal(zlib.crc32(name.encode()), shape)
     if len(shape) == 1:
         return 1 + np.float32(0.1) * z if name.endswith(".weight") else np.float32(b_scale) * z
     return np.float32(w_scale) * z
@@ -64,13 +64,13 @@ def small_lavis_state(info: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The formula's weights of the small model, under LAVIS' names."""
     shapes = json.loads((GOLDENS / "small_stage1_shapes.json").read_text())
     return {
-        name: weight(name, shape, info["w_scale"], info["b_scale"])
+        name: draw_weight(name, shape, info["w_scale"], info["b_scale"])
         for name, shape in shapes.items()
         if not name.endswith("position_ids")
     }
 
 
-def from_lavis(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def rename_from_lavis(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Through the converter's table."""
     theirs = {name: as_stored(tensor) for name, tensor in state.items()}
     return {name: one.read() for name, one in rename_tensors(theirs, LAVIS).items()}
@@ -78,4 +78,4 @@ def from_lavis(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def small_state(info: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The formula's weights of the small model, under our names."""
-    return from_lavis(small_lavis_state(info))
+    return rename_from_lavis(small_lavis_state(info))

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 
-def picture(colour: str, size: tuple[int, int] = (20, 10)) -> bytes:
+def make_png(colour: str, size: tuple[int, int] = (20, 10)) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, "PNG")
     return file.getvalue()

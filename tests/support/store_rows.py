@@ -20,7 +20,7 @@ ROOT = Path("/photos")
 REPOSITORY = Path(__file__).parents[2]
 
 
-def a_manifest(**changes: Any) -> Manifest:
+def make_manifest(**changes: Any) -> Manifest:
     values = {
         "model": "mini",
         "model_digest": "aa",
@@ -34,22 +34,22 @@ def a_manifest(**changes: Any) -> Manifest:
     return Manifest(**{**values, **changes})
 
 
-def a_photo(number: int, features: bytes | None = None) -> NewPhoto:
+def make_photo(number: int, features: bytes | None = None) -> NewPhoto:
     vectors = np.random.default_rng(number).standard_normal((Q, E)).astype(np.float16)
     return NewPhoto(f"{number:032x}", 100 + number, 200 + number, vectors, features)
 
 
-def a_file(number: int, name: str | None = None, root: Path = ROOT, missing: bool = False) -> FileRecord:
+def make_file(number: int, name: str | None = None, root: Path = ROOT, missing: bool = False) -> FileRecord:
     path = root / (name or f"{number}.jpg")
     return FileRecord(root, path, 1000 + number, 2000 + number, f"{number:032x}", missing)
 
 
-def a_failure(name: str, reason: str = "it is empty") -> FailureRecord:
+def make_failure(name: str, reason: str = "it is empty") -> FailureRecord:
     return FailureRecord(ROOT, ROOT / name, 0, 7, reason)
 
 
-def filled(store: Store, count: int = 5) -> Store:
-    store.add([a_photo(n) for n in range(count)], [a_file(n) for n in range(count)], [])
+def fill_store(store: Store, count: int = 5) -> Store:
+    store.add([make_photo(n) for n in range(count)], [make_file(n) for n in range(count)], [])
     return store
 
 

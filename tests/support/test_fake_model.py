@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_model import FakeModel, FakeSearcher, FakeWriter, load_fake, load_fake_writer, make_fake_searcher
+from fake_model import (
+    FakeCaptioner,
+    FakeModel,
+    FakeSearcher,
+    load_fake_captioner,
+    load_fake_model,
+    make_fake_searcher,
+)
 from tiny import tiny_model
 
 from engine.models.photo_captioners import PhotoCaptioner
@@ -57,9 +64,9 @@ def test_the_model_has_what_it_stands_in_for(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["caption", "answer"])
 def test_the_writer_is_asked_in_the_same_way(method: str) -> None:
-    assert parameters(getattr(FakeWriter, method)) == parameters(getattr(PhotoCaptioner, method))
+    assert parameters(getattr(FakeCaptioner, method)) == parameters(getattr(PhotoCaptioner, method))
 
 
 def test_models_are_loaded_in_the_same_way() -> None:
-    assert parameters(load_fake) == parameters(session.load_model)
-    assert parameters(load_fake_writer) == parameters(session.load_photo_captioner)
+    assert parameters(load_fake_model) == parameters(session.load_model)
+    assert parameters(load_fake_captioner) == parameters(session.load_photo_captioner)

@@ -67,7 +67,7 @@ def language_config(kind: str) -> PreTrainedConfig:
     )  # fmt: skip
 
 
-def spread(model: torch.nn.Module, seed: int = 0) -> Any:
+def randomise_weights(model: torch.nn.Module, seed: int = 0) -> Any:
     """Weights that let what goes in decide what comes out: matrices keep the size of what they turn."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -91,7 +91,7 @@ def untie(model: Any) -> Any:
 
 def random_language(kind: str, seed: int = 0) -> Any:
     automatic = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
-    return spread(untie(automatic.from_config(language_config(kind))), seed)
+    return randomise_weights(untie(automatic.from_config(language_config(kind))), seed)
 
 
 def save_language(kind: str, folder: Path, seed: int = 0) -> Path:
@@ -109,12 +109,12 @@ def tiny_captioner(kind: str, seed: int = 0) -> Captioner:
     )
     config = tiny_config()
     net = Captioner(CaptionerConfig(config.vision, config.qformer, about), torch.nn.Identity())
-    spread(net, seed)
+    randomise_weights(net, seed)
     net.language = language
     return net
 
 
-def save_tiny(kind: str, folder: Path, seed: int = 0) -> Path:
+def save_tiny_captioner(kind: str, folder: Path, seed: int = 0) -> Path:
     prompts = tiny_tokenizer() if kind == "llama" else None
     save_captioner(folder, tiny_captioner(kind, seed), byte_tokenizer(kind), prompts)
     return folder

@@ -10,7 +10,7 @@ from training.loop.optimizer import OptimConfig
 CONFIG = OptimConfig(steps=12, batch=4, lr=0.05, warmup=3, log_every=1, seed=7)
 
 
-class Toy:
+class ToyTask:
     """Fits noisy sums; the noise and dropout come from the step's seed."""
 
     def __init__(self) -> None:

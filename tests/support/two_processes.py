@@ -15,11 +15,11 @@ import torch
 
 Work = Callable[[int, Path], Any]
 """Rank, folder -> what that process found; a function of a module, since the processes are spawned."""
-AFTER_A_FAILURE = 5
+SECONDS_AFTER_A_FAILURE = 5
 """Seconds in which the other process can end too: it may wait for the one that failed forever."""
 
 
-class Pair:
+class ProcessPair:
     """Two processes that wait for work. Starting them takes as long as importing PyTorch, twice."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Pair:
         for connection in self.connections:
             connection.send((port, work, folder))
         waiting, problems = list(self.connections), []
-        while waiting and (ready := wait(waiting, AFTER_A_FAILURE if problems else None)):
+        while waiting and (ready := wait(waiting, SECONDS_AFTER_A_FAILURE if problems else None)):
             for connection in [connection for connection in waiting if connection in ready]:
                 waiting.remove(connection)
                 try:
@@ -60,14 +60,14 @@ class Pair:
             process.join()
 
 
-_pair: Pair | None = None
+_pair: ProcessPair | None = None
 
 
 def run_in_two_processes(work: Work, folder: Path) -> list[Any]:
     """Return what each of the two found, by rank. folder: theirs to write to."""
     global _pair
     if _pair is None:
-        _pair = Pair()
+        _pair = ProcessPair()
         atexit.register(_pair.close)
     try:
         _pair.run(work, folder)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from prompts_and_pictures import PROMPTS, SHORT, pictures
+from prompts_and_pictures import PROMPTS, SHORT, random_pictures
 from tiny import SIDE
-from tiny_language import KINDS, byte_tokenizer, save_tiny, tiny_captioner
+from tiny_language import KINDS, byte_tokenizer, save_tiny_captioner, tiny_captioner
 
 from engine.blip2 import captioner
 from engine.blip2.generation import GenerationOptions
@@ -27,33 +27,33 @@ from engine.models.loading import load_captioner
 @pytest.fixture(scope="module")
 def opt(tmp_path_factory: pytest.TempPathFactory) -> CaptionModel:
     return load_captioner(
-        str(save_tiny("opt", tmp_path_factory.mktemp("opt"))), device="cpu", dtype="float32"
+        str(save_tiny_captioner("opt", tmp_path_factory.mktemp("opt"))), device="cpu", dtype="float32"
     )
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_batch_gives_what_each_photo_gives_alone(model: CaptionModel, beams: int) -> None:
     """A text does not change when prompts of other lengths stand beside its own in the batch."""
-    photos, options = pictures(3), GenerationOptions(max_new_tokens=8, num_beams=beams)
+    photos, options = random_pictures(3), GenerationOptions(max_new_tokens=8, num_beams=beams)
     together = model.generate(photos, PROMPTS, options)
     alone = [model.generate(photos[n : n + 1], PROMPTS[n : n + 1], options)[0] for n in range(3)]
     assert together == alone and len(set(together)) > 1
 
 
 def test_the_photo_decides(model: CaptionModel) -> None:
-    assert len(set(model.generate(pictures(8), ["a"], SHORT))) > 1
+    assert len(set(model.generate(random_pictures(8), ["a"], SHORT))) > 1
 
 
 def test_the_prompt_decides(model: CaptionModel) -> None:
     """Many prompts about one photo give the texts that each prompt gives alone."""
-    together = model.generate(pictures(1), PROMPTS, SHORT)
-    assert together == [model.generate(pictures(1), [prompt], SHORT)[0] for prompt in PROMPTS]
+    together = model.generate(random_pictures(1), PROMPTS, SHORT)
+    assert together == [model.generate(random_pictures(1), [prompt], SHORT)[0] for prompt in PROMPTS]
     assert len(set(together)) > 1
 
 
 def test_greedy_is_the_likeliest_token_each_time(opt: CaptionModel) -> None:
     """Greedy texts equal those of a search that reads everything anew, without a cache."""
-    net, soft = opt.net, opt.net.read_photos(opt.encode_patches(pictures(2)))
+    net, soft = opt.net, opt.net.read_photos(opt.encode_patches(random_pictures(2)))
     ids, mask = opt.tokenizer.encode_prompts(["a red", "the"], 6)
     actual = net.generate(soft, ids, mask, GenerationOptions(max_new_tokens=6))
     for row in range(2):
@@ -77,7 +77,7 @@ def ending(model: CaptionModel, bias: float) -> Iterator[None]:
 
 
 def test_at_least_and_at_most(opt: CaptionModel) -> None:
-    soft = opt.net.read_photos(opt.encode_patches(pictures(8)))
+    soft = opt.net.read_photos(opt.encode_patches(random_pictures(8)))
     ids, mask = (t.expand(8, -1) for t in opt.tokenizer.encode_prompts(["a"], 8))
     with ending(opt, 1e4):  # it would end at once
         free = opt.net.generate(soft, ids, mask, GenerationOptions(max_new_tokens=8))
@@ -88,7 +88,7 @@ def test_at_least_and_at_most(opt: CaptionModel) -> None:
 
 
 def test_sampling_is_a_function_of_the_seed(opt: CaptionModel) -> None:
-    photos = pictures(4)
+    photos = random_pictures(4)
 
     def drawn(**changes: Any) -> list[str]:
         return opt.generate(
@@ -104,7 +104,7 @@ def test_sampling_is_a_function_of_the_seed(opt: CaptionModel) -> None:
 
 def test_several_texts_of_each_photo(opt: CaptionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The samples of a photo follow each other, its picture is read once, and a tiny top_p gives the greedy text."""
-    photos, reads = pictures(20), []
+    photos, reads = random_pictures(20), []
     keys = opt.net.qformer.compute_photo_keys
     monkeypatch.setattr(
         opt.net.qformer, "compute_photo_keys", lambda patches: reads.append(len(patches)) or keys(patches)
@@ -128,7 +128,7 @@ def test_beams_share_one_reading_of_photo_and_prompt(
     """Reading a photo once for all beams gives the texts of reading it for each beam, with prompts of unequal
     lengths.
     """
-    photos, options = pictures(3), GenerationOptions(max_new_tokens=8, **copies)
+    photos, options = random_pictures(3), GenerationOptions(max_new_tokens=8, **copies)
     rows: list[int] = []
 
     def watch(_: Any, __: Any, given: dict[str, Any]) -> None:
@@ -152,7 +152,7 @@ def test_beams_share_one_reading_of_photo_and_prompt(
 
 
 def test_repetition_and_length_penalties(opt: CaptionModel) -> None:
-    photos = pictures(8)
+    photos = random_pictures(8)
     plain = opt.generate(photos, ["a"], GenerationOptions(max_new_tokens=20))
     varied = opt.generate(photos, ["a"], GenerationOptions(max_new_tokens=20, repetition_penalty=10.0))
     assert sum(len(set(t)) / max(1, len(t)) for t in varied) > sum(
@@ -181,7 +181,7 @@ def test_a_repetition_penalty_warns_of_nothing_and_leaves_the_filters_alone(opt:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         before = list(warnings.filters)
-        opt.generate(pictures(1), ["a"], GenerationOptions(max_new_tokens=2, repetition_penalty=2.0))
+        opt.generate(random_pictures(1), ["a"], GenerationOptions(max_new_tokens=2, repetition_penalty=2.0))
         assert warnings.filters == before
 
 

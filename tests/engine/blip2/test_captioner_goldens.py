@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import load_golden, normal, small_config, weight
+from reference import draw_normal, draw_weight, load_golden, small_config
 from torch import Tensor
 from transformers import OPTConfig, T5Config
 
@@ -37,7 +37,7 @@ def golden(case: str) -> tuple[Captioner, dict[str, Any], dict[str, Tensor], Ten
     """Return (model, JSON, arrays, soft prompts of the golden's four photos); its weights are read by the key table."""
     info, want = load_golden(case)
     theirs = {
-        name: as_stored(weight(name, shape, info["w_scale"], info["b_scale"]))
+        name: as_stored(draw_weight(name, shape, info["w_scale"], info["b_scale"]))
         for name, shape in info["shapes"].items()
         if not name.endswith("position_ids")
     }
@@ -56,7 +56,7 @@ def golden(case: str) -> tuple[Captioner, dict[str, Any], dict[str, Tensor], Ten
     put_tensors(net, ours, torch.float32)
     net.language = make_language(theirs_config, words, Path(case), torch.float32)
     net = net.eval().requires_grad_(False)
-    return net, info, want, net.read_photos(net.encode_patches(normal(501, (4, 3, 56, 56))))
+    return net, info, want, net.read_photos(net.encode_patches(draw_normal(501, (4, 3, 56, 56))))
 
 
 def assert_close(actual: Tensor, want: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from prompts_and_pictures import ids_of
+from prompts_and_pictures import encode_text
 from tiny_language import byte_tokenizer, language_config
 
 from engine.blip2.language_tokens import IGNORED, LanguageTokenizer
@@ -21,13 +21,13 @@ def language_tokenizer(kind: str) -> LanguageTokenizer:
 def test_opt_layout() -> None:
     """OPT reads `</s> prompt text newline`, as in LAVIS; without a prompt, `</s>` is learned as well."""
     tokenizer = language_tokenizer("opt")
-    newline = ids_of("opt", "\n")[0]
+    newline = encode_text("opt", "\n")[0]
     assert (
         tokenizer.config.start_id == 2 and tokenizer.config.pad_id == 1 and tokenizer.config.end_id == newline
     )
     batch = tokenizer.encode_pairs(["a photo of ", ""], ["a cat", " a dog "], 64)
-    first = [2, *ids_of("opt", "a photo of a cat"), newline]
-    second = [2, *ids_of("opt", "a dog"), newline]
+    first = [2, *encode_text("opt", "a photo of a cat"), newline]
+    second = [2, *encode_text("opt", "a dog"), newline]
     assert batch.ids[0].tolist() == first and batch.mask[0].all()
     assert batch.ids[1].tolist() == second + [1] * (len(first) - len(second))
     given = 1 + len("a photo of")
@@ -43,10 +43,10 @@ def test_t5_layout() -> None:
     tokenizer = language_tokenizer("t5")
     assert (tokenizer.config.start_id, tokenizer.config.pad_id, tokenizer.config.end_id) == (None, 0, 1)
     batch = tokenizer.encode_pairs(["a photo of", ""], ["a cat", "dog"], 64)
-    assert batch.ids[0].tolist() == [*ids_of("t5", "a photo of"), 1]
+    assert batch.ids[0].tolist() == [*encode_text("t5", "a photo of"), 1]
     assert batch.ids[1][batch.mask[1]].tolist() == [1]
-    assert batch.labels[0].tolist() == [*ids_of("t5", "a cat"), 1]
-    assert batch.labels[1].tolist() == [*ids_of("t5", "dog"), 1, IGNORED, IGNORED]
+    assert batch.labels[0].tolist() == [*encode_text("t5", "a cat"), 1]
+    assert batch.labels[1].tolist() == [*encode_text("t5", "dog"), 1, IGNORED, IGNORED]
 
 
 def test_llama_has_no_padding_token() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from caption_logits import caption_logits
-from reference import from_lavis, load_golden, normal, small_config, small_state, weight
+from reference import draw_normal, draw_weight, load_golden, rename_from_lavis, small_config, small_state
 
 from engine.blip2.config import VisionConfig
 from engine.blip2.itg_decoding import search_captions
@@ -39,7 +39,7 @@ def small_model(scale: str) -> Retriever:
 def test_eva_encoder(scale: str) -> None:
     _, want = load_golden(f"a_eva_{scale}")
     model = small_model(scale)
-    pixels = normal(101, (2, 3, 56, 56))
+    pixels = draw_normal(101, (2, 3, 56, 56))
     features = model.vision(pixels)
     assert_close(features, want["features"])
     assert_close(model.vision_norm(features), want["ln_vision"])
@@ -59,13 +59,13 @@ def test_eva_positions_resized() -> None:
     state["backbone.pos_embed"] = resize_positions(state["backbone.pos_embed"], 6, align_corners=False)
     assert_close(state["backbone.pos_embed"], want["pos_embed"])
     larger.load_state_dict(state)
-    assert_close(larger(normal(102, (1, 3, 84, 84))).detach(), want["features"])
+    assert_close(larger(draw_normal(102, (1, 3, 84, 84))).detach(), want["features"])
 
 
 def test_clip_encoder() -> None:
     info, want = load_golden("a_clip_std")
-    state = {n: weight(n, s, info["w_scale"], info["b_scale"]) for n, s in info["shapes"].items()}
-    ours = from_lavis(state)
+    state = {n: draw_weight(n, s, info["w_scale"], info["b_scale"]) for n, s in info["shapes"].items()}
+    ours = rename_from_lavis(state)
     backbone = {k.removeprefix("vision."): v for k, v in ours.items() if k.startswith("vision.")}
     args = {"patch_size": 14, "embed_dim": 64, "depth": 3, "num_heads": 4}
     for side, seed, name in ((4, 101, "features"), (6, 102, "interp_features")):
@@ -77,7 +77,7 @@ def test_clip_encoder() -> None:
         if side == 6:
             assert_close(positions[0], want["interp_positional_embedding"])
         encoder.load_state_dict({**backbone, "backbone.pos_embed": positions})
-        features = encoder(normal(seed, (2 if side == 4 else 1, 3, 14 * side, 14 * side)))
+        features = encoder(draw_normal(seed, (2 if side == 4 else 1, 3, 14 * side, 14 * side)))
         assert_close(features, want[name])
         if side == 4:
             norm = torch.nn.functional.layer_norm(
@@ -90,7 +90,7 @@ def test_clip_encoder() -> None:
 def test_itc(scale: str) -> None:
     _, want = load_golden(f"b_itc_{scale}")
     model = small_model(scale)
-    keys = model.compute_photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))))
+    keys = model.compute_photo_keys(model.encode_patches(draw_normal(201, (4, 3, 56, 56))))
     ids, mask = want["input_ids"], want["attention_mask"].bool()
     assert_close(model.qformer.read_photos(keys)[0], want["query_hidden"])
     photos = model.encode_photos(keys)
@@ -111,7 +111,7 @@ def test_itm(scale: str) -> None:
     _, want = load_golden(f"c_itm_{scale}")
     model = small_model(scale)
     photo, text = want["pairs"].T
-    patches = model.encode_patches(normal(201, (4, 3, 56, 56)))
+    patches = model.encode_patches(draw_normal(201, (4, 3, 56, 56)))
     ids, mask = want["input_ids"][text], want["attention_mask"][text].bool()
     keys = [(k[photo], v[photo]) for k, v in model.compute_photo_keys(patches)]
     logits = model.match(keys, ids, mask)
@@ -131,7 +131,7 @@ def test_itm(scale: str) -> None:
 def test_itg(scale: str) -> None:
     _, want = load_golden(f"d_itg_{scale}")
     model = small_model(scale)
-    keys = model.compute_photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))))
+    keys = model.compute_photo_keys(model.encode_patches(draw_normal(201, (4, 3, 56, 56))))
     _, past = model.qformer.read_photos(keys)
     for layer in (0, 3):
         assert_close(past[layer][0], want[f"past_{layer}_key"])
@@ -149,7 +149,7 @@ def test_itg_generation(scale: str) -> None:
     """The ids of greedy search and of beam search equal those that transformers 4.33 wrote."""
     info, want = load_golden(f"d_itg_{scale}")
     model = small_model(scale)
-    keys = model.compute_photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))[:2]))
+    keys = model.compute_photo_keys(model.encode_patches(draw_normal(201, (4, 3, 56, 56))[:2]))
     for name, options in info["generation"].items():
         actual = search_captions(
             model, keys, dec_id=options["bos"], sep_id=options["eos"], pad_id=options["pad"],
@@ -162,7 +162,7 @@ def test_itg_generation(scale: str) -> None:
 def test_feature_extraction(scale: str) -> None:
     _, want = load_golden(f"f_features_{scale}")
     model = small_model(scale)
-    keys = model.compute_photo_keys(model.encode_patches(normal(201, (4, 3, 56, 56))))
+    keys = model.compute_photo_keys(model.encode_patches(draw_normal(201, (4, 3, 56, 56))))
     ids, mask = want["input_ids"], want["attention_mask"].bool()
     assert_close(model.qformer.read_photos(keys)[0], want["image_embeds"])
     assert_close(model.encode_photos(keys), want["image_embeds_proj"])
@@ -177,7 +177,7 @@ def test_feature_extraction(scale: str) -> None:
 def test_own_golden_set() -> None:
     with np.load(golden_small.FILE) as stored:
         want = {name: stored[name] for name in stored.files}
-    actual = golden_small.compute()
+    actual = golden_small.compute_arrays()
     assert actual.keys() == want.keys()
     for name, values in want.items():
         np.testing.assert_allclose(actual[name], values, atol=2e-5, rtol=0, err_msg=name)

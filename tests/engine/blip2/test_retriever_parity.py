@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from random_blip2 import ATOL, asked, random_retriever, save_retriever_folder
+from random_blip2 import ATOL, make_inputs, random_retriever, save_retriever_folder
 from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval
 
@@ -30,7 +30,7 @@ def assert_close(actual: Tensor, want: Tensor) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_itc_scores(pair: Pair, batch: int) -> None:
     theirs, ours = pair
-    pixels, ids, mask = asked(batch)
+    pixels, ids, mask = make_inputs(batch)
     want = theirs(pixel_values=pixels, input_ids=ids, attention_mask=mask.long())
     patches = ours.encode_patches(pixels)
     assert_close(patches, want.vision_model_output.last_hidden_state)
@@ -45,7 +45,7 @@ def test_itc_scores(pair: Pair, batch: int) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_itm_logits(pair: Pair, batch: int) -> None:
     theirs, ours = pair
-    pixels, ids, mask = asked(batch)
+    pixels, ids, mask = make_inputs(batch)
     keys = ours.compute_photo_keys(ours.encode_patches(pixels))
     for turn in range(batch):  # every photo with every text
         texts = torch.arange(batch).roll(turn)
@@ -62,7 +62,7 @@ def test_itm_logits(pair: Pair, batch: int) -> None:
 def test_padding_changes_nothing(pair: Pair) -> None:
     """Return the ids and masks of a text alone, and of this text padded beside a longer one."""
     _, ours = pair
-    pixels, ids, mask = asked(3)
+    pixels, ids, mask = make_inputs(3)
     keys = ours.compute_photo_keys(ours.encode_patches(pixels))
     together, vectors = ours.match(keys, ids, mask), ours.encode_texts(ids, mask)
     for row in range(3):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from damaged_folders import CONFIGS, FILES, change_config, change_weights, load
+from damaged_folders import DAMAGED_CONFIGS, DAMAGED_FILES, change_config, change_weights, load_on_cpu
 from tiny import tiny_config, tiny_tokenizer
 
 from engine.errors import CheckpointError
@@ -37,25 +37,25 @@ def test_tensors_that_do_not_fit_are_named(folder: Path, case: str) -> None:
     change, message = WEIGHTS[case]
     change_weights(folder, change)
     with pytest.raises(CheckpointError, match=message) as caught:
-        load(folder)
+        load_on_cpu(folder)
     assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("case", FILES)
+@pytest.mark.parametrize("case", DAMAGED_FILES)
 def test_files_that_are_damaged(folder: Path, case: str) -> None:
-    damage, message = FILES[case]
+    damage, message = DAMAGED_FILES[case]
     damage(folder)
     with pytest.raises(CheckpointError, match=message) as caught:
-        load(folder)
+        load_on_cpu(folder)
     assert str(folder) in str(caught.value) or "DEC" in case
 
 
-@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("case", DAMAGED_CONFIGS)
 def test_a_config_that_does_not_fit(folder: Path, case: str) -> None:
-    change, message = CONFIGS[case]
+    change, message = DAMAGED_CONFIGS[case]
     change_config(folder, change)
     with pytest.raises(CheckpointError, match=message):
-        load(folder)
+        load_on_cpu(folder)
 
 
 def test_more_tokens_than_words(folder: Path) -> None:
@@ -64,4 +64,4 @@ def test_more_tokens_than_words(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     size = tiny_config().qformer.vocab_size
     with pytest.raises(CheckpointError, match=f"has {size + 1} tokens, but config.json says {size}"):
-        load(folder)
+        load_on_cpu(folder)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from lavis_networks import eva_captioner, write_lavis_captioner
-from prompts_and_pictures import PROMPTS, SHORT, pictures
+from prompts_and_pictures import PROMPTS, SHORT, random_pictures
 from random_blip2 import random_captioner, save_captioner_folder
-from reference import normal
+from reference import draw_normal
 from safetensors.torch import load_file, save_file
 from tiny import tiny_checkpoint, tiny_config, tiny_tokenizer
 from tiny_language import (
@@ -20,9 +20,9 @@ from tiny_language import (
     byte_tokenizer,
     language_config,
     random_language,
+    randomise_weights,
     save_language,
-    save_tiny,
-    spread,
+    save_tiny_captioner,
     tiny_captioner,
 )
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -43,7 +43,7 @@ from engine.models.loading import load_captioner, load_model
 @pytest.mark.parametrize("kind", KINDS)
 def test_ours_comes_back_whole(tmp_path: Path, kind: str) -> None:
     net = tiny_captioner(kind)
-    model = load_captioner(str(save_tiny(kind, tmp_path)), device="cpu", dtype="float32")
+    model = load_captioner(str(save_tiny_captioner(kind, tmp_path)), device="cpu", dtype="float32")
     assert model.config == net.config and has_language(tmp_path)
     want = net.state_dict()
     actual = model.net.state_dict()
@@ -53,12 +53,14 @@ def test_ours_comes_back_whole(tmp_path: Path, kind: str) -> None:
     assert not any(parameter.requires_grad for parameter in model.net.parameters())
     again = load_captioner(str(tmp_path), device="cpu", dtype="float32")
     assert again.digest == model.digest
-    assert again.generate(pictures(2), PROMPTS[:2], SHORT) == model.generate(pictures(2), PROMPTS[:2], SHORT)
+    assert again.generate(random_pictures(2), PROMPTS[:2], SHORT) == model.generate(
+        random_pictures(2), PROMPTS[:2], SHORT
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_language_folder_is_transformers_own(tmp_path: Path, kind: str) -> None:
-    save_tiny(kind, tmp_path)
+    save_tiny_captioner(kind, tmp_path)
     automatic = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
     theirs, info = automatic.from_pretrained(tmp_path / "language", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -67,9 +69,9 @@ def test_its_language_folder_is_transformers_own(tmp_path: Path, kind: str) -> N
 
 
 def test_bfloat16(tmp_path: Path) -> None:
-    model = load_captioner(str(save_tiny("t5", tmp_path)), device="cpu", dtype="bfloat16")
+    model = load_captioner(str(save_tiny_captioner("t5", tmp_path)), device="cpu", dtype="bfloat16")
     assert {value.dtype for value in model.net.state_dict().values()} == {torch.bfloat16}
-    assert len(model.generate(pictures(2), ["a"], SHORT)) == 2
+    assert len(model.generate(random_pictures(2), ["a"], SHORT)) == 2
 
 
 def read_files(kind: str, folder: Path, net: Captioner | None = None, **changes: Any) -> CaptionerSource:
@@ -88,7 +90,7 @@ def test_lavis_files_come_back_whole(tmp_path: Path, kind: str) -> None:
     want = net.state_dict()
     assert actual.state_dict().keys() == want.keys()
     assert all(torch.equal(value, want[name]) for name, value in actual.state_dict().items())
-    pixels = normal(1, (2, 3, 56, 56))
+    pixels = draw_normal(1, (2, 3, 56, 56))
     torch.testing.assert_close(actual.eval().encode_patches(pixels), net.encode_patches(pixels))
 
 
@@ -133,7 +135,7 @@ def test_a_retrieval_checkpoint_cannot_write(tmp_path: Path) -> None:
 
 
 def test_a_generative_checkpoint_cannot_search(tmp_path: Path) -> None:
-    save_tiny("opt", tmp_path / "ours")
+    save_tiny_captioner("opt", tmp_path / "ours")
     save_captioner_folder(random_captioner("opt"), "opt", tmp_path / "theirs")
     save_captioner_folder(random_captioner("llama"), "llama", tmp_path / "instruct")
     for name in ("ours", "theirs", "instruct"):
@@ -165,14 +167,14 @@ MISFITS = {
 @pytest.mark.parametrize("case", MISFITS)
 def test_weights_that_do_not_fit(tmp_path: Path, case: str) -> None:
     place, changes, message = MISFITS[case]
-    save_tiny("opt", tmp_path)
+    save_tiny_captioner("opt", tmp_path)
     change_weights(tmp_path / place, changes)
     with pytest.raises(CheckpointError, match=message):
         load_captioner(str(tmp_path), device="cpu")
 
 
 def test_folders_that_are_not_whole(tmp_path: Path) -> None:
-    save_tiny("llama", tmp_path)
+    save_tiny_captioner("llama", tmp_path)
     language = tmp_path / "language"
     (language / "tokenizer.json").rename(language / "kept.json")
     with pytest.raises(CheckpointError, match=r"has no tokenizer.json, and transformers cannot make one"):
@@ -194,7 +196,7 @@ def test_folders_that_are_not_whole(tmp_path: Path) -> None:
 
 
 def test_another_language_model(tmp_path: Path) -> None:
-    save_tiny("opt", tmp_path)
+    save_tiny_captioner("opt", tmp_path)
     wide = language_config("opt")
     wide.hidden_size = wide.word_embed_proj_dim = 48
     AutoModelForCausalLM.from_config(wide).save_pretrained(tmp_path / "language")
@@ -218,7 +220,7 @@ def test_tensors_of_other_times(tmp_path: Path) -> None:
 
 def test_list_models_knows_both_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QSEEK_MODELS", str(tmp_path))
-    save_tiny("opt", tmp_path / "writer")
+    save_tiny_captioner("opt", tmp_path / "writer")
     tiny_checkpoint(tmp_path / "searcher")
     info_by_name = {info.name: info for info in list_models()}
     assert info_by_name["writer"].writes and not info_by_name["searcher"].writes
@@ -231,7 +233,7 @@ def save_sharing(folder: Path, encoder_seed: int = 0) -> Captioner:
     """Write a search model and, beside it, a captioner that shares its encoder."""
     net = tiny_captioner("opt")
     search = Retriever(tiny_config())
-    spread(search.vision, seed=encoder_seed)
+    randomise_weights(search.vision, seed=encoder_seed)
     if not encoder_seed:
         search.vision.load_state_dict(net.vision.state_dict())
     save_checkpoint(folder / "search", search, tiny_tokenizer(), dtype=torch.float16)
@@ -245,7 +247,7 @@ def test_a_shared_encoder_is_written_once_and_read_from_beside(tmp_path: Path) -
         name.startswith("vision.") for name in load_file(tmp_path / "writer" / "model.safetensors")
     )
     save_captioner(tmp_path / "whole", net, byte_tokenizer("opt"), dtype=torch.float16)
-    photos = pictures(2)
+    photos = random_pictures(2)
     shared, whole = (load_captioner(str(tmp_path / name), dtype="float32") for name in ("writer", "whole"))
     assert torch.equal(shared.encode_patches(photos), whole.encode_patches(photos))
     assert shared.digest != whole.digest

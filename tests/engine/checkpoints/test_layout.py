@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_config, tiny_net, tiny_tokenizer
-from tiny_language import byte_tokenizer, save_tiny, tiny_captioner
+from tiny_language import byte_tokenizer, save_tiny_captioner, tiny_captioner
 
 from engine.checkpoints.captioner_reading import read_captioner
 from engine.checkpoints.layout import CONFIG, LANGUAGE, TOKENIZER, WEIGHTS, open_checkpoint_folder
@@ -111,7 +111,7 @@ def test_a_stopped_save_leaves_the_old_checkpoint_as_it_was(
 def test_a_captioner_and_its_language_model_are_replaced_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = save_tiny("opt", tmp_path / "model")
+    folder = save_tiny_captioner("opt", tmp_path / "model")
     (folder / "README.md").write_text("what I trained")
     before = contents(folder)
     assert {CONFIG, WEIGHTS, f"{LANGUAGE}/{CONFIG}", f"{LANGUAGE}/{WEIGHTS}", f"{LANGUAGE}/{TOKENIZER}"} <= {

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from lavis_networks import CLIP, EVA, lavis_state, random_net, write_lavis_retriever
-from random_blip2 import ATOL, TEXTS, asked, random_retriever, save_retriever_folder
-from reference import normal
+from random_blip2 import ATOL, TEXTS, make_inputs, random_retriever, save_retriever_folder
+from reference import draw_normal
 from tiny import tiny_checkpoint, tiny_tokenizer
 from transformers import Blip2ForImageTextRetrieval
 
@@ -34,7 +34,7 @@ def test_lavis_files_come_back_whole(tmp_path: Path, clip: bool) -> None:
     want = net.state_dict()
     assert actual.state_dict().keys() == want.keys()
     assert all(torch.equal(value, want[name]) for name, value in actual.state_dict().items())
-    pixels = normal(1, (2, 3, 56, 56))
+    pixels = draw_normal(1, (2, 3, 56, 56))
     torch.testing.assert_close(
         actual.eval().encode_patches(pixels), net.encode_patches(pixels), atol=ATOL, rtol=0
     )
@@ -53,7 +53,7 @@ def test_lavis_at_other_pixels(tmp_path: Path, clip: bool) -> None:
         torch.equal(actual.state_dict()["vision.backbone.pos_embed"], want)
         and actual.config.vision.image_size == 84
     )
-    assert actual.eval().encode_patches(normal(1, (1, 3, 84, 84))).shape[1] == 37
+    assert actual.eval().encode_patches(draw_normal(1, (1, 3, 84, 84))).shape[1] == 37
     with pytest.raises(CheckpointError, match="not a multiple"):
         read_lavis(path, tiny_tokenizer(), encoder, image_size=90)
 
@@ -71,7 +71,7 @@ def test_our_folder_goes_to_transformers(tmp_path: Path) -> None:
     save_transformers(tmp_path / "out", net, tiny_tokenizer())
     theirs, info = Blip2ForImageTextRetrieval.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    pixels, ids, mask = asked(3)
+    pixels, ids, mask = make_inputs(3)
     asking = {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask.long()}
     with torch.no_grad():
         itc = theirs.eval()(**asking).logits_per_image

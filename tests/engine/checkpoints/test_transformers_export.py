@@ -9,9 +9,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from lavis_networks import eva_captioner
-from reference import normal
+from reference import draw_normal
 from tiny import tiny_tokenizer
-from tiny_language import byte_tokenizer, random_language, save_tiny
+from tiny_language import byte_tokenizer, random_language, save_tiny_captioner
 from transformers import Blip2ForConditionalGeneration, InstructBlipForConditionalGeneration
 
 from engine.blip2.captioner import Captioner
@@ -57,7 +57,7 @@ def test_transformers_gives_the_same_logits(tmp_path: Path, kind: str) -> None:
     config: CaptionerConfig = net.config
     words = LanguageTokenizer(byte_tokenizer(kind), config.language, config.qformer.num_queries)
     texts = words.encode_pairs(PROMPTS, ["a dog", "it is a cat in the snow", "no"], 60)
-    pixels = normal(1, (3, 3, 56, 56))
+    pixels = draw_normal(1, (3, 3, 56, 56))
     extra = {}
     with torch.no_grad():
         patches = net.eval().encode_patches(pixels)
@@ -107,7 +107,7 @@ def test_it_comes_back(tmp_path: Path, kind: str) -> None:
 
 
 def test_another_encoder_is_refused(tmp_path: Path) -> None:
-    save_tiny("opt", tmp_path / "ours")
+    save_tiny_captioner("opt", tmp_path / "ours")
     asked = ["models", "convert", str(tmp_path / "ours"), str(tmp_path / "out"), "--to", "transformers"]
     result = CliRunner().invoke(main, asked)
     assert result.exit_code == 1 and "its image encoder is 'vit_tiny" in result.output

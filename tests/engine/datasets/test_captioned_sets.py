@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from shard_writing import picture, write_shard
+from shard_writing import make_png, write_shard
 
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.datasets.captioned_sets import (
@@ -40,7 +40,7 @@ CAPTIONS = {
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Return a folder with s-0.tar, whose samples hold their captions in each of the known ways."""
-    pictures = {f"{key}.png": picture("red", (8 + number, 8)) for number, key in enumerate(CAPTIONS)}
+    pictures = {f"{key}.png": make_png("red", (8 + number, 8)) for number, key in enumerate(CAPTIONS)}
     write_shard(tmp_path / "s-0.tar", dict(sorted((TEXTS | pictures).items())))
     return tmp_path
 
@@ -101,7 +101,7 @@ def test_the_error_for_a_compressed_tar_says_to_unpack_it(data: Path, name: str)
 
 
 def test_pictures_of_json_that_are_missing_are_listed_and_counted(data: Path) -> None:
-    (data / "COCO_val2014_000000000042.jpg").write_bytes(picture("red"))
+    (data / "COCO_val2014_000000000042.jpg").write_bytes(make_png("red"))
     names = ["val2014/COCO_val2014_000000000042.jpg", "val2014/COCO_val2014_000000000043.jpg"]
     (data / "set.json").write_text(json.dumps([{"image": name, "caption": "a"} for name in names]))
     opened = open_set("set.json", data)

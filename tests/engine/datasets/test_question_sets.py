@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shard_writing import picture
+from shard_writing import make_png
 
 from engine.datasets.question_sets import QuestionConfig, open_question_set, read_usable_questions
 from engine.errors import DataError
@@ -24,7 +24,7 @@ def data(tmp_path: Path) -> Path:
     """Write four questions of VQAv2 about two pictures of train2014, of which one is missing, and a list of LAVIS."""
     images = tmp_path / "coco" / "train2014"
     images.mkdir(parents=True)
-    (images / "COCO_train2014_000000000009.jpg").write_bytes(picture("red"))
+    (images / "COCO_train2014_000000000009.jpg").write_bytes(make_png("red"))
     questions = [
         {"question_id": 90, "image_id": 9, "question": "What colour is it? "},
         {"question_id": 91, "image_id": 9, "question": " "},
@@ -88,7 +88,7 @@ def test_a_list_of_lavis_numbers_its_questions_and_has_one_answer_or_several(dat
 
 def test_gqa_is_learned_from_too(data: Path) -> None:
     (data / "images").mkdir()
-    (data / "images" / "n1.jpg").write_bytes(picture("red"))
+    (data / "images" / "n1.jpg").write_bytes(make_png("red"))
     rows = {
         "201": {"imageId": "n1", "question": "Is it red?", "answer": "yes"},
         "202": {"imageId": "n2", "question": "Is it blue?", "answer": "no"},

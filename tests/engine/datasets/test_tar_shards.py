@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_writing import picture, write_shard
+from shard_writing import make_png, write_shard
 
 from engine.datasets.caption_files import read_annotations
 from engine.datasets.captioned_pictures import CaptionedPicture, compute_data_digest, normalise_caption
@@ -21,7 +21,7 @@ from engine.errors import DataError
 def test_a_shard_gives_its_pictures_with_their_captions(tmp_path: Path) -> None:
     captions = json.dumps({"captions": ["a red tile", "", "red"]}).encode()
     shard = write_shard(
-        tmp_path / "s-000.tar", {"a.png": picture("red"), "a.json": captions, "b.png": picture("blue")}
+        tmp_path / "s-000.tar", {"a.png": make_png("red"), "a.json": captions, "b.png": make_png("blue")}
     )
     first, second = read_shards([shard])
     assert (first.key, first.captions) == ("a", ("a red tile", "red"))
@@ -43,15 +43,15 @@ def test_shards_are_found_by_a_pattern_in_order(tmp_path: Path) -> None:
     ("members", "words"),
     [
         ({"a.txt": b"no picture"}, "has no picture"),
-        ({"a.png": picture("red"), "a.json": b"{"}, "is not a readable shard"),
-        ({"a.png": picture("red"), "a.json": b'{"captions": 3}'}, "captions should be a text or a list"),
+        ({"a.png": make_png("red"), "a.json": b"{"}, "is not a readable shard"),
+        ({"a.png": make_png("red"), "a.json": b'{"captions": 3}'}, "captions should be a text or a list"),
         (
-            {"a.png": picture("red"), "a.json": b"[3]"},
+            {"a.png": make_png("red"), "a.json": b"[3]"},
             r"readable shard: a: JSON should be an object, not \[3\]",
         ),
-        ({"a.png": picture("red"), "a.txt": b"\xff"}, "is not a readable shard: a: 'utf-8' codec"),
-        ({"a.png": picture("red"), "in/b.bmp": b"BM"}, "sample in/b has no picture .jpg, jpeg, png, webp"),
-        ({"a.png": picture("red"), "a.PNG": picture("blue")}, "a.PNG is there twice"),
+        ({"a.png": make_png("red"), "a.txt": b"\xff"}, "is not a readable shard: a: 'utf-8' codec"),
+        ({"a.png": make_png("red"), "in/b.bmp": b"BM"}, "sample in/b has no picture .jpg, jpeg, png, webp"),
+        ({"a.png": make_png("red"), "a.PNG": make_png("blue")}, "a.PNG is there twice"),
     ],
 )
 def test_broken_samples_are_named(tmp_path: Path, members: dict[str, bytes], words: str) -> None:
@@ -67,7 +67,7 @@ def test_a_file_that_is_no_tar_is_named(tmp_path: Path) -> None:
 
 def test_files_that_belong_to_no_sample_are_passed_over(tmp_path: Path) -> None:
     members = {"__meta__/x.png": b"m", ".hidden.png": b"h", "README": b"r", "a.b/c.seg.png": b"s"}
-    shard = write_shard(tmp_path / "s.tar", {**members, "a.b/c.png": picture("red"), "a.b/c.jpg": b"first"})
+    shard = write_shard(tmp_path / "s.tar", {**members, "a.b/c.png": make_png("red"), "a.b/c.jpg": b"first"})
     (only,) = read_shards([shard])
     # The suffix that stands first in the list of suffixes decides which of several pictures is taken.
     assert (only.key, only.picture) == ("a.b/c", b"first")
@@ -102,7 +102,7 @@ def write_annotations(folder: Path, content: object) -> Path:
 
 
 def test_annotations_join_rows_of_one_image(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(picture("red"))
+    (tmp_path / "x.png").write_bytes(make_png("red"))
     rows = [{"image": "x.png", "caption": "one"}, {"image": "x.png", "caption": ["two", "three"]}]
     annotations = read_annotations(write_annotations(tmp_path, rows), tmp_path)
     (captioned,) = annotations.pictures
@@ -130,7 +130,7 @@ def karpathy_content(*rows: tuple[str, str, list[str]], folder: str = "") -> dic
 @pytest.mark.parametrize("folder", ["", "val2014"])
 def test_only_the_split_of_karpathys_layout_is_read(tmp_path: Path, folder: str) -> None:
     (tmp_path / "val2014").mkdir()
-    (tmp_path / folder / "x.png").write_bytes(picture("red"))
+    (tmp_path / folder / "x.png").write_bytes(make_png("red"))
     content = karpathy_content(
         ("x.png", "test", ["one", "two"]),
         ("y.png", "test", ["three"]),
@@ -146,7 +146,7 @@ def test_only_the_split_of_karpathys_layout_is_read(tmp_path: Path, folder: str)
 
 def test_folders_in_names_may_be_left_out(tmp_path: Path) -> None:
     """ALBEF's files name flickr30k-images/NAME, while people give the folder flickr30k-images itself."""
-    (tmp_path / "x.png").write_bytes(picture("red"))
+    (tmp_path / "x.png").write_bytes(make_png("red"))
     rows = [{"image": "flickr30k-images/x.png", "caption": ["one"]}]
     (captioned,) = read_annotations(write_annotations(tmp_path, rows), tmp_path).pictures
     assert captioned.picture == tmp_path / "x.png" and captioned.key == "flickr30k-images/x.png"
@@ -176,12 +176,12 @@ def test_other_annotations_are_refused(tmp_path: Path, content: object, words: s
 
 def test_the_digest_of_a_set_changes_with_its_captions_and_pictures(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    path.write_bytes(picture("red"))
+    path.write_bytes(make_png("red"))
     captioned, other_caption = CaptionedPicture("x", path, ("a",)), CaptionedPicture("x", path, ("b",))
     digests = {
         compute_data_digest(pictures) for pictures in ([captioned], [other_caption], [captioned, captioned])
     }
-    path.write_bytes(picture("blue") + b" ")
+    path.write_bytes(make_png("blue") + b" ")
     digests |= {
         compute_data_digest([captioned]),
         compute_data_digest([CaptionedPicture("x", path.read_bytes(), ("a",))]),
@@ -190,7 +190,7 @@ def test_the_digest_of_a_set_changes_with_its_captions_and_pictures(tmp_path: Pa
 
 
 def test_unreadable_pictures_are_listed(tmp_path: Path) -> None:
-    good, bad = CaptionedPicture("good", picture("red"), ("a",)), CaptionedPicture("bad", b"no", ("b",))
+    good, bad = CaptionedPicture("good", make_png("red"), ("a",)), CaptionedPicture("bad", b"no", ("b",))
     pixels, readable, failures = load_pictures([bad, good], 4)
     assert len(pixels) == 1 and readable == [good] and [failure.path.name for failure in failures] == ["bad"]
     assert np.array_equal(pixels[0, 0, 0], [255, 0, 0])
@@ -209,7 +209,7 @@ def test_captions_are_normalised_as_lavis_does() -> None:
 def test_braces_without_their_extra_say_the_install_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_shard(tmp_path / "s-0.tar", {"red.png": picture("red"), "red.txt": b"a red wall"})
+    write_shard(tmp_path / "s-0.tar", {"red.png": make_png("red"), "red.txt": b"a red wall"})
     monkeypatch.setitem(sys.modules, "braceexpand", None)  # as though it were not installed
     assert find_shards(["s-*.tar"], tmp_path) == [tmp_path / "s-0.tar"]
     with pytest.raises(DataError, match=r"pip install 'qseek\[train\]'"):

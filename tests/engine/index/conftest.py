@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from store_rows import a_manifest
+from store_rows import make_manifest
 
 from engine.index.store import Store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    yield Store.create(tmp_path / "index", a_manifest())
+    yield Store.create(tmp_path / "index", make_manifest())

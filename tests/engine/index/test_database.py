@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from store_rows import ROOT, a_file, a_photo, filled
+from store_rows import ROOT, fill_store, make_file, make_photo
 
 from engine.errors import IndexStateError
 from engine.index import database
@@ -13,9 +13,9 @@ from engine.index.store import Store
 
 def test_compaction_changes_nothing_that_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.index.store.MAX_FRAGMENTS", 3)
-    photos = [a_photo(n, bytes([n]) * 500) for n in range(12)]
+    photos = [make_photo(n, bytes([n]) * 500) for n in range(12)]
     for n in range(12):
-        store.add([photos[n]], [a_file(n)], [])
+        store.add([photos[n]], [make_file(n)], [])
     reader = Store.open(store.folder)
     assert reader.list_live_ids().tolist() == list(range(12))
     ids = [11, 0, 5]
@@ -37,7 +37,7 @@ def test_compaction_changes_nothing_that_is_read(store: Store, monkeypatch: pyte
 def test_a_full_disk_is_said_and_loses_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    filled(store, 2)
+    fill_store(store, 2)
 
     def full(*_: object, **__: object) -> None:
         raise error
@@ -45,10 +45,10 @@ def test_a_full_disk_is_said_and_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(store._photos.table._handle, "add", full)
         with pytest.raises(IndexStateError, match=r"is full. Everything committed before is safe"):
-            store.add([a_photo(2)], [a_file(2)], [])
+            store.add([make_photo(2)], [make_file(2)], [])
     assert store.list_live_ids().tolist() == [0, 1]
     assert set(Store.open(store.folder).read_files()) == {ROOT / "0.jpg", ROOT / "1.jpg"}
-    assert store.add([a_photo(2)], [a_file(2)], []) == [2]
+    assert store.add([make_photo(2)], [make_file(2)], []) == [2]
 
 
 def test_other_errors_are_not_dressed_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_other_errors_are_not_dressed_up(store: Store, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(store._photos.table._handle, "add", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        store.add([a_photo(2)], [], [])
+        store.add([make_photo(2)], [], [])
 
 
 def test_a_lost_table_is_named(store: Store) -> None:

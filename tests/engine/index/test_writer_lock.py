@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from store_rows import a_file, a_photo, filled, run_python
+from store_rows import fill_store, make_file, make_photo, run_python
 
 from engine.errors import IndexStateError
 from engine.index.store import Store
@@ -127,7 +127,7 @@ def test_other_threads_wait_for_it(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_is_turned_away_at_once(store: Store) -> None:
-    filled(store, 1)
+    fill_store(store, 1)
     code = """
         import sys
         from pathlib import Path
@@ -143,7 +143,7 @@ def test_a_second_writer_is_turned_away_at_once(store: Store) -> None:
         """
     with store.writing():
         done = run_python(code, store.folder)
-        store.add([a_photo(1)], [a_file(1)], [])  # nested: the lock is ours
+        store.add([make_photo(1)], [make_file(1)], [])  # nested: the lock is ours
     readable, refused = done.stdout.splitlines()
     assert readable == "[0]"
     assert f"Another qseek (process {os.getpid()}) is writing the index" in refused

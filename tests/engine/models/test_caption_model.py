@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from prompts_and_pictures import PROMPTS, SHORT, ids_of, pictures
+from prompts_and_pictures import PROMPTS, SHORT, encode_text, random_pictures
 
 from engine.blip2.generation import GenerationOptions
 from engine.errors import QueryError
@@ -30,9 +30,9 @@ def test_pictures_are_read_once_whatever_the_beams(
 
     monkeypatch.setattr(model.net, "encode_patches", count_pictures)
     monkeypatch.setattr(model.net.qformer, "compute_photo_keys", count_photos)
-    model.generate(pictures(3), ["a"], GenerationOptions(max_new_tokens=4, num_beams=4))
+    model.generate(random_pictures(3), ["a"], GenerationOptions(max_new_tokens=4, num_beams=4))
     assert seen == {"vision": 3, "qformer": 3}
-    model.generate(pictures(1), PROMPTS, GenerationOptions(max_new_tokens=4, num_beams=2))
+    model.generate(random_pictures(1), PROMPTS, GenerationOptions(max_new_tokens=4, num_beams=2))
     reads = (
         len(PROMPTS) if model.prompt_tokenizer else 1
     )  # a Q-Former that reads the prompt reads it with the photo
@@ -40,25 +40,25 @@ def test_pictures_are_read_once_whatever_the_beams(
 
 
 def test_patches_or_pictures(model: CaptionModel) -> None:
-    photos = pictures(2)
+    photos = random_pictures(2)
     assert model.generate(model.encode_patches(photos), ["a"], SHORT) == model.generate(photos, ["a"], SHORT)
 
 
 def test_prompts_that_cannot_be_read(model: CaptionModel) -> None:
     room = model.tokenizer.room - (0 if model.config.language.encoder_decoder else SHORT.max_new_tokens)
     with pytest.raises(QueryError, match=rf"reads at most {room:,} beside the photo's and 8 new ones"):
-        model.generate(pictures(1), ["x" * (room + 1)], SHORT)
+        model.generate(random_pictures(1), ["x" * (room + 1)], SHORT)
     with pytest.raises(ValueError, match="2 photos and 3 prompts do not pair"):
-        model.generate(pictures(2), PROMPTS, SHORT)
+        model.generate(random_pictures(2), PROMPTS, SHORT)
     with pytest.raises(QueryError, match="Question 2 is empty"):
-        model.answer(pictures(2), ["what?", " "])
+        model.answer(random_pictures(2), ["what?", " "])
     if model.prompt_tokenizer is None:
-        assert model.generate(pictures(1), [""], SHORT)  # a text without a beginning
+        assert model.generate(random_pictures(1), [""], SHORT)  # a text without a beginning
         return
     with pytest.raises(QueryError, match=r"The prompt is empty, and .* cannot write without one"):
-        model.generate(pictures(1), [" "], SHORT)
+        model.generate(random_pictures(1), [" "], SHORT)
     with pytest.raises(QueryError, match="5 tokens longer than the 16 that the Q-Former reads"):
-        model.generate(pictures(1), ["a " * 19], SHORT)
+        model.generate(random_pictures(1), ["a " * 19], SHORT)
 
 
 def test_captions_and_answers(model: CaptionModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_captions_and_answers(model: CaptionModel, monkeypatch: pytest.MonkeyPat
         return generate(photos, [prompts[0][:8]] * len(prompts), SHORT)
 
     monkeypatch.setattr(model, "generate", watch)
-    assert len(model.caption(pictures(2))) == 2
-    model.answer(pictures(2), [" what? ", "who?"])
-    word = "Answer:" if model.config.language.end_id == ids_of("opt", "\n")[0] else "Short answer:"
+    assert len(model.caption(random_pictures(2))) == 2
+    model.answer(random_pictures(2), [" what? ", "who?"])
+    word = "Answer:" if model.config.language.end_id == encode_text("opt", "\n")[0] else "Short answer:"
     assert asked == ["a photo of", f"Question: what? {word}", f"Question: who? {word}"]

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from damaged_folders import CONFIGS, FILES, change_config, digest, load
+from damaged_folders import DAMAGED_CONFIGS, DAMAGED_FILES, change_config, compute_folder_digest, load_on_cpu
 from safetensors.torch import load_file
 from tiny import SIDE, tiny_checkpoint
 
@@ -26,7 +26,7 @@ def test_models_are_found_by_name_and_by_folder(
     assert find_model("mine") == own_models / "mine"
     assert load_model("mine", device="cpu").name == "mine"
     assert load_model(str(own_models / "mine"), device="cpu").name == "mine"
-    assert load(folder).name == str(folder)
+    assert load_on_cpu(folder).name == str(folder)
     monkeypatch.chdir(folder.parent)
     assert find_model("tiny") == Path("tiny")
     assert load_model("tiny", device="cpu").name == str(folder)  # an index must find it from anywhere
@@ -40,10 +40,10 @@ def test_a_bundled_name_is_the_bundled_model(
     assert find_model("tiny") == catalogue.BUNDLED / "tiny"
     assert [(info.name, info.folder) for info in list_models()] == [("tiny", catalogue.BUNDLED / "tiny")]
     # The name of a hidden model would lead back to the bundled one, so it goes by its folder.
-    assert load(own_models / "tiny").name == str(own_models / "tiny")
+    assert load_on_cpu(own_models / "tiny").name == str(own_models / "tiny")
     # "./tiny" is meant as a folder, whatever else is called so.
     monkeypatch.chdir(own_models)
-    assert load_model("./tiny", device="cpu").digest == digest(own_models / "tiny")
+    assert load_model("./tiny", device="cpu").digest == compute_folder_digest(own_models / "tiny")
 
 
 def test_an_unknown_name_says_where_it_looked(folder: Path, own_models: Path) -> None:
@@ -70,11 +70,16 @@ def test_the_list_holds_what_can_be_loaded(
     shutil.copytree(
         folder, own_models / "zebra.new"
     )  # left by a process that was killed while it wrote a model
-    for number, (name, damage) in enumerate({**FILES, **CONFIGS}.items()):
-        if name in ("config gone", "tokenizer garbage", "tokenizer without [DEC]", *list(CONFIGS)[4:]):
+    for number, (name, damage) in enumerate({**DAMAGED_FILES, **DAMAGED_CONFIGS}.items()):
+        if name in (
+            "config gone",
+            "tokenizer garbage",
+            "tokenizer without [DEC]",
+            *list(DAMAGED_CONFIGS)[4:],
+        ):
             continue  # no model at all, or found out only when it is loaded
         broken = Path(shutil.copytree(folder, own_models / f"broken{number}"))
-        change_config(broken, damage[0]) if name in CONFIGS else damage[0](broken)
+        change_config(broken, damage[0]) if name in DAMAGED_CONFIGS else damage[0](broken)
     shutil.copytree(folder, own_models / "zebra")
     shutil.copytree(folder, catalogue.BUNDLED / "lynx")
     with caplog.at_level(logging.WARNING):
@@ -83,7 +88,7 @@ def test_the_list_holds_what_can_be_loaded(
     assert len(caplog.records) == sum(path.name.startswith("broken") for path in own_models.iterdir()) > 8
     assert "broken0 is left out" in caplog.text and "has no model.safetensors" in caplog.text
     info = models[1]
-    model = load(info.folder)
+    model = load_on_cpu(info.folder)
     assert info.num_parameters == sum(tensor.numel() for tensor in model.net.state_dict().values())
     assert info.num_bytes == (folder / "model.safetensors").stat().st_size
     assert (info.image_size, info.digest) == (SIDE, model.digest)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lavis_networks import EVA, eva_captioner, random_net, write_lavis_captioner, write_lavis_retriever
 from tiny import tiny_checkpoint, tiny_tokenizer
-from tiny_language import save_language, save_tiny
+from tiny_language import save_language, save_tiny_captioner
 
 from engine.checkpoints.building import load_net, make_captioner
 from engine.checkpoints.captioner_reading import read_captioner
@@ -63,5 +63,5 @@ def test_a_lavis_captioner_becomes_a_folder(tmp_path: Path, layout: conversion.L
 
 
 def test_which_folders_are_captioners(tmp_path: Path) -> None:
-    assert is_captioner(save_tiny("t5", tmp_path / "writes"), LavisParts())
+    assert is_captioner(save_tiny_captioner("t5", tmp_path / "writes"), LavisParts())
     assert not is_captioner(tiny_checkpoint(tmp_path / "searches"), LavisParts())

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlparse
 import command_line
 import pytest
 from random_blip2 import random_retriever, save_retriever_folder
-from shard_writing import picture, write_shard
+from shard_writing import make_png, write_shard
 
 from engine.checkpoints.published import find_hub_id
 
@@ -197,7 +197,7 @@ def test_a_wrong_id(server: Hub, tmp_path: Path) -> None:
 
 def test_a_model_that_was_never_pulled_says_how(tmp_path: Path) -> None:
     recall = ("recall", str(tmp_path / "none.tar"), "--model", "blip2-itm-vit-g")
-    write_shard(tmp_path / "none.tar", {"red.png": picture("red"), "red.txt": b"a red wall"})
+    write_shard(tmp_path / "none.tar", {"red.png": make_png("red"), "red.txt": b"a red wall"})
     done = qseek(*recall, home=tmp_path, address="http://127.0.0.1:9")
     assert done.returncode == 1 and "qseek models pull Salesforce/blip2-itm-vit-g" in done.stderr, done.stderr
 

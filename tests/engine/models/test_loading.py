@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damaged_folders import PICTURES, change_config, change_weights, digest, load
+from damaged_folders import PICTURES, change_config, change_weights, compute_folder_digest, load_on_cpu
 from tiny import tiny_model
 
 from engine.models.loading import load_model
@@ -17,16 +17,18 @@ pytestmark = pytest.mark.usefixtures("own_models")
 
 
 def test_the_digest_follows_all_three_files(folder: Path) -> None:
-    seen = {digest(folder)}
+    seen = {compute_folder_digest(folder)}
     change_weights(folder, lambda s: s["match_head.bias"].add_(1e-6))
-    seen.add(digest(folder))
+    seen.add(compute_folder_digest(folder))
     change_config(folder, lambda c: c.update(max_tokens=11))
-    seen.add(digest(folder))
+    seen.add(compute_folder_digest(folder))
     (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + "\n")
-    seen.add(digest(folder))
+    seen.add(compute_folder_digest(folder))
     assert len(seen) == 4 and all(len(digest) == 32 for digest in seen)
-    assert load(folder).digest == digest(folder)
-    assert digest(Path(shutil.copytree(folder, folder.with_name("copy")))) == digest(folder)
+    assert load_on_cpu(folder).digest == compute_folder_digest(folder)
+    assert compute_folder_digest(
+        Path(shutil.copytree(folder, folder.with_name("copy")))
+    ) == compute_folder_digest(folder)
 
 
 def test_an_unknown_dtype(folder: Path) -> None:
@@ -35,7 +37,7 @@ def test_an_unknown_dtype(folder: Path) -> None:
 
 
 def test_bfloat16_is_near(folder: Path) -> None:
-    full, half = load(folder), tiny_model(folder.with_name("other"), dtype="bfloat16")
+    full, half = load_on_cpu(folder), tiny_model(folder.with_name("other"), dtype="bfloat16")
     assert half.dtype == torch.bfloat16 and next(half.net.parameters()).dtype == torch.bfloat16
     actual, want = (model.encode_photos(model.encode_patches(PICTURES)) for model in (half, full))
     assert actual.dtype == np.float32

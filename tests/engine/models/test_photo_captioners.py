@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny import SIDE, tiny_checkpoint, tiny_config, tiny_net, tiny_tokenizer
-from tiny_language import save_tiny
+from tiny_language import save_tiny_captioner
 
 from engine.blip2.generation import CAPTION, GenerationOptions
 from engine.blip2.itg_decoding import search_captions
@@ -31,7 +31,7 @@ PICTURES = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), dtype=n
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     tiny_checkpoint(folder / "tiny")
-    save_tiny("opt", folder / "opt")
+    save_tiny_captioner("opt", folder / "opt")
     config = replace(tiny_config(), has_captions=False)
     save_checkpoint(folder / "headless", tiny_net(config), tiny_tokenizer())
     return folder
@@ -104,7 +104,7 @@ def test_who_writes_when_nobody_says(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     )
     assert choose_default_captioner("tiny") == "tiny", "a searching model that writes"
     assert choose_default_captioner("gone") == "mini"
-    save_tiny("opt", tmp_path / "mini-captioner")
+    save_tiny_captioner("opt", tmp_path / "mini-captioner")
     assert (
         choose_default_captioner()
         == choose_default_captioner("mini")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corners import BLUE, GREEN, RED, YELLOW, corners, quarters, with_orientation
+from corners import BLUE, GREEN, RED, YELLOW, draw_quarters, make_orientation_exif, read_quarter_colours
 from PIL import Image
 
 from engine.errors import PhotoError
@@ -20,8 +20,8 @@ from indexer.decode import Decoded, DecodeJob, attempt, decode
 
 
 def test_the_name_says_nothing_about_the_format(tmp_path: Path) -> None:
-    quarters().save(tmp_path / "a.jpg", format="PNG")
-    assert corners(open_picture(tmp_path / "a.jpg")) == [RED, GREEN, BLUE, YELLOW]
+    draw_quarters().save(tmp_path / "a.jpg", format="PNG")
+    assert read_quarter_colours(open_picture(tmp_path / "a.jpg")) == [RED, GREEN, BLUE, YELLOW]
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -54,7 +54,7 @@ def test_the_cap_lies_above_pillows_and_can_be_moved(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png_header(19_000, 10_000))  # Pillow alone would call 190 a bomb
     with pytest.raises(PhotoError, match="cut off"):
         decode(tmp_path / "a.png", 32)
-    quarters().save(tmp_path / "b.png")
+    draw_quarters().save(tmp_path / "b.png")
     with pytest.raises(PhotoError, match="megapixels"):
         open_picture(tmp_path / "b.png", max_pixels=96 * 64)
     assert open_picture(tmp_path / "b.png", max_pixels=96 * 64 + 1).size == (96, 64)
@@ -100,7 +100,10 @@ def test_corrupt_bytes_never_raise_anything_else(tmp_path: Path) -> None:
     outcomes = []
     for suffix in ("jpg", "png", "webp", "gif", "bmp", "tif", "avif"):
         path = tmp_path / f"a.{suffix}"
-        quarters().save(path, exif=with_orientation(6)) if suffix in ("jpg", "png") else quarters().save(path)
+        draw_quarters().save(path, exif=make_orientation_exif(6)) if suffix in (
+            "jpg",
+            "png",
+        ) else draw_quarters().save(path)
         whole = np.frombuffer(path.read_bytes(), np.uint8)
         for _ in range(40):
             damaged = whole.copy()
@@ -129,7 +132,7 @@ def test_no_permission_is_curable_and_corruption_is_not() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         path = Path(folder) / "a.jpg"
-        quarters().save(path)
+        draw_quarters().save(path)
         path.chmod(0)
         uid = os.geteuid()
         if uid == 0:

@@ -14,7 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corners import BLUE, GREEN, RED, STORED_AS, YELLOW, assert_near, corners, quarters, with_orientation
+from corners import (
+    BLUE,
+    GREEN,
+    RED,
+    STORED_AS,
+    YELLOW,
+    assert_near,
+    draw_quarters,
+    make_orientation_exif,
+    read_quarter_colours,
+)
 from PIL import Image
 
 from engine.errors import PhotoError
@@ -28,66 +38,81 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif", "avif"])
 def test_the_formats_out_of_the_box(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
-    quarters().save(path)
+    draw_quarters().save(path)
     decoded = decode(path, 32)
     assert decoded.pixels.shape == (32, 32, 3)
     assert decoded.pixels.dtype == np.uint8
     assert decoded.digest == hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    assert_near(corners(decoded.pixels), [RED, GREEN, BLUE, YELLOW], tolerance=12)
-    assert_near(corners(open_picture(path.read_bytes())), [RED, GREEN, BLUE, YELLOW], tolerance=12)
+    assert_near(read_quarter_colours(decoded.pixels), [RED, GREEN, BLUE, YELLOW], tolerance=12)
+    assert_near(
+        read_quarter_colours(open_picture(path.read_bytes())), [RED, GREEN, BLUE, YELLOW], tolerance=12
+    )
 
 
 def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     others = [Image.new("RGB", (96, 64), "black")] * 2
     for name in ("a.gif", "b.webp", "c.png", "d.tif"):
-        quarters().save(tmp_path / name, save_all=True, append_images=others)
-        assert_near(corners(open_picture(tmp_path / name)), [RED, GREEN, BLUE, YELLOW], tolerance=12)
+        draw_quarters().save(tmp_path / name, save_all=True, append_images=others)
+        assert_near(
+            read_quarter_colours(open_picture(tmp_path / name)), [RED, GREEN, BLUE, YELLOW], tolerance=12
+        )
 
 
 def test_a_picture_of_several_as_phones_write_it(tmp_path: Path) -> None:
-    quarters(960, 640).save(
+    draw_quarters(960, 640).save(
         tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (96, 64))],
-        exif=with_orientation(3),
+        exif=make_orientation_exif(3),
     )  # fmt: skip
     decoded = decode(tmp_path / "a.jpg", 32)
     assert (decoded.width, decoded.height) == (960, 640)
-    assert_near(corners(decoded.pixels), [YELLOW, BLUE, GREEN, RED])
+    assert_near(read_quarter_colours(decoded.pixels), [YELLOW, BLUE, GREEN, RED])
 
 
 def test_transparency_lies_over_white(tmp_path: Path) -> None:
-    rgba = quarters().convert("RGBA")
+    rgba = draw_quarters().convert("RGBA")
     alpha_HW = np.full((64, 96), 255, np.uint8)
     alpha_HW[:32, :48], alpha_HW[32:, 48:] = 0, 128
     rgba.putalpha(Image.fromarray(alpha_HW))
     for name in ("a.png", "b.webp", "c.tif"):
         rgba.save(tmp_path / name, lossless=True)
         expected = [(255, 255, 255), GREEN, BLUE, (255, 255, 127)]
-        assert_near(corners(open_picture(tmp_path / name)), expected, tolerance=2)
+        assert_near(read_quarter_colours(open_picture(tmp_path / name)), expected, tolerance=2)
     grey = Image.new("LA", (96, 64), (100, 0))
     grey.paste((100, 255), (48, 0, 96, 64))
     grey.save(tmp_path / "d.png")
-    assert corners(open_picture(tmp_path / "d.png")) == [(255,) * 3, (100,) * 3] * 2
+    assert read_quarter_colours(open_picture(tmp_path / "d.png")) == [(255,) * 3, (100,) * 3] * 2
 
 
 def test_palettes_with_and_without_a_transparent_colour(tmp_path: Path) -> None:
-    palette = quarters().quantize(4)
+    palette = draw_quarters().quantize(4)
     palette.save(tmp_path / "a.png")
     palette.save(tmp_path / "b.gif")
     for name in ("a.png", "b.gif"):
-        assert_near(corners(open_picture(tmp_path / name)), [RED, GREEN, BLUE, YELLOW], tolerance=2)
+        assert_near(
+            read_quarter_colours(open_picture(tmp_path / name)), [RED, GREEN, BLUE, YELLOW], tolerance=2
+        )
     palette.save(tmp_path / "c.png", transparency=palette.getpixel((5, 5)))
     palette.save(tmp_path / "d.gif", transparency=palette.getpixel((5, 5)))
     for name in ("c.png", "d.gif"):
-        assert_near(corners(open_picture(tmp_path / name)), [(255,) * 3, GREEN, BLUE, YELLOW], tolerance=2)
-    quarters().save(tmp_path / "e.png", transparency=RED)
-    assert corners(open_picture(tmp_path / "e.png")) == [(255,) * 3, GREEN, BLUE, YELLOW]
+        assert_near(
+            read_quarter_colours(open_picture(tmp_path / name)),
+            [(255,) * 3, GREEN, BLUE, YELLOW],
+            tolerance=2,
+        )
+    draw_quarters().save(tmp_path / "e.png", transparency=RED)
+    assert read_quarter_colours(open_picture(tmp_path / "e.png")) == [(255,) * 3, GREEN, BLUE, YELLOW]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_grey_of_16_bits_keeps_its_shades(tmp_path: Path, suffix: str) -> None:
     shades = np.array([[0, 257 * 50], [257 * 128, 65535]], np.uint16).repeat(32, 0).repeat(48, 1)
     Image.fromarray(shades).save(tmp_path / f"a.{suffix}")
-    assert corners(open_picture(tmp_path / f"a.{suffix}")) == [(0,) * 3, (50,) * 3, (128,) * 3, (255,) * 3]
+    assert read_quarter_colours(open_picture(tmp_path / f"a.{suffix}")) == [
+        (0,) * 3,
+        (50,) * 3,
+        (128,) * 3,
+        (255,) * 3,
+    ]
 
 
 def test_wider_greys_black_and_white_and_float(tmp_path: Path) -> None:
@@ -95,26 +120,38 @@ def test_wider_greys_black_and_white_and_float(tmp_path: Path) -> None:
     Image.fromarray(quarter_HW).save(tmp_path / "a.tif")
     Image.fromarray((quarter_HW * 2_000_000).astype(np.int32)).save(tmp_path / "b.tif")
     for name in ("a.tif", "b.tif"):
-        assert corners(open_picture(tmp_path / name)) == [(0,) * 3, (64,) * 3, (191,) * 3, (255,) * 3]
+        assert read_quarter_colours(open_picture(tmp_path / name)) == [
+            (0,) * 3,
+            (64,) * 3,
+            (191,) * 3,
+            (255,) * 3,
+        ]
     Image.fromarray(quarter_HW > 0.5).save(tmp_path / "c.png")
-    assert corners(open_picture(tmp_path / "c.png")) == [(0,) * 3, (0,) * 3, (255,) * 3, (255,) * 3]
+    assert read_quarter_colours(open_picture(tmp_path / "c.png")) == [
+        (0,) * 3,
+        (0,) * 3,
+        (255,) * 3,
+        (255,) * 3,
+    ]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])
 def test_cmyk(tmp_path: Path, suffix: str) -> None:
-    quarters().convert("CMYK").save(tmp_path / f"a.{suffix}", quality=95)
-    assert_near(corners(open_picture(tmp_path / f"a.{suffix}")), [RED, GREEN, BLUE, YELLOW], tolerance=12)
+    draw_quarters().convert("CMYK").save(tmp_path / f"a.{suffix}", quality=95)
+    assert_near(
+        read_quarter_colours(open_picture(tmp_path / f"a.{suffix}")), [RED, GREEN, BLUE, YELLOW], tolerance=12
+    )
 
 
 def test_a_large_jpeg_comes_scaled_down_and_turned_with_its_true_size(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
-    quarters(1600, 1200).save(path, exif=with_orientation(6))
+    draw_quarters(1600, 1200).save(path, exif=make_orientation_exif(6))
     assert open_picture(path).size == (1200, 1600)
     assert open_picture(path, least_side=100).size == (150, 200)  # by 8, the most that JPEG can
     assert open_picture(path, least_side=200).size == (300, 400)
     decoded = decode(path, 64)
     assert (decoded.width, decoded.height) == (1200, 1600)
-    assert_near(corners(decoded.pixels), [BLUE, RED, YELLOW, GREEN])
+    assert_near(read_quarter_colours(decoded.pixels), [BLUE, RED, YELLOW, GREEN])
 
 
 def test_scaling_in_the_jpeg_decoder_hardly_shows(tmp_path: Path) -> None:
@@ -143,14 +180,14 @@ def test_heic_of_two_orientations(tmp_path: Path) -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
     pillow_heif.register_heif_opener()
     for orientation in (1, 6):
-        stored = Image.fromarray(np.ascontiguousarray(STORED_AS[orientation](np.asarray(quarters()))))
-        stored.info["exif"] = with_orientation(
+        stored = Image.fromarray(np.ascontiguousarray(STORED_AS[orientation](np.asarray(draw_quarters()))))
+        stored.info["exif"] = make_orientation_exif(
             orientation
         ).tobytes()  # pillow-heif writes the irot box from it
         stored.save(tmp_path / "a.heic", quality=95)
         decoded = decode(tmp_path / "a.heic", 32)
         assert (decoded.width, decoded.height) == (96, 64)
-        assert_near(corners(decoded.pixels), [RED, GREEN, BLUE, YELLOW], tolerance=12)
+        assert_near(read_quarter_colours(decoded.pixels), [RED, GREEN, BLUE, YELLOW], tolerance=12)
 
 
 def png(side: int = 8) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corners import BLUE, GREEN, RED, STORED_AS, YELLOW, assert_near, corners, quarters
+from corners import BLUE, GREEN, RED, STORED_AS, YELLOW, assert_near, draw_quarters, read_quarter_colours
 from PIL import Image
 
 from engine.errors import PhotoError
@@ -89,13 +89,13 @@ def test_raw_comes_upright_from_its_preview_or_developed(
     size = {"large": (960, 640), "small": (160, 120), "none": None}[preview]
     if size and orientation >= 5:
         size = (size[1], size[0])
-    write_dng(tmp_path / "a.DNG", quarters(1200, 800), orientation, size)
+    write_dng(tmp_path / "a.DNG", draw_quarters(1200, 800), orientation, size)
     picture = open_picture(tmp_path / "a.DNG")
     assert picture.size == ((960, 640) if preview == "large" else (600, 400))
     decoded = decode(tmp_path / "a.DNG", 32)
     assert (decoded.width, decoded.height) == (1200, 800)
     assert_near(
-        corners(decoded.pixels), [RED, GREEN, BLUE, YELLOW], tolerance=60
+        read_quarter_colours(decoded.pixels), [RED, GREEN, BLUE, YELLOW], tolerance=60
     )  # a camera's own idea of red
 
 

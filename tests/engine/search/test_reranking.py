@@ -12,15 +12,15 @@ import pytest
 import torch
 from brute_force_scores import (
     NAMES,
-    QUERY,
+    TEXT,
     TEXTS,
     assert_reranked,
     assert_well_formed,
-    fresh_itc,
-    ids_of,
+    compute_itc_score,
+    list_photo_ids,
     match_logits,
-    sort_by,
-    stored_itc,
+    score_stored_photos,
+    sort_by_score,
 )
 from tiny import tiny_model, write_pictures
 
@@ -38,30 +38,30 @@ from indexer.build import build_index
 
 @pytest.mark.parametrize("rerank", [1, 7, 24, 128])
 def test_reranked(searcher: Searcher, model: RetrievalModel, rerank: int) -> None:
-    itc = stored_itc(searcher, QUERY)
-    by_itc = sort_by(itc)
+    itc = score_stored_photos(searcher, TEXT)
+    by_itc = sort_by_score(itc)
     paths = {photo.id: photo.path for photo in searcher.store.read_photos(by_itc)}  # type: ignore[union-attr]
-    logits = {id_: match_logits(model, paths[id_], QUERY) for id_ in by_itc}
+    logits = {id_: match_logits(model, paths[id_], TEXT) for id_ in by_itc}
     chosen = {id_: float(logits[id_][1]) + itc[id_] for id_ in by_itc[:rerank]}
-    found = searcher.search(QUERY, top=24, rerank=rerank)
-    assert ids_of(found) == sort_by(chosen) + by_itc[rerank:]
+    found = searcher.search(TEXT, top=24, rerank=rerank)
+    assert list_photo_ids(found) == sort_by_score(chosen) + by_itc[rerank:]
     assert_well_formed(found.hits)
     for hit in found.hits[:rerank]:
         assert_reranked(hit, itc[hit.photo.id], logits[hit.photo.id])
     for hit in found.hits[rerank:]:
         assert (hit.itm, hit.itc) == (None, pytest.approx(itc[hit.photo.id], abs=1e-5))
         assert hit.score == pytest.approx(hit.itc - BEHIND, abs=1e-6)
-    assert rerank < 7 or ids_of(found) != by_itc, "ITM should change something"
-    assert ids_of(searcher.search(QUERY, top=3, rerank=rerank)) == ids_of(found)[:3]
+    assert rerank < 7 or list_photo_ids(found) != by_itc, "ITM should change something"
+    assert list_photo_ids(searcher.search(TEXT, top=3, rerank=rerank)) == list_photo_ids(found)[:3]
 
 
 def test_candidates_come_in_batches(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    want = searcher.search(QUERY, top=24)
+    want = searcher.search(TEXT, top=24)
     paths = [hit.photo.path for hit in want.hits]
-    ranked = searcher.rerank(QUERY, paths)
+    ranked = searcher.rerank(TEXT, paths)
     monkeypatch.setattr(reranking, "PHOTO_BATCH", 5)
-    for got, other in ((searcher.search(QUERY, top=24), want), (searcher.rerank(QUERY, paths), ranked)):
-        assert ids_of(got) == ids_of(other)
+    for got, other in ((searcher.search(TEXT, top=24), want), (searcher.rerank(TEXT, paths), ranked)):
+        assert list_photo_ids(got) == list_photo_ids(other)
         assert [hit.score for hit in got.hits] == pytest.approx([hit.score for hit in other.hits], abs=1e-4)
 
 
@@ -70,7 +70,7 @@ def test_stored_patches_give_the_same_hits(
     shelf: Path, searcher: Searcher, model: RetrievalModel, features: str, noise: float
 ) -> None:
     kept = Searcher(Store.open(shelf / features), model)
-    for text in (QUERY, "green"):
+    for text in (TEXT, "green"):
         got, want = kept.search(text, top=24), searcher.search(text, top=24)
         scores = {hit.photo.digest: hit.score for hit in want.hits}
         assert [hit.score for hit in got.hits] == pytest.approx(
@@ -89,9 +89,9 @@ def test_what_is_held_changes_nothing(
     def ask(searcher: Searcher, text: str) -> list[Results]:
         return [searcher.search(text, top=24, rerank=20), searcher.rerank(text, paths)]
 
-    for text in (QUERY, QUERY, "green"):
+    for text in (TEXT, TEXT, "green"):
         for got, want in zip(ask(holding, text), ask(plain, text), strict=True):
-            assert ids_of(got) == ids_of(want)
+            assert list_photo_ids(got) == list_photo_ids(want)
             assert [hit.score for hit in got.hits] == pytest.approx(
                 [hit.score for hit in want.hits], abs=1e-5
             )
@@ -105,7 +105,7 @@ def test_folded_keys_change_nothing(
     copied: Callable[[str], tuple[Searcher, list[Path]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searcher, _ = copied("store")
-    want = searcher.search(QUERY, top=24)
+    want = searcher.search(TEXT, top=24)
     read = []
     real = RetrievalModel.match
     monkeypatch.setattr(RetrievalModel, "folding_pays", True)
@@ -113,20 +113,20 @@ def test_folded_keys_change_nothing(
     monkeypatch.setattr(
         RetrievalModel, "match", lambda self, *given: read.append(given[0]) or real(self, *given)
     )
-    got = searcher.search(QUERY, top=24)
+    got = searcher.search(TEXT, top=24)
     assert read and all(isinstance(photos, torch.Tensor) for photos in read)
-    assert ids_of(got) == ids_of(want)
+    assert list_photo_ids(got) == list_photo_ids(want)
     assert [hit.score for hit in got.hits] == pytest.approx([hit.score for hit in want.hits], abs=1e-4)
 
 
 def test_slow_encoding_is_told(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     monkeypatch.setattr(searcher, "tell", lines.append)
-    searcher.search(QUERY)
+    searcher.search(TEXT)
     assert lines == []
     monkeypatch.setattr(reranking, "SLOW_SECONDS", 0.0)
     monkeypatch.setattr(progress, "TELL_SECONDS", 0.0)
-    searcher.search(QUERY)
+    searcher.search(TEXT)
     assert len(lines) == 1 and lines[0].startswith("16 of 24 candidates encoded, ")
 
 
@@ -134,20 +134,20 @@ def test_stored_patches_need_no_files(
     copied: Callable[[str], tuple[Searcher, list[Path]]], shelf: Path
 ) -> None:
     kept, paths = copied("store")
-    before = kept.search(QUERY, top=24), kept.rerank(QUERY, paths), kept.match(paths[3], TEXTS)
+    before = kept.search(TEXT, top=24), kept.rerank(TEXT, paths), kept.match(paths[3], TEXTS)
     shutil.rmtree(paths[0].parents[1])
-    after = kept.search(QUERY, top=24), kept.rerank(QUERY, paths), kept.match(paths[3], TEXTS)
+    after = kept.search(TEXT, top=24), kept.rerank(TEXT, paths), kept.match(paths[3], TEXTS)
     assert [results.hits for results in after] == [results.hits for results in before]
     assert after[0].failures == after[1].failures == ()
 
 
 def test_photos_that_cannot_be_read_come_behind(copied: Callable[[str], tuple[Searcher, list[Path]]]) -> None:
     searcher, _ = copied("none")
-    before = searcher.search(QUERY, top=24)
+    before = searcher.search(TEXT, top=24)
     gone, cut = before.hits[0].photo, before.hits[4].photo
     gone.path.unlink()
     cut.path.write_bytes(cut.path.read_bytes()[:60])
-    after = searcher.search(QUERY, top=24)
+    after = searcher.search(TEXT, top=24)
     assert {failure.path: failure.reason.split(" (")[0] for failure in after.failures} == {
         gone.path: "it is no longer there",
         cut.path: "the file is cut off",
@@ -155,16 +155,16 @@ def test_photos_that_cannot_be_read_come_behind(copied: Callable[[str], tuple[Se
     rest = [hit for hit in before.hits if hit.photo not in (gone, cut)]
     assert [hit.photo for hit in after.hits[:22]] == [hit.photo for hit in rest]
     assert [h.score for h in after.hits[:22]] == pytest.approx([h.score for h in rest], abs=1e-4)
-    itc = stored_itc(searcher, QUERY)
-    assert [hit.photo.id for hit in after.hits[22:]] == sort_by({p.id: itc[p.id] for p in (gone, cut)})
+    itc = score_stored_photos(searcher, TEXT)
+    assert [hit.photo.id for hit in after.hits[22:]] == sort_by_score({p.id: itc[p.id] for p in (gone, cut)})
     for hit in after.hits[22:]:
         assert hit.itm is None and hit.score == pytest.approx(itc[hit.photo.id] - BEHIND, abs=1e-5)
     assert_well_formed(after.hits)
     # Behind the candidates, in front of what was no candidate: both in ITC's order.
-    some = searcher.search(QUERY, top=24, rerank=10)
+    some = searcher.search(TEXT, top=24, rerank=10)
     assert_well_formed(some.hits)
     unread = [hit.photo.id for hit in some.hits if hit.itm is None]
-    assert unread == sort_by({id_: itc[id_] for id_ in unread}) and len(unread) >= 14
+    assert unread == sort_by_score({id_: itc[id_] for id_ in unread}) and len(unread) >= 14
 
 
 def test_when_no_file_can_be_read_itc_is_the_order(
@@ -173,11 +173,11 @@ def test_when_no_file_can_be_read_itc_is_the_order(
     """The drive is away: the hits still say what lies there."""
     searcher, paths = copied("none")
     shutil.rmtree(paths[0].parents[1])
-    found = searcher.search(QUERY, top=24)
+    found = searcher.search(TEXT, top=24)
     assert (
-        ids_of(found)
-        == ids_of(searcher.search(QUERY, top=24, rerank=0))
-        == sort_by(stored_itc(searcher, QUERY))
+        list_photo_ids(found)
+        == list_photo_ids(searcher.search(TEXT, top=24, rerank=0))
+        == sort_by_score(score_stored_photos(searcher, TEXT))
     )
     assert len(found.failures) == 24 and all(hit.itm is None for hit in found.hits)
     assert_well_formed(found.hits)
@@ -189,17 +189,17 @@ def test_a_copy_stands_in_for_a_file_that_is_gone(tmp_path: Path, model: Retriev
     store = Store.create(tmp_path / "index", Manifest.for_model(model, "none"))
     build_index([tmp_path / "photos"], store, PhotoEncoder(model, "none"), workers=0)
     searcher = Searcher(store, model, hold_bytes=0)
-    before = searcher.search(QUERY)
+    before = searcher.search(TEXT)
     paths[1].unlink()
-    after = searcher.search(QUERY)
+    after = searcher.search(TEXT)
     assert after.hits == before.hits and len(after.hits) == 3 and after.failures == ()
 
 
 def test_bfloat16_is_near(shelf: Path, searcher: Searcher, tmp_path: Path) -> None:
     half = Searcher(Store.open(shelf / "none"), tiny_model(tmp_path / "tiny", dtype="bfloat16"))
     for rerank in (0, 128):
-        want = {hit.photo.id: hit for hit in searcher.search(QUERY, top=24, rerank=rerank).hits}
-        got = {hit.photo.id: hit for hit in half.search(QUERY, top=24, rerank=rerank).hits}
+        want = {hit.photo.id: hit for hit in searcher.search(TEXT, top=24, rerank=rerank).hits}
+        got = {hit.photo.id: hit for hit in half.search(TEXT, top=24, rerank=rerank).hits}
         assert got.keys() == want.keys()
         first, second = (np.array([hits[i].score for i in want]) for hits in (want, got))
         assert np.corrcoef(first, second)[0, 1] > 0.99
@@ -218,15 +218,15 @@ def test_rerank_takes_any_photo(
     broken.write_bytes(b"not a picture")
     paths = [known[0], new[0], gone, *known[1:], broken, new[1], known[2], new[0]]
     want = {
-        n: float(match_logits(model, p, QUERY)[1]) + fresh_itc(model, p, QUERY)
+        n: float(match_logits(model, p, TEXT)[1]) + compute_itc_score(model, p, TEXT)
         for n, p in enumerate(known + new)
     }
-    found = searcher.rerank(QUERY, paths)
-    assert [hit.photo.path for hit in found.hits] == [(known + new)[n] for n in sort_by(want)]
+    found = searcher.rerank(TEXT, paths)
+    assert [hit.photo.path for hit in found.hits] == [(known + new)[n] for n in sort_by_score(want)]
     assert_well_formed(found.hits)
-    for hit, number in zip(found.hits, sort_by(want), strict=True):
+    for hit, number in zip(found.hits, sort_by_score(want), strict=True):
         assert_reranked(
-            hit, fresh_itc(model, hit.photo.path, QUERY), match_logits(model, hit.photo.path, QUERY)
+            hit, compute_itc_score(model, hit.photo.path, TEXT), match_logits(model, hit.photo.path, TEXT)
         )
         assert hit.score == pytest.approx(want[number], abs=1e-4)
         assert (hit.photo.id == -1) == (hit.photo.path in new)
@@ -234,7 +234,7 @@ def test_rerank_takes_any_photo(
         (gone, "it is no longer there"),
         (broken, "it is a text file, not a picture"),
     ]
-    assert searcher.rerank(QUERY, paths, top=2).hits == found.hits[:2]
+    assert searcher.rerank(TEXT, paths, top=2).hits == found.hits[:2]
 
 
 def test_rerank_with_stored_patches(
@@ -245,7 +245,7 @@ def test_rerank_with_stored_patches(
     new = write_pictures(tmp_path, ["one.png", "two.png"], seed=5)
     known = [shelf / "photos" / name for name in NAMES[:5]]
     paths = [new[0], known[0], tmp_path / "gone.png", known[1], new[1], *known[2:]]
-    got, want = kept.rerank(QUERY, paths), searcher.rerank(QUERY, paths)
+    got, want = kept.rerank(TEXT, paths), searcher.rerank(TEXT, paths)
     scores = {hit.photo.path: hit.score for hit in want.hits}
     assert len(scores) == 7 and got.failures == want.failures
     assert {hit.photo.path: hit.score for hit in got.hits} == pytest.approx(scores, abs=0.02)
@@ -257,15 +257,15 @@ def test_each_path_of_a_photo_is_its_own_answer(tmp_path: Path, model: Retrieval
     copy = Path(shutil.copy(path, tmp_path / "photos" / "b.png"))
     store = Store.create(tmp_path / "index", Manifest.for_model(model, "none"))
     build_index([tmp_path / "photos"], store, PhotoEncoder(model, "none"), workers=0)
-    found = Searcher(store, model).rerank(QUERY, [copy, path])
+    found = Searcher(store, model).rerank(TEXT, [copy, path])
     assert [hit.photo.path for hit in found.hits] == [copy, path]
     assert found.hits[0].photo.paths == (copy, path) and found.hits[0].photo.id == found.hits[1].photo.id
 
 
 def test_nothing_to_rerank(searcher: Searcher, tmp_path: Path) -> None:
     with pytest.raises(QueryError, match="no photo to rerank"):
-        searcher.rerank(QUERY, [])
-    found = searcher.rerank(QUERY, [tmp_path / "gone.jpg"])
+        searcher.rerank(TEXT, [])
+    found = searcher.rerank(TEXT, [tmp_path / "gone.jpg"])
     assert found.hits == () and len(found.failures) == 1
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from brute_force_scores import NAMES, QUERY, TEXTS, assert_well_formed, ids_of, picture, sort_by, stored_itc
+from brute_force_scores import (
+    NAMES,
+    TEXT,
+    TEXTS,
+    assert_well_formed,
+    list_photo_ids,
+    read_square,
+    score_stored_photos,
+    sort_by_score,
+)
 from tiny import write_pictures
 
 from engine.errors import QueryError
@@ -25,11 +34,13 @@ from indexer.index_run import add_texts
 
 
 def test_itc_alone(searcher: Searcher) -> None:
-    for text in (QUERY, "cat", "the blue house"):
-        want = stored_itc(searcher, text)
+    for text in (TEXT, "cat", "the blue house"):
+        want = score_stored_photos(searcher, text)
         found = searcher.search(text, top=9, rerank=0)
-        assert ids_of(found) == sort_by(want)[:9]
-        assert [hit.score for hit in found.hits] == pytest.approx([want[i] for i in ids_of(found)], abs=1e-5)
+        assert list_photo_ids(found) == sort_by_score(want)[:9]
+        assert [hit.score for hit in found.hits] == pytest.approx(
+            [want[i] for i in list_photo_ids(found)], abs=1e-5
+        )
         assert all(hit.itc == hit.score and hit.itm is None for hit in found.hits)
         assert_well_formed(found.hits)
         assert found.notes == found.failures == ()
@@ -38,28 +49,28 @@ def test_itc_alone(searcher: Searcher) -> None:
 
 def test_itc_tells_photos_and_texts_apart(searcher: Searcher) -> None:
     """Were all scores equal, every order would be right."""
-    tops = {searcher.search(text, top=1, rerank=0).hits[0].photo.id for text in (*TEXTS, QUERY)}
+    tops = {searcher.search(text, top=1, rerank=0).hits[0].photo.id for text in (*TEXTS, TEXT)}
     assert len(tops) > 1
-    assert np.std(list(stored_itc(searcher, QUERY).values())) > 0.01
+    assert np.std(list(score_stored_photos(searcher, TEXT).values())) > 0.01
 
 
 def test_k_beyond_the_collection(searcher: Searcher) -> None:
-    found = searcher.search(QUERY, top=5000, rerank=5000)
+    found = searcher.search(TEXT, top=5000, rerank=5000)
     assert len(found.hits) == 24 and found.notes == ("The index holds 24 photos.",)
-    assert searcher.search(QUERY, top=24).notes == ()
+    assert searcher.search(TEXT, top=24).notes == ()
 
 
 def test_photos_of_another_process_are_found(
     copied: Callable[[str], tuple[Searcher, list[Path]]], model: RetrievalModel
 ) -> None:
     searcher, paths = copied("none")
-    assert len(searcher.search(QUERY, top=50).hits) == 24
+    assert len(searcher.search(TEXT, top=50).hits) == 24
     (new,) = write_pictures(paths[0].parents[1], ["new.png"], seed=77)
     paths[5].unlink()
     other = Store.open(searcher.store.folder)  # type: ignore[union-attr]
     build_index([paths[0].parents[1]], other, PhotoEncoder(model, "none"), workers=0)
-    assert searcher.rerank(QUERY, [new]).hits[0].photo.id >= 0
-    found = searcher.search(QUERY, top=50)
+    assert searcher.rerank(TEXT, [new]).hits[0].photo.id >= 0
+    found = searcher.search(TEXT, top=50)
     assert {hit.photo.path for hit in found.hits} == {new, *paths} - {paths[5]}
 
 
@@ -84,8 +95,10 @@ def test_like_an_indexed_photo(copied: Callable[[str], tuple[Searcher, list[Path
     del want[photo.id]
     for number, top in enumerate((5, 23, 100)):
         found = searcher.similar(paths[7], top=top)
-        assert ids_of(found) == sort_by(want)[:top]
-        assert [hit.score for hit in found.hits] == pytest.approx([want[i] for i in ids_of(found)], abs=1e-5)
+        assert list_photo_ids(found) == sort_by_score(want)[:top]
+        assert [hit.score for hit in found.hits] == pytest.approx(
+            [want[i] for i in list_photo_ids(found)], abs=1e-5
+        )
         assert all(hit.itm is None and hit.itc == hit.score for hit in found.hits)
         assert_well_formed(found.hits)
         assert found.notes == (("The index holds 23 other photos.",) if top == 100 else ())
@@ -97,10 +110,12 @@ def test_like_another_photo(searcher: Searcher, model: RetrievalModel, shelf: Pa
     (new,) = write_pictures(tmp_path, ["new.png"], seed=99)
     store = searcher.store
     assert store is not None
-    want = mean_cosines(store, model.encode_photos(model.encode_patches(picture(new)[None]))[0])
+    want = mean_cosines(store, model.encode_photos(model.encode_patches(read_square(new)[None]))[0])
     found = searcher.similar(new, top=24)
-    assert ids_of(found) == sort_by(want)
-    assert [hit.score for hit in found.hits] == pytest.approx([want[i] for i in ids_of(found)], abs=1e-5)
+    assert list_photo_ids(found) == sort_by_score(want)
+    assert [hit.score for hit in found.hits] == pytest.approx(
+        [want[i] for i in list_photo_ids(found)], abs=1e-5
+    )
     copy = Path(shutil.copy(shelf / "photos" / NAMES[4], tmp_path / "copy.png"))  # not itself, so it is found
     first = searcher.similar(copy, top=1).hits[0]
     assert first.photo.path == shelf / "photos" / NAMES[4] and first.score == pytest.approx(1, abs=1e-3)
@@ -134,12 +149,12 @@ def test_no_thread_is_left_by_a_searcher_that_was_closed(
     searcher = Searcher(store, model)
     path = shelf / "photos" / NAMES[0]
     for _ in range(2):  # a question after closing opens the indexes again
-        want = searcher.search(QUERY).hits, searcher.match(path, None).hits
+        want = searcher.search(TEXT).hits, searcher.match(path, None).hits
         assert faiss_threads() - before
         searcher.close()
         searcher.close()
         assert not faiss_threads() - before
-        assert (searcher.search(QUERY).hits, searcher.match(path, None).hits) == want
+        assert (searcher.search(TEXT).hits, searcher.match(path, None).hits) == want
     searcher.close()
     assert not faiss_threads() - before
 
@@ -149,12 +164,12 @@ def test_an_index_that_is_replaced_leaves_no_thread(
 ) -> None:
     before = faiss_threads()
     searcher, paths = copied("none")
-    searcher.search(QUERY)
+    searcher.search(TEXT)
     num_threads = len(faiss_threads() - before)
     for number in range(3):
         write_pictures(paths[0].parents[1], [f"new {number}.png"], seed=77 + number)
         other = Store.open(searcher.store.folder)  # type: ignore[union-attr]
         build_index([paths[0].parents[1]], other, PhotoEncoder(model, "none"), workers=0)
-        assert len(searcher.search(QUERY, top=50).hits) == 25 + number
+        assert len(searcher.search(TEXT, top=50).hits) == 25 + number
     assert 0 < len(faiss_threads() - before) <= num_threads
     searcher.close()

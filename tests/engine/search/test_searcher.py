@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from brute_force_scores import (
     NAMES,
-    QUERY,
+    TEXT,
     TEXTS,
     assert_reranked,
     assert_well_formed,
-    fresh_itc,
+    compute_itc_score,
     match_logits,
-    sort_by,
-    stored_itc,
+    score_stored_photos,
+    sort_by_score,
 )
 from tiny import tiny_checkpoint, write_pictures
 
@@ -37,8 +37,8 @@ from indexer.index_run import add_texts
 def test_an_empty_index(tmp_path: Path, model: RetrievalModel, shelf: Path) -> None:
     empty = Searcher(Store.create(tmp_path / "index", Manifest.for_model(model, "none")), model)
     for found in (
-        empty.search(QUERY),
-        empty.search(QUERY, rerank=0),
+        empty.search(TEXT),
+        empty.search(TEXT, rerank=0),
         empty.similar(shelf / "photos" / NAMES[0]),
     ):
         assert found.hits == found.failures == ()
@@ -52,10 +52,10 @@ def test_one_photo(tmp_path: Path, model: RetrievalModel) -> None:
     store = Store.create(tmp_path / "index", Manifest.for_model(model, "none"))
     build_index([tmp_path / "photos"], store, PhotoEncoder(model, "none"), workers=0)
     one = Searcher(store, model)
-    found = one.search(QUERY)
+    found = one.search(TEXT)
     (hit,) = found.hits
     assert hit.photo.path == path and found.notes == ("The index holds 1 photo.",)
-    assert_reranked(hit, stored_itc(one, QUERY)[hit.photo.id], match_logits(model, path, QUERY))
+    assert_reranked(hit, score_stored_photos(one, TEXT)[hit.photo.id], match_logits(model, path, TEXT))
     alone = one.similar(path)
     assert alone.hits == ()
     assert alone.notes == ("The index holds no other photo; add some with `qseek index FOLDER`.",)
@@ -90,7 +90,7 @@ def test_an_empty_text(searcher: Searcher, shelf: Path, text: str) -> None:
 
 
 def test_space_around_a_text_does_not_matter(searcher: Searcher) -> None:
-    assert searcher.search(f"  {QUERY}\n").hits == searcher.search(QUERY).hits
+    assert searcher.search(f"  {TEXT}\n").hits == searcher.search(TEXT).hits
 
 
 # Photo to texts
@@ -100,7 +100,7 @@ def text_truth(
     model: RetrievalModel, path: Path, texts: Sequence[str]
 ) -> tuple[dict[int, float], list[np.ndarray]]:
     """ITC by the text's number, and the match logits."""
-    itc = {number: fresh_itc(model, path, text) for number, text in enumerate(texts)}
+    itc = {number: compute_itc_score(model, path, text) for number, text in enumerate(texts)}
     return itc, [match_logits(model, path, text) for text in texts]
 
 
@@ -124,12 +124,14 @@ def test_texts_of_a_photo(
     searcher, texts = asked
     path = shelf / "photos" / NAMES[2]
     itc, logits = text_truth(model, path, TEXTS)
-    by_itc = sort_by(itc)
+    by_itc = sort_by_score(itc)
     chosen = {number: float(logits[number][1]) + itc[number] for number in by_itc[:rerank]}
     atol = 1e-5 if texts else 1e-3  # indexed vectors are float16
     for top in (4, 50):
         found = searcher.match(path, texts, top=top, rerank=rerank)
-        assert [hit.text for hit in found.hits] == [TEXTS[n] for n in sort_by(chosen) + by_itc[rerank:]][:top]
+        assert [hit.text for hit in found.hits] == [
+            TEXTS[n] for n in sort_by_score(chosen) + by_itc[rerank:]
+        ][:top]
         assert_well_formed(found.hits)
         for hit in found.hits:
             number = TEXTS.index(hit.text)
@@ -184,15 +186,15 @@ def test_adding_no_texts(searcher: Searcher) -> None:
 def test_without_an_index(model: RetrievalModel, shelf: Path) -> None:
     bare, path = Searcher(None, model), shelf / "photos" / NAMES[2]
     for ask in (
-        lambda: bare.search(QUERY),
+        lambda: bare.search(TEXT),
         lambda: bare.similar(path),
         lambda: bare.match(path, None),
     ):
         with pytest.raises(IndexStateError, match="There is no index: make one with `qseek index FOLDER`"):
             ask()
-    (hit,) = bare.rerank(QUERY, [path]).hits
+    (hit,) = bare.rerank(TEXT, [path]).hits
     assert hit.photo.id == -1
-    assert_reranked(hit, fresh_itc(model, path, QUERY), match_logits(model, path, QUERY))
+    assert_reranked(hit, compute_itc_score(model, path, TEXT), match_logits(model, path, TEXT))
     assert len(bare.match(path, TEXTS).hits) == len(TEXTS)
 
 

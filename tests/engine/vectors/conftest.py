@@ -8,8 +8,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from brute_force_slots import E, OnGpu, S
-from vectors_on_disk import fill
+from brute_force_slots import E, FakeGpuIndex, S
+from vectors_on_disk import add_random_photos
 
 from engine.index.manifest import Manifest
 from engine.index.store import Store
@@ -24,14 +24,14 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         pytest.skip("no GPU here")
     if request.param == "like a gpu":
         monkeypatch.setattr(gpu_slots, "_new_resources", object)
-        monkeypatch.setattr(gpu_slots, "_new_index", lambda resources, width, kind: OnGpu(width))
+        monkeypatch.setattr(gpu_slots, "_new_index", lambda resources, width, kind: FakeGpuIndex(width))
     return "gpu"
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     manifest = Manifest("mini", "aa", 160, "squash", S, E, (3, 5))
-    return fill(Store.create(tmp_path / "index", manifest), 40)
+    return add_random_photos(Store.create(tmp_path / "index", manifest), 40)
 
 
 @pytest.fixture

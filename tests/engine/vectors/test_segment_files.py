@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from brute_force_slots import E, S
-from vectors_on_disk import assert_finds, fill, taken
+from vectors_on_disk import add_random_photos, assert_finds_every_photo, sum_and_clear
 
 from engine.index.store import Store
 from engine.index.writer_lock import lock_folder
@@ -61,31 +61,31 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_files_are_built_again(store: Store, rows_read: list[int], damage: str) -> None:
     open_photo_index(store, device="cpu")
-    assert taken(rows_read) == 40
+    assert sum_and_clear(rows_read) == 40
     DAMAGE[damage](store.folder / "faiss" / "photos")
-    assert_finds(open_photo_index(store, device="cpu"), store)
-    assert taken(rows_read) == 40
-    assert_finds(open_photo_index(store, device="cpu"), store)
-    assert taken(rows_read) == 0
+    assert_finds_every_photo(open_photo_index(store, device="cpu"), store)
+    assert sum_and_clear(rows_read) == 40
+    assert_finds_every_photo(open_photo_index(store, device="cpu"), store)
+    assert sum_and_clear(rows_read) == 0
 
 
 def test_files_that_were_copied_are_good(store: Store, rows_read: list[int]) -> None:
     open_photo_index(store, device="cpu")
-    taken(rows_read)
+    sum_and_clear(rows_read)
     for path in (store.folder / "faiss").rglob("*.faiss"):
         os.utime(path, ns=(0, 0))
-    assert_finds(open_photo_index(store, device="cpu"), store)
-    assert taken(rows_read) == 0
+    assert_finds_every_photo(open_photo_index(store, device="cpu"), store)
+    assert sum_and_clear(rows_read) == 0
 
 
 def test_files_of_another_index_with_the_same_ids_are_not_used(store: Store, tmp_path: Path) -> None:
     open_photo_index(store, device="cpu")
     shutil.copytree(store.folder / "faiss", tmp_path / "old")
-    anew = fill(Store.create(store.folder, store.manifest, replace=True), 40, seed=500)
+    anew = add_random_photos(Store.create(store.folder, store.manifest, replace=True), 40, seed=500)
     assert not (store.folder / "faiss").exists()
     shutil.copytree(tmp_path / "old", store.folder / "faiss")
     assert anew.version == store.version
-    assert_finds(open_photo_index(anew, device="cpu"), anew)
+    assert_finds_every_photo(open_photo_index(anew, device="cpu"), anew)
 
 
 def test_a_kill_before_the_pointer_leaves_the_old_files(
@@ -93,7 +93,7 @@ def test_a_kill_before_the_pointer_leaves_the_old_files(
 ) -> None:
     open_photo_index(store, device="cpu")
     root = store.folder / "faiss" / "photos"
-    fill(store, 5)
+    add_random_photos(store, 5)
     replace = os.replace
 
     def killed(source: Path, target: Path) -> None:
@@ -107,9 +107,9 @@ def test_a_kill_before_the_pointer_leaves_the_old_files(
             open_photo_index(store, device="cpu")
     saved = segment_files.load_segments(root, S, E, "fp16")
     assert saved is not None and [len(segment) for segment in saved.segments] == [40]
-    taken(rows_read)
-    assert_finds(open_photo_index(store, device="cpu"), store)
-    assert taken(rows_read) == 5
+    sum_and_clear(rows_read)
+    assert_finds_every_photo(open_photo_index(store, device="cpu"), store)
+    assert sum_and_clear(rows_read) == 5
     names = set(json.loads((root / "current.json").read_bytes())["segments"])
     assert {path.name for path in root.iterdir() if path.is_dir()} == names, "what was left over is removed"
 
@@ -123,25 +123,25 @@ def test_a_full_disk_costs_only_the_files(
 
     with monkeypatch.context() as patch:
         patch.setattr(segments.Segment, "write", full)
-        assert_finds(open_photo_index(store, device="cpu"), store)
+        assert_finds_every_photo(open_photo_index(store, device="cpu"), store)
     assert [path.name for path in (store.folder / "faiss" / "photos").iterdir()] == ["lock"]
-    assert_finds(open_photo_index(store, device="cpu"), store)
-    assert taken(rows_read) == 80
+    assert_finds_every_photo(open_photo_index(store, device="cpu"), store)
+    assert sum_and_clear(rows_read) == 80
 
 
 def test_while_another_process_writes_the_files_they_are_left_alone(store: Store) -> None:
     root = store.folder / "faiss" / "photos"
     root.mkdir(parents=True)
     with lock_folder(root):
-        assert_finds(open_photo_index(store, device="cpu"), store)
+        assert_finds_every_photo(open_photo_index(store, device="cpu"), store)
     assert not (root / "current.json").exists()
 
 
 def test_many_updates_do_not_leave_many_pieces(store: Store, rows_read: list[int]) -> None:
     pieces = []
     for _ in range(12):
-        fill(store, 2)
+        add_random_photos(store, 2)
         index = open_photo_index(store, device="cpu")
         pieces.append(len(index.segments))
-    assert_finds(index, store)
+    assert_finds_every_photo(index, store)
     assert max(pieces) == 8 and pieces[7:10] == [8, 1, 2]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from brute_force_slots import (
     KINDS,
-    an_index,
-    assert_same,
-    best_by_maximum,
-    best_by_mean,
+    assert_same_hits,
     compute_photo_vectors,
-    text_vectors,
+    compute_text_vectors,
+    make_slot_index,
+    rank_by_maximum,
+    rank_by_mean,
 )
 
 from engine.vectors.slot_bounds import merge_maximum
@@ -25,7 +25,7 @@ def test_search_slots_fetches_more_until_it_is_sure(kind: str, monkeypatch: pyte
     # slots that hardly agree: the lists show different photos
     photos = compute_photo_vectors(1500, noise=6.0)
     ids = np.arange(1500)
-    index = an_index(kind, ids, photos)
+    index = make_slot_index(kind, ids, photos)
     fetched = []
     lists = index._lists
 
@@ -37,7 +37,7 @@ def test_search_slots_fetches_more_until_it_is_sure(kind: str, monkeypatch: pyte
     probe = compute_photo_vectors(1, seed=77, noise=6.0)[0]
     hits = index.search_slots(probe, 4)
     assert len(fetched) >= 3 and fetched[1] == 2 * fetched[0]
-    assert_same(hits, best_by_mean(ids, photos, probe, 4))
+    assert_same_hits(hits, rank_by_mean(ids, photos, probe, 4))
     first_round = np.unique(
         np.concatenate(
             [part[0] for part, _ in lists(index._views(None, 20), probe[:, None].astype(np.float32), 20)[0]]
@@ -54,10 +54,10 @@ def test_int8_and_others_ask_again_when_the_edge_is_not_sure(
     monkeypatch.setattr("engine.vectors.slot_index._ROUNDED_FACTOR", 1)
     photos = compute_photo_vectors(600)
     ids = np.arange(600)
-    index = an_index(kind, ids, photos)
-    for query in text_vectors(10):
+    index = make_slot_index(kind, ids, photos)
+    for query in compute_text_vectors(10):
         hits = index.search(query[None], 15)
-        assert_same((hits[0][0], hits[1][0]), best_by_maximum(ids, photos, query, 15))
+        assert_same_hits((hits[0][0], hits[1][0]), rank_by_maximum(ids, photos, query, 15))
 
 
 def test_merge_maximum_by_hand() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from shard_writing import picture, write_shard
+from shard_writing import make_png, write_shard
 from tiny import write_pictures
 
 from engine.datasets.captioned_sets import ListShard, SourceConfig, open_training_set, read_small_sets
@@ -31,14 +31,14 @@ def write_lettered_shard(path: Path, names: str, **more: bytes) -> Path:
     """Write a tar with a picture and two captions for each letter; the width of a picture tells its letter."""
     members: dict[str, bytes] = {}
     for letter in names:
-        members[f"{letter}.png"] = picture("red", (ord(letter) - 80, 20))
+        members[f"{letter}.png"] = make_png("red", (ord(letter) - 80, 20))
         members[f"{letter}.json"] = json.dumps({"captions": [f"{letter} one", f"{letter} two"]}).encode()
     return write_shard(path, members | more)
 
 
 def write_annotations(folder: Path, rows: list[dict[str, Any]], name: str = "a.json") -> None:
     for row in rows:
-        (folder / row["image"]).write_bytes(picture("blue", (30, 30)))
+        (folder / row["image"]).write_bytes(make_png("blue", (30, 30)))
     (folder / name).write_text(json.dumps(rows))
 
 
@@ -139,8 +139,8 @@ def test_bad_samples_are_replaced_counted_and_named(tmp_path: Path) -> None:
     bad = {
         "x.png": b"no picture",
         "x.json": b'{"caption": "bad"}',
-        "y.png": picture("red"),
-        "z.png": picture("red"),
+        "y.png": make_png("red"),
+        "z.png": make_png("red"),
     }
     write_lettered_shard(tmp_path / "s-0.tar", "abcd", **bad, **{"z.txt": b"   "})
     stream = open_stream(tmp_path, SourceConfig("s-0.tar"), batch=7)
@@ -168,7 +168,7 @@ def test_captions_of_a_tar_are_read_from_text_and_json(tmp_path: Path) -> None:
         "b.json": b'{"text": "t", "caption": "c"}',
         "c.json": b'{"captions": ["one", "two"]}',
     }
-    pictures = {f"{name}.jpg": picture("red") for name in "abc"}
+    pictures = {f"{name}.jpg": make_png("red") for name in "abc"}
     tar_shard = TarShard(write_shard(tmp_path / "s.tar", {**texts, **pictures}))
     captions = {
         s.pair.key: s.pair.captions for s in (tar_shard.read_sample(row) for row in range(tar_shard.count))
@@ -213,7 +213,7 @@ def test_every_caption_of_a_list_is_a_sample(tmp_path: Path) -> None:
 def test_a_picture_folder_is_read_with_its_metadata(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / "in").mkdir()
     for place in ("in/x.png", "y.png"):
-        (tmp_path / place).write_bytes(picture("red"))
+        (tmp_path / place).write_bytes(make_png("red"))
     (tmp_path / name).write_text(content)
     pictures, missing = read_picture_folder(tmp_path)
     assert [(p.key, p.captions) for p in pictures] == [

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from capfilt_runs import CONFIG, load_matcher, read_shard_json, run, run_command
+from capfilt_runs import CONFIG, load_matcher, read_shard_json, run_in_workspace, run_train_command
 from click.testing import CliRunner
 from shard_writing import write_shard
 from tiny import tiny_checkpoint, tiny_config, tiny_model, write_pictures
-from tiny_language import save_tiny
+from tiny_language import save_tiny_captioner
 
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.datasets.captioned_sets import SourceConfig, read_small_sets
@@ -32,7 +32,7 @@ from ui.cli.main import main
 
 
 def test_shards_are_what_the_other_trainings_read(workspace: Path) -> None:
-    out = run(workspace)
+    out = run_in_workspace(workspace)
     assert [path.name for path in sorted(out.glob("*.tar"))] == [f"out-00{n}.tar" for n in range(3)]
     pictures = list(read_shards(find_shards(["out-*.tar"], out)))
     before = list(read_shards(find_shards(["plain-*.tar"], workspace / "data")))
@@ -70,40 +70,40 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(workspace: Path) -> None:
-    expected = {path.name: path.read_bytes() for path in run(workspace, "whole/out").iterdir()}
+    expected = {path.name: path.read_bytes() for path in run_in_workspace(workspace, "whole/out").iterdir()}
     with pytest.MonkeyPatch.context() as patch:
         # A shard has two batches, so this is within the second shard.
         stop_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
-            run(workspace)
+            run_in_workspace(workspace)
     out = workspace / "runs" / "out"
     assert [path.name for path in out.glob("*.tar")] == ["out-000.tar"]
     before = (out / "out-000.tar").stat().st_mtime_ns
-    run(workspace)
+    run_in_workspace(workspace)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == expected and len(expected) == 7
     assert (out / "out-000.tar").stat().st_mtime_ns == before
     # A report without its shard does not count as a shard.
     (out / "out-001.tar").unlink()
-    run(workspace)
+    run_in_workspace(workspace)
     assert (out / "out-001.tar").read_bytes() == expected["out-001.tar"]
-    other = run(workspace, "whole/other", replace(CONFIG, seed=1))
+    other = run_in_workspace(workspace, "whole/other", replace(CONFIG, seed=1))
     assert (other / "other-000.tar").read_bytes() != expected["out-000.tar"]
 
 
 def test_processes_share_the_shards(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = {path.read_bytes() for path in run(workspace, "alone").glob("*.tar")}
+    expected = {path.read_bytes() for path in run_in_workspace(workspace, "alone").glob("*.tar")}
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, names in (("0", ["out-000.tar", "out-002.tar"]), ("1", ["out-001.tar"])):
         monkeypatch.setenv("RANK", rank)
         before = set((workspace / "runs" / "out").glob("*.tar"))
-        out = run(workspace)
+        out = run_in_workspace(workspace)
         assert sorted(path.name for path in {*out.glob("*.tar")} - before) == names
     assert {path.read_bytes() for path in out.glob("*.tar")} == expected
 
 
 def test_a_stage_2_captioner_writes_captions_that_the_matcher_ranks(workspace: Path) -> None:
-    save_tiny("opt", workspace / "runs" / "stage2" / "model")
-    out = run(workspace, config=replace(CONFIG, captioner="stage2", keep=5, prompt="a"))
+    save_tiny_captioner("opt", workspace / "runs" / "stage2" / "model")
+    out = run_in_workspace(workspace, config=replace(CONFIG, captioner="stage2", keep=5, prompt="a"))
     searcher = Searcher(None, load_matcher(workspace))
     for fields in read_shard_json(out)[:3]:
         hits = searcher.match(workspace / "photos" / f"{fields['key']}.png", fields["captions"]).hits
@@ -119,7 +119,7 @@ def test_folders_and_json_are_sets_too(workspace: Path, tmp_path: Path) -> None:
     photos = PhotoSets(["mine.json", "own-000.tar"], data)
     assert [photos[n].key for n in range(len(photos))] == [row["image"] for row in rows] + ["x", "y", "z"]
     config = replace(CONFIG, pictures=("mine.json",), originals="kept", keep=1)
-    pictures = list(read_shards(find_shards(["out-*.tar"], run(workspace, config=config))))
+    pictures = list(read_shards(find_shards(["out-*.tar"], run_in_workspace(workspace, config=config))))
     assert [picture.key for picture in pictures] == ["more_p_one", "more_p_one-0", "more_q"]
     assert all(picture.captions[0] == "a dog" and len(picture.captions) == 2 for picture in pictures)
     # Shards know no BMP, so it became a JPEG.
@@ -137,12 +137,12 @@ def test_a_shard_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_shards_and_refuses_other_settings(workspace: Path) -> None:
-    result = run_command(workspace, "shard_photos=4")
+    result = run_train_command(workspace, "shard_photos=4")
     assert result.exit_code == 0, result.output
     assert "7 of 7 photos with 14 captions, 14 of them drawn" in result.stderr
     assert len(list((workspace / "runs" / "mini-capfilt").glob("mini-capfilt-*.tar"))) == 2
-    assert "2 of 2 shards are there" in run_command(workspace, "shard_photos=4").stderr
-    changed = run_command(workspace, "shard_photos=4", "keep=1")
+    assert "2 of 2 shards are there" in run_train_command(workspace, "shard_photos=4").stderr
+    changed = run_train_command(workspace, "shard_photos=4", "keep=1")
     assert changed.exit_code == 1 and "keep: 2 then, 1 now" in changed.stderr
     assert "mini-capfilt-labelled" in CliRunner().invoke(main, ["train", "capfilt"]).output
 
@@ -154,7 +154,7 @@ def test_photos_that_cannot_be_read_are_named(workspace: Path) -> None:
     )
     # A run that finds everything done names them again.
     for _ in range(2):
-        result = run_command(workspace, "pictures=bad-*.tar")
+        result = run_train_command(workspace, "pictures=bad-*.tar")
         assert result.exit_code == 3, result.output
         assert "1 of 3 photos" in result.stderr and "2 unreadable" in result.stderr
         assert "2 photos could not be read" in result.stderr
@@ -172,7 +172,7 @@ def write_unreadable_shard(workspace: Path) -> None:
 
 
 def write_stage_2_model(workspace: Path) -> None:
-    save_tiny("opt", workspace / "runs" / "stage2" / "model")
+    save_tiny_captioner("opt", workspace / "runs" / "stage2" / "model")
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None] | None, Sequence[str], str]] = {
@@ -222,7 +222,7 @@ def test_bad_settings_and_inputs_are_named(workspace: Path, case: str) -> None:
     prepare, changes, words = REFUSED[case]
     if prepare is not None:
         prepare(workspace)
-    result = run_command(workspace, *changes)
+    result = run_train_command(workspace, *changes)
     assert result.exit_code == 1 and words in result.stderr, result.output
     assert "Traceback" not in result.output
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from capfilt_runs import CONFIG, ORIGINAL_CAPTIONS, load_matcher, read_shard_json, run
+from capfilt_runs import CONFIG, ORIGINAL_CAPTIONS, load_matcher, read_shard_json, run_in_workspace
 from tiny import tiny_checkpoint, tiny_config
 
 from engine.datasets.captioned_pictures import CaptionedPicture
@@ -25,8 +25,8 @@ from training.capfilt.caption_candidates import (
 
 def test_captions_are_ranked_as_search_ranks_them(workspace: Path) -> None:
     """Every drawn caption scores as in a direct match with its photo, and the two that are kept score best."""
-    everything = read_shard_json(run(workspace, "all", replace(CONFIG, keep=5)))
-    best = read_shard_json(run(workspace))
+    everything = read_shard_json(run_in_workspace(workspace, "all", replace(CONFIG, keep=5)))
+    best = read_shard_json(run_in_workspace(workspace))
     searcher = Searcher(None, load_matcher(workspace))
     for fields, few in zip(everything, best, strict=True):
         path = workspace / "photos" / f"{fields['key']}.png"
@@ -40,7 +40,9 @@ def test_captions_are_ranked_as_search_ranks_them(workspace: Path) -> None:
 def test_without_a_ready_matching_head_the_cosine_ranks(workspace: Path) -> None:
     unready = replace(tiny_config(), match_ready=False)
     tiny_checkpoint(workspace / "runs" / "unready" / "model", unready)
-    fields = read_shard_json(run(workspace, config=replace(CONFIG, matcher="unready", keep=5)))[0]
+    fields = read_shard_json(run_in_workspace(workspace, config=replace(CONFIG, matcher="unready", keep=5)))[
+        0
+    ]
     model = load_captioner_and_matcher(
         replace(CONFIG, captioner="unready", matcher="unready"), workspace / "runs", "cpu"
     )[1]
@@ -64,20 +66,22 @@ def test_a_photo_is_encoded_once_for_all_its_captions(
 
     monkeypatch.setattr(RetrievalModel, "encode_patches", count_encode)
     monkeypatch.setattr(RetrievalModel, "compute_photo_keys", count_keys)
-    run(workspace)
+    run_in_workspace(workspace)
     assert counts == {"vision": 7, "keys": 7}
 
 
 def test_originals_compete_or_stay_or_are_left_out(workspace: Path) -> None:
     config = replace(CONFIG, pictures=("own-*.tar",), keep=3)
     ranked, beside, left_out = (
-        read_shard_json(run(workspace, name, replace(config, originals=name)))
+        read_shard_json(run_in_workspace(workspace, name, replace(config, originals=name)))
         for name in ("ranked", "kept", "none")
     )
     filtered = read_shard_json(
-        run(workspace, "filter", replace(config, per_photo=0, keep=1, originals="ranked"))
+        run_in_workspace(workspace, "filter", replace(config, per_photo=0, keep=1, originals="ranked"))
     )
-    everything = read_shard_json(run(workspace, "every", replace(config, keep=8, originals="ranked")))
+    everything = read_shard_json(
+        run_in_workspace(workspace, "every", replace(config, keep=8, originals="ranked"))
+    )
     for number, originals in enumerate(ORIGINAL_CAPTIONS):
         captions, scores = everything[number]["captions"], everything[number]["scores"]
         is_drawn = everything[number]["synthetic"]
@@ -124,8 +128,8 @@ def test_captions_below_the_least_score_are_dropped(workspace: Path) -> None:
     for least, originals, expected in ((1.0, "ranked", "ab"), (3.0, "ranked", ""), (3.0, "kept", "b")):
         selected = select_captions(captions, replace(CONFIG, least=least, originals=originals))
         assert "".join(caption.text for caption in selected) == expected
-    whole = read_shard_json(run(workspace))
+    whole = read_shard_json(run_in_workspace(workspace))
     limit = sorted(fields["scores"][0] for fields in whole)[3]
-    out = run(workspace, "some", replace(CONFIG, least=limit + 1e-4))
+    out = run_in_workspace(workspace, "some", replace(CONFIG, least=limit + 1e-4))
     expected = [fields["key"] for fields in whole if fields["scores"][0] > limit]
     assert [fields["key"] for fields in read_shard_json(out)] == expected and 0 < len(expected) < 7

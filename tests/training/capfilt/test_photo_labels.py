@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from capfilt_runs import CONFIG, read_shard_json, run, run_command
+from capfilt_runs import CONFIG, read_shard_json, run_in_workspace, run_train_command
 from PIL import Image
 from random_teachers import write_random_teacher
-from reference import load_golden, normal
+from reference import draw_normal, load_golden
 from shard_writing import write_shard
 
 from engine.datasets.photo_numbers import PhotoSets
@@ -72,15 +72,19 @@ def test_a_label_competes_or_stays(workspace: Path) -> None:
     write_shard(workspace / "data" / "labelled-000.tar", shard)
     config = replace(CONFIG, pictures=("labelled-*.tar",), label_texts=("{label}", "the {label}"))
     named = {"pizza", "the pizza", "pie", "the pie"}
-    beside, plain = read_shard_json(run(workspace, "kept", replace(config, originals="kept")))
+    beside, plain = read_shard_json(run_in_workspace(workspace, "kept", replace(config, originals="kept")))
     assert set(beside["captions"][:4]) == named and beside["synthetic"] == [False] * 4 + [True] * 2
     assert plain["synthetic"] == [True] * 2
-    ranked, _ = read_shard_json(run(workspace, "ranked", replace(config, originals="ranked", keep=9)))
+    ranked, _ = read_shard_json(
+        run_in_workspace(workspace, "ranked", replace(config, originals="ranked", keep=9))
+    )
     assert named < set(ranked["captions"]) and ranked["scores"] == sorted(ranked["scores"])[::-1]
-    none, _ = read_shard_json(run(workspace, "none", config))
+    none, _ = read_shard_json(run_in_workspace(workspace, "none", config))
     assert none["synthetic"] == [True] * 2
     # Nothing is drawn, so that labels are the only captions.
-    alone = read_shard_json(run(workspace, "alone", replace(config, originals="ranked", per_photo=0, keep=4)))
+    alone = read_shard_json(
+        run_in_workspace(workspace, "alone", replace(config, originals="ranked", per_photo=0, keep=4))
+    )
     assert len(alone) == 1 and set(alone[0]["captions"]) == named
 
 
@@ -119,7 +123,7 @@ def test_a_picture_gets_a_label_only_where_the_classifier_is_sure(teacher: Path)
 def test_the_classifier_equals_its_original(tmp_path: Path) -> None:
     labeller = Labeller(write_random_teacher(tmp_path, num_classes=1001), 0.5, "cpu")
     _, expected = load_golden("i_classifier")
-    pixels = normal(602, (2, 3, 224, 224)).clamp(-1, 1)
+    pixels = draw_normal(602, (2, 3, 224, 224)).clamp(-1, 1)
     torch.testing.assert_close(
         labeller.compute_probabilities(pixels), expected["probabilities"], atol=1e-5, rtol=1e-3
     )
@@ -150,5 +154,5 @@ def test_bad_label_settings_and_incomplete_teachers_are_refused(
     (teacher / "imagenet_labels.txt").unlink()
     with pytest.raises(DataError, match="No names of classes"):
         Labeller(teacher, 0.5, "cpu")
-    result = run_command(workspace, "originals=kept", "label_least=0.5")
+    result = run_train_command(workspace, "originals=kept", "label_least=0.5")
     assert result.exit_code == 1 and "--teacher" in result.stderr and "Traceback" not in result.output

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_task import CONFIG, Toy
+from toy_task import CONFIG, ToyTask
 
 from engine.errors import TrainingError
 from training.loop.train_loop import train
 from training.loop.trained_weights import TrainedWeights
 
 
-class StopsAt(Toy):
+class StopsAt(ToyTask):
     def __init__(self, step: int) -> None:
         super().__init__()
         self.stop = step
@@ -33,11 +33,11 @@ class StopsAt(Toy):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_resumed_run_repeats_the_losses_of_a_whole_run(tmp_path: Path, dtype: str) -> None:
     config = replace(CONFIG, dtype=dtype)
-    whole = Toy()
+    whole = ToyTask()
     expected = [row["loss"] for row in train(whole, config, tmp_path / "whole")]
     with pytest.raises(KeyboardInterrupt):
         train(StopsAt(5), config, tmp_path / "halves")
-    again = Toy()
+    again = ToyTask()
     resumed = [row["loss"] for row in train(again, config, tmp_path / "halves")]
     assert resumed == expected[5:]
     for name, value in whole.model.state_dict().items():
@@ -48,7 +48,7 @@ def test_a_resumed_run_repeats_the_losses_of_a_whole_run(tmp_path: Path, dtype: 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
     config = replace(CONFIG, steps=300, batch=4, log_every=50)
-    rows = train(Toy(), config, tmp_path)
+    rows = train(ToyTask(), config, tmp_path)
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
 
 
@@ -68,21 +68,21 @@ def test_bfloat16_keeps_float32_masters(tmp_path: Path) -> None:
 
 
 def test_settings_that_differ_from_the_checkpoint_are_named(tmp_path: Path) -> None:
-    train(Toy(), CONFIG, tmp_path)
+    train(ToyTask(), CONFIG, tmp_path)
     with pytest.raises(TrainingError, match=r"lr: 0.05 then, 0.1 now"):
-        train(Toy(), replace(CONFIG, lr=0.1), tmp_path)
+        train(ToyTask(), replace(CONFIG, lr=0.1), tmp_path)
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
-    train(Toy(), CONFIG, tmp_path)
-    other = Toy()
+    train(ToyTask(), CONFIG, tmp_path)
+    other = ToyTask()
     other.model = nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 1))
     with pytest.raises(TrainingError, match="holds another model"):
         train(other, CONFIG, tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
-    class Broken(Toy):
+    class Broken(ToyTask):
         def losses(self, step: int) -> dict[str, Tensor]:
             losses = super().losses(step)
             return {"loss": losses["loss"] * (float("nan") if step == 6 else 1.0)}
@@ -97,7 +97,7 @@ def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
 
 
 def test_out_of_memory_names_the_largest_batch_that_fits(tmp_path: Path) -> None:
-    class Large(Toy):
+    class Large(ToyTask):
         def losses(self, step: int) -> dict[str, Tensor]:
             return self.losses_of(step, 16) if step == 2 else super().losses(step)
 
@@ -113,7 +113,7 @@ def test_out_of_memory_names_the_largest_batch_that_fits(tmp_path: Path) -> None
 
 
 def test_out_of_memory_of_a_task_with_its_own_backward_passes(tmp_path: Path) -> None:
-    class Large(Toy):
+    class Large(ToyTask):
         def losses(self, step: int) -> dict[str, Tensor]:
             return self.losses_of(step, 16)
 
@@ -131,23 +131,23 @@ def test_out_of_memory_of_a_task_with_its_own_backward_passes(tmp_path: Path) ->
 def test_ctrl_c_finishes_the_step(tmp_path: Path) -> None:
     """A real SIGINT in the middle of a step: the step counts, and the run goes on to the same losses."""
 
-    class Interrupted(Toy):
+    class Interrupted(ToyTask):
         def losses(self, step: int) -> dict[str, Tensor]:
             if step == 5:
                 signal.raise_signal(signal.SIGINT)
             return super().losses(step)
 
-    expected = [row["loss"] for row in train(Toy(), CONFIG, tmp_path / "whole")]
+    expected = [row["loss"] for row in train(ToyTask(), CONFIG, tmp_path / "whole")]
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(Interrupted(), CONFIG, tmp_path / "halves")
     assert signal.getsignal(signal.SIGINT) is before
     assert torch.load(tmp_path / "halves/checkpoint.pt")["step"] == 6
-    assert [row["loss"] for row in train(Toy(), CONFIG, tmp_path / "halves")] == expected[6:]
+    assert [row["loss"] for row in train(ToyTask(), CONFIG, tmp_path / "halves")] == expected[6:]
 
 
 def test_the_tasks_own_settings_are_compared(tmp_path: Path) -> None:
-    first, second = Toy(), Toy()
+    first, second = ToyTask(), ToyTask()
     first.settings = {"dropout": 0.3, "data": "one"}  # type: ignore[attr-defined]
     second.settings = {"dropout": 0.3, "data": "two"}  # type: ignore[attr-defined]
     train(first, CONFIG, tmp_path)
@@ -156,24 +156,24 @@ def test_the_tasks_own_settings_are_compared(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_from_before_a_setting_was_there(tmp_path: Path) -> None:
-    train(Toy(), CONFIG, tmp_path)
+    train(ToyTask(), CONFIG, tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt")
     del state["config"]["layer_decay"], state["settings"]
     torch.save(state, tmp_path / "checkpoint.pt")
-    assert train(Toy(), CONFIG, tmp_path) == []
+    assert train(ToyTask(), CONFIG, tmp_path) == []
     with pytest.raises(TrainingError, match=r"layer_decay: 1.0 then, 0.9 now"):
-        train(Toy(), replace(CONFIG, layer_decay=0.9), tmp_path)
+        train(ToyTask(), replace(CONFIG, layer_decay=0.9), tmp_path)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
     with pytest.raises(TrainingError, match=r"checkpoint\.pt is not a readable checkpoint"):
-        train(Toy(), CONFIG, tmp_path)
+        train(ToyTask(), CONFIG, tmp_path)
 
 
 def test_a_progress_line_tells_loss_speed_and_time_left(tmp_path: Path) -> None:
     lines: list[str] = []
-    rows = train(Toy(), CONFIG, tmp_path, say=lines.append)
+    rows = train(ToyTask(), CONFIG, tmp_path, say=lines.append)
     assert len(lines) == 12 and lines[-1].startswith("step 12/12  loss ")
     assert "samples/s  MFU " in lines[-1] and lines[-1].endswith("0.0 min left")
     assert 0 < rows[-1]["mfu"] < 1 and rows[-1]["samples_per_second"] > 0
@@ -185,7 +185,7 @@ def test_tensorboard_gets_the_log_when_it_is_asked_for(
     config = replace(CONFIG, tensorboard=True)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(TrainingError, match=r"pip install 'qseek\[tensorboard\]'"):
-        train(Toy(), config, tmp_path / "absent")
+        train(ToyTask(), config, tmp_path / "absent")
     written: list[tuple[str, int]] = []
 
     class Writer:
@@ -199,5 +199,5 @@ def test_tensorboard_gets_the_log_when_it_is_asked_for(
             written.append(("closed", 0))
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
-    train(Toy(), config, tmp_path / "there")
+    train(ToyTask(), config, tmp_path / "there")
     assert ("loss", 12) in written and ("lr", 1) in written and written[-1] == ("closed", 0)

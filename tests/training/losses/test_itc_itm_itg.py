@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from caption_logits import caption_logits
-from reference import load_golden, normal, small_config, small_state
+from reference import draw_normal, load_golden, small_config, small_state
 
 from engine.blip2.retriever import Retriever
 from engine.checkpoints.key_names import LAVIS, to_our_name
@@ -27,7 +27,7 @@ def test_losses_and_gradients_equal_the_original(case: str) -> None:
     ids, mask = expected["input_ids"], expected["attention_mask"].bool()
     actual = stage1_losses(
         model,
-        model.encode_patches(normal(301, (4, 3, 56, 56))),
+        model.encode_patches(draw_normal(301, (4, 3, 56, 56))),
         ids,
         mask,
         dec_id=30522,
@@ -62,7 +62,7 @@ def test_negative_weights_equal_the_original(case: str) -> None:
     info, expected = load_golden(case)
     model = Retriever(small_config()).eval().requires_grad_(False)
     model.load_state_dict(small_state(info))
-    keys = model.compute_photo_keys(model.encode_patches(normal(301, (4, 3, 56, 56))))
+    keys = model.compute_photo_keys(model.encode_patches(draw_normal(301, (4, 3, 56, 56))))
     photos = model.encode_photos(keys)
     texts = model.encode_texts(expected["input_ids"], expected["attention_mask"].bool())
     ids = expected.get("image_id", torch.arange(4))

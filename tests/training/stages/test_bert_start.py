@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from bert_folders import bert_folder
+from bert_folders import save_bert_folder
 from tiny import tiny_config
 from transformers import BertForMaskedLM, BertModel
 
@@ -32,7 +32,7 @@ def started(folder: Path) -> tuple[Retriever, Bert]:
     ("kind", "pickled"), [(BertForMaskedLM, False), (BertModel, False), (BertModel, True)]
 )
 def test_reads_texts_as_transformers_bert(tmp_path: Path, kind: Any, pickled: bool) -> None:
-    theirs = bert_folder(tmp_path, kind, pickled=pickled)
+    theirs = save_bert_folder(tmp_path, kind, pickled=pickled)
     net, bert = started(tmp_path)
     ids = torch.tensor([[2, 5, 9, 11, 3], [2, 30, 3, 0, 0]])
     mask = ids != 0
@@ -46,7 +46,7 @@ def test_reads_texts_as_transformers_bert(tmp_path: Path, kind: Any, pickled: bo
 
 
 def test_the_queries_start_as_the_text(tmp_path: Path) -> None:
-    bert_folder(tmp_path)
+    save_bert_folder(tmp_path)
     net, _ = started(tmp_path)
     for layer in net.qformer.layers:
         for name, value in layer.text_mlp.state_dict().items():
@@ -59,7 +59,7 @@ def test_the_queries_start_as_the_text(tmp_path: Path) -> None:
 
 
 def test_masked_words_head_becomes_the_caption_head(tmp_path: Path) -> None:
-    theirs = bert_folder(tmp_path)
+    theirs = save_bert_folder(tmp_path)
     net, _ = started(tmp_path)
     hidden = torch.randn(2, 3, 24)
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_masked_words_head_becomes_the_caption_head(tmp_path: Path) -> None:
 
 def test_names_as_the_oldest_checkpoints_have_them(tmp_path: Path) -> None:
     """bert-base-uncased's own file says gamma and beta, and carries a next-sentence head."""
-    theirs = bert_folder(tmp_path)
+    theirs = save_bert_folder(tmp_path)
     old = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
         for name, value in theirs.state_dict().items()
@@ -83,7 +83,7 @@ def test_names_as_the_oldest_checkpoints_have_them(tmp_path: Path) -> None:
 
 
 def test_letter_case_is_the_folders(tmp_path: Path) -> None:
-    bert_folder(tmp_path)
+    save_bert_folder(tmp_path)
     read = read_bert(tmp_path, LIKE).tokenizer
     assert read.encode("A RED dog", add_special_tokens=False).tokens == ["a", "red", "dog"]
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
@@ -102,7 +102,7 @@ def test_letter_case_is_the_folders(tmp_path: Path) -> None:
     ],
 )
 def test_other_folders_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    bert_folder(tmp_path)
+    save_bert_folder(tmp_path)
     facts = json.loads((tmp_path / "config.json").read_text()) | changes
     (tmp_path / "config.json").write_text(json.dumps(facts))
     with pytest.raises(DataError, match=words):
@@ -111,7 +111,7 @@ def test_other_folders_are_refused(tmp_path: Path, changes: dict[str, Any], word
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.txt"])
 def test_a_folder_that_lacks_a_file(tmp_path: Path, name: str) -> None:
-    bert_folder(tmp_path)
+    save_bert_folder(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match=name.replace(".", r"\.")):
         started(tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from random_teachers import write_random_teacher
-from reference import load_golden, normal
+from reference import draw_normal, load_golden
 from safetensors.torch import load_file, save_file
 from shard_writing import write_shard
 from tiny import write_pictures
@@ -25,7 +25,7 @@ from training.stages.teacher import load_teacher
 
 def test_the_teacher_equals_its_original(tmp_path: Path) -> None:
     _, want = load_golden("i_teacher")
-    pixels = normal(601, (2, 3, 96, 96)).clamp(-1, 1)
+    pixels = draw_normal(601, (2, 3, 96, 96)).clamp(-1, 1)
     got = load_teacher(mini().vision, write_random_teacher(tmp_path))(pixels)
     torch.testing.assert_close(got[..., ::4], want["map"].flatten(2).transpose(1, 2), atol=2e-4, rtol=1e-4)
 

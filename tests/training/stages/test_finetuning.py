@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from eight_pairs import COLOURS
-from finetuning_inputs import GREEDY, LEARNS, OPTIM, caption_config, read_squares, vqa_config
+from finetuning_inputs import GREEDY, LEARNING_OPTIM, OPTIM, caption_config, read_squares, vqa_config
 from PIL import Image
 
 from engine.datasets.question_sets import QuestionConfig
@@ -29,7 +29,7 @@ def run(config: CaptionConfig, data: Path, output: Path) -> list[float]:
 
 
 def test_captions_by_heart_with_the_encoder(data: Path, tmp_path: Path) -> None:
-    optim = replace(LEARNS, layer_decay=0.5)
+    optim = replace(LEARNING_OPTIM, layer_decay=0.5)
     losses = run(caption_config(optim=optim, image_size=48, train_encoder=True), data, tmp_path / "out")
     assert losses[-1] < 0.4 * losses[0]
     model = load_captioner(str(tmp_path / "out" / "model"), device="cpu", dtype="float32")
@@ -46,7 +46,7 @@ def test_captions_by_heart_with_the_encoder(data: Path, tmp_path: Path) -> None:
 
 def test_answers_by_heart_through_the_command(data: Path, tmp_path: Path) -> None:
     """Two questions about each picture: who reads one of both alone cannot know the answers."""
-    losses = run(vqa_config(optim=LEARNS), data, tmp_path / "out")
+    losses = run(vqa_config(optim=LEARNING_OPTIM), data, tmp_path / "out")
     assert losses[-1] < 0.4 * losses[0]
     folder = tmp_path / "out" / "model"
     model = load_captioner(str(folder), device="cpu", dtype="float32")

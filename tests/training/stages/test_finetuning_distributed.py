@@ -11,7 +11,7 @@ import pytest
 import torch
 from eight_pairs import COLOURS, stage1_net
 from finetuning_inputs import OPTIM, save_stage2_model, vqa_config
-from shard_writing import picture
+from shard_writing import make_png
 from two_processes import run_in_two_processes
 
 from engine.blip2.language_tokens import LanguageTokenizer
@@ -91,7 +91,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     data.mkdir()
     rows = []
     for number, colour in enumerate(COLOURS):
-        (data / f"{colour}.png").write_bytes(picture(colour, (40, 40)))
+        (data / f"{colour}.png").write_bytes(make_png(colour, (40, 40)))
         answer = " ".join([colour, *["the wall is"] * (number % 3)])
         rows.append({"image": f"{colour}.png", "question": f"is it {colour}?", "answer": [answer, colour]})
     (data / "questions.json").write_text(json.dumps(rows))

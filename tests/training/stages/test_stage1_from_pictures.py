@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from bert_folders import bert_folder
+from bert_folders import save_bert_folder
 from safetensors.torch import save_file
-from shard_writing import picture, write_shard
+from shard_writing import make_png, write_shard
 from tiny import tiny_checkpoint, tiny_config, tiny_net
 
 from engine.checkpoints.building import load_net
@@ -34,13 +34,13 @@ def data(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     members: dict[str, bytes] = {}
     for colour in COLOURS[:4]:
-        members |= {f"{colour}.png": picture(colour), f"{colour}.txt": f"a {colour} house".encode()}
+        members |= {f"{colour}.png": make_png(colour), f"{colour}.txt": f"a {colour} house".encode()}
     write_shard(folder / "s-0.tar", members)
     for colour in COLOURS[4:]:
-        (folder / f"{colour}.png").write_bytes(picture(colour))
+        (folder / f"{colour}.png").write_bytes(make_png(colour))
     rows = [{"image": f"{colour}.png", "caption": f"a {colour} house"} for colour in COLOURS[4:]]
     (folder / "list.json").write_text(json.dumps(rows))
-    bert_folder(folder / "bert")
+    save_bert_folder(folder / "bert")
     save_file(
         {n: v.clone() for n, v in tiny_net().vision.backbone.state_dict().items()}
         | {"head.weight": torch.zeros(2)},

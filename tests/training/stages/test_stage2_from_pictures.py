@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from eight_pairs import COLOURS, language_model, word_tokenizer
-from finetuning_inputs import GREEDY, LEARNS, read_squares
+from finetuning_inputs import GREEDY, LEARNING_OPTIM, read_squares
 
 from engine.datasets.captioned_sets import SourceConfig
 from engine.errors import TrainingError
@@ -22,7 +22,7 @@ def test_stage_2_on_a_stream(data: Path, tmp_path: Path, kind: str) -> None:
     language_model(kind).save_pretrained(tmp_path / "language")
     word_tokenizer(kind).save(str(tmp_path / "language" / "tokenizer.json"))
     chosen = Stage2Config(
-        (SourceConfig("captions.json"),), replace(LEARNS, steps=150), "first", prompts=("",),
+        (SourceConfig("captions.json"),), replace(LEARNING_OPTIM, steps=150), "first", prompts=("",),
         prefix_share=1.0 if kind == "t5" else 0.0, workers=2,
     )  # fmt: skip
     run_stage2(chosen, data, tmp_path, tmp_path / "language", tmp_path / "out")

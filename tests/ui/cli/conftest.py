@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from command_line import BLUE, GREEN, ORANGE, RED, paint, qseek
-from fake_model import load_fake, make_fake_searcher
+from fake_model import load_fake_model, make_fake_searcher
 
 from ui import session
 
@@ -12,7 +12,7 @@ from ui import session
 @pytest.fixture
 def colours(monkeypatch, tmp_path):
     """The colour model in the place of BLIP-2, the index in a folder of its own."""
-    monkeypatch.setattr(session, "load_model", load_fake)
+    monkeypatch.setattr(session, "load_model", load_fake_model)
     monkeypatch.setattr(session, "make_searcher", make_fake_searcher)
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
     monkeypatch.delenv("QSEEK_MODEL", raising=False)

@@ -72,7 +72,7 @@ def test_a_reader_that_leaves_is_no_error(indexed, tmp_path):
 _MAIN_WITH_COLOURS = (
     f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'support')!r}]\n"
     "import fake_model, ui.session as opening\n"
-    "opening.load_model, opening.make_searcher = fake_model.load_fake, fake_model.make_fake_searcher\n"
+    "opening.load_model, opening.make_searcher = fake_model.load_fake_model, fake_model.make_fake_searcher\n"
     "from ui.cli.main import main; main(prog_name='qseek')"
 )
 

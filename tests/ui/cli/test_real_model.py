@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import lines, qseek
+from command_line import parse_json_lines, qseek
 from PIL import Image, ImageDraw
 
 SIZE = (320, 240)
@@ -73,7 +73,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         paint().save(folder / f"{name}.png")
     done = qseek("index", folder, "--index", root / "index", "--json")
     assert done.exit_code == 0, done.stderr
-    assert lines(done)[0]["added"] == len(PICTURES) and lines(done)[0]["failed"] == 0
+    assert parse_json_lines(done)[0]["added"] == len(PICTURES) and parse_json_lines(done)[0]["failed"] == 0
     return folder
 
 
@@ -81,7 +81,7 @@ def ask(photos: Path, *arguments: object, stdin: bytes | None = None) -> list[di
     """Run a command on the index; return its JSON rows, whose ranks, order and ranges are checked."""
     done = qseek(*arguments, "--index", photos.parent / "index", "--json", stdin=stdin)
     assert done.exit_code == 0, done.stderr
-    rows = lines(done)
+    rows = parse_json_lines(done)
     assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
     assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
     assert all(-1 <= row["itc"] <= 1 for row in rows)

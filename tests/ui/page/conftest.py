@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from fake_model import FakeModel, fake_writer_of, load_fake, load_fake_writer, make_fake_searcher
+from fake_model import (
+    FakeModel,
+    choose_fake_captioner,
+    load_fake_captioner,
+    load_fake_model,
+    make_fake_searcher,
+)
 from PIL import Image
 
 from engine.index.manifest import Manifest
@@ -21,10 +27,10 @@ def colours(monkeypatch, tmp_path):
 
     streamlit.cache_data.clear()
     streamlit.cache_resource.clear()
-    monkeypatch.setattr(session, "load_model", load_fake)
+    monkeypatch.setattr(session, "load_model", load_fake_model)
     monkeypatch.setattr(session, "make_searcher", make_fake_searcher)
-    monkeypatch.setattr(session, "load_photo_captioner", load_fake_writer)
-    monkeypatch.setattr(session, "choose_captioner", fake_writer_of)
+    monkeypatch.setattr(session, "load_photo_captioner", load_fake_captioner)
+    monkeypatch.setattr(session, "choose_captioner", choose_fake_captioner)
     monkeypatch.delenv("QSEEK_CAPTION_MODEL", raising=False)
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
     monkeypatch.delenv("QSEEK_MODEL", raising=False)

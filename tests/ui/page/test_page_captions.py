@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fake_model import FakeModel, FakeWriter
-from page_driver import all_words, button, names, page, texts
+from fake_model import FakeCaptioner, FakeModel
+from page_driver import find_button, list_html, list_photo_names, open_page, read_page_text
 from streamlit.testing.v1 import AppTest
 
 from engine.errors import IndexStateError
@@ -14,38 +14,38 @@ from ui import session
 
 def captions(test: AppTest) -> list[str]:
     """Those below the tiles, in the order of the page."""
-    shown = [html for html in texts(test) if 'class="q-says"' in html]
+    shown = [html for html in list_html(test) if 'class="q-says"' in html]
     return [html.split(">", 1)[1].split("<")[0] for html in shown]
 
 
 def caption_all(store: Store) -> None:
-    index_captions(store, FakeWriter(), FakeModel().encode_texts, workers=0)
+    index_captions(store, FakeCaptioner(), FakeModel().encode_texts, workers=0)
 
 
 def test_captions_of_the_index_are_shown_and_can_be_hidden(store, monkeypatch):
-    assert captions(page(q="red")) == [], "an index without captions shows none by itself"
+    assert captions(open_page(q="red")) == [], "an index without captions shows none by itself"
     caption_all(store)
     monkeypatch.setattr(session, "load_photo_captioner", None)  # what would be called to write one
-    test = page(q="red")
+    test = open_page(q="red")
     assert captions(test)[:2] == ["a red thing", "a yellow thing"]
     assert not test.exception
     test.toggle(key="captions").set_value(False).run()
-    assert captions(test) == [] and len(names(test)) == 4
+    assert captions(test) == [] and len(list_photo_names(test)) == 4
 
 
 def test_missing_captions_are_written_after_the_photos(store, monkeypatch):
-    writer = FakeWriter()
+    writer = FakeCaptioner()
     monkeypatch.setattr(session, "load_photo_captioner", lambda name, searching: writer)
     (gone,) = (path for path in store.read_files() if path.stem == "blue")
-    page(q="red")  # its thumbnail is kept
+    open_page(q="red")  # its thumbnail is kept
     gone.unlink()
-    test = page(q="red", captions="true")
+    test = open_page(q="red", captions="true")
     assert not test.exception
     assert sorted(captions(test)) == ["a green thing", "a red thing", "a yellow thing"]
-    assert len(names(test)) == 4
+    assert len(list_photo_names(test)) == 4
     test.text_input(key="q").set_value("green").run()
     assert captions(test)[0] == "a green thing"
-    assert writer.pictures == 3, "each photo is captioned once"
+    assert writer.num_pictures == 3, "each photo is captioned once"
 
 
 def test_a_captioner_that_fails_leaves_the_photos(store, monkeypatch):
@@ -53,29 +53,29 @@ def test_a_captioner_that_fails_leaves_the_photos(store, monkeypatch):
         raise IndexStateError("no memory for the captioner")
 
     monkeypatch.setattr(session, "load_photo_captioner", refuses)
-    test = page(q="red", captions="true")
-    assert "no memory for the captioner" in all_words(test)
-    assert names(test)[0] == "red.png" and not test.exception
+    test = open_page(q="red", captions="true")
+    assert "no memory for the captioner" in read_page_text(test)
+    assert list_photo_names(test)[0] == "red.png" and not test.exception
     monkeypatch.setattr(session, "choose_captioner", refuses)
-    test = page(q="red", captions="true")
-    assert "no memory" in test.warning[0].value and names(test)[0] == "red.png"
+    test = open_page(q="red", captions="true")
+    assert "no memory" in test.warning[0].value and list_photo_names(test)[0] == "red.png"
 
 
 def test_a_question_about_a_photo(store, monkeypatch):
-    test = page(q="blue")
-    button(test, "open-1").click().run()
+    test = open_page(q="blue")
+    find_button(test, "open-1").click().run()
     (box,) = [one for one in test.text_input if one.label == "Ask about this photo"]
     box.set_value("what *colour*")
-    button(
+    find_button(
         test, "open-1"
     ).click().run()  # a dialog asks for itself alone in a browser, AppTest for the whole page
     assert not test.exception
-    assert "**a blue thing, \\*colour\\***" in all_words(test)
+    assert "**a blue thing, \\*colour\\***" in read_page_text(test)
 
 
 def test_a_captioner_that_answers_no_question_says_who_does(store, monkeypatch):
     monkeypatch.setenv("QSEEK_CAPTION_MODEL", "mute")
-    test = page(q="blue")
-    button(test, "open-1").click().run()
+    test = open_page(q="blue")
+    find_button(test, "open-1").click().run()
     assert not [one for one in test.text_input if one.label == "Ask about this photo"]
-    assert "mute captions photos and answers no questions" in all_words(test)
+    assert "mute captions photos and answers no questions" in read_page_text(test)

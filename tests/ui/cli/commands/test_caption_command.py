@@ -19,7 +19,7 @@ from tiny import (
     tiny_tokenizer,
     write_pictures,
 )
-from tiny_language import save_tiny
+from tiny_language import save_tiny_captioner
 
 from engine.blip2.generation import ANSWER, CAPTION
 from engine.checkpoints.saving import save_checkpoint
@@ -33,7 +33,7 @@ from ui.reports.text_forms import path_fields
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny("opt", tmp_path_factory.mktemp("models") / "tiny-opt")
+    return save_tiny_captioner("opt", tmp_path_factory.mktemp("models") / "tiny-opt")
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_lines_that_are_no_results(model: Path, photos: list[Path], line: bytes)
 
 def test_a_captioner_that_shares_an_encoder_is_written_by_convert(tmp_path: Path, photos: list[Path]) -> None:
     run = CliRunner().invoke
-    whole = save_tiny("opt", tmp_path / "whole")
+    whole = save_tiny_captioner("opt", tmp_path / "whole")
     search = tiny_net(tiny_config())
     search.vision.load_state_dict(load_captioner(str(whole), dtype="float32").net.vision.state_dict())
     save_checkpoint(tmp_path / "search", search, tiny_tokenizer())
@@ -196,7 +196,7 @@ def test_a_captioner_that_shares_an_encoder_is_written_by_convert(tmp_path: Path
 
 
 def test_one_that_only_captions_answers_nothing(tmp_path: Path, photos: list[Path]) -> None:
-    folder = save_tiny("opt", tmp_path / "m")
+    folder = save_tiny_captioner("opt", tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     config["language"]["question"] = None
     (folder / "config.json").write_text(json.dumps(config))

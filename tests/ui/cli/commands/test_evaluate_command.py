@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from shard_writing import write_shard
 from tiny import SIDE, tiny_checkpoint, tiny_config, tiny_net, tiny_tokenizer, write_pictures
-from tiny_language import save_tiny
+from tiny_language import save_tiny_captioner
 
 from engine.checkpoints.saving import save_checkpoint
 from engine.datasets import picture_reading
@@ -35,7 +35,10 @@ REFERENCES = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {"itg": tiny_checkpoint(folder / "tiny-itg"), "opt": save_tiny("opt", folder / "tiny-opt")}
+    return {
+        "itg": tiny_checkpoint(folder / "tiny-itg"),
+        "opt": save_tiny_captioner("opt", folder / "tiny-opt"),
+    }
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from command_line import BLUE, GREEN, RED, lines, paint, qseek
-from fake_model import FakeModel, FakeWriter, load_fake, load_fake_writer, make_fake_searcher
+from command_line import BLUE, GREEN, RED, paint, parse_json_lines, qseek
+from fake_model import FakeCaptioner, FakeModel, load_fake_captioner, load_fake_model, make_fake_searcher
 
 from engine.errors import QueryError
 from engine.index.store import Store
@@ -19,9 +19,9 @@ from ui.cli.commands.index_command import index
 
 @pytest.fixture(autouse=True)
 def colours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(session, "load_model", load_fake)
+    monkeypatch.setattr(session, "load_model", load_fake_model)
     monkeypatch.setattr(session, "make_searcher", make_fake_searcher)
-    monkeypatch.setattr(session, "load_photo_captioner", load_fake_writer)
+    monkeypatch.setattr(session, "load_photo_captioner", load_fake_captioner)
     monkeypatch.setattr(photo_captioners, "is_called", lambda name, writer: name == writer)
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
     monkeypatch.delenv("QSEEK_MODEL", raising=False)
@@ -38,11 +38,11 @@ def photos(tmp_path: Path) -> Path:
 
 
 def captions(result: Result) -> dict[str, str | None]:
-    return {Path(one["path"]).stem: one.get("caption") for one in lines(result)}
+    return {Path(one["path"]).stem: one.get("caption") for one in parse_json_lines(result)}
 
 
 def refuse_writing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(*_: object) -> FakeWriter:
+    def refuses(*_: object) -> FakeCaptioner:
         raise QueryError("no captioner should be loaded")
 
     monkeypatch.setattr(session, "load_photo_captioner", refuses)
@@ -53,7 +53,7 @@ def test_index_writes_searches_show(photos: Path, monkeypatch: pytest.MonkeyPatc
     assert first.exit_code == 0, first.output
     assert "3 captions written, 0 kept, 0 failed" in first.stdout
     assert "Captions by painter:" in first.stderr and "3 of 3 photos" in first.stderr
-    again = lines(qseek("index", photos, "--captions", "--json"))[0]
+    again = parse_json_lines(qseek("index", photos, "--captions", "--json"))[0]
     assert {name: again[name] for name in again if "captions" in name} == {
         "captions_written": 0,
         "captions_kept": 3,
@@ -76,7 +76,7 @@ def test_captions_alone(photos: Path) -> None:
     )
     qseek("index", photos)
     report = qseek("index", "--captions", "--json")
-    assert lines(report) == [{"captions_written": 3, "captions_kept": 0, "captions_failed": 0}]
+    assert parse_json_lines(report) == [{"captions_written": 3, "captions_kept": 0, "captions_failed": 0}]
     paint(photos / "white.png", (255, 255, 255))
     assert "1 photo without a caption; --captions writes them." in qseek("index", photos).stderr
 
@@ -126,14 +126,14 @@ def test_reindexing_keeps_them(photos: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_ctrl_c_keeps_what_was_written(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stopped(FakeWriter):
+    class Stopped(FakeCaptioner):
         def caption(self, pictures_BHWC: object, *_: object) -> list[str]:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(session, "load_photo_captioner", lambda *_: Stopped())
     result = qseek("index", photos, "--captions")
     assert result.exit_code == 130 and "the same command goes on from there" in result.stderr
-    monkeypatch.setattr(session, "load_photo_captioner", load_fake_writer)
+    monkeypatch.setattr(session, "load_photo_captioner", load_fake_captioner)
     assert "3 captions written" in qseek("index", photos, "--captions").stdout
 
 

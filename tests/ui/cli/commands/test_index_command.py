@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import BLUE, lines, paint, qseek
+from command_line import BLUE, paint, parse_json_lines, qseek
 from fake_model import FakeModel
 
 from engine.index.manifest import Manifest
@@ -27,7 +27,7 @@ class TestIndex:
         (photos / "red.png").rename(photos / "scarlet.png")
         paint(photos / "blue.png", (255, 255, 0))
         second = qseek("index", photos, "--json")
-        report = lines(second)[0]
+        report = parse_json_lines(second)[0]
         expected = {
             "added": 0,
             "changed": 1,
@@ -40,7 +40,7 @@ class TestIndex:
         assert {name: report[name] for name in expected} == expected
 
     def test_faiss_files_are_there_for_the_first_search(self, tmp_path, photos):
-        report = lines(qseek("index", photos, "--texts", "-", "--json", stdin=b"a red thing\n"))[0]
+        report = parse_json_lines(qseek("index", photos, "--texts", "-", "--json", stdin=b"a red thing\n"))[0]
         faiss = tmp_path / "index" / "faiss"
         assert any((faiss / "photos").iterdir()) and any((faiss / "texts").iterdir())
         assert report["disk_bytes"] > sum(path.stat().st_size for path in faiss.rglob("*") if path.is_file())
@@ -60,7 +60,7 @@ class TestIndex:
         assert "words.jpg: it is a text file" in result.stderr
         listed = qseek("failures", "--json")
         assert listed.exit_code == 0
-        assert [Path(one["path"]).name for one in lines(listed)] == ["empty.jpg", "words.jpg"]
+        assert [Path(one["path"]).name for one in parse_json_lines(listed)] == ["empty.jpg", "words.jpg"]
         assert qseek("failures", "-0").stdout_bytes == b"".join(
             os.fsencode(photos / name) + b"\0" for name in ("empty.jpg", "words.jpg")
         )
@@ -116,7 +116,7 @@ class TestIndex:
         (tmp_path / "captions.txt").write_bytes("\ufeffa red thing\n\nblue sky\r\n".encode())
         result = qseek("index", photos, "--texts", tmp_path / "captions.txt")
         assert "2 texts added, 2 in the index." in result.stderr
-        found = lines(qseek("match", photos / "red.png", "--json"))
+        found = parse_json_lines(qseek("match", photos / "red.png", "--json"))
         assert [one["text"] for one in found] == ["a red thing", "blue sky"]
         again = qseek("index", "--texts", "-", stdin=b"blue sky\ngreen grass\n")
         assert again.exit_code == 0
@@ -198,7 +198,9 @@ class TestReindex:
         result = qseek("index", "--reindex")
         assert result.exit_code == 130
         assert "The old index still answers; the new one holds 0 photos" in result.stderr
-        assert lines(qseek("search", "red", "--json", "-k", 1))[0]["itc"] == pytest.approx(1, abs=1e-3)
+        assert parse_json_lines(qseek("search", "red", "--json", "-k", 1))[0]["itc"] == pytest.approx(
+            1, abs=1e-3
+        )
 
     def test_a_replacement_that_was_cut_off_is_finished(self, tmp_path, indexed):
         index = tmp_path / "index"

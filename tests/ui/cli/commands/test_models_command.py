@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command_line import lines, qseek
+from command_line import parse_json_lines, qseek
 
 pytestmark = pytest.mark.usefixtures("colours")
 
@@ -34,7 +34,7 @@ def test_models_lists_what_is_there(monkeypatch):
         ["blip2-opt-2.7b", "captions"],
     ]
     assert all("not here" in " ".join(row) for row in table[3:])
-    assert lines(qseek("models", "--json"))[0]["digest"] == "ab" * 16
+    assert parse_json_lines(qseek("models", "--json"))[0]["digest"] == "ab" * 16
 
 
 def test_convert_both_ways(tmp_path):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from command_line import lines, paint, qseek
+from command_line import paint, parse_json_lines, qseek
 from fake_model import FakeSearcher
 
 from ui import session
@@ -18,7 +18,7 @@ class TestSearch:
     def test_json_in_the_order_of_the_cosine(self, indexed):
         result = qseek("search", "red", "--json")
         assert result.exit_code == 0
-        found = lines(result)
+        found = parse_json_lines(result)
         assert [Path(one["path"]).stem for one in found[:2]] == ["red", "orange"]
         assert [one["rank"] for one in found] == [1, 2, 3, 4]
         assert [one["itc"] for one in found] == pytest.approx([1, 0.894, 0, 0], abs=2e-3)
@@ -26,11 +26,13 @@ class TestSearch:
         assert set(found[0]) == {"rank", "path", "score", "itc", "itm"}
 
     def test_options_reach_the_search(self, indexed):
-        assert [one["itm"] for one in lines(qseek("search", "red", "--json", "--no-rerank"))] == [None] * 4
-        assert [one["itm"] is None for one in lines(qseek("search", "red", "--json", "--rerank", 3))] == [
-            False
-        ] * 3 + [True]
-        assert len(lines(qseek("search", "red", "--json", "-k", 2))) == 2
+        assert [one["itm"] for one in parse_json_lines(qseek("search", "red", "--json", "--no-rerank"))] == [
+            None
+        ] * 4
+        assert [
+            one["itm"] is None for one in parse_json_lines(qseek("search", "red", "--json", "--rerank", 3))
+        ] == [False] * 3 + [True]
+        assert len(parse_json_lines(qseek("search", "red", "--json", "-k", 2))) == 2
 
     def test_words_need_no_quotes(self, indexed):
         assert "orange.png" in qseek("search", "red", "yellow", "-k", 1).stdout
@@ -92,7 +94,7 @@ class TestSearch:
 
 class TestSimilar:
     def test_of_an_indexed_photo(self, indexed):
-        found = lines(qseek("similar", indexed / "orange.png", "--json", "-k", 2))
+        found = parse_json_lines(qseek("similar", indexed / "orange.png", "--json", "-k", 2))
         assert [Path(one["path"]).stem for one in found] == ["orange", "red"]
         assert found[1]["itc"] == pytest.approx(0.894, abs=2e-3)
 
@@ -120,7 +122,7 @@ class TestMatch:
     def test_with_texts_of_a_file_or_stdin(self, indexed):
         texts = b"a blue thing\na red thing\n"
         result = qseek("match", indexed / "red.png", "--texts", "-", "--json", stdin=texts)
-        found = lines(result)
+        found = parse_json_lines(result)
         assert [(one["rank"], one["text"]) for one in found] == [(1, "a red thing"), (2, "a blue thing")]
         assert found[0]["itm"] == pytest.approx(0.9, abs=1e-3)
         table = qseek("match", indexed / "red.png", "--texts", "-", "-k", 1, "--no-rerank", stdin=texts)
@@ -128,7 +130,7 @@ class TestMatch:
 
     def test_with_the_indexed_texts(self, indexed):
         qseek("index", "--texts", "-", stdin=b"green grass\nblue sky\n")
-        assert lines(qseek("match", indexed / "blue.png", "--json"))[0]["text"] == "blue sky"
+        assert parse_json_lines(qseek("match", indexed / "blue.png", "--json"))[0]["text"] == "blue sky"
 
     def test_no_texts(self, indexed):
         result = qseek("match", indexed / "red.png", "--texts", "-", stdin=b"\n \n")
@@ -139,7 +141,7 @@ class TestMatch:
 class TestRerank:
     def test_paths_from_stdin_in_the_order_of_the_match(self, photos):
         stdin = b"".join(os.fsencode(photos / f"{name}.png") + b"\n" for name in ("blue", "orange", "red"))
-        found = lines(qseek("rerank", "red", "--json", stdin=stdin))
+        found = parse_json_lines(qseek("rerank", "red", "--json", stdin=stdin))
         assert [Path(one["path"]).stem for one in found] == ["red", "orange", "blue"]
         assert found[0]["itm"] == pytest.approx(0.9, abs=1e-3)
         assert qseek("rerank", "red", "--paths", "-k", 1, stdin=stdin).stdout == f"{photos / 'red.png'}\n"
@@ -151,7 +153,7 @@ class TestRerank:
         assert qseek("rerank", "red", "-0", stdin=stdin).stdout_bytes == (
             os.fsencode(odd) + b"\0" + os.fsencode(photos / "blue.png") + b"\0"
         )
-        assert lines(qseek("rerank", "red", "-0", "--json", stdin=stdin))[0]["path"].endswith(
+        assert parse_json_lines(qseek("rerank", "red", "-0", "--json", stdin=stdin))[0]["path"].endswith(
             "two\nlines\\xff.png"
         )
 
