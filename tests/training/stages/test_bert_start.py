@@ -1,4 +1,4 @@
-"""The Q-Former starts as BERT: against transformers' BertModel with random weights, in every layout of a folder."""
+"""Test that the Q-Former starts as BERT: it gives what transformers' BertModel gives, from every layout of a folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from engine.blip2.retriever import Retriever
 from engine.errors import DataError
 from training.stages.bert_start import Bert, read_bert, start_from_bert
 
-LIKE = QFormerConfig(num_queries=5, cross_attention_every=2, dropout=0.0)
+TEMPLATE = QFormerConfig(num_queries=5, cross_attention_every=2, dropout=0.0)
 
 
-def started(folder: Path) -> tuple[Retriever, Bert]:
-    bert = read_bert(folder, LIKE)
+def start_qformer(folder: Path) -> tuple[Retriever, Bert]:
+    bert = read_bert(folder, TEMPLATE)
     tiny = tiny_config()
     net = Retriever(Blip2Config(tiny.vision, bert.qformer, embed_dim=16, max_tokens=12)).eval()
     start_from_bert(net, bert)
@@ -31,63 +31,64 @@ def started(folder: Path) -> tuple[Retriever, Bert]:
 @pytest.mark.parametrize(
     ("kind", "pickled"), [(BertForMaskedLM, False), (BertModel, False), (BertModel, True)]
 )
-def test_reads_texts_as_transformers_bert(tmp_path: Path, kind: Any, pickled: bool) -> None:
-    theirs = save_bert_folder(tmp_path, kind, pickled=pickled)
-    net, bert = started(tmp_path)
+def test_it_reads_texts_as_transformers_bert_does(tmp_path: Path, kind: Any, pickled: bool) -> None:
+    transformers_bert = save_bert_folder(tmp_path, kind, pickled=pickled)
+    net, bert = start_qformer(tmp_path)
     ids = torch.tensor([[2, 5, 9, 11, 3], [2, 30, 3, 0, 0]])
     mask = ids != 0
     with torch.no_grad():
-        want = getattr(theirs, "bert", theirs)(ids, attention_mask=mask.long()).last_hidden_state
-        got = net.qformer.read_texts(ids, mask)
-    torch.testing.assert_close(got[mask], want[mask], atol=2e-5, rtol=0)
-    assert want[mask].std() > 0.3
-    assert bert.qformer.vocab_size == theirs.config.vocab_size + 1
-    assert bert.tokenizer.token_to_id("[DEC]") == theirs.config.vocab_size
+        expected = getattr(transformers_bert, "bert", transformers_bert)(
+            ids, attention_mask=mask.long()
+        ).last_hidden_state
+        actual = net.qformer.read_texts(ids, mask)
+    torch.testing.assert_close(actual[mask], expected[mask], atol=2e-5, rtol=0)
+    assert expected[mask].std() > 0.3
+    assert bert.qformer.vocab_size == transformers_bert.config.vocab_size + 1
+    assert bert.tokenizer.token_to_id("[DEC]") == transformers_bert.config.vocab_size
 
 
-def test_the_queries_start_as_the_text(tmp_path: Path) -> None:
+def test_the_queries_feed_forwards_start_as_the_texts(tmp_path: Path) -> None:
     save_bert_folder(tmp_path)
-    net, _ = started(tmp_path)
+    net, _ = start_qformer(tmp_path)
     for layer in net.qformer.layers:
         for name, value in layer.text_mlp.state_dict().items():
             assert torch.equal(layer.query_mlp.state_dict()[name], value)
-    crossing = [layer.cross_attention for layer in net.qformer.layers]
-    assert [one is not None for one in crossing] == [True, False, True]
-    assert float(crossing[0].query.weight.detach().std()) == pytest.approx(
-        0.02, rel=0.2
-    )  # random, as BERT initialises
+    cross_attentions = [layer.cross_attention for layer in net.qformer.layers]
+    assert [attention is not None for attention in cross_attentions] == [True, False, True]
+    # The weights are random, with the deviation with which BERT initialises.
+    assert float(cross_attentions[0].query.weight.detach().std()) == pytest.approx(0.02, rel=0.2)
 
 
-def test_masked_words_head_becomes_the_caption_head(tmp_path: Path) -> None:
-    theirs = save_bert_folder(tmp_path)
-    net, _ = started(tmp_path)
+def test_the_head_for_masked_words_becomes_the_caption_head(tmp_path: Path) -> None:
+    transformers_bert = save_bert_folder(tmp_path)
+    net, _ = start_qformer(tmp_path)
     hidden = torch.randn(2, 3, 24)
     with torch.no_grad():
-        want, got = theirs.cls(hidden), net.caption_head(hidden, net.qformer.words)
-    torch.testing.assert_close(got[..., :-1], want, atol=2e-5, rtol=0)
+        expected, actual = transformers_bert.cls(hidden), net.caption_head(hidden, net.qformer.words)
+    torch.testing.assert_close(actual[..., :-1], expected, atol=2e-5, rtol=0)
 
 
-def test_names_as_the_oldest_checkpoints_have_them(tmp_path: Path) -> None:
-    """bert-base-uncased's own file says gamma and beta, and carries a next-sentence head."""
-    theirs = save_bert_folder(tmp_path)
-    old = {
+def test_the_names_of_the_oldest_checkpoints_are_read(tmp_path: Path) -> None:
+    """The file of bert-base-uncased says gamma and beta, and holds a next-sentence head."""
+    transformers_bert = save_bert_folder(tmp_path)
+    old_weights = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
-        for name, value in theirs.state_dict().items()
+        for name, value in transformers_bert.state_dict().items()
     } | {"cls.seq_relationship.weight": torch.zeros(2, 24), "bert.pooler.dense.weight": torch.zeros(24, 24)}
-    torch.save(old, tmp_path / "pytorch_model.bin")
-    want = started(tmp_path)[0].qformer.state_dict()
+    torch.save(old_weights, tmp_path / "pytorch_model.bin")
+    expected = start_qformer(tmp_path)[0].qformer.state_dict()
     (tmp_path / "model.safetensors").unlink()
-    got = started(tmp_path)[0].qformer.state_dict()
+    actual = start_qformer(tmp_path)[0].qformer.state_dict()
     for name in ("norm.weight", "layers.1.attention.norm.bias", "layers.2.query_mlp.norm.weight"):
-        assert torch.equal(got[name], want[name])
+        assert torch.equal(actual[name], expected[name])
 
 
-def test_letter_case_is_the_folders(tmp_path: Path) -> None:
+def test_the_folder_decides_about_letter_case(tmp_path: Path) -> None:
     save_bert_folder(tmp_path)
-    read = read_bert(tmp_path, LIKE).tokenizer
-    assert read.encode("A RED dog", add_special_tokens=False).tokens == ["a", "red", "dog"]
+    tokenizer = read_bert(tmp_path, TEMPLATE).tokenizer
+    assert tokenizer.encode("A RED dog", add_special_tokens=False).tokens == ["a", "red", "dog"]
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert "[UNK]" in read_bert(tmp_path, LIKE).tokenizer.encode("RED", add_special_tokens=False).tokens
+    assert "[UNK]" in read_bert(tmp_path, TEMPLATE).tokenizer.encode("RED", add_special_tokens=False).tokens
 
 
 @pytest.mark.parametrize(
@@ -101,17 +102,17 @@ def test_letter_case_is_the_folders(tmp_path: Path) -> None:
         ({"num_hidden_layers": 2}, r"unknown qformer\.layers\.2\."),
     ],
 )
-def test_other_folders_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     save_bert_folder(tmp_path)
-    facts = json.loads((tmp_path / "config.json").read_text()) | changes
-    (tmp_path / "config.json").write_text(json.dumps(facts))
+    bert_config = json.loads((tmp_path / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(bert_config))
     with pytest.raises(DataError, match=words):
-        started(tmp_path)
+        start_qformer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.txt"])
-def test_a_folder_that_lacks_a_file(tmp_path: Path, name: str) -> None:
+def test_a_folder_that_lacks_a_file_is_refused(tmp_path: Path, name: str) -> None:
     save_bert_folder(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match=name.replace(".", r"\.")):
-        started(tmp_path)
+        start_qformer(tmp_path)

@@ -1,4 +1,4 @@
-"""Distillation: the teacher is the teacher, blocks learn, phases chain and resume."""
+"""Test distillation: the teacher is loaded exactly, blocks learn, phases follow one another and resume."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ from training.stages.teacher import load_teacher
 
 
 def test_the_teacher_equals_its_original(tmp_path: Path) -> None:
-    _, want = load_golden("i_teacher")
+    _, expected = load_golden("i_teacher")
     pixels = draw_normal(601, (2, 3, 96, 96)).clamp(-1, 1)
-    got = load_teacher(mini().vision, write_random_teacher(tmp_path))(pixels)
-    torch.testing.assert_close(got[..., ::4], want["map"].flatten(2).transpose(1, 2), atol=2e-4, rtol=1e-4)
+    actual = load_teacher(mini().vision, write_random_teacher(tmp_path))(pixels)
+    torch.testing.assert_close(
+        actual[..., ::4], expected["map"].flatten(2).transpose(1, 2), atol=2e-4, rtol=1e-4
+    )
 
 
-def test_a_missing_or_other_teacher_is_named(tmp_path: Path) -> None:
+def test_a_missing_teacher_and_one_that_does_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="There is no teacher at"):
         load_teacher(mini().vision, tmp_path)
     folder = write_random_teacher(tmp_path)
@@ -41,24 +43,24 @@ def test_a_missing_or_other_teacher_is_named(tmp_path: Path) -> None:
         load_teacher(mini().vision, folder)
 
 
-def test_parts_make_the_network() -> None:
+def test_the_chain_of_parts_is_the_whole_network() -> None:
     encoder = VisionEncoder(mini().vision).eval()
     x = torch.randn(1, 3, 64, 64)
     chained = x
     for _, part in list_network_parts(encoder):
         chained = part(chained)
     torch.testing.assert_close(chained.flatten(2).transpose(1, 2), encoder(x))
-    owned = {id(p) for modules, _ in list_network_parts(encoder) for p in modules.parameters()}
-    assert owned == {id(p) for p in encoder.parameters()}
+    parameters_of_parts = {id(p) for modules, _ in list_network_parts(encoder) for p in modules.parameters()}
+    assert parameters_of_parts == {id(p) for p in encoder.parameters()}
 
 
-def test_hint_error_by_hand() -> None:
-    want = torch.randn(4, 3, 5, 5) * torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1)
-    assert float(hint_error(want, want)) == 0
-    constant = want.mean((0, 2, 3), keepdim=True).expand_as(want)
-    variance = want.var((0, 2, 3))
-    held = variance / (variance + 0.05 * variance.mean()) * (99 / 100)
-    assert float(hint_error(constant, want)) == pytest.approx(float(held.mean()), rel=1e-4)
+def test_the_hint_error_is_the_one_computed_by_hand() -> None:
+    expected = torch.randn(4, 3, 5, 5) * torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1)
+    assert float(hint_error(expected, expected)) == 0
+    constant = expected.mean((0, 2, 3), keepdim=True).expand_as(expected)
+    variance = expected.var((0, 2, 3))
+    shares = variance / (variance + 0.05 * variance.mean()) * (99 / 100)
+    assert float(hint_error(constant, expected)) == pytest.approx(float(shares.mean()), rel=1e-4)
 
 
 def test_blocks_learn_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
@@ -72,11 +74,10 @@ def test_blocks_learn_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
     first = float(next(line for line in lines if "step 10/" in line).split("loss")[1].split()[0])
     last = float(next(line for line in lines if "step 30/" in line).split("loss")[1].split()[0])
     assert last < first
-    again = distillation.distill(
-        config, teacher, pictures, tmp_path / "run"
-    )  # every phase is done: read back
+    # Every phase is finished, so that its weights are read.
+    second = distillation.distill(config, teacher, pictures, tmp_path / "run")
     for name, value in student.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value), name
+        assert torch.equal(second.state_dict()[name], value), name
 
 
 def test_everything_is_float32_without_bfloat16_in_hardware(
@@ -87,13 +88,13 @@ def test_everything_is_float32_without_bfloat16_in_hardware(
     pictures = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
     optim = OptimConfig(steps=1, batch=2, lr=1e-3, weight_decay=0.0)
     dtypes = set()
-    real = distillation.hint_error
+    original_hint_error = distillation.hint_error
 
-    def seen(got_BCHW: torch.Tensor, want_BCHW: torch.Tensor) -> torch.Tensor:
-        dtypes.update((got_BCHW.dtype, want_BCHW.dtype))
-        return real(got_BCHW, want_BCHW)
+    def record_dtypes(student_BCHW: torch.Tensor, teacher_BCHW: torch.Tensor) -> torch.Tensor:
+        dtypes.update((student_BCHW.dtype, teacher_BCHW.dtype))
+        return original_hint_error(student_BCHW, teacher_BCHW)
 
-    monkeypatch.setattr(distillation, "hint_error", seen)
+    monkeypatch.setattr(distillation, "hint_error", record_dtypes)
     phases = (Phase("early", 0, 3, 32, 0.0, optim), Phase("late", 3, 5, 8, 0.0, optim, own_inputs=True))
     config = DistillConfig(mini().vision, (), phases)
     student = distillation.distill(config, teacher, pictures, tmp_path / "run")
@@ -101,25 +102,25 @@ def test_everything_is_float32_without_bfloat16_in_hardware(
     assert dtypes == {torch.float32}
 
 
-def test_an_encoder_is_trained_on_from_another_run(tmp_path: Path) -> None:
-    """One step at a rate of zero: what was begun from is what comes out, and the last part alone is asked."""
+def test_an_encoder_is_trained_further_from_another_run(tmp_path: Path) -> None:
+    """After one step at a learning rate of zero the start comes out, and only the last part has an error."""
     teacher_folder, data = write_random_teacher(tmp_path / "teacher"), tmp_path / "data"
     data.mkdir()
     files = {
         path.name: path.read_bytes() for path in write_pictures(tmp_path, [f"{n}.png" for n in range(6)])
     }
     write_shard(data / "some.tar", files)
-    begun = VisionEncoder(mini().vision)
-    still = OptimConfig(steps=1, batch=2, lr=0.0, weight_decay=0.0, log_every=1)
-    phase = Phase("whole", 0, 19, 64, 0.0, still, hints="last")
+    start = VisionEncoder(mini().vision)
+    optim = OptimConfig(steps=1, batch=2, lr=0.0, weight_decay=0.0, log_every=1)
+    phase = Phase("whole", 0, 19, 64, 0.0, optim, hints="last")
     config = DistillConfig(mini().vision, ("some.tar",), (phase,), start="first")
     with pytest.raises(DataError, match="train the recipe first first"):
         distillation.run_distill(config, data, teacher_folder, tmp_path / "runs" / "second")
     (tmp_path / "runs" / "first").mkdir(parents=True)
-    save_file(begun.state_dict(), tmp_path / "runs" / "first" / distillation.ENCODER)
+    save_file(start.state_dict(), tmp_path / "runs" / "first" / distillation.ENCODER)
     distillation.run_distill(config, data, teacher_folder, tmp_path / "runs" / "second")
-    got = load_file(tmp_path / "runs" / "second" / distillation.ENCODER)
-    for name, value in begun.named_parameters():
-        assert torch.equal(got[name], value), name
+    actual = load_file(tmp_path / "runs" / "second" / distillation.ENCODER)
+    for name, value in start.named_parameters():
+        assert torch.equal(actual[name], value), name
     log = json.loads((tmp_path / "runs" / "second" / "whole" / "log.jsonl").read_text().splitlines()[-1])
     assert log["loss"] == log["last"] > 0

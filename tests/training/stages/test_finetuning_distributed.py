@@ -1,4 +1,4 @@
-"""Two processes (gloo) that train a model that writes, against one with the joined batch: gradients, whole runs."""
+"""Test that two processes (gloo) train a captioner as one process with the joined batch does."""
 
 from __future__ import annotations
 
@@ -36,56 +36,61 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def chosen(way: str, **changes: Any) -> VqaConfig:
+def make_config(way: str, **changes: Any) -> VqaConfig:
+    """Return a config for one of the ways."""
     optim = {name: value for name, value in WAYS[way].items() if name in ("parallel", "dtype")}
-    others = {name: value for name, value in WAYS[way].items() if name not in optim}
-    made = replace(OPTIM, steps=3, clip=0.0, lr=1e-3, **optim)
-    return vqa_config(optim=made, **others, **changes)
+    other_settings = {name: value for name, value in WAYS[way].items() if name not in optim}
+    new_optim = replace(OPTIM, steps=3, clip=0.0, lr=1e-3, **optim)
+    return vqa_config(optim=new_optim, **other_settings, **changes)
 
 
-def gradients(data: Path) -> dict[str, Any]:
-    """Of the first step, averaged as DDP does, and the loss of this process."""
-    config, world = chosen("ddp"), current_world()
-    source, where = open_finetuning_start(config, data, data)
-    net = make_captioner(source, where, torch.float32)
-    words = LanguageTokenizer(source.language.tokenizer, source.config.language, 4)
+def compute_gradients(data: Path) -> dict[str, Any]:
+    """Return the gradients of the first step, averaged as DDP does, and the loss of this process."""
+    config, world = make_config("ddp"), current_world()
+    source, folder = open_finetuning_start(config, data, data)
+    net = make_captioner(source, folder, torch.float32)
+    tokenizer = LanguageTokenizer(source.language.tokenizer, source.config.language, 4)
     assert source.tokenizer is not None
-    prompts = TextTokenizer(source.tokenizer, source.config.qformer.max_positions)
+    prompt_tokenizer = TextTokenizer(source.tokenizer, source.config.qformer.max_positions)
     with open_stream(config, data, 32, world, lambda line: None, opener=open_question_set) as stream:
-        task = Stage2Task(net, words, prompts, stream, config)
+        task = Stage2Task(net, tokenizer, prompt_tokenizer, stream, config)
         if world.size > 1:
             task.wrapper = wrap_with_ddp(task.wrapper)
         loss = task.losses(0)["loss"]
         loss.backward()
-    grads = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-    return {"loss": loss.detach(), "grads": grads}
+    gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    return {"loss": loss.detach(), "gradients": gradients}
 
 
 def run(data: Path, output: Path, way: str) -> dict[str, Any]:
-    run_finetune(chosen(way), data, output.parent, output)
+    """Fine-tune in one of the ways; return losses and weights in process 0, nothing in the other."""
+    run_finetune(make_config(way), data, output.parent, output)
     if current_world().rank:
         return {}
-    rows = [json.loads(line)["loss"] for line in (output / "all" / "log.jsonl").read_text().splitlines()]
+    losses = [json.loads(line)["loss"] for line in (output / "all" / "log.jsonl").read_text().splitlines()]
     net = load_captioner(str(output / "model"), device="cpu", dtype="float32").net
-    return {"rows": rows, "weights": net.state_dict()}
+    return {"losses": losses, "weights": net.state_dict()}
 
 
-def in_one_of_two(rank: int, folder: Path) -> dict[str, Any]:
+def run_every_way(rank: int, folder: Path) -> dict[str, Any]:
+    """Compute the results of one of two processes."""
     with join_process_group():
-        found: dict[str, Any] = {"gradients": gradients(folder / "data")}
+        results: dict[str, Any] = {"first step": compute_gradients(folder / "data")}
         for way in WAYS:
-            found[way] = run(folder / "data", folder / way, way)
-        odd = chosen("ddp")
+            results[way] = run(folder / "data", folder / way, way)
+        config = make_config("ddp")
+        config = replace(config, optim=replace(config.optim, batch=7))
         with pytest.raises(TrainingError, match="A batch of 7 cannot be shared equally by 2"):
-            run_finetune(
-                replace(odd, optim=replace(odd.optim, batch=7)), folder / "data", folder, folder / "odd"
-            )
-    return found
+            run_finetune(config, folder / "data", folder, folder / "odd")
+    return results
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """What each of the two processes found. Answers of unlike length: a mean over tokens must be weighed."""
+def both_results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """Return the data folder and the results of two processes.
+
+    The answers have different lengths, so that a mean over tokens must be weighted.
+    """
     folder = tmp_path_factory.mktemp("both")
     data = folder / "data"
     data.mkdir()
@@ -95,33 +100,39 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
         answer = " ".join([colour, *["the wall is"] * (number % 3)])
         rows.append({"image": f"{colour}.png", "question": f"is it {colour}?", "answer": [answer, colour]})
     (data / "questions.json").write_text(json.dumps(rows))
-    retriever, words = stage1_net()
-    save_checkpoint(data / "first", retriever, words)
+    retriever, tokenizer = stage1_net()
+    save_checkpoint(data / "first", retriever, tokenizer)
     save_stage2_model(data / "opt")
-    return data, run_in_two_processes(in_one_of_two, folder)
+    return data, run_in_two_processes(run_every_way, folder)
 
 
-def test_gradients_are_those_of_the_joined_batch(both: tuple[Path, list[dict[str, Any]]]) -> None:
-    data, found = both
-    want, got = gradients(data), [one["gradients"] for one in found]
-    assert float((got[0]["loss"] - got[1]["loss"]).abs()) > 1e-3  # each has its own share
-    torch.testing.assert_close((got[0]["loss"] + got[1]["loss"]) / 2, want["loss"], atol=2e-5, rtol=0)
-    assert len(want["grads"]) > 40 and got[0]["grads"].keys() == want["grads"].keys()
-    assert not any(name.startswith("language.") for name in want["grads"])
-    for name, grad in want["grads"].items():
-        for one in got:
-            torch.testing.assert_close(one["grads"][name], grad, atol=2e-5, rtol=1e-4, msg=name)
+def test_gradients_are_those_of_the_joined_batch(both_results: tuple[Path, list[dict[str, Any]]]) -> None:
+    data, results = both_results
+    expected, actual = compute_gradients(data), [result["first step"] for result in results]
+    # Each process has its own share of the batch.
+    assert float((actual[0]["loss"] - actual[1]["loss"]).abs()) > 1e-3
+    torch.testing.assert_close(
+        (actual[0]["loss"] + actual[1]["loss"]) / 2, expected["loss"], atol=2e-5, rtol=0
+    )
+    gradients = expected["gradients"]
+    assert len(gradients) > 40 and actual[0]["gradients"].keys() == gradients.keys()
+    assert not any(name.startswith("language.") for name in gradients)
+    for name, gradient in gradients.items():
+        for result in actual:
+            torch.testing.assert_close(result["gradients"][name], gradient, atol=2e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_of_two_is_a_run_of_one(
-    both: tuple[Path, list[dict[str, Any]]], way: str, tmp_path: Path
+def test_two_processes_make_the_model_that_one_makes(
+    both_results: tuple[Path, list[dict[str, Any]]], way: str, tmp_path: Path
 ) -> None:
-    data, found = both
-    want, got = run(data, tmp_path / "one", way), found[0][way]
-    lowered = "dtype" in WAYS[way]
-    assert got["rows"] == pytest.approx(want["rows"], abs=0.05 if lowered else 1e-4)
-    for name, value in want["weights"].items():
-        if not name.endswith("key.bias"):  # its gradient is rounding, which Adam makes a step of
-            atol = 1e-2 if lowered else 3e-4  # saved in float16
-            torch.testing.assert_close(got["weights"][name], value, atol=atol, rtol=2e-3, msg=name)
+    data, results = both_results
+    expected, actual = run(data, tmp_path / "one", way), results[0][way]
+    is_bfloat16 = "dtype" in WAYS[way]
+    assert actual["losses"] == pytest.approx(expected["losses"], abs=0.05 if is_bfloat16 else 1e-4)
+    for name, value in expected["weights"].items():
+        # The gradient of a key's bias is rounding alone, of which Adam makes a whole step.
+        if not name.endswith("key.bias"):
+            # Weights are saved in float16.
+            atol = 1e-2 if is_bfloat16 else 3e-4
+            torch.testing.assert_close(actual["weights"][name], value, atol=atol, rtol=2e-3, msg=name)

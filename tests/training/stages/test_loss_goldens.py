@@ -1,4 +1,4 @@
-"""Short training runs give the losses that were kept when the code was proven right."""
+"""Test that short training runs give the losses that were recorded when the code was proven right."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from golden_losses import FILE, RUNS, run_and_read_losses
 
-KEPT = json.loads(FILE.read_text())
+RECORDED_LOSSES = json.loads(FILE.read_text())
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_short_run_gives_the_kept_losses(tmp_path: Path, name: str) -> None:
+def test_a_short_run_gives_the_recorded_losses(tmp_path: Path, name: str) -> None:
     losses = run_and_read_losses(name, tmp_path)
-    assert losses.keys() == KEPT[name].keys() and all(len(steps) == 4 for steps in losses.values())
+    assert losses.keys() == RECORDED_LOSSES[name].keys() and all(len(steps) == 4 for steps in losses.values())
     for phase, steps in losses.items():
-        assert steps == pytest.approx(KEPT[name][phase], rel=2e-4), phase
+        assert steps == pytest.approx(RECORDED_LOSSES[name][phase], rel=2e-4), phase

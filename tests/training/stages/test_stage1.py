@@ -1,4 +1,4 @@
-"""Stage 1 trains: it learns eight pairs by heart, not when they are shuffled at every step; the run makes a model."""
+"""Test stage 1: it learns eight pairs by heart, but not when they are shuffled at every step; a run makes a model."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from training.stages.text_half import TEXT_HALF, TextTask, select_text_half, tra
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_eight_pairs_by_heart(tmp_path: Path, dtype: str) -> None:
-    chosen = stage1_config()
-    chosen = replace(chosen, optim=replace(chosen.optim, dtype=dtype))
-    net, tokenizer, patches, samples = make_eight_pairs(chosen)
+def test_eight_pairs_are_learned_by_heart(tmp_path: Path, dtype: str) -> None:
+    config = stage1_config()
+    config = replace(config, optim=replace(config.optim, dtype=dtype))
+    net, tokenizer, patches, samples = make_eight_pairs(config)
     frozen = {name: value.clone() for name, value in net.vision.state_dict().items()}
     rows = train(
-        Stage1Task(net, tokenizer, make_batches(patches, samples, chosen), chosen), chosen.optim, tmp_path
+        Stage1Task(net, tokenizer, make_batches(patches, samples, config), config), config.optim, tmp_path
     )
     assert rows[-1]["itg"] < 0.6 * rows[0]["itg"] and rows[-1]["itm"] < 0.5
     net.eval()
@@ -43,161 +43,168 @@ def test_eight_pairs_by_heart(tmp_path: Path, dtype: str) -> None:
         ids, mask, _ = tokenizer([texts[0] for texts in CAPTIONS])
         keys = net.compute_photo_keys(net.vision_norm(patches[:, 0].float()))
         scores = itc_scores(net.encode_photos(keys), net.encode_texts(ids, mask))
-        own = net.match(keys, ids, mask)[:, 1]
-        wrong = net.match(keys, ids.roll(1, 0), mask.roll(1, 0))[:, 1]
+        matching = net.match(keys, ids, mask)[:, 1]
+        mismatched = net.match(keys, ids.roll(1, 0), mask.roll(1, 0))[:, 1]
     assert (scores.argmax(0) == torch.arange(8)).all() and (scores.argmax(1) == torch.arange(8)).all()
-    assert (own > wrong).all()
+    assert (matching > mismatched).all()
     assert all(torch.equal(value, frozen[name]) for name, value in net.vision.state_dict().items())
 
 
 def test_shuffled_pairs_are_not_learned(tmp_path: Path) -> None:
-    chosen = stage1_config()
-    net, tokenizer, patches, samples = make_eight_pairs(chosen)
+    config = stage1_config()
+    net, tokenizer, patches, samples = make_eight_pairs(config)
 
     class Shuffled(EncodedViews):
         def __getitem__(self, step: int) -> Batch:
             self.views = self.views[torch.randperm(8)]
             return super().__getitem__(step)
 
-    source = Shuffled(patches, samples, chosen.optim)
-    rows = train(Stage1Task(net, tokenizer, source, chosen), chosen.optim, tmp_path)
-    assert rows[-1]["itc"] > 1.9  # ln 8 = 2.08 is chance
-    assert rows[-1]["itm"] > 0.6  # the share of matching pairs, 1/3, gives 0.64
+    source = Shuffled(patches, samples, config.optim)
+    rows = train(Stage1Task(net, tokenizer, source, config), config.optim, tmp_path)
+    # Chance gives ln 8 = 2.08 for ITC, and 0.64 for ITM, where a third of the pairs matches.
+    assert rows[-1]["itc"] > 1.9
+    assert rows[-1]["itm"] > 0.6
 
 
-def test_contrast_alone_first(tmp_path: Path) -> None:
-    chosen = stage1_config(patch_share=0.5, views=3)
-    net, tokenizer, patches, samples = make_eight_pairs(chosen)
+def test_itc_alone_learns(tmp_path: Path) -> None:
+    config = stage1_config(patch_share=0.5, views=3)
+    net, tokenizer, patches, samples = make_eight_pairs(config)
     assert patches.shape[1] == 3 and not torch.equal(patches[:, 0], patches[:, 1])
     rows = train(
-        ItcTask(net, tokenizer, make_batches(patches, samples, chosen), chosen), chosen.optim, tmp_path
+        ItcTask(net, tokenizer, make_batches(patches, samples, config), config), config.optim, tmp_path
     )
     assert set(rows[0]) == {"step", "loss", "lr", "samples_per_second", "mfu"}
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
 
 
-def test_every_picture_once_an_epoch() -> None:
-    chosen = stage1_config()
-    chosen = replace(chosen, optim=replace(chosen.optim, batch=4))
-    _, _, patches, samples = make_eight_pairs(chosen)
-    source = make_batches(patches, samples, chosen)
+def test_every_picture_comes_once_an_epoch() -> None:
+    config = stage1_config()
+    config = replace(config, optim=replace(config.optim, batch=4))
+    _, _, patches, samples = make_eight_pairs(config)
+    source = make_batches(patches, samples, config)
     epochs = [
-        [*source[2 * e].picture_ids.tolist(), *source[2 * e + 1].picture_ids.tolist()] for e in range(2)
+        [*source[2 * epoch].picture_ids.tolist(), *source[2 * epoch + 1].picture_ids.tolist()]
+        for epoch in range(2)
     ]
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs) and epochs[0] != epochs[1]
 
 
 def test_paraphrases_find_each_other(tmp_path: Path) -> None:
-    chosen = stage1_config()
+    config = stage1_config()
     torch.manual_seed(0)
-    net = Retriever(chosen.model)
-    words = train_tokenizer((text for group in CAPTIONS for text in group), 100)
-    task = TextTask(net, TextTokenizer(words, 12), CAPTIONS, 8)
-    rows = train(task, replace(chosen.optim, steps=60, log_every=20, lr=1e-3), tmp_path)
+    net = Retriever(config.model)
+    tokenizer = train_tokenizer((text for group in CAPTIONS for text in group), 100)
+    task = TextTask(net, TextTokenizer(tokenizer, 12), CAPTIONS, 8)
+    rows = train(task, replace(config.optim, steps=60, log_every=20, lr=1e-3), tmp_path)
     assert rows[-1]["right"] > 0.95 > rows[0]["right"]
 
 
 def test_a_run_makes_a_model(tmp_path: Path) -> None:
-    """From shards and the runs before it to a folder that load_model reads; missing runs are named."""
+    """A run reads shards and earlier runs and writes a folder that load_model reads; missing runs are named."""
     data, runs = tmp_path / "data", tmp_path / "runs"
     data.mkdir()
     write_colour_shard(data / "s-000.tar")
-    chosen = stage1_config()
-    chosen = replace(
-        chosen,
-        optim=replace(chosen.optim, steps=3),
-        itc_optim=replace(chosen.optim, steps=2),
+    config = stage1_config()
+    config = replace(
+        config,
+        optim=replace(config.optim, steps=3),
+        itc_optim=replace(config.optim, steps=2),
         start="",
         encoder="e",
         text="t",
     )
     with pytest.raises(DataError, match="train it first"):
-        run_stage1(chosen, data, runs, runs / "out")
-    net = Retriever(chosen.model)
+        run_stage1(config, data, runs, runs / "out")
+    net = Retriever(config.model)
     (runs / "e").mkdir(parents=True)
     (runs / "t").mkdir()
     save_file(net.vision.state_dict(), runs / "e" / "encoder.safetensors")
     save_file(select_text_half(net).state_dict(), runs / "t" / TEXT_HALF)
     train_tokenizer((t for g in CAPTIONS for t in g), 100).save(str(runs / "t" / "tokenizer.json"))
-    run_stage1(chosen, data, runs, runs / "out")
+    run_stage1(config, data, runs, runs / "out")
     model = load_model(str(runs / "out" / "model"), dtype="float32")
     assert model.encode_texts(["a red wall"])[0].shape == (1, 16)
 
 
 def test_a_run_goes_on_from_another_runs_model(tmp_path: Path) -> None:
     data, runs = tmp_path, tmp_path / "runs"
-    chosen = stage1_config()
-    net, tokenizer, _, _ = make_eight_pairs(chosen)
+    config = stage1_config()
+    net, tokenizer, _, _ = make_eight_pairs(config)
     save_checkpoint(runs / "first" / "model", net, tokenizer.tokenizer)
     write_colour_shard(data / "s-000.tar")
-    more = replace(chosen, start="first", optim=replace(chosen.optim, steps=1, warmup=0, lr=1e-9))
-    run_stage1(more, data, runs, runs / "more")
-    first, second = (load_model(str(runs / name / "model"), dtype="float32") for name in ("first", "more"))
-    np.testing.assert_allclose(*(m.encode_texts(["a red wall"])[0] for m in (first, second)), atol=2e-3)
-    other = replace(more, model=replace(more.model, max_tokens=11))
+    second_config = replace(config, start="first", optim=replace(config.optim, steps=1, warmup=0, lr=1e-9))
+    run_stage1(second_config, data, runs, runs / "second")
+    first, second = (load_model(str(runs / name / "model"), dtype="float32") for name in ("first", "second"))
+    np.testing.assert_allclose(
+        *(model.encode_texts(["a red wall"])[0] for model in (first, second)), atol=2e-3
+    )
+    other = replace(second_config, model=replace(second_config.model, max_tokens=11))
     with pytest.raises(DataError, match="another architecture"):
         run_stage1(other, data, runs, runs / "other")
 
 
-def test_some_queries_and_patches_take_part(tmp_path: Path) -> None:
-    chosen = stage1_config(query_share=0.5, patch_share=0.5, match_distillation=1.0)
-    chosen = replace(chosen, optim=replace(chosen.optim, steps=300, log_every=60))
-    net, tokenizer, patches, samples = make_eight_pairs(chosen)
-    seen: list[tuple[int, ...]] = []
-    read = net.qformer.read_photos
+def test_a_share_of_queries_and_patches_takes_part(tmp_path: Path) -> None:
+    config = stage1_config(query_share=0.5, patch_share=0.5, match_distillation=1.0)
+    config = replace(config, optim=replace(config.optim, steps=300, log_every=60))
+    net, tokenizer, patches, samples = make_eight_pairs(config)
+    counts: list[tuple[int, ...]] = []
+    read_photos = net.qformer.read_photos
 
-    def count(keys: PhotoKeys, queries: torch.Tensor) -> tuple[torch.Tensor, list[KeysValues]]:
-        seen.append((keys[0][0].shape[2], *queries.tolist()))
-        return read(keys, queries)
+    def record_shares(keys: PhotoKeys, queries: torch.Tensor) -> tuple[torch.Tensor, list[KeysValues]]:
+        counts.append((keys[0][0].shape[2], *queries.tolist()))
+        return read_photos(keys, queries)
 
-    net.qformer.read_photos = count  # type: ignore[method-assign]
+    net.qformer.read_photos = record_shares  # type: ignore[method-assign]
     rows = train(
-        Stage1Task(net, tokenizer, make_batches(patches, samples, chosen), chosen), chosen.optim, tmp_path
+        Stage1Task(net, tokenizer, make_batches(patches, samples, config), config), config.optim, tmp_path
     )
     assert set(rows[0]) >= {"itc", "itm", "itg", "distilled"} and rows[-1]["itc"] < rows[0]["itc"]
-    assert all(num == round(patches.shape[2] / 2) and len(queries) == 2 for num, *queries in seen)
-    assert len({tuple(queries) for _, *queries in seen}) == 6  # every pair of the four queries
+    num_patches = round(patches.shape[2] / 2)
+    assert all(count == num_patches and len(queries) == 2 for count, *queries in counts)
+    # Each of the six pairs of the four queries was drawn.
+    assert len({tuple(queries) for _, *queries in counts}) == 6
 
 
 def test_pictures_without_captions_are_refused() -> None:
-    chosen = stage1_config()
-    _, _, patches, samples = make_eight_pairs(chosen)
+    config = stage1_config()
+    _, _, patches, samples = make_eight_pairs(config)
     samples[3] = CaptionedPicture("bare", b"", ())
     with pytest.raises(DataError, match=r"1 pictures have no caption \(first: bare\)"):
-        make_batches(patches, samples, chosen)
+        make_batches(patches, samples, config)
 
 
 def test_without_steps_there_is_no_run_with_all_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = stage1_config(start="first")
-    chosen = replace(chosen, optim=replace(chosen.optim, steps=0))
-    net, tokenizer, _, _ = make_eight_pairs(chosen)
+    config = stage1_config(start="first")
+    config = replace(config, optim=replace(config.optim, steps=0))
+    net, tokenizer, _, _ = make_eight_pairs(config)
     save_checkpoint(tmp_path / "runs" / "first" / "model", net, tokenizer.tokenizer, dtype=torch.float16)
     write_colour_shard(tmp_path / "s-000.tar")
-    monkeypatch.setattr(stage1, "encode_views", None)  # nothing reads them
-    run_stage1(chosen, tmp_path, tmp_path / "runs", tmp_path / "out")
-    first, out = (tmp_path / place / "model.safetensors" for place in ("runs/first/model", "out/model"))
+    # Nothing reads patches.
+    monkeypatch.setattr(stage1, "encode_views", None)
+    run_stage1(config, tmp_path, tmp_path / "runs", tmp_path / "out")
+    first, out = (tmp_path / folder / "model.safetensors" for folder in ("runs/first/model", "out/model"))
     assert first.read_bytes() == out.read_bytes()
 
 
 def test_earlier_weights_are_averaged_in(tmp_path: Path) -> None:
-    chosen = stage1_config(start="first")
-    chosen = replace(chosen, optim=replace(chosen.optim, steps=3, batch=4))
-    net, tokenizer, _, _ = make_eight_pairs(chosen)
+    config = stage1_config(start="first")
+    config = replace(config, optim=replace(config.optim, steps=3, batch=4))
+    net, tokenizer, _, _ = make_eight_pairs(config)
     save_checkpoint(tmp_path / "runs" / "first" / "model", net, tokenizer.tokenizer)
     write_colour_shard(tmp_path / "s-000.tar")
-    found = {}
+    weights = {}
     for share in (0.0, 0.5, 1.0):
         run_stage1(
-            replace(chosen, earlier_share=share), tmp_path, tmp_path / "runs", tmp_path / f"out{share}"
+            replace(config, earlier_share=share), tmp_path, tmp_path / "runs", tmp_path / f"out{share}"
         )
-        found[share] = load_net(tmp_path / f"out{share}" / "model")[0].state_dict()
+        weights[share] = load_net(tmp_path / f"out{share}" / "model")[0].state_dict()
     for name, value in net.state_dict().items():
-        torch.testing.assert_close(found[1.0][name], value, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(weights[1.0][name], value, atol=2e-3, rtol=2e-3)
         torch.testing.assert_close(
-            found[0.5][name], (found[0.0][name] + found[1.0][name]) / 2, atol=2e-3, rtol=2e-3
+            weights[0.5][name], (weights[0.0][name] + weights[1.0][name]) / 2, atol=2e-3, rtol=2e-3
         )
-    assert not torch.equal(found[0.0]["qformer.queries"], found[1.0]["qformer.queries"])
+    assert not torch.equal(weights[0.0]["qformer.queries"], weights[1.0]["qformer.queries"])
     with pytest.raises(DataError, match="earlier_share is 2"):
-        run_stage1(replace(chosen, earlier_share=2.0), tmp_path, tmp_path / "runs", tmp_path / "no")
+        run_stage1(replace(config, earlier_share=2.0), tmp_path, tmp_path / "runs", tmp_path / "no")

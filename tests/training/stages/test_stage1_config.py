@@ -1,4 +1,4 @@
-"""Settings of stage 1 that contradict each other are refused, and both are named."""
+"""Test that settings of stage 1 that contradict each other are refused, and that both are named."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ from training.stages.stage1_config import PATCH_SETTINGS, PICTURE_SETTINGS, Stag
 OPTIM = OptimConfig(steps=1, batch=4, lr=1e-3)
 CONFIG = Stage1Config(tiny_config(), (SourceConfig("s-*.tar"),), OPTIM, start="model")
 CHANGED: dict[str, Any] = {
-    "train_encoder": True, "recompute_encoder": True, "chunk": 2, "itc_optim": OPTIM, "encoder_optim": OPTIM,
-    "earlier_share": 0.5, "patch_share": 0.5, "query_share": 0.5, "match_distillation": 1.0,
-}  # fmt: skip
+    "train_encoder": True,
+    "recompute_encoder": True,
+    "chunk": 2,
+    "itc_optim": OPTIM,
+    "encoder_optim": OPTIM,
+    "earlier_share": 0.5,
+    "patch_share": 0.5,
+    "query_share": 0.5,
+    "match_distillation": 1.0,
+}
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_each_way_takes_its_own_settings(name: str) -> None:
+def test_a_setting_for_pictures_is_refused_with_patches_and_the_other_way_round(name: str) -> None:
     assert {*PATCH_SETTINGS, *PICTURE_SETTINGS} == CHANGED.keys()
-    fits, does_not = (0, 2) if name in PICTURE_SETTINGS else (2, 0)
-    check_stage1(replace(CONFIG, views=fits, **{name: CHANGED[name]}))
-    with pytest.raises(TrainingError, match=f"^{name} is set and views is {does_not}: .* Set views to"):
-        check_stage1(replace(CONFIG, views=does_not, **{name: CHANGED[name]}))
+    allowed_views, refused_views = (0, 2) if name in PICTURE_SETTINGS else (2, 0)
+    check_stage1(replace(CONFIG, views=allowed_views, **{name: CHANGED[name]}))
+    with pytest.raises(TrainingError, match=f"^{name} is set and views is {refused_views}: .* Set views to"):
+        check_stage1(replace(CONFIG, views=refused_views, **{name: CHANGED[name]}))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +47,7 @@ def test_each_way_takes_its_own_settings(name: str) -> None:
         ({"bert": "b"}, "not both"),
     ],
 )
-def test_what_is_refused(changes: dict[str, Any], words: str) -> None:
+def test_contradicting_settings_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(TrainingError, match=words):
         check_stage1(replace(CONFIG, **changes))
 
@@ -53,5 +60,5 @@ def test_every_recipe_is_allowed(name: str) -> None:
 
 
 def test_a_start_goes_before_the_runs_of_a_recipe() -> None:
-    """`--set start=...` of a recipe that builds on two runs."""
+    """A recipe that builds on two runs may be given a start with `--set start=...`."""
     check_stage1(replace(STAGE1["mini"](), start="mini"))

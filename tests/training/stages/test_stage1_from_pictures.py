@@ -1,4 +1,4 @@
-"""Stage 1 from a stream: pairs by heart with the encoder trained, the same run after a stop, what it starts from."""
+"""Test stage 1 on pictures that are read in every step: it learns, resumes after a stop, and takes every start."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from training.stages.starts import load_stage1_start
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
 
 
-def data(folder: Path) -> Path:
-    """Eight one-coloured pictures, half in a shard, half in a JSON list; a BERT; timm's encoder; a model."""
+def write_data(folder: Path) -> Path:
+    """Write eight one-coloured pictures (half in a shard, half in a JSON list), a BERT, timm's encoder, and a model."""
     folder.mkdir(exist_ok=True)
     members: dict[str, bytes] = {}
     for colour in COLOURS[:4]:
@@ -42,7 +42,7 @@ def data(folder: Path) -> Path:
     (folder / "list.json").write_text(json.dumps(rows))
     save_bert_folder(folder / "bert")
     save_file(
-        {n: v.clone() for n, v in tiny_net().vision.backbone.state_dict().items()}
+        {name: value.clone() for name, value in tiny_net().vision.backbone.state_dict().items()}
         | {"head.weight": torch.zeros(2)},
         folder / "encoder.safetensors",
     )
@@ -53,31 +53,32 @@ def data(folder: Path) -> Path:
 def config(**changes: Any) -> Stage1Config:
     optim = OptimConfig(steps=4, batch=8, lr=1e-3, log_every=1, weight_decay=0.0)
     sources = SourceConfig("s-{0..0}.tar"), SourceConfig("list.json")
-    made = Stage1Config(tiny_config(dropout=0.0), sources, optim, start="model", workers=2)
-    return replace(made, **changes)
+    default_config = Stage1Config(tiny_config(dropout=0.0), sources, optim, start="model", workers=2)
+    return replace(default_config, **changes)
 
 
 def run(chosen: Stage1Config, tmp_path: Path, name: str) -> list[float]:
-    run_stage1(chosen, data(tmp_path / "data"), tmp_path, tmp_path / name)
+    """Run stage 1 and return the losses of the log."""
+    run_stage1(chosen, write_data(tmp_path / "data"), tmp_path, tmp_path / name)
     lines = (tmp_path / name / "all" / "log.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
 
-def test_a_run_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    want = run(config(), tmp_path, "whole")
+def test_a_stopped_run_goes_on_with_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(config(), tmp_path, "whole")
     losses = Stage1Task.losses
 
-    def stops(self: Stage1Task, step: int) -> Any:
+    def stop_at_step_2(self: Stage1Task, step: int) -> Any:
         if step == 2:
             raise KeyboardInterrupt
         return losses(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stage1Task, "losses", stops)
+        patch.setattr(Stage1Task, "losses", stop_at_step_2)
         with pytest.raises(KeyboardInterrupt):
             run(config(), tmp_path, "halves")
-    assert run(config(), tmp_path, "halves") == want
-    whole, halves = (load_net(tmp_path / n / "model")[0].state_dict() for n in ("whole", "halves"))
+    assert run(config(), tmp_path, "halves") == expected
+    whole, halves = (load_net(tmp_path / name / "model")[0].state_dict() for name in ("whole", "halves"))
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
     (tmp_path / "halves/all/log.jsonl").unlink()
     with pytest.raises(TrainingError, match=r"label_smoothing: 0.1 then, 0.2 now"):
@@ -87,7 +88,7 @@ def test_a_run_stops_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("train_encoder", [False, True])
-def test_learns_and_the_encoder_only_when_asked(tmp_path: Path, train_encoder: bool) -> None:
+def test_the_losses_fall_and_the_encoder_learns_only_when_asked(tmp_path: Path, train_encoder: bool) -> None:
     optim = OptimConfig(
         steps=60, batch=8, lr=2e-3, log_every=20, weight_decay=0.0, layer_decay=0.9 if train_encoder else 1.0
     )
@@ -100,37 +101,39 @@ def test_learns_and_the_encoder_only_when_asked(tmp_path: Path, train_encoder: b
         load_net(folder)[0].vision.state_dict()
         for folder in (tmp_path / "data/model", tmp_path / "out/model")
     )
-    moved = [float((after[name] - before[name]).abs().max()) > 2e-3 for name in before]
-    assert all(moved) if train_encoder else not any(moved)
+    has_changed = [float((after[name] - before[name]).abs().max()) > 2e-3 for name in before]
+    assert all(has_changed) if train_encoder else not any(has_changed)
 
 
 @pytest.mark.parametrize("changes", [{"chunk": 3}, {"recompute_encoder": True}])
-def test_cheaper_ways_train_alike(tmp_path: Path, changes: dict[str, Any]) -> None:
-    want = run(config(train_encoder=True), tmp_path, "plain")
-    got = run(config(train_encoder=True, **changes), tmp_path, "other")
-    assert got == pytest.approx(want, abs=1e-3)
+def test_chunks_and_recomputed_activations_give_the_same_losses(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    expected = run(config(train_encoder=True), tmp_path, "plain")
+    actual = run(config(train_encoder=True, **changes), tmp_path, "other")
+    assert actual == pytest.approx(expected, abs=1e-3)
 
 
-def test_compiled_parts_give_the_same() -> None:
-    """Through Dynamo alone: whether the graphs are right is PyTorch's to test."""
+def test_compiled_parts_give_the_same_logits() -> None:
+    """Only Dynamo is tested: PyTorch itself tests whether compiled graphs are right."""
     net = tiny_net()
     pixels, ids = torch.randn(2, 3, 32, 32), torch.tensor([[2, 7, 9, 3], [2, 8, 3, 0]])
     with torch.no_grad():
-        want = net.match(net.compute_photo_keys(net.encode_patches(pixels)), ids, ids != 0)
+        expected = net.match(net.compute_photo_keys(net.encode_patches(pixels)), ids, ids != 0)
         compile_parts(net, backend="eager")
-        got = net.match(net.compute_photo_keys(net.encode_patches(pixels)), ids, ids != 0)
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+        actual = net.match(net.compute_photo_keys(net.encode_patches(pixels)), ids, ids != 0)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
-def test_starts_from_bert_and_an_encoder(tmp_path: Path) -> None:
+def test_a_run_starts_from_bert_and_an_encoder(tmp_path: Path) -> None:
     chosen = config(start="", bert="bert", encoder="encoder.safetensors")
-    folder = data(tmp_path / "data")
+    folder = write_data(tmp_path / "data")
     net, tokenizer = load_stage1_start(chosen, folder, tmp_path)
     assert (
         net.config.qformer.width == 24 and tokenizer.token_to_id("[DEC]") == net.config.qformer.vocab_size - 1
     )
-    want = tiny_net().vision.state_dict()
-    assert all(torch.equal(value, want[name]) for name, value in net.vision.state_dict().items())
+    expected = tiny_net().vision.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in net.vision.state_dict().items())
     save_file({"cls_token": torch.zeros(1, 1, 32), "odd": torch.zeros(1)}, folder / "encoder.safetensors")
     with pytest.raises(DataError, match=r"not the image encoder vit_tiny.*missing blocks\.0\."):
         load_stage1_start(chosen, folder, tmp_path)
@@ -138,9 +141,9 @@ def test_starts_from_bert_and_an_encoder(tmp_path: Path) -> None:
 
 def test_larger_pictures_interpolate_the_positions(tmp_path: Path) -> None:
     model = config().model
-    args = model.vision.timm_args | {"img_size": 48}
-    larger = replace(model, vision=replace(model.vision, image_size=48, timm_args=args))
-    net, _ = load_stage1_start(config(model=larger), data(tmp_path / "data"), tmp_path)
+    timm_args = model.vision.timm_args | {"img_size": 48}
+    larger = replace(model, vision=replace(model.vision, image_size=48, timm_args=timm_args))
+    net, _ = load_stage1_start(config(model=larger), write_data(tmp_path / "data"), tmp_path)
     assert net.vision.backbone.pos_embed.shape == (1, 1 + 36, 32) and net.vision.count_patches() == 37
     odd = replace(model, vision=replace(model.vision, image_size=50))
     with pytest.raises(DataError, match="50 pixels are not a multiple of the encoder's patches of 8"):
@@ -160,21 +163,29 @@ def test_larger_pictures_interpolate_the_positions(tmp_path: Path) -> None:
         ({"optim": OptimConfig(steps=1, batch=2, lr=1.0, layer_decay=0.9)}, "frozen"),
     ],
 )
-def test_contradictions_are_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_contradicting_settings_are_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(TrainingError, match=words):
         run_stage1(config(**changes), tmp_path, tmp_path, tmp_path / "out")
 
 
-def test_the_papers_numbers() -> None:
-    """BLIP-2, section 3.4 and appendix."""
+def test_the_recipes_have_the_papers_numbers() -> None:
+    """The numbers are those of BLIP-2, section 3.4 and appendix."""
     recipes = {name: make() for name, make in {**STAGE1, **RETRIEVAL}.items() if not name.startswith("mini")}
     numbers = {
         name: (
-            o.batch, o.lr, o.min_lr, o.warmup, o.steps, o.betas, o.weight_decay, o.layer_decay,
-            r.model.vision.image_size,
+            optim.batch,
+            optim.lr,
+            optim.min_lr,
+            optim.warmup,
+            optim.steps,
+            optim.betas,
+            optim.weight_decay,
+            optim.layer_decay,
+            recipe.model.vision.image_size,
         )
-        for name, r in recipes.items() for o in [r.optim]
-    }  # fmt: skip
+        for name, recipe in recipes.items()
+        for optim in [recipe.optim]
+    }
     assert numbers == {
         "blip2-vit-g": (1680, 1e-4, 1e-5, 2000, 250_000, (0.9, 0.98), 0.05, 1.0, 224),
         "blip2-vit-l": (2320, 1e-4, 1e-5, 2000, 250_000, (0.9, 0.98), 0.05, 1.0, 224),
@@ -184,11 +195,13 @@ def test_the_papers_numbers() -> None:
     assert all(r.picture_ids and r.train_encoder for name, r in recipes.items() if name.startswith("coco"))
 
 
-def test_the_plan_counts_what_is_there() -> None:
+def test_an_outline_counts_the_parameters_of_the_network() -> None:
     net = tiny_net()
     net.vision.requires_grad_(False)
-    table = {part.name: part for part in count_parameters(net)}
-    assert sum(p.trainable + p.frozen for p in table.values()) == sum(p.numel() for p in net.parameters())
+    table = {row.name: row for row in count_parameters(net)}
+    assert sum(row.trainable + row.frozen for row in table.values()) == sum(
+        p.numel() for p in net.parameters()
+    )
     assert (
         table["vision"].trainable == 0
         and table["temperature"].trainable == 1

@@ -1,4 +1,4 @@
-"""Stage 2 trains: eight captions by heart and written again, not when they are shuffled; what is frozen stays so."""
+"""Test stage 2: it learns eight captions by heart, but not shuffled ones; frozen parts stay as they are."""
 
 from __future__ import annotations
 
@@ -51,70 +51,73 @@ Parts = tuple[Captioner, LanguageTokenizer, TextTokenizer | None, Tensor, list[C
 
 def config(**changes: Any) -> Stage2Config:
     optim = OptimConfig(steps=150, batch=8, lr=5e-3, warmup=10, weight_decay=0.0, clip=1.0, log_every=50)
-    made = Stage2Config((SourceConfig("s-*.tar"),), optim, "first", views=1, smallest_crop=0.6)
-    return replace(made, **changes)
+    default_config = Stage2Config((SourceConfig("s-*.tar"),), optim, "first", views=1, smallest_crop=0.6)
+    return replace(default_config, **changes)
 
 
 def make_eight_pairs(kind: str, chosen: Stage2Config) -> Parts:
-    retriever, words = stage1_net()
+    """Build a captioner and its tokenizers, encode eight noise pictures, and give each a caption."""
+    retriever, text_tokenizer = stage1_net()
     language = language_model(kind)
-    about = read_language_config(
+    language_config = read_language_config(
         language.config, word_tokenizer(kind), Path("x"), reads_prompt=chosen.reads_prompt
     )
-    net = put_before_language_model(retriever, language, about)
+    net = put_before_language_model(retriever, language, language_config)
     pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
-    samples = [CaptionedPicture(c, b"", texts) for c, texts in zip(COLOURS, TEXTS, strict=True)]
-    prompts = TextTokenizer(words, 16) if chosen.reads_prompt else None
+    samples = [CaptionedPicture(colour, b"", texts) for colour, texts in zip(COLOURS, TEXTS, strict=True)]
+    prompt_tokenizer = TextTokenizer(text_tokenizer, 16) if chosen.reads_prompt else None
     return (
         net,
-        LanguageTokenizer(word_tokenizer(kind), about, 4),
-        prompts,
+        LanguageTokenizer(word_tokenizer(kind), language_config, 4),
+        prompt_tokenizer,
         encode_views(net, pictures, chosen),
         samples,
     )
 
 
-def task_on(
+def make_task(
     parts: Parts,
     chosen: Stage2Config,
-    kind: type[EncodedViews] = EncodedViews,
-    task: type[Stage2Task] = Stage2Task,
+    source_class: type[EncodedViews] = EncodedViews,
+    task_class: type[Stage2Task] = Stage2Task,
 ) -> Stage2Task:
+    """Build a training task on the patches of `make_eight_pairs`."""
     *network, patches, samples = parts
-    return task(
-        *network, kind(patches, normalise_samples(samples), chosen.optim, draws_from_torch=True), chosen
-    )
+    source = source_class(patches, normalise_samples(samples), chosen.optim, draws_from_torch=True)
+    return task_class(*network, source, chosen)
 
 
-def written(parts: Parts, prompt: str) -> list[str]:
-    net, tokenizer, prompts, patches, _ = parts
+def write_captions(parts: Parts, prompt: str) -> list[str]:
+    """Write a caption of each of the eight pictures."""
+    net, tokenizer, prompt_tokenizer, patches, _ = parts
     with torch.no_grad():
         patches = net.eval().vision_norm(patches[:, 0].float())
-        if prompts is None:
+        if prompt_tokenizer is None:
             soft = net.read_photos(patches)
         else:
-            words, words_mask, _ = prompts([prompt] * 8)
-            soft = net.read_with_prompts(patches, words, words_mask)
-    ids, mask = (t.expand(8, -1) for t in tokenizer.encode_prompts([prompt], 8))
+            prompt_ids, prompt_mask, _ = prompt_tokenizer([prompt] * 8)
+            soft = net.read_with_prompts(patches, prompt_ids, prompt_mask)
+    ids, mask = (tensor.expand(8, -1) for tensor in tokenizer.encode_prompts([prompt], 8))
     return tokenizer.decode(net.generate(soft, ids, mask, GREEDY))
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5", "llama"])
-def test_eight_captions_by_heart(tmp_path: Path, kind: str) -> None:
+def test_eight_captions_are_learned_by_heart(tmp_path: Path, kind: str) -> None:
     chosen = config(reads_prompt=kind == "llama")
     if kind == "t5":  # it learns more slowly than the others
         chosen = replace(chosen, optim=replace(chosen.optim, steps=300))
     parts = make_eight_pairs(kind, chosen)
     net = parts[0]
-    frozen = {n: v.clone() for n, v in net.state_dict().items() if n.startswith(("vision.", "language."))}
-    before = {n: v.clone() for n, v in net.state_dict().items() if n not in frozen}
-    rows = train(task_on(parts, chosen), chosen.optim, tmp_path)
+    weights = {name: value.clone() for name, value in net.state_dict().items()}
+    frozen = {name: value for name, value in weights.items() if name.startswith(("vision.", "language."))}
+    before = {name: value for name, value in weights.items() if name not in frozen}
+    rows = train(make_task(parts, chosen), chosen.optim, tmp_path)
     assert rows[-1]["loss"] < 0.4 * rows[0]["loss"]
-    assert written(parts, "a photo of") == [text for (text,) in TEXTS]
+    assert write_captions(parts, "a photo of") == [text for (text,) in TEXTS]
     after = net.state_dict()
     assert all(torch.equal(after[name], value) for name, value in frozen.items())
     unchanged = {name for name, value in before.items() if torch.equal(after[name], value)}
-    # A Q-Former that reads the prompt gives its queries alone: nobody reads what the last layer makes of the prompt.
+    # A Q-Former that reads the prompt gives its queries alone: nothing reads what the last layer makes of the prompt.
     assert all(name.startswith("qformer.layers.1.text_mlp.") for name in unchanged)
     assert bool(unchanged) == chosen.reads_prompt
 
@@ -128,56 +131,61 @@ def test_shuffled_captions_are_not_learned(tmp_path: Path) -> None:
             self.views = self.views[torch.randperm(8)]
             return super().__getitem__(step)
 
-    rows = train(task_on(parts, chosen, Shuffled), chosen.optim, tmp_path)
+    rows = train(make_task(parts, chosen, Shuffled), chosen.optim, tmp_path)
     # Five tokens, four of them the same in all captions, one of eight: ln 8 / 5 = 0.42 is what chance leaves.
     assert rows[-1]["loss"] > 0.4
-    assert sum(got == text for got, (text,) in zip(written(parts, "a photo of"), TEXTS, strict=True)) <= 4
+    captions = write_captions(parts, "a photo of")
+    assert sum(caption == text for caption, (text,) in zip(captions, TEXTS, strict=True)) <= 4
 
 
-class StopsAt(Stage2Task):
-    stop = 7
+class InterruptedTask(Stage2Task):
+    """Training that is interrupted at step 7."""
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        if step == self.stop:
+        if step == 7:
             raise KeyboardInterrupt
         return super().losses(step)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_resumes_to_the_same_losses(tmp_path: Path, dtype: str) -> None:
+def test_a_stopped_run_goes_on_with_the_same_losses(tmp_path: Path, dtype: str) -> None:
     chosen = config(prompts=("", "a photo of"), prefix_share=0.5)
     chosen = replace(chosen, optim=replace(chosen.optim, steps=14, log_every=1, batch=4, dtype=dtype))
-    want = [
+    expected = [
         row["loss"]
-        for row in train(task_on(make_eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "a")
+        for row in train(make_task(make_eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "a")
     ]
     with pytest.raises(KeyboardInterrupt):
-        train(task_on(make_eight_pairs("t5", chosen), chosen, task=StopsAt), chosen.optim, tmp_path / "b")
-    got = [
+        train(
+            make_task(make_eight_pairs("t5", chosen), chosen, task_class=InterruptedTask),
+            chosen.optim,
+            tmp_path / "b",
+        )
+    actual = [
         row["loss"]
-        for row in train(task_on(make_eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "b")
+        for row in train(make_task(make_eight_pairs("t5", chosen), chosen), chosen.optim, tmp_path / "b")
     ]
-    assert got == want[7:] and len(set(want)) == 14
+    assert actual == expected[7:] and len(set(expected)) == 14
 
 
-def test_captions_are_cut_in_two() -> None:
-    """Prefix language modelling: the beginning goes to the encoder, the rest is learned; every place comes."""
+def test_captions_are_cut_in_two_after_any_word() -> None:
+    """In prefix language modelling the beginning goes to the encoder, and the rest is learned."""
     chosen = config(prompts=("a photo of", ""), prefix_share=0.5)
-    task = task_on(make_eight_pairs("t5", chosen), chosen)
+    task = make_task(make_eight_pairs("t5", chosen), chosen)
     torch.manual_seed(0)
     pairs = {task._choose_prompt_and_text("", TEXTS[0][0], TorchDraws()) for _ in range(400)}
     words = TEXTS[0][0].split()
     cuts = [("", TEXTS[0][0])] + [(" ".join(words[:n]), " ".join(words[n:])) for n in range(1, 4)]
     assert pairs == {
-        (f"{prompt} {start}".strip(), rest) for prompt in ("a photo of", "") for start, rest in cuts
+        (f"{prompt} {prefix}".strip(), suffix) for prompt in ("a photo of", "") for prefix, suffix in cuts
     }
 
 
-def test_a_run_from_shard_to_model(tmp_path: Path) -> None:
+def test_a_run_reads_shards_and_writes_a_model(tmp_path: Path) -> None:
     runs, language = tmp_path / "runs", tmp_path / "opt"
     write_colour_shard(tmp_path / "s-000.tar")
-    retriever, words = stage1_net()
-    save_checkpoint(runs / "first" / "model", retriever, words)
+    retriever, tokenizer = stage1_net()
+    save_checkpoint(runs / "first" / "model", retriever, tokenizer)
     language_model("llama").save_pretrained(language, max_shard_size="10KB")
     word_tokenizer("llama").save(str(language / "tokenizer.json"))
     assert len(list(language.glob("*.safetensors"))) > 1
@@ -190,9 +198,10 @@ def test_a_run_from_shard_to_model(tmp_path: Path) -> None:
     assert len(model.caption(pictures, options=GREEDY)) == 2
     for path in language.glob("*.safetensors"):
         assert (runs / "out" / "model" / "language" / path.name).read_bytes() == path.read_bytes()
-    want = retriever.state_dict()
+    expected = retriever.state_dict()
     for name, value in model.net.vision.state_dict().items():
-        torch.testing.assert_close(value, want[f"vision.{name}"], atol=1e-3, rtol=1e-3)  # saved in float16
+        # Weights are saved in float16.
+        torch.testing.assert_close(value, expected[f"vision.{name}"], atol=1e-3, rtol=1e-3)
     with pytest.raises(CheckpointError, match=r"nowhere is not a language model's folder: config\.json"):
         run_stage2(chosen, tmp_path, runs, tmp_path / "nowhere", runs / "other")
     with pytest.raises(DataError, match=r"There is no model to start from: .* no model 'second'"):
@@ -210,17 +219,17 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_learned(case: str) -> None:
-    kind, changes, first, message = REFUSED[case]
+def test_settings_and_captions_that_cannot_be_learned_are_refused(case: str) -> None:
+    kind, changes, first_sample, message = REFUSED[case]
     chosen = config(**changes)
     *parts, samples = make_eight_pairs(kind, chosen)
-    if first is not None:
-        samples[0] = CaptionedPicture(first[0], b"", first[1])
-    error: type[QseekError] = TrainingError if first is None and case != "few" else DataError
+    if first_sample is not None:
+        samples[0] = CaptionedPicture(first_sample[0], b"", first_sample[1])
+    error: type[QseekError] = TrainingError if first_sample is None and case != "few" else DataError
     with pytest.raises(error, match=message):
         check_writing(chosen)
         check_language(chosen, parts[0].config.language)
-        task_on((*parts, samples), chosen)
+        make_task((*parts, samples), chosen)
 
 
 def test_questions_and_a_trained_encoder_need_pictures_in_every_step() -> None:
@@ -241,8 +250,8 @@ def test_patches_train_in_one_process(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_command_asks_for_a_language_model(tmp_path: Path) -> None:
-    asked = ["train", "stage2", "--recipe", "mini-captioner", "--data", str(tmp_path)]
-    result = CliRunner().invoke(main, asked)
+    arguments = ["train", "stage2", "--recipe", "mini-captioner", "--data", str(tmp_path)]
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code != 0 and isinstance(result.exception, DataError | SystemExit)
     assert "needs --language" in result.output + str(result.exception)
     assert "mini-captioner" in CliRunner().invoke(main, ["train", "stage2"]).output

@@ -1,4 +1,4 @@
-"""Stage 2 on a stream of pictures, the encoder and the text branch taken from elsewhere."""
+"""Test stage 2 on pictures that are read in every step."""
 
 from __future__ import annotations
 
@@ -17,28 +17,33 @@ from training.stages.stage2_config import Stage2Config
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])
-def test_stage_2_on_a_stream(data: Path, tmp_path: Path, kind: str) -> None:
-    """From a stage-1 model and a language model; Flan-T5 with captions cut in two."""
+def test_stage_2_learns_captions_from_a_stream_of_pictures(data: Path, tmp_path: Path, kind: str) -> None:
+    """The run starts from a stage-1 model and a language model; Flan-T5 reads captions that are cut in two."""
     language_model(kind).save_pretrained(tmp_path / "language")
     word_tokenizer(kind).save(str(tmp_path / "language" / "tokenizer.json"))
-    chosen = Stage2Config(
-        (SourceConfig("captions.json"),), replace(LEARNING_OPTIM, steps=150), "first", prompts=("",),
-        prefix_share=1.0 if kind == "t5" else 0.0, workers=2,
-    )  # fmt: skip
-    run_stage2(chosen, data, tmp_path, tmp_path / "language", tmp_path / "out")
+    config = Stage2Config(
+        (SourceConfig("captions.json"),),
+        replace(LEARNING_OPTIM, steps=150),
+        "first",
+        prompts=("",),
+        prefix_share=1.0 if kind == "t5" else 0.0,
+        workers=2,
+    )
+    run_stage2(config, data, tmp_path, tmp_path / "language", tmp_path / "out")
     model = load_captioner(str(tmp_path / "out" / "model"), device="cpu", dtype="float32")
     assert not hasattr(model.net.qformer, "words")
     if kind == "opt":
         assert model.caption(read_squares(data, model), "", GREEDY) == [f"the wall is {c}" for c in COLOURS]
-    else:  # a random Flan-T5 hardly learns when to end; but it tells whose colour comes after the beginning
+    else:
+        # A random Flan-T5 hardly learns when to end, but it knows which colour comes after the beginning.
         soft = model.net.read_photos(model.encode_patches(read_squares(data, model)))
-        own = [f"is {colour}" for colour in COLOURS]
-        costs = [
+        endings = [f"is {colour}" for colour in COLOURS]
+        losses = [
             model.net.compute_loss(soft, model.tokenizer.encode_pairs(["the wall"] * 8, texts, 16)).item()
-            for texts in (own, own[1:] + own[:1], own[4:] + own[:4])
+            for texts in (endings, endings[1:] + endings[:1], endings[4:] + endings[:4])
         ]
-        assert costs[0] < min(costs[1:]) - 0.3, costs
+        assert losses[0] < min(losses[1:]) - 0.3, losses
     with pytest.raises(TrainingError, match="the language model is a decoder"):
         language_model("opt").save_pretrained(tmp_path / "opt")
         word_tokenizer("opt").save(str(tmp_path / "opt" / "tokenizer.json"))
-        run_stage2(replace(chosen, prefix_share=0.5), data, tmp_path, tmp_path / "opt", tmp_path / "no")
+        run_stage2(replace(config, prefix_share=0.5), data, tmp_path, tmp_path / "opt", tmp_path / "no")
