@@ -47,7 +47,7 @@ VERBS = """
     prefer prefix prepare print process produce project promise prove prune publish pull push put raise rank
     read rebuild receive recompute record reduce refresh refuse register release remember remove rename render
     repeat replace reply report require rerank reset resize resolve restore resume retrieve return rotate round
-    run sample save say scale scan score search see seed select send serve set shard share shorten show shrink
+    rewrite run sample save say scale scan score search see seed select send serve set shard share shorten show shrink
     shuffle sit skip sleep solve sort speak split spread squash stack stand start state stay step stop store
     stream strip submit subtract sum switch sync take teach tell test tie time tokenize train transform translate
     transpose trim try tune turn unlock unpack untie update upsert use validate verify view wait walk warn wrap

@@ -1,7 +1,7 @@
-"""A pytest plugin: a skipped test makes the run fail on CI, unless its reason names what CI may lack.
+"""A pytest plugin that lets a run on CI fail when a test is skipped for a reason that is not allowed.
 
 CI sets the environment variable CI to "true". Elsewhere skips are only printed with their reasons (-rs in
-pyproject.toml): a stranger's machine may lack more, and the reasons say what.
+pyproject.toml), because a person's machine may lack more than CI does; the reasons say what is missing.
 """
 
 from __future__ import annotations
@@ -12,32 +12,33 @@ from typing import Any
 import pytest
 
 ALLOWED = ("no GPU", "no Chromium", "needs Java")
-"""What a reason for a skip must contain. These three cannot be installed with `pip`."""
+"""Phrases of which the reason for a skip must contain one. What they name cannot be installed with `pip`."""
 
 REFUSED = pytest.StashKey[dict[str, str]]()
+"""Key under which pytest's config keeps the skips that are not allowed: the name of a test -> its reason."""
 
 
 def is_allowed(reason: str) -> bool:
-    """Return whether a test that is skipped for `reason` may be skipped on CI."""
-    return any(words in reason for words in ALLOWED)
+    """Return whether a test may be skipped on CI for this reason."""
+    return any(phrase in reason for phrase in ALLOWED)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to count skips where pytest-xdist has no other process that does."""
+    """Watch for skips on CI, in the main process of a test run (it receives the reports of its workers)."""
     config.stash[REFUSED] = {}
     if os.environ.get("CI") == "true" and not hasattr(config, "workerinput"):
         config.pluginmanager.register(SkipWatch(config.stash[REFUSED]), "skip-watch")
 
 
 class SkipWatch:
-    """Collects the tests and modules that were skipped for a reason that is not allowed."""
+    """A pytest plugin that collects tests and modules which were skipped for a reason that is not allowed."""
 
     def __init__(self, refused: dict[str, str]) -> None:
-        """refused: receives the reason of each such skip under the name of its test."""
+        """Create the plugin. refused: receives the reason of each such skip under the name of its test."""
         self.refused = refused
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        """Note a test that was skipped; a test that fails as expected is none."""
+        """Note a test that was skipped. A test that fails as expected (xfail) does not count as skipped."""
         if report.skipped and not hasattr(report, "wasxfail"):
             self.note(report)
 
@@ -47,24 +48,24 @@ class SkipWatch:
             self.note(report)
 
     def note(self, report: Any) -> None:
-        """Keep the reason of a skip if it is not allowed."""
+        """Store the reason of a skip unless it is allowed."""
         reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
         if not is_allowed(reason):
             self.refused[report.nodeid] = reason
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Let a run that would have passed fail."""
+        """Make a run fail that would otherwise have passed."""
         if self.refused and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Say which skips made the run fail and what to do."""
+        """Print which skips made the run fail, and what to do."""
         if not self.refused:
             return
         terminalreporter.section("skips that CI does not allow", red=True, bold=True)
         for test, reason in self.refused.items():
             terminalreporter.line(f"{test}: {reason}")
         terminalreporter.line(
-            f"Make these tests run, or add the reason to ALLOWED in {os.path.relpath(__file__)}; "
-            f"allowed now: {', '.join(ALLOWED)}."
+            f"Make these tests run, or add their reason to ALLOWED in {os.path.relpath(__file__)}. "
+            f"Allowed reasons contain: {', '.join(ALLOWED)}."
         )

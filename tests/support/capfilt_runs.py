@@ -1,4 +1,7 @@
-"""Runs of CapFilt over seven small photos, and what they wrote."""
+"""Run CapFilt over the small photos of a workspace and read the shards that it wrote.
+
+A workspace is a folder with the folders `data` (pictures) and `runs` (models and output).
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,16 @@ from training.capfilt.caption_candidates import load_captioner_and_matcher
 from ui.cli.main import main
 
 CONFIG = CapfiltConfig(
-    ("plain-*.tar",), "tiny", "tiny", per_photo=5, keep=2, min_tokens=2, max_tokens=8, photos_at_once=2,
+    ("plain-*.tar",),
+    "tiny",
+    "tiny",
+    per_photo=5,
+    keep=2,
+    min_tokens=2,
+    max_tokens=8,
+    photos_at_once=2,
     shard_photos=3,
-)  # fmt: skip
+)
 ORIGINAL_CAPTIONS = [
     ("a red dog", "the dog runs"),
     ("a cat",),
@@ -27,25 +37,29 @@ ORIGINAL_CAPTIONS = [
 
 
 def run_in_workspace(workspace: Path, name: str = "out", config: CapfiltConfig = CONFIG) -> Path:
+    """Run CapFilt under a name; return the folder of the run."""
     run_capfilt(config, workspace / "data", workspace / "runs", workspace / "runs" / name)
     return workspace / "runs" / name
 
 
 def read_shard_json(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    """Return the JSON object of every sample in the tar shards of a folder, in their order."""
+    samples: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.tar")):
-        source = open_training_set(SourceConfig(str(path)), folder)
-        for row in range(source.count):
-            text_at, size = source.shards[0].byte_ranges[row][2:]  # type: ignore[union-attr]
-            found.append(json.loads(path.read_bytes()[int(text_at) : int(text_at) + int(size)]))
-    return found
+        training_set = open_training_set(SourceConfig(str(path)), folder)
+        for row in range(training_set.count):
+            start, size = training_set.shards[0].byte_ranges[row][2:]  # type: ignore[union-attr]
+            samples.append(json.loads(path.read_bytes()[int(start) : int(start) + int(size)]))
+    return samples
 
 
 def load_matcher(workspace: Path) -> RetrievalModel:
+    """Load the retrieval model that ranks the captions of `CONFIG`."""
     return load_captioner_and_matcher(CONFIG, workspace / "runs", "cpu")[1]
 
 
 def run_train_command(workspace: Path, *changes: str, data: str = "data") -> Result:
+    """Run `qseek train capfilt` in this process. changes: settings, given with --set after those of `CONFIG`."""
     settings = [
         f"captioner={CONFIG.captioner}",
         "matcher=tiny",
@@ -57,5 +71,5 @@ def run_train_command(workspace: Path, *changes: str, data: str = "data") -> Res
         *changes,
     ]
     arguments = ["train", "capfilt", "--recipe", "mini-capfilt", "--data", str(workspace / data)]
-    sets = [part for change in settings for part in ("--set", change)]
-    return CliRunner().invoke(main, [*arguments, "--runs", str(workspace / "runs"), *sets])
+    options = [argument for setting in settings for argument in ("--set", setting)]
+    return CliRunner().invoke(main, [*arguments, "--runs", str(workspace / "runs"), *options])

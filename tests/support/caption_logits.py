@@ -1,4 +1,7 @@
-"""What the ITG head says of every token of a text at once; captions are written token by token (`itg_decoding`)."""
+"""Compute the logits of the ITG head for all tokens of a text at once.
+
+The product writes captions token by token (engine/blip2/itg_decoding.py); tests compare both ways.
+"""
 
 from __future__ import annotations
 
@@ -11,5 +14,9 @@ from engine.blip2.retriever import Retriever
 
 
 def caption_logits(net: Retriever, past: Sequence[KeysValues], ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Compute next-token logits (B, T, vocabulary). ids: begin with [DEC]. past: from `QFormer.read_photos`."""
+    """Compute next-token logits (B, T, vocabulary).
+
+    past: keys and values of the queries in each layer, from `QFormer.read_photos`. ids_BT: begin with [DEC].
+    mask_BT: True at tokens, False at padding.
+    """
     return net.caption_head(net.qformer.write_texts(past, ids_BT, mask_BT), net.qformer.words)

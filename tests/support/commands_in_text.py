@@ -19,10 +19,10 @@ LINE_OF_CODE = re.compile(r"^(?: {4}|\$ )(.*)$", re.MULTILINE)
 
 
 def commands_of_page(text: str) -> Iterator[tuple[list[str], bool]]:
-    """Yield (arguments, is_mention) of each `qseek` command of a page: those in backticks, and those in blocks of code.
+    """Yield (arguments, is_mention) of each `qseek` command in backticks or in a block of code on a page.
 
-    A command in backticks is a mention, which may leave out what a command needs. A line of a block may hold a prompt,
-    a comment, other programs before and after it, and `torchrun ... qseek`.
+    A command in backticks is a mention, which may leave out arguments that the command needs. A line of a block may
+    hold a prompt, a comment, other programs before and after the command, and `torchrun ... qseek`.
     """
     for command in INLINE.findall(re.sub(r"\s*\n\s*", " ", text)):
         for arguments in commands_of_line(command):
@@ -36,19 +36,19 @@ def commands_of_line(line: str) -> Iterator[list[str]]:
     """Yield the arguments that follow the word `qseek` in each part of a shell line, until a pipe or an `&&`."""
     if not re.search(r"(^|[|;&]\s*|--no-python )qseek ", line):
         return
-    words: list[list[str]] = [[]]
+    commands: list[list[str]] = [[]]
     for word in shlex.split(line, comments=True):
         if word in ("|", "||", "&&", ";"):
-            words.append([])
+            commands.append([])
         else:
-            words[-1].append(word)
-    for part in words:
-        if "qseek" in part:
-            yield [word for word in part[part.index("qseek") + 1 :] if word != "..."]
+            commands[-1].append(word)
+    for words in commands:
+        if "qseek" in words:
+            yield [word for word in words[words.index("qseek") + 1 :] if word != "..."]
 
 
 def read_command(arguments: list[str]) -> None:
-    """Let click read a command's arguments without running it or opening files, and find the recipe that `train` names.
+    """Let click parse the arguments of a command without running it or opening files, and look up a named recipe.
 
     Raises click.ClickException for an unknown command, option or value and for too many or missing arguments, and
     DataError for a setting that the recipe does not have.

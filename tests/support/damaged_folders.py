@@ -1,4 +1,4 @@
-"""Checkpoint folders that are damaged in one place, each with what the error has to say."""
+"""Ways to damage a model folder in one place, each with a part of the message that the error must have."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ from engine.models import hub, retrieval_model
 from engine.models.loading import load_model
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
+"""Three random pictures (3, SIDE, SIDE, 3) with which tests compare two models."""
 
 
 def compute_folder_digest(folder: Path) -> str:
+    """Return the digest of the files of a model folder."""
     return hub.compute_digest(read_folder(folder).files)
 
 
 def load_on_cpu(folder: Path) -> retrieval_model.RetrievalModel:
+    """Load a retrieval model on the CPU in float32."""
     return load_model(str(folder), device="cpu", dtype="float32")
 
 
 def change_config(folder: Path, change: Callable[[dict], object]) -> None:
+    """Rewrite config.json after `change` has altered its values."""
     values = json.loads((folder / "config.json").read_text())
     change(values)
     (folder / "config.json").write_text(json.dumps(values))
 
 
 def change_weights(folder: Path, change: Callable[[dict], object]) -> None:
+    """Rewrite model.safetensors after `change` has altered its tensors."""
     state = load_file(folder / "model.safetensors")
     change(state)
     save_file(state, folder / "model.safetensors")
@@ -73,6 +78,7 @@ DAMAGED_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         r"no \[DEC\] token",
     ),
 }
+"""What is wrong -> (a function that damages a folder, a pattern for the error's message)."""
 DAMAGED_CONFIGS: dict[str, tuple[Callable[[dict], object], str]] = {
     "unknown key": (lambda c: c.update(depth=3), r"unknown \['depth'\]"),
     "unknown inner key": (
@@ -106,3 +112,4 @@ DAMAGED_CONFIGS: dict[str, tuple[Callable[[dict], object], str]] = {
     ),
     "a small vocabulary": (lambda c: c["qformer"].update(vocab_size=5), r"words\.weight is|has \d+ tokens"),
 }
+"""What is wrong -> (a function that changes the values of config.json, a pattern for the error's message)."""

@@ -1,17 +1,15 @@
-"""Eight one-coloured pictures with captions, and the small networks of stages 1 and 2 that learn them by heart."""
+"""Eight one-coloured pictures with captions, and small networks of stages 1 and 2 that learn them by heart."""
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from shard_writing import make_png, write_shard
 from tiny_language import SPECIAL, language_config, randomise_weights, untie
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
@@ -36,49 +34,68 @@ VISION = VisionConfig(
 )
 
 
-def stage1_config(**changes: object) -> Stage1Config:
-    words = train_tokenizer((text for group in CAPTIONS for text in group), 100)
+def caption_tokenizer() -> Tokenizer:
+    """Return a WordPiece tokenizer of 100 entries that is trained on the captions."""
+    return train_tokenizer((text for captions in CAPTIONS for text in captions), 100)
+
+
+def stage1_model_config() -> Blip2Config:
+    """Return the config of the small network of stage 1."""
     qformer = QFormerConfig(
-        num_layers=2, width=32, num_heads=2, mlp_width=64, num_queries=4, vocab_size=words.get_vocab_size(),
-        max_positions=16, dropout=0.0,
-    )  # fmt: skip
-    model = Blip2Config(VISION, qformer, embed_dim=16, max_tokens=12)
+        num_layers=2,
+        width=32,
+        num_heads=2,
+        mlp_width=64,
+        num_queries=4,
+        vocab_size=caption_tokenizer().get_vocab_size(),
+        max_positions=16,
+        dropout=0.0,
+    )
+    return Blip2Config(VISION, qformer, embed_dim=16, max_tokens=12)
+
+
+def stage1_config(**changes: object) -> Stage1Config:
+    """Return the settings of a run of stage 1 over the eight pairs. changes: settings that differ."""
     optim = OptimConfig(steps=300, batch=8, lr=5e-3, warmup=10, weight_decay=0.0, log_every=50)
-    made = Stage1Config(model, (SourceConfig("s-*.tar"),), optim, views=1, smallest_crop=0.6, start="first")
-    return replace(made, **changes)
+    sets = (SourceConfig("s-*.tar"),)
+    config = Stage1Config(stage1_model_config(), sets, optim, views=1, smallest_crop=0.6, start="first")
+    return replace(config, **changes)
 
 
 def make_eight_pairs(
-    chosen: Stage1Config,
+    config: Stage1Config,
 ) -> tuple[Retriever, TextTokenizer, torch.Tensor, list[CaptionedPicture]]:
+    """Return a network, its tokenizer, the patches of eight random pictures, and the samples with the captions."""
     torch.manual_seed(0)
-    net = Retriever(chosen.model)
-    words = train_tokenizer((text for group in CAPTIONS for text in group), 100)
+    net = Retriever(config.model)
     pictures = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
-    samples = [CaptionedPicture(c, b"", texts) for c, texts in zip(COLOURS, CAPTIONS, strict=True)]
-    return net, TextTokenizer(words, 12), encode_views(net, pictures, chosen), samples
+    samples = [
+        CaptionedPicture(colour, b"", captions) for colour, captions in zip(COLOURS, CAPTIONS, strict=True)
+    ]
+    return net, TextTokenizer(caption_tokenizer(), 12), encode_views(net, pictures, config), samples
 
 
 def make_batches(
-    patches: torch.Tensor, samples: list[CaptionedPicture], chosen: Stage1Config
+    patches: torch.Tensor, samples: list[CaptionedPicture], config: Stage1Config
 ) -> EncodedViews:
-    return EncodedViews(patches, samples, chosen.optim)
+    """Return the batches of a run of stage 1 on patches that are computed once."""
+    return EncodedViews(patches, samples, config.optim)
 
 
 def write_colour_shard(path: Path) -> None:
-    with tarfile.open(path, "w") as tar:
-        for colour, texts in zip(COLOURS, CAPTIONS, strict=True):
-            file = io.BytesIO()
-            Image.new("RGB", (40, 32), colour).save(file, "PNG")
-            facts = json.dumps({"captions": texts}).encode()
-            for name, content in ((f"{colour}.png", file.getvalue()), (f"{colour}.json", facts)):
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
+    """Write the eight pictures and their captions as a tar shard."""
+    members = {}
+    for colour, captions in zip(COLOURS, CAPTIONS, strict=True):
+        members[f"{colour}.png"] = make_png(colour, (40, 32))
+        members[f"{colour}.json"] = json.dumps({"captions": captions}).encode()
+    write_shard(path, members)
 
 
 def word_tokenizer(kind: str) -> Tokenizer:
-    """Whole words, so that eight captions are few tokens."""
+    """Return a tokenizer of whole words for a kind of language model, so that a caption is few tokens.
+
+    kind: opt, t5 or llama; each puts other special tokens around a text.
+    """
     special, around = SPECIAL[kind]
     words = [*special, "a", "of", "photo", "the", "wall", "is", *COLOURS]
     tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
@@ -90,6 +107,7 @@ def word_tokenizer(kind: str) -> Tokenizer:
 
 
 def language_model(kind: str) -> Any:
+    """Return a random language model of transformers with the vocabulary of `word_tokenizer`."""
     config = language_config(kind)
     config.vocab_size = word_tokenizer(kind).get_vocab_size()
     automatic = AutoModelForSeq2SeqLM if kind == "t5" else AutoModelForCausalLM
@@ -97,26 +115,24 @@ def language_model(kind: str) -> Any:
 
 
 def stage1_net() -> tuple[Retriever, Tokenizer]:
-    words = train_tokenizer((text for group in CAPTIONS for text in group), 100)
-    qformer = QFormerConfig(
-        num_layers=2, width=32, num_heads=2, mlp_width=64, num_queries=4, vocab_size=words.get_vocab_size(),
-        max_positions=16, dropout=0.0,
-    )  # fmt: skip
+    """Return a small random network of stage 1 and its tokenizer."""
     torch.manual_seed(0)
-    return Retriever(Blip2Config(VISION, qformer, embed_dim=16, max_tokens=12)), words
+    return Retriever(stage1_model_config()), caption_tokenizer()
 
 
-def put_before_language_model(net: Retriever, language: Any, about: LanguageConfig) -> Captioner:
+def put_before_language_model(net: Retriever, language: Any, settings: LanguageConfig) -> Captioner:
     """Put the modules of a stage-1 network before a language model, with a new projection, as stage 2 starts.
 
     The network loses its text branch unless the Q-Former reads the prompt.
+
+    settings: the config that belongs to `language`, a model of transformers.
     """
-    config = CaptionerConfig(net.config.vision, net.config.qformer, about, net.config.vision_norm_eps)
+    config = CaptionerConfig(net.config.vision, net.config.qformer, settings, net.config.vision_norm_eps)
     with without_storage():
         captioner = Captioner(config, nn.Identity())
     captioner.vision, captioner.vision_norm, captioner.qformer = net.vision, net.vision_norm, net.qformer
-    if not about.reads_prompt:
+    if not settings.reads_prompt:
         captioner.qformer.drop_text()
-    captioner.projection = nn.Linear(config.qformer.width, about.width)
+    captioner.projection = nn.Linear(config.qformer.width, settings.width)
     captioner.language = language
     return captioner

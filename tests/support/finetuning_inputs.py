@@ -1,4 +1,4 @@
-"""The small captioner, the pictures and the settings that tests of fine-tuning share."""
+"""Small captioners, pictures and settings that tests of fine-tuning share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPTIM = OptimConfig(
 
 
 def save_stage2_model(folder: Path, kind: str = "opt") -> Captioner:
-    """A captioner of stage 2, its Q-Former without a text branch."""
+    """Save a captioner of stage 2, whose Q-Former has no text branch, and return it. kind: opt or t5."""
     retriever, _ = stage1_net()
     language = language_model(kind)
     net = put_before_language_model(
@@ -41,15 +41,20 @@ def save_stage2_model(folder: Path, kind: str = "opt") -> Captioner:
 
 
 def caption_config(**changes: Any) -> CaptionConfig:
+    """Return the settings of a short fine-tuning on captions. changes: settings that differ."""
     return replace(CaptionConfig((SourceConfig("captions.json"),), OPTIM, "opt", workers=2), **changes)
 
 
 def vqa_config(**changes: Any) -> VqaConfig:
-    made = VqaConfig((QuestionConfig("questions.json"),), OPTIM, "opt", reads_prompt=True, text_start="first")
-    return replace(made, **{"workers": 2, "prompts": ("{}",)} | changes)
+    """Return the settings of a short fine-tuning on questions. changes: settings that differ."""
+    config = VqaConfig(
+        (QuestionConfig("questions.json"),), OPTIM, "opt", reads_prompt=True, text_start="first"
+    )
+    return replace(config, **{"workers": 2, "prompts": ("{}",)} | changes)
 
 
 def read_squares(data: Path, model: CaptionModel, colours: tuple[str, ...] = COLOURS) -> np.ndarray:
+    """Return the pictures of these colours in `data` as the squares (N, size, size, 3) that the model reads."""
     size = model.image_size
     return np.stack([squash(open_picture(data / f"{colour}.png"), size) for colour in colours])
 
@@ -58,10 +63,14 @@ LEARNING_OPTIM = replace(OPTIM, steps=100, lr=5e-3, log_every=20)
 
 
 def write_finetuning_data(folder: Path) -> Path:
-    """Eight one-coloured pictures with captions and questions; a stage-1 model; captioners before two languages."""
+    """Write what fine-tuning reads into `folder`, and return it.
+
+    Eight one-coloured pictures; captions.json; questions.json; a model of stage 1 in `first`; captioners with two
+    kinds of language model in `opt` and `t5`.
+    """
     for colour in COLOURS:
         (folder / f"{colour}.png").write_bytes(make_png(colour, (40, 40)))
-    captions = [{"image": f"{c}.png", "caption": f"the wall is {c}"} for c in COLOURS]
+    captions = [{"image": f"{colour}.png", "caption": f"the wall is {colour}"} for colour in COLOURS]
     (folder / "captions.json").write_text(json.dumps(captions))
     questions = [
         {"image": f"{colour}.png", "question": question, "answer": answer}

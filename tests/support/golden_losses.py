@@ -1,7 +1,8 @@
-"""Losses of short training runs at a fixed seed, kept so that moving or merging code cannot change what is learned.
+"""Compute the losses of short training runs at a fixed seed, which tests compare with recorded ones.
 
-Each run trains a tiny model for a few steps on eight one-coloured pictures and writes one loss for each step. The file
-changes only by `make golden`, visible in the diff.
+So no change of the code can change what is learned without being seen. Each run trains a tiny model for a few steps on
+eight one-coloured pictures and records one loss for each step. `make golden` alone writes the file of the losses; a
+change of it is visible in the diff.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MODEL = tiny_config(dropout=0.1)
 
 
 def write_inputs(folder: Path) -> None:
-    """Write a shard of eight captioned pictures, a tiny stage-1 model and a tiny OPT."""
+    """Write what the runs read: a shard of eight captioned pictures, a tiny model of stage 1 and a tiny OPT."""
     members: dict[str, bytes] = {}
     for colour in COLOURS:
         facts = json.dumps({"captions": [f"a {colour} house", f"the {colour} snow"]})
@@ -42,16 +43,24 @@ def write_inputs(folder: Path) -> None:
 
 
 def stage1_from_patches(folder: Path, output: Path) -> None:
-    """Stage 1 on patches that were made once, ITC alone before all losses."""
+    """Run stage 1 on patches that are computed once: first with the ITC loss alone, then with all losses."""
     config = Stage1Config(
-        MODEL, (SourceConfig("s-*.tar"),), OPTIM, views=2, smallest_crop=0.6, itc_optim=OPTIM, patch_share=0.5,
-        query_share=0.5, match_distillation=0.5, start="model",
-    )  # fmt: skip
+        MODEL,
+        (SourceConfig("s-*.tar"),),
+        OPTIM,
+        views=2,
+        smallest_crop=0.6,
+        itc_optim=OPTIM,
+        patch_share=0.5,
+        query_share=0.5,
+        match_distillation=0.5,
+        start="model",
+    )
     run_stage1(config, folder, folder, output)
 
 
 def stage1_from_pictures(folder: Path, output: Path) -> None:
-    """Stage 1 on pictures that are read in every step, with the encoder trained."""
+    """Run stage 1 on pictures that are read in every step; the image encoder is trained too."""
     config = Stage1Config(
         MODEL,
         (SourceConfig("s-*.tar"),),
@@ -65,7 +74,7 @@ def stage1_from_pictures(folder: Path, output: Path) -> None:
 
 
 def stage2_from_patches(folder: Path, output: Path) -> None:
-    """Stage 2 on patches that were made once."""
+    """Run stage 2 on patches that are computed once."""
     config = Stage2Config(
         (SourceConfig("s-*.tar"),),
         OPTIM,
@@ -78,7 +87,7 @@ def stage2_from_patches(folder: Path, output: Path) -> None:
 
 
 def stage2_from_pictures(folder: Path, output: Path) -> None:
-    """Stage 2 on pictures that are read in every step."""
+    """Run stage 2 on pictures that are read in every step."""
     config = Stage2Config(
         (SourceConfig("s-*.tar"),), OPTIM, "model", prompts=("a photo of", "the"), workers=2
     )
@@ -92,15 +101,16 @@ RUNS: dict[str, Callable[[Path, Path], None]] = {
 
 
 def run_and_read_losses(name: str, folder: Path) -> dict[str, list[float]]:
-    """Run one of `RUNS` below `folder`; return the losses of each phase, one a step."""
+    """Run one of `RUNS` below `folder`; return the losses of each phase, one for each step.
+
+    It computes in one thread and in float32, so that the losses are alike on every processor.
+    """
     write_inputs(folder)
     output = folder / "out"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with mock.patch(
-            "training.batches.encoded_views.choose_fast_dtype", lambda device: torch.float32
-        ):  # alike on every processor
+        with mock.patch("training.batches.encoded_views.choose_fast_dtype", lambda device: torch.float32):
             RUNS[name](folder, output)
     finally:
         torch.set_num_threads(threads)
@@ -113,7 +123,7 @@ def run_and_read_losses(name: str, folder: Path) -> dict[str, list[float]]:
 
 
 def compute_losses() -> dict[str, dict[str, list[float]]]:
-    """Compute the losses of every run."""
+    """Compute the losses of every run: the run's name -> its phases -> one loss for each step."""
     losses = {}
     for name in RUNS:
         with tempfile.TemporaryDirectory() as folder:
@@ -123,4 +133,4 @@ def compute_losses() -> dict[str, dict[str, list[float]]]:
 
 if __name__ == "__main__":
     FILE.write_text(json.dumps(compute_losses(), indent=1) + "\n")
-    print(f"wrote {FILE}")
+    print(f"Wrote {FILE}.")

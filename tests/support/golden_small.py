@@ -1,8 +1,8 @@
-"""The project's own small golden set: what the model gave when it was proven equal to the original BLIP-2 code.
+"""Compute the small golden arrays, which tests compare with what the model gave when it equalled the original code.
 
-It also holds what the recordings in tests/golden/original do not, such as losses with given negatives. Weights and
-inputs come from the formula of `reference.py`, under our own tensor names. The file changes only by `make golden`,
-visible in the diff.
+They cover more than the recordings in tests/golden/original, for example losses with given negatives. Weights and
+inputs come from the formula of `reference.py`, under the tensor names of this project. `make golden` alone writes the
+file of the arrays; a change of it is visible in the diff.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ IDS = torch.tensor([[101, 7, 8, 9, 102, 0, 0], [101, 5000, 102, 0, 0, 0, 0], [10
 
 
 def compute_arrays() -> dict[str, np.ndarray]:
-    """Every head and loss of the formula-made small model on three pairs."""
+    """Compute every head and loss of the small model, which has the formula's weights, on three pairs."""
     model = Retriever(small_config()).eval().requires_grad_(False)
     state = model.state_dict()
-    model.load_state_dict({name: draw_weight(name, value.shape, 0.12, 0.1) for name, value in state.items()})
+    model.load_state_dict(
+        {name: draw_weight(name, tensor.shape, 0.12, 0.1) for name, tensor in state.items()}
+    )
     model.temperature.fill_(0.07)
     patches = model.encode_patches(draw_normal(11, (3, 3, 56, 56)))
     keys = model.compute_photo_keys(patches)
@@ -44,9 +46,9 @@ def compute_arrays() -> dict[str, np.ndarray]:
         "beams": search_captions(model, keys, dec_id=30522, sep_id=102, num_beams=3, max_length=8),
         "losses": torch.stack([losses.itc, losses.itm, losses.itg]),
     }
-    return {name: value.numpy() for name, value in arrays.items()}
+    return {name: array.numpy() for name, array in arrays.items()}
 
 
 if __name__ == "__main__":
     np.savez_compressed(FILE, **compute_arrays())
-    print(f"wrote {FILE}: {FILE.stat().st_size} bytes")
+    print(f"Wrote {FILE}: {FILE.stat().st_size} bytes.")

@@ -1,4 +1,4 @@
-"""Networks of the shapes that LAVIS' checkpoint files hold, with a few layers each, and those files."""
+"""Build small networks of the shapes that LAVIS' checkpoints have, and write them as LAVIS writes its files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from typing import Any
 
 import torch
 from tiny import tiny_tokenizer
-from tiny_language import (
-    byte_tokenizer,
-    language_config,
-    random_language,
-    randomise_weights,
-)
+from tiny_language import byte_tokenizer, language_config, random_language, randomise_weights
 from torch import Tensor
 
 from engine.blip2.captioner import Captioner
@@ -34,24 +29,28 @@ CLIP = VisionConfig(
     {"img_size": 56, "embed_dim": 64, "depth": 2, "num_heads": 4},
 )
 LAVIS_NAMES = {"opt": "opt", "t5": "t5", "llama": "llm"}
+"""Kind of a language model -> the beginning of the name of its projection in LAVIS."""
 
 
 def is_clip(pattern: str) -> bool:
+    """Return whether a pattern of LAVIS' names belongs to the CLIP encoder and not to EVA's."""
     return any(word in pattern for word in ("class_emb", "positional", "conv1", "ln_pre", "resblocks"))
 
 
 def eva_captioner(kind: str) -> Captioner:
+    """Return a random captioner with an EVA encoder. kind: opt, t5 or llama, whose Q-Former reads the prompt."""
     tokenizer = byte_tokenizer(kind)
-    about = read_language_config(language_config(kind), tokenizer, Path("x"), reads_prompt=kind == "llama")
+    language = read_language_config(language_config(kind), tokenizer, Path("x"), reads_prompt=kind == "llama")
     if kind == "llama":
-        about = replace(about, start_id=about.end_id)
-    former = QFORMER if kind == "llama" else replace(QFORMER, vocab_size=30523, max_positions=512)
-    net = randomise_weights(Captioner(CaptionerConfig(EVA, former, about), torch.nn.Identity()))
+        language = replace(language, start_id=language.end_id)
+    qformer = QFORMER if kind == "llama" else replace(QFORMER, vocab_size=30523, max_positions=512)
+    net = randomise_weights(Captioner(CaptionerConfig(EVA, qformer, language), torch.nn.Identity()))
     net.language = random_language(kind)
     return net
 
 
 def random_net(vision: VisionConfig) -> Retriever:
+    """Return a random retriever with the image encoder of a config."""
     torch.manual_seed(5)
     net = Retriever(Blip2Config(vision, QFORMER, embed_dim=24, max_tokens=32)).eval().requires_grad_(False)
     for parameter in net.parameters():
@@ -63,7 +62,10 @@ def random_net(vision: VisionConfig) -> Retriever:
 
 
 def lavis_state(net: Retriever, clip: bool) -> dict[str, Tensor]:
-    """Our tensors under LAVIS' names, with what its files hold twice, by the table read backwards."""
+    """Return the tensors of a retriever under LAVIS' names, and those that its files hold twice.
+
+    The names come from the converter's table, read from right to left. clip: whether the encoder is CLIP's.
+    """
     state = {"Qformer.bert.embeddings.position_ids": torch.arange(32)[None]}
     rows = tuple(row for row in LAVIS if not row[0].startswith("visual") or is_clip(row[0]) == clip)
     for name, tensor in net.state_dict().items():
@@ -80,28 +82,36 @@ def lavis_state(net: Retriever, clip: bool) -> dict[str, Tensor]:
 
 
 def write_lavis_retriever(folder: Path, net: Retriever, clip: bool = False) -> tuple[Path, Path]:
-    """LAVIS' two files: all but the encoder, beside the runner's other things; the encoder, with what is not used."""
+    """Write a retriever as LAVIS' two files; return the paths of blip2.pth and encoder.pth.
+
+    blip2.pth holds all but the encoder, beside other values that LAVIS' runner saves; encoder.pth also holds tensors
+    that BLIP-2 does not use.
+    """
     state = lavis_state(net, clip)
     encoder = {
-        k.removeprefix("visual_encoder."): v for k, v in state.items() if k.startswith("visual_encoder.")
+        name.removeprefix("visual_encoder."): tensor
+        for name, tensor in state.items()
+        if name.startswith("visual_encoder.")
     }
     encoder |= (
         {"ln_post.weight": torch.ones(3)}
         if clip
         else {"head.weight": torch.ones(2, 3), "norm.bias": torch.ones(3)}
     )
-    beyond = "transformer.resblocks.23.ln_1.bias" if clip else "blocks.39.norm1.bias"
-    torch.save(encoder | {beyond: torch.ones(2)}, folder / "encoder.pth")
-    rest = {k: v for k, v in state.items() if not k.startswith("visual_encoder.")}
-    torch.save({"model": rest, "epoch": 3, "config": {"lr": 1e-4}, "scaler": None}, folder / "blip2.pth")
+    unused_layer = "transformer.resblocks.23.ln_1.bias" if clip else "blocks.39.norm1.bias"
+    torch.save(encoder | {unused_layer: torch.ones(2)}, folder / "encoder.pth")
+    model = {name: tensor for name, tensor in state.items() if not name.startswith("visual_encoder.")}
+    torch.save({"model": model, "epoch": 3, "config": {"lr": 1e-4}, "scaler": None}, folder / "blip2.pth")
     return folder / "blip2.pth", folder / "encoder.pth"
 
 
 def write_lavis_captioner(net: Captioner, kind: str, folder: Path) -> tuple[Path, Path]:
-    """All but the frozen parts, as LAVIS' runner saves it; the encoder."""
-    mine = LAVIS_NAMES[kind]
+    """Write a captioner as LAVIS' two files; return the paths of stage2.pth and encoder.pth.
+
+    stage2.pth holds all but the frozen parts, as LAVIS' runner saves it; the language model is in neither file.
+    """
     rows = tuple(row for row in LAVIS_CAPTIONER if not is_clip(row[0]))
-    rows = tuple(row for row in rows if row[1] != "projection.*" or row[0].startswith(mine))
+    rows = tuple(row for row in rows if row[1] != "projection.*" or row[0].startswith(LAVIS_NAMES[kind]))
     state: dict[str, Any] = {}
     for name, tensor in net.state_dict().items():
         if not name.startswith("language."):
@@ -110,8 +120,10 @@ def write_lavis_captioner(net: Captioner, kind: str, folder: Path) -> tuple[Path
             state[key] = tensor
     state["query_tokens"] = state["query_tokens"][None]
     state["Qformer.bert.embeddings.position_ids"] = torch.arange(32)[None]
-    rest = {k: v for k, v in state.items() if not k.startswith("visual_encoder.")}
-    torch.save({"model": rest, "epoch": 3}, folder / "stage2.pth")
-    encoder = {k.removeprefix("visual_encoder."): v for k, v in state.items() if k not in rest}
+    model = {name: tensor for name, tensor in state.items() if not name.startswith("visual_encoder.")}
+    torch.save({"model": model, "epoch": 3}, folder / "stage2.pth")
+    encoder = {
+        name.removeprefix("visual_encoder."): tensor for name, tensor in state.items() if name not in model
+    }
     torch.save(encoder, folder / "encoder.pth")
     return folder / "stage2.pth", folder / "encoder.pth"

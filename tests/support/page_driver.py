@@ -1,4 +1,4 @@
-"""The page run without a browser, and what can be read on it."""
+"""Run the page without a browser, and read what it shows."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from streamlit.testing.v1 import AppTest
 PAGE = Path(__file__).parents[2] / "ui" / "page" / "page.py"
 
 
-def open_page(**query: str) -> AppTest:
-    test = AppTest.from_file(str(PAGE), default_timeout=60)
-    for name, value in query.items():
-        test.query_params[name] = value
-    return test.run()
+def open_page(**url_parameters: str) -> AppTest:
+    """Run the page once. url_parameters: what follows the question mark in its address."""
+    page = AppTest.from_file(str(PAGE), default_timeout=60)
+    for name, value in url_parameters.items():
+        page.query_params[name] = value
+    return page.run()
 
 
-def list_photo_names(test: AppTest) -> list[str]:
-    """The file names on the tiles, in the order of the page."""
-    tiles = [html for html in list_html(test) if 'class="q-name"' in html]
+def list_photo_names(page: AppTest) -> list[str]:
+    """Return the file names on the tiles, in the order of the page."""
+    tiles = [html for html in list_html(page) if 'class="q-name"' in html]
     return [tile.split('class="q-name"')[1].split(">")[1].split("<")[0] for tile in tiles]
 
 
-def list_html(test: AppTest) -> list[str]:
-    return [element.proto.body for element in test.get("html")]
+def list_html(page: AppTest) -> list[str]:
+    """Return the content of each HTML element of the page."""
+    return [element.proto.body for element in page.get("html")]
 
 
-def read_page_text(test: AppTest) -> str:
-    shown = [*test.markdown, *test.caption, *test.info, *test.error, *test.warning, *test.code]
-    return "\n".join([*(element.value for element in shown), *list_html(test)])
+def read_page_text(page: AppTest) -> str:
+    """Return all texts of the page, those of one kind of element after those of another."""
+    elements = [*page.markdown, *page.caption, *page.info, *page.error, *page.warning, *page.code]
+    return "\n".join([*(element.value for element in elements), *list_html(page)])
 
 
-def find_button(test: AppTest, key: str):
-    return next(one for one in test.button if one.key == key)
+def find_button(page: AppTest, key: str):
+    """Return the button with a key."""
+    return next(button for button in page.button if button.key == key)

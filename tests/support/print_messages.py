@@ -15,39 +15,38 @@ import click
 from ui.cli.main import main
 
 ROOT = Path(__file__).parents[2]
-TELLING = ("say", "say_list", "write", "tell", "warning", "echo", "note", "append")
-PAGE = ("st", "column", "columns", "container", "popover")
+PRINTING_FUNCTIONS = ("say", "say_list", "write", "tell", "warning", "echo", "note", "append")
+PAGE_ELEMENTS = ("st", "column", "columns", "container", "popover")
 
 
 def help_texts(command: click.Command, name: str) -> Iterator[str]:
-    """Yield the help of a command as the terminal shows it at 80 columns, and that of its commands."""
+    """Yield the help of a command as the terminal shows it at 80 columns, then the help of its subcommands."""
     context = click.Context(command, info_name=name, terminal_width=80)
     yield f"$ {name} --help\n{command.get_help(context)}\n"
     if isinstance(command, click.Group):
-        for part in command.list_commands(context):
-            subcommand = command.get_command(context, part)
+        for subcommand_name in command.list_commands(context):
+            subcommand = command.get_command(context, subcommand_name)
             assert subcommand is not None
-            yield from help_texts(subcommand, f"{name} {part}")
+            yield from help_texts(subcommand, f"{name} {subcommand_name}")
 
 
 def messages_of_file(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line, text) of each text that a file raises as an error, says in the terminal, or shows in the page."""
+    """Yield (line, text) of each text that a file raises as an error, prints in the terminal or shows on the page."""
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):
             continue
         called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         owner = getattr(node.func.value, "id", "") if isinstance(node.func, ast.Attribute) else ""
-        if called.endswith(("Error", "Exception")) or called in TELLING or owner in PAGE:
-            texts = [
-                as_text(argument) for argument in [*node.args, *(keyword.value for keyword in node.keywords)]
-            ]
-            for text in texts:
+        is_error = called.endswith(("Error", "Exception"))
+        if is_error or called in PRINTING_FUNCTIONS or owner in PAGE_ELEMENTS:
+            for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
+                text = as_text(argument)
                 if text and " " in text:
                     yield node.lineno, text
 
 
 def as_text(node: ast.expr) -> str | None:
-    """Return a text with {the expression} for each of its values, None for what is no text."""
+    """Return the text of a literal, with `{expression}` for each value in it; None if the node is no text."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -60,7 +59,7 @@ def as_text(node: ast.expr) -> str | None:
 
 
 def print_all() -> None:
-    """Print the help of all commands, then the messages of all files with the place of each."""
+    """Print the help of all commands, then the messages of all files with the file and line of each."""
     for text in help_texts(main, "qseek"):
         print(text)
     for folder in ("ui", "engine", "indexer", "training"):

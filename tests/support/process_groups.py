@@ -1,4 +1,4 @@
-"""A pytest plugin: tests that share an expensive fixture run in the same pytest-xdist process.
+"""A pytest plugin that runs tests which share an expensive fixture in the same pytest-xdist process.
 
 `pytest -n 2 --dist loadgroup` hands each test to whichever process is free, except that the tests of one `xdist_group`
 go to one process. Without this plugin both processes would build a fixture of module scope.
@@ -10,7 +10,7 @@ import pytest
 
 
 def has_module_fixture(item: pytest.Item) -> bool:
-    """Return whether a test uses a fixture of module scope, its own or one of a conftest.py."""
+    """Return whether a test uses a fixture of module scope, from its file or from a conftest.py."""
     info = getattr(item, "_fixtureinfo", None)
     definitions = [fixtures[-1] for fixtures in info.name2fixturedefs.values()] if info else []
     return any(fixture.scope == "module" for fixture in definitions)

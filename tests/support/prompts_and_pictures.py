@@ -1,4 +1,4 @@
-"""Prompts and random pictures that tests of captioners share."""
+"""Prompts, random pictures and settings that tests of captioners share."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ PROMPTS = ("a red dog", "the", "on the house a cat runs")
 
 
 def random_pictures(count: int, seed: int = 0) -> np.ndarray:
+    """Return random pictures (count, SIDE, SIDE, 3) uint8."""
     return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
 
 
 def encode_text(kind: str, text: str) -> list[int]:
+    """Return the ids of a text in the vocabulary of a language model, without special tokens."""
     return byte_tokenizer(kind).encode(text, add_special_tokens=False).ids

@@ -1,4 +1,4 @@
-"""Random BLIP-2 networks of Hugging Face transformers, a few thousand weights each, and folders of them."""
+"""Build and save random BLIP-2 networks of Hugging Face transformers, a few thousand weights each."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ from transformers import (
 from engine.blip2.wordpiece import TextTokenizer
 
 SIZE, PATCH, V, D, Q, E = 56, 14, 88, 64, 8, 24
+MLP_WIDTH = int(V * 4.3637)  # EVA's ratio; timm takes it from the name of the architecture.
 VOCABULARY = tiny_tokenizer().get_vocab_size()
 TEXTS = ("a red dog runs in the snow", "cat", "the blue house")
 ATOL = 2e-5
+"""How far an output may be from transformers' output in float32."""
 
 
 def random_retriever() -> Blip2ForImageTextRetrieval:
-    """A small model of theirs whose weights say different things of different photos."""
+    """Return a small retrieval model of transformers, whose weights give different photos different scores."""
     qformer = Blip2QFormerConfig(
         vocab_size=VOCABULARY,
         hidden_size=D,
@@ -42,11 +44,9 @@ def random_retriever() -> Blip2ForImageTextRetrieval:
         encoder_hidden_size=V,
         use_qformer_text_input=True,
     )
-    # 4.3637 is EVA's ratio of the inner width, which timm takes from the architecture.
-    inner = int(V * 4.3637)
     vision = Blip2VisionConfig(
         hidden_size=V,
-        intermediate_size=inner,
+        intermediate_size=MLP_WIDTH,
         num_hidden_layers=3,
         num_attention_heads=4,
         image_size=SIZE,
@@ -75,7 +75,10 @@ def random_retriever() -> Blip2ForImageTextRetrieval:
 
 
 def save_retriever_folder(theirs: Blip2ForImageTextRetrieval, folder: Path, layout: str = "one file") -> None:
-    """As people publish it: config, weights in one safetensors file or many, or a .bin; and a tokenizer."""
+    """Save a retrieval model as people publish it: its config, its weights and tokenizer.json.
+
+    layout: of the weights: "one file" or "shards" of safetensors, or "bin", a pickled file.
+    """
     theirs.save_pretrained(folder, max_shard_size="300KB" if layout == "shards" else "5GB")
     assert (len(list(folder.glob("*.safetensors"))) > 2) == (layout == "shards")
     if layout == "bin":
@@ -85,7 +88,7 @@ def save_retriever_folder(theirs: Blip2ForImageTextRetrieval, folder: Path, layo
 
 
 def make_inputs(batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """pixels, ids, mask of so many photos and texts; in a batch of three two texts are padded."""
+    """Return pixels, token ids and mask of `batch` photos and texts, at most three; with three, two are padded."""
     pixels = torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(batch))
     ids, mask, _ = TextTokenizer(tiny_tokenizer(), 16)(TEXTS[:batch])
     assert batch == 1 or not mask.all()
@@ -93,27 +96,37 @@ def make_inputs(batch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def random_captioner(kind: str) -> Any:
-    """kind: opt, t5 or llama; LLaMA with a Q-Former that reads the prompt."""
+    """Return a small captioner of transformers. kind: opt, t5 or llama, whose Q-Former reads the prompt."""
     text = language_config(kind)
     vision = {
-        "hidden_size": V, "intermediate_size": int(V * 4.3637), "num_hidden_layers": 2, "num_attention_heads": 4,
-        "image_size": SIZE, "patch_size": PATCH, "layer_norm_eps": 1e-6,
-    }  # fmt: skip
-    former = {
-        "vocab_size": tiny_tokenizer().get_vocab_size(), "hidden_size": D, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "intermediate_size": 96, "max_position_embeddings": 24, "encoder_hidden_size": V,
-    }  # fmt: skip
-    parts = {"text_config": text, "num_query_tokens": Q, "image_token_index": text.vocab_size - 1}
+        "hidden_size": V,
+        "intermediate_size": MLP_WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": SIZE,
+        "patch_size": PATCH,
+        "layer_norm_eps": 1e-6,
+    }
+    qformer = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": D,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 96,
+        "max_position_embeddings": 24,
+        "encoder_hidden_size": V,
+    }
+    options = {"text_config": text, "num_query_tokens": Q, "image_token_index": text.vocab_size - 1}
     torch.manual_seed(0)
     if kind == "llama":
         config = InstructBlipConfig(
             vision_config=InstructBlipVisionConfig(**vision),
-            qformer_config=InstructBlipQFormerConfig(**former),
-            **parts,
+            qformer_config=InstructBlipQFormerConfig(**qformer),
+            **options,
         )
         return randomise_weights(InstructBlipForConditionalGeneration(config))
     config = Blip2Config(
-        vision_config=Blip2VisionConfig(**vision), qformer_config=Blip2QFormerConfig(**former), **parts
+        vision_config=Blip2VisionConfig(**vision), qformer_config=Blip2QFormerConfig(**qformer), **options
     )
     theirs = Blip2ForConditionalGeneration(config)
     untie(theirs.language_model)
@@ -121,6 +134,7 @@ def random_captioner(kind: str) -> Any:
 
 
 def save_captioner_folder(theirs: Any, kind: str, folder: Path) -> None:
+    """Save a captioner as people publish it: its config, weights and tokenizers."""
     theirs.save_pretrained(folder)
     byte_tokenizer(kind).save(str(folder / "tokenizer.json"))
     if kind == "llama":

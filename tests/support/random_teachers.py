@@ -1,4 +1,4 @@
-"""Teachers of a distillation with the weights of a formula, so that no test needs a download."""
+"""Write teachers of a distillation whose weights come from a formula, so that no test needs a download."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from engine.blip2.vision import VisionEncoder
 
 
 def write_random_teacher(folder: Path, num_classes: int = 0) -> Path:
-    """Write a teacher file of the right layout; return `folder`.
+    """Write a teacher file of the right layout into a folder; return the folder.
 
-    num_classes: with more than 0, a classifier of so many classes is written as the last convolution, and their names.
-    The weights are those of the recordings i_teacher and i_classifier, in tests/golden/original.
+    num_classes: if it is more than 0, the last convolution is a classifier of this many classes, and their names are
+    written too. The weights are those of the recordings i_teacher and i_classifier in tests/golden/original.
     """
     encoder = VisionEncoder(mini().vision)
-    shapes = [tuple(m.weight.shape) for m in encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    convolutions = [module for module in encoder.modules() if isinstance(module, torch.nn.Conv2d)]
+    shapes = [tuple(convolution.weight.shape) for convolution in convolutions]
     if num_classes:
         shapes.append((num_classes, encoder.config.num_channels, 1, 1))
     arrays = {}

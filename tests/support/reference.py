@@ -1,7 +1,8 @@
-"""The goldens of the original BLIP-2 code: weights and inputs from a formula, outputs from files.
+"""Read the recordings of the original BLIP-2 code, and compute the weights and inputs that it was given.
 
-The formula (numpy alone): a parameter named n with shape s is standard normal from PCG64(crc32(n)), scaled:
-1-D `.weight` -> 1 + 0.1 z, other 1-D -> b_scale z, else w_scale z; `temp` is 0.07. Inputs: PCG64(seed).
+Weights come from a formula that needs numpy alone. For a parameter called n, z is drawn from a standard normal
+distribution with PCG64(crc32(n)). A `.weight` of one dimension is 1 + 0.1 z, another parameter of one dimension is
+b_scale z, any other w_scale z; `temp` is 0.07. Inputs are drawn with PCG64(seed).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from engine.checkpoints.key_names import LAVIS, rename_tensors
 from engine.checkpoints.tensors import as_stored
 
 GOLDENS = Path(__file__).parents[1] / "golden" / "original"
+# Names under which a checkpoint of LAVIS repeats a tensor -> the name that the formula takes.
 ALIASES = {
     "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
     "Qformer.cls.predictions.bias": "Qformer.cls.predictions.decoder.bias",
@@ -29,11 +31,13 @@ ALIASES = {
 
 
 def draw_normal(seed: int, shape: Any) -> torch.Tensor:
-    drawn = np.random.Generator(np.random.PCG64(seed)).standard_normal(tuple(shape)).astype("float32")
-    return torch.from_numpy(drawn)
+    """Draw a float32 tensor from a standard normal distribution."""
+    values = np.random.Generator(np.random.PCG64(seed)).standard_normal(tuple(shape)).astype("float32")
+    return torch.from_numpy(values)
 
 
 def draw_weight(name: str, shape: Any, w_scale: float, b_scale: float) -> torch.Tensor:
+    """Draw the parameter of a name and shape by the formula above."""
     name = ALIASES.get(name, name)
     if name == "temp":
         return torch.tensor(0.07)
@@ -44,14 +48,14 @@ def draw_weight(name: str, shape: Any, w_scale: float, b_scale: float) -> torch.
 
 
 def load_golden(case: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Read the facts and the recorded arrays of one case; a file that is absent makes the test fail."""
-    with np.load(GOLDENS / f"{case}.npz") as as_stored:
-        arrays = {name: torch.from_numpy(as_stored[name]) for name in as_stored.files}
+    """Read the facts and the recorded arrays of a case; a file that is missing makes the test fail."""
+    with np.load(GOLDENS / f"{case}.npz") as recording:
+        arrays = {name: torch.from_numpy(recording[name]) for name in recording.files}
     return json.loads((GOLDENS / f"{case}.json").read_text()), arrays
 
 
 def small_config() -> Blip2Config:
-    """The small EVA model of cases a to f and h."""
+    """Return the config of the small model with an EVA encoder of which cases a to f and h are recordings."""
     args = {"img_size": 56, "patch_size": 14, "embed_dim": 88, "depth": 4, "num_heads": 4}
     return Blip2Config(
         VisionConfig("eva_giant_patch14_clip_224", 56, 88, args),
@@ -60,22 +64,22 @@ def small_config() -> Blip2Config:
     )
 
 
-def small_lavis_state(info: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The formula's weights of the small model, under LAVIS' names."""
+def small_lavis_state(facts: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the formula's weights of the small model under LAVIS' names. facts: of a case, with the two scales."""
     shapes = json.loads((GOLDENS / "small_stage1_shapes.json").read_text())
     return {
-        name: draw_weight(name, shape, info["w_scale"], info["b_scale"])
+        name: draw_weight(name, shape, facts["w_scale"], facts["b_scale"])
         for name, shape in shapes.items()
         if not name.endswith("position_ids")
     }
 
 
 def rename_from_lavis(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Through the converter's table."""
+    """Return the tensors of a LAVIS checkpoint under this project's names, by the converter's table."""
     theirs = {name: as_stored(tensor) for name, tensor in state.items()}
-    return {name: one.read() for name, one in rename_tensors(theirs, LAVIS).items()}
+    return {name: tensor.read() for name, tensor in rename_tensors(theirs, LAVIS).items()}
 
 
-def small_state(info: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The formula's weights of the small model, under our names."""
-    return rename_from_lavis(small_lavis_state(info))
+def small_state(facts: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the formula's weights of the small model under this project's names. facts: of a case."""
+    return rename_from_lavis(small_lavis_state(facts))

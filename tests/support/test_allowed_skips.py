@@ -1,4 +1,4 @@
-"""A skip without an allowed reason fails the run on CI, in one process and in two."""
+"""A run on CI fails when a test is skipped for a reason that is not allowed, in one process and in two."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ WHOLE_MODULE = "import pytest\npytest.importorskip('no_such_package')\n"
 FAILS_AS_EXPECTED = "import pytest\n@pytest.mark.xfail\ndef test_a(): assert False\n"
 
 
-def run(pytester: pytest.Pytester, code: str, *options: str) -> pytest.RunResult:
-    """Run a test file with the plugin in a process of its own."""
+def run_with_plugin(pytester: pytest.Pytester, code: str, *options: str) -> pytest.RunResult:
+    """Run a test file that holds `code`, with the plugin, in a separate process."""
     pytester.makepyfile(code)
     return pytester.runpytest_subprocess("-p", "allowed_skips", "-p", "no:cacheprovider", *options)
 
 
 @pytest.fixture(autouse=True)
-def find_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+def plugin_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
 
 
@@ -32,7 +32,7 @@ def test_a_skip_that_is_not_allowed_fails_on_ci(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv("CI", "true")
-    result = run(pytester, LACKS_A_PACKAGE, *options)
+    result = run_with_plugin(pytester, LACKS_A_PACKAGE, *options)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.assert_outcomes(passed=1, skipped=1)
     result.stdout.fnmatch_lines(["*skips that CI does not allow*", "*::test_a: *could not import rawpy"])
@@ -42,7 +42,7 @@ def test_a_module_that_is_skipped_fails_on_ci(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CI", "true")
-    result = run(pytester, WHOLE_MODULE)
+    result = run_with_plugin(pytester, WHOLE_MODULE)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*could not import 'no_such_package'*"])
 
@@ -52,14 +52,14 @@ def test_allowed_skips_and_expected_failures_pass_on_ci(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     monkeypatch.setenv("CI", "true")
-    assert run(pytester, code).ret == pytest.ExitCode.OK
+    assert run_with_plugin(pytester, code).ret == pytest.ExitCode.OK
 
 
-def test_skips_elsewhere_pass(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_skip_passes_outside_ci(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
-    assert run(pytester, LACKS_A_PACKAGE).ret == pytest.ExitCode.OK
+    assert run_with_plugin(pytester, LACKS_A_PACKAGE).ret == pytest.ExitCode.OK
 
 
-def test_reasons() -> None:
+def test_a_reason_is_allowed_when_it_contains_an_allowed_phrase() -> None:
     assert is_allowed("Skipped: no GPU here") and is_allowed("Stanford's tokenizer needs Java")
     assert not is_allowed("Skipped: one core") and not is_allowed("")

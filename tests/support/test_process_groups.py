@@ -1,4 +1,4 @@
-"""Tests that share a fixture of their module are put into one group; others are free."""
+"""Tests that share a fixture of their module are put into one group; other tests are in no group."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ def test_alone(tmp_path): pass
 def test_many(index, number): pass
 
 @pytest.mark.xdist_group("servers")
-def test_with_a_group_of_its_own(photo): pass
+def test_with_another_group(photo): pass
 """
 
 
-def groups_of(items: list[pytest.Item]) -> dict[str, str]:
+def read_groups(items: list[pytest.Item]) -> dict[str, str]:
+    """Return the name of each test that is in a group -> the name of the group."""
     marks = {item.name: item.get_closest_marker("xdist_group") for item in items}
     return {name: mark.args[0] for name, mark in marks.items() if mark}
 
 
-def test_users_of_a_module_fixture_are_a_group(pytester: pytest.Pytester) -> None:
+def test_tests_that_use_a_module_fixture_are_a_group(pytester: pytest.Pytester) -> None:
     items = pytester.getitems(MODULE)
     pytest_collection_modifyitems(items)
     module = items[0].nodeid.split("::")[0]
-    many = {f"test_many[{number}]": module for number in range(6)}
-    assert groups_of(items) == {
+    parametrized = {f"test_many[{number}]": module for number in range(6)}
+    assert read_groups(items) == {
         "test_direct": module,
         "test_through_another": module,
-        "test_with_a_group_of_its_own": "servers",
-        **many,
+        "test_with_another_group": "servers",
+        **parametrized,
     }
 
 
-@pytest.mark.parametrize(("options", "times"), [(("-p", "process_groups"), 1), ((), 2)])
-def test_a_module_fixture_is_built_by_one_of_two_processes(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], times: int
+@pytest.mark.parametrize(("options", "num_builds"), [(("-p", "process_groups"), 1), ((), 2)])
+def test_a_module_fixture_is_built_once_with_the_plugin_and_twice_without(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], num_builds: int
 ) -> None:
-    """Without the plugin both processes build it, so that the test shows something."""
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
     pytester.makepyfile(MODULE.replace('@pytest.mark.xdist_group("servers")', ""))
-    two = ("-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider")
-    pytester.runpytest_subprocess(*options, *two).assert_outcomes(passed=10)
-    assert (pytester.path / "built").read_text().count("once") == times
+    two_processes = ("-n", "2", "--dist", "loadgroup", "-p", "no:cacheprovider")
+    pytester.runpytest_subprocess(*options, *two_processes).assert_outcomes(passed=10)
+    assert (pytester.path / "built").read_text().count("once") == num_builds

@@ -1,6 +1,7 @@
-"""A whole model in milliseconds: random weights, strong enough that photos and texts differ, every part real.
+"""Build a whole retrieval model in milliseconds: every part is real, small and random.
 
-8 queries of width 32, three layers of which two read patches, a ViT of 16 patches and a class token.
+Its weights are strong enough that different photos and texts have different scores. It has 8 queries of width 32,
+three layers of which two read patches, and a ViT of 16 patches and a class token.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SIDE = 32
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """Twelve words, and the letters that spell every other one."""
+    """Return a WordPiece tokenizer of twelve words, and of the letters that spell every other word."""
     pieces = [
         *SPECIAL,
         *WORDS,
@@ -45,7 +46,10 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 def tiny_config(vision: VisionConfig | None = None, **changes: Any) -> Blip2Config:
-    """changes: of the Q-Former."""
+    """Return the config of the tiny model.
+
+    vision: the image encoder; None gives a small ViT. changes: fields of the Q-Former's config that differ.
+    """
     args = {"img_size": SIDE, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
     qformer = QFormerConfig(
         num_layers=3,
@@ -65,7 +69,10 @@ def tiny_config(vision: VisionConfig | None = None, **changes: Any) -> Blip2Conf
 
 
 def tiny_net(config: Blip2Config | None = None, seed: int = 0) -> Retriever:
-    """Weights that let what goes in decide what comes out: matrices keep the size of what they turn."""
+    """Return a tiny network with random weights under which the inputs decide the outputs.
+
+    Matrices are scaled so that what they multiply keeps its size.
+    """
     net = Retriever(config or tiny_config()).eval()
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -79,16 +86,21 @@ def tiny_net(config: Blip2Config | None = None, seed: int = 0) -> Retriever:
 
 
 def tiny_checkpoint(folder: Path, config: Blip2Config | None = None, seed: int = 0) -> Path:
+    """Save a tiny network and its tokenizer as a model folder; return the folder."""
     save_checkpoint(folder, tiny_net(config, seed), tiny_tokenizer())
     return folder
 
 
 def tiny_model(folder: Path, dtype: str = "float32", seed: int = 0) -> RetrievalModel:
+    """Save a tiny network in a folder and load it from there on the CPU."""
     return load_model(str(tiny_checkpoint(folder, seed=seed)), device="cpu", dtype=dtype)
 
 
 def write_pictures(folder: Path, names: Sequence[str], seed: int = 0) -> list[Path]:
-    """A picture of coloured blocks under each name, of changing sizes; the same seed gives the same ones."""
+    """Write a picture of coloured blocks under each name; return the paths.
+
+    The pictures have different sizes. A seed gives the same pictures each time.
+    """
     random = np.random.default_rng(seed)
     paths = []
     for number, name in enumerate(names):

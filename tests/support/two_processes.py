@@ -1,4 +1,4 @@
-"""Run a test's work in two processes that talk by gloo, as under torchrun; one pair of processes serves all tests."""
+"""Run functions of tests in two processes that talk by gloo, as under torchrun; one pair of processes serves all."""
 
 from __future__ import annotations
 
@@ -14,36 +14,40 @@ from typing import Any
 import torch
 
 Work = Callable[[int, Path], Any]
-"""Rank, folder -> what that process found; a function of a module, since the processes are spawned."""
+"""A function of a module (the processes are spawned) that takes its rank and a folder, and returns its result."""
 SECONDS_AFTER_A_FAILURE = 5
-"""Seconds in which the other process can end too: it may wait for the one that failed forever."""
+"""How long the second process may go on after the first has failed: it may wait for it forever."""
 
 
 class ProcessPair:
-    """Two processes that wait for work. Starting them takes as long as importing PyTorch, twice."""
+    """Two processes that wait for functions to run. To start them takes as long as importing PyTorch twice."""
 
     def __init__(self) -> None:
         context = torch.multiprocessing.get_context("spawn")
         self.connections: list[Connection] = []
         self.processes = []
         for rank in range(2):
-            here, there = context.Pipe()
-            self.processes.append(context.Process(target=_serve, args=(rank, there)))
+            parent_end, child_end = context.Pipe()
+            self.processes.append(context.Process(target=_serve, args=(rank, child_end)))
             self.processes[-1].start()
-            there.close()  # so that the process that dies closes the last end, which ends a wait
-            self.connections.append(here)
+            # The child then holds the only copy of its end: when it dies, waiting for it ends.
+            child_end.close()
+            self.connections.append(parent_end)
 
     def run(self, work: Work, folder: Path) -> None:
-        """Let both do the work and wait for them. Raises RuntimeError with the tracebacks of those that fail."""
+        """Run a function in both processes and wait for them.
+
+        Raises RuntimeError with the traceback of each process that fails.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         for connection in self.connections:
             connection.send((port, work, folder))
-        waiting, problems = list(self.connections), []
-        while waiting and (ready := wait(waiting, SECONDS_AFTER_A_FAILURE if problems else None)):
-            for connection in [connection for connection in waiting if connection in ready]:
-                waiting.remove(connection)
+        working, problems = list(self.connections), []
+        while working and (ready := wait(working, SECONDS_AFTER_A_FAILURE if problems else None)):
+            for connection in [connection for connection in working if connection in ready]:
+                working.remove(connection)
                 try:
                     problem = connection.recv()
                 except EOFError:
@@ -54,7 +58,7 @@ class ProcessPair:
             raise RuntimeError("\n".join(problems))
 
     def close(self) -> None:
-        """End both, whatever they do."""
+        """Kill both processes, whatever they do."""
         for process in self.processes:
             process.kill()
             process.join()
@@ -64,7 +68,7 @@ _pair: ProcessPair | None = None
 
 
 def run_in_two_processes(work: Work, folder: Path) -> list[Any]:
-    """Return what each of the two found, by rank. folder: theirs to write to."""
+    """Run a function in two processes; return their results by rank. folder: where they may write."""
     global _pair
     if _pair is None:
         _pair = ProcessPair()
@@ -79,7 +83,7 @@ def run_in_two_processes(work: Work, folder: Path) -> list[Any]:
 
 
 def _serve(rank: int, connection: Connection) -> None:
-    """Do one work after another until the test run ends."""
+    """Run one function after another until the test run ends."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     while True:
         try:
@@ -90,5 +94,5 @@ def _serve(rank: int, connection: Connection) -> None:
         try:
             torch.save(work(rank, folder), folder / f"{rank}.pt")
             connection.send(None)
-        except BaseException:  # a failed assertion and pytest's own errors too
+        except BaseException:  # pytest's errors are no subclasses of Exception.
             connection.send(traceback.format_exc())
