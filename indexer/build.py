@@ -1,7 +1,7 @@
-"""scan -> decode -> encode -> store: the one way by which photos get into an index.
+"""Put photos into an index: scan, decode, encode, store. There is no other way in.
 
-A run reads only what changed, and commits after seconds of work: what a kill loses, the next run does.
-B photos, Q queries, E embedding.
+A run reads only what has changed and commits every few seconds of work, so that a killed run loses seconds, which the
+next run does again. Shapes: B photos, Q queries, E embedding.
 """
 
 from __future__ import annotations
@@ -29,31 +29,37 @@ from indexer.decode import Decoded, DecodeJob, Outcome
 from indexer.decode_pool import decode_all
 from indexer.scan import ScannedFile
 
-COMMIT_BYTES = 2**28  # of features: at 0.7 MB a photo, memory would fill before the seconds are over
-MAX_CANDIDATES = 100  # digests sent along with a file; BMPs of one camera all have one size
-ROW_BYTES = 300  # digest, sizes and path of a photo
+# Patches of so many bytes are committed at once. At 0.7 MB a photo they would fill the memory before the seconds are
+# over.
+COMMIT_BYTES = 2**28
+# So many digests at most are sent along with a file: all BMPs of one camera have the same size.
+MAX_CANDIDATES = 100
+ROW_BYTES = 300  # A photo's digest, sizes and path take about so many bytes.
 
 
 class Encoder(Protocol):
-    """What turns squashed pictures into what the store keeps."""
+    """The interface of an encoder of photos, such as PhotoEncoder."""
 
     @property
-    def image_size(self) -> int: ...
+    def image_size(self) -> int:
+        """Return the side of the square that it encodes, in pixels."""
+        ...
 
     def encode(self, pixels_BHWC: np.ndarray, /) -> tuple[np.ndarray, list[bytes] | None]:
-        """uint8 (B, H, W, 3) -> unit vectors (B, Q, E) float16, and each photo's features or None."""
+        """Encode uint8 pictures (B, H, W, 3) as unit vectors (B, Q, E) float16, and each photo's patches or None."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What a run did. Each file that the scan found counts once:
+    """The report of a run over photos. Each file that the scan saw counts once:
 
-    added: a new photo. copied: a new path of a photo that lies elsewhere too. moved: a new path of a photo
-    whose old path is gone. restored: there again after it was missing. changed: other content at a known
-    path. unchanged: as it was. failed: unreadable files, those known from earlier runs too, and unreadable
-    folders. Beside them, removed: known paths that are gone, without the moved ones. num_photos: distinct
-    photos that can be found now. notes: what the person should know besides.
+    added: it holds a new photo. copied: it is a new path of a photo that lies elsewhere, too. moved: it is a new path
+    of a photo whose old path is gone. restored: it is there again after it was missing. changed: it has other content
+    than before. unchanged: it is as it was. failed: files that cannot be read, also those known from earlier runs, and
+    folders that cannot be read. Beside these, removed: number of known paths that are gone, without the moved ones.
+    num_photos: number of photos that a search can find now. notes: sentences for the person. seconds: duration of the
+    run. disk_bytes: size of the index.
     """
 
     added: int
@@ -71,7 +77,7 @@ class BuildReport:
 
     @classmethod
     def from_tally(cls, tally: Counter[str], plan: ChangePlan, store: Store, seconds: float) -> BuildReport:
-        """Return the report of a run. tally: how many files were added, copied and so on, by these names."""
+        """Make the report of a run. tally: the number of files that were added, copied and so on, by these names."""
         names = ("added", "copied", "moved", "restored", "changed", "unchanged")
         return cls(
             **{name: tally[name] for name in names},
@@ -84,8 +90,8 @@ class BuildReport:
         )
 
 
-def estimate(num_new: int, manifest: Manifest) -> int:
-    """Bytes that so many new photos take: vectors, in the table and in the FAISS cache, and features."""
+def estimate_bytes(num_new: int, manifest: Manifest) -> int:
+    """Return about how many bytes new photos take: their vectors, in the table and in the FAISS files, and patches."""
     vectors = manifest.num_queries * manifest.embed_dim * 2
     return num_new * (2 * vectors + manifest.patch_bytes_per_photo + ROW_BYTES)
 
@@ -101,19 +107,20 @@ def build_index(
     retry_failed: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> BuildReport:
-    """Bring the index in line with what lies beneath the roots.
+    """Bring an index in line with the photos below the roots.
 
-    workers: decoding processes, 0 for none, None for one a processor. batch_size: photos encoded at once.
-    commit_seconds: work that a kill may lose. retry_failed: read photos again that failed before and have
-    not changed since. Raises QueryError for a root that is not there and not known, IndexStateError when
-    another process writes the index or the disk is full. Whatever is raised, KeyboardInterrupt too, what
-    was encoded before is committed.
+    workers: number of processes that decode, 0 for none, None for one on each processor. batch_size: number of photos
+    that are encoded at once. commit_seconds: seconds of work that a kill may lose. retry_failed: whether photos are
+    read again that failed before and have not changed since. on_progress: called a few times a second. Raises
+    QueryError for a root that is not there and that the index does not know, IndexStateError when another process
+    writes the index and when the disk is full. Photos that are encoded before an exception, also before
+    KeyboardInterrupt, are committed.
     """
     started = time.monotonic()
     with store.writing():
         plan = make_plan(roots, store, retry_failed=retry_failed)
         run = _Run(plan, store, encoder, Pace(len(plan.to_read), on_progress))
-        run.take_back()
+        run.restore_files()
         if plan.to_read:
             run.read(workers, batch_size, commit_seconds)
         if plan.gone:
@@ -126,7 +133,7 @@ def build_index(
 
 
 class _Run:
-    """Takes the files one by one, encodes new photos in batches, and commits."""
+    """A run that takes decoded files one by one, encodes new photos in batches, and commits."""
 
     def __init__(self, plan: ChangePlan, store: Store, encoder: Encoder, pace: Pace):
         self.plan = plan
@@ -134,25 +141,29 @@ class _Run:
         self.encoder = encoder
         self.pace = pace
         self.tally: Counter[str] = Counter(unchanged=plan.num_unchanged)
-        self.stored = set(store.map_ids_by_digest()) if plan.to_read else set()  # digests with vectors
-        self.waiting: dict[str, tuple[Decoded, list[FileRecord]]] = {}  # by digest, for the next batch
-        self.photos: list[NewPhoto] = []  # these four for the next commit
+        # The digests of photos whose vectors are stored.
+        self.stored = set(store.map_ids_by_digest()) if plan.to_read else set()
+        # The photos of the next batch to encode, by digest.
+        self.waiting: dict[str, tuple[Decoded, list[FileRecord]]] = {}
+        # The records of the next commit, and the number of bytes of their patches.
+        self.photos: list[NewPhoto] = []
         self.files: list[FileRecord] = []
         self.failures: list[FailureRecord] = []
-        self.num_bytes = 0  # of their features
+        self.num_bytes = 0
         self.last_commit = time.monotonic()
 
         self.known_digests = {record.digest for record in plan.known.values()}
-        self.num_paths: Counter[str] = Counter()  # by digest: paths that are there
-        self.num_gone: Counter[str] = Counter()  # by digest: gone paths that no new path stands for yet
+        # By digest: the number of paths that are there, and of gone paths for which no new path has come yet.
+        self.num_paths: Counter[str] = Counter()
+        self.num_gone: Counter[str] = Counter()
         for path, record in plan.known.items():
             if path in plan.gone:
                 self.num_gone[record.digest] += 1
             elif not record.missing:
                 self.num_paths[record.digest] += 1
 
-    def take_back(self) -> None:
-        """Files that were missing: their photos can be found again, nothing is read."""
+    def restore_files(self) -> None:
+        """Restore the files that were missing and are back; their photos can be found again, and nothing is read."""
         for record in self.plan.back:
             self._count_new_path(record.digest)
             self.files.append(
@@ -161,12 +172,12 @@ class _Run:
         self._commit(self.store.add_while_writing)
 
     def read(self, workers: int | None, batch_size: int, commit_seconds: float) -> None:
-        """Decode, encode and commit all that is to be read."""
-        outcomes = decode_all(self._jobs(), self.encoder.image_size, workers)
+        """Decode, encode and commit all files that the plan says to read."""
+        outcomes = decode_all(self._list_jobs(), self.encoder.image_size, workers)
         with closing(outcomes), _CommitThread(self.store) as writer:
             try:
                 for (root, file), outcome in zip(self.plan.to_read, outcomes, strict=True):
-                    self._take(root, file, outcome)
+                    self._take_outcome(root, file, outcome)
                     is_due = time.monotonic() - self.last_commit > commit_seconds
                     if len(self.waiting) >= batch_size or is_due:
                         self._encode()
@@ -176,8 +187,8 @@ class _Run:
             finally:
                 self._commit(writer.add)
 
-    def _jobs(self) -> list[DecodeJob]:
-        """A file of the same size as a stored photo may be that photo; then it is not decoded."""
+    def _list_jobs(self) -> list[DecodeJob]:
+        """Return a job for each file to read, with the digests of stored photos of its size, which it may hold."""
         by_size: dict[int, set[str]] = defaultdict(set)
         for record in self.plan.known.values():
             if record.digest in self.stored:
@@ -187,7 +198,7 @@ class _Run:
         }
         return [DecodeJob(file.path, known.get(file.size, frozenset())) for _, file in self.plan.to_read]
 
-    def _take(self, root: Path, file: ScannedFile, outcome: Outcome) -> None:
+    def _take_outcome(self, root: Path, file: ScannedFile, outcome: Outcome) -> None:
         if isinstance(outcome, PhotoError):
             self.plan.failed.append(Failure(file.path, str(outcome)))
             self.failures.append(FailureRecord(root, file.path, file.size, file.mtime_ns, str(outcome)))
@@ -230,13 +241,13 @@ class _Run:
         pixels_BHWC = np.stack([decoded.pixels for decoded, _ in self.waiting.values()])
         vectors_BQE, features = self.encoder.encode(pixels_BHWC)
         for number, (decoded, files) in enumerate(self.waiting.values()):
-            kept = None if features is None else features[number]
+            patches = None if features is None else features[number]
             self.photos.append(
-                NewPhoto(decoded.digest, decoded.width, decoded.height, vectors_BQE[number], kept)
+                NewPhoto(decoded.digest, decoded.width, decoded.height, vectors_BQE[number], patches)
             )
             self.files += files
             self.stored.add(decoded.digest)
-            self.num_bytes += len(kept or b"")
+            self.num_bytes += len(patches or b"")
         num_files = sum(len(files) for _, files in self.waiting.values())
         self.waiting.clear()
         self.pace.step(num_files)
@@ -249,10 +260,10 @@ class _Run:
 
 
 class _CommitThread:
-    """Commits in a thread of its own, one batch at a time, while the next photos are encoded.
+    """A thread that commits one batch at a time while the next photos are encoded.
 
-    Leaving it waits for the last batch. What a batch raises is raised by what follows it, and nothing is written
-    after it: a later file may be a copy of a photo that was lost.
+    Leaving the context waits for the last batch. An exception of a batch is raised by the next call, and nothing is
+    written after it, because a later file may be a copy of a photo that was lost.
     """
 
     def __init__(self, store: Store):
@@ -261,6 +272,7 @@ class _CommitThread:
         self.last: Future[object] | None = None
 
     def add(self, *batch: Any) -> None:
+        """Wait for the last batch, then commit this one in the thread."""
         self._wait()
         self.last = self.pool.submit(self.store.add_while_writing, *batch)
 

@@ -1,4 +1,4 @@
-"""What has to be read, what is gone and what is back: a scan beside what the store knows."""
+"""Compare the files on disk with those in the index, and plan which to read and which are gone or back."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ from indexer.scan import ScannedFile, scan
 
 @dataclass(slots=True)
 class ChangePlan:
-    """known: every file of the store. to_read: new and changed files, each with its root. back: marked as
-    missing, and there again unchanged. gone: no longer there. gone_failures: likewise, of the unreadable.
-    failed: unreadable folders, and files that failed before and have not changed."""
+    """The changes that a run makes to an index.
+
+    known, failures: all files of the index, and all that could not be read. to_read: new and changed files, each with
+    its root. back: files that were marked as missing and are there again, unchanged. gone: files that are no longer
+    there. gone_failures: files that could not be read and are no longer there. failed: folders that cannot be read, and
+    files that failed before and have not changed. notes: sentences for the person. num_unchanged: number of files that
+    are as they were.
+    """
 
     known: dict[Path, FileRecord]
     failures: dict[Path, FailureRecord]
@@ -33,9 +38,13 @@ class ChangePlan:
 
 
 def make_plan(roots: Sequence[Path], store: Store, *, retry_failed: bool) -> ChangePlan:
-    """Scan the roots. Raises QueryError for a root that cannot be read, unless it is known and away."""
+    """Scan the roots and return the plan.
+
+    retry_failed: whether files that failed before are read again. Raises QueryError for a root that cannot be read,
+    unless the index knows files below it and the root is not there now.
+    """
     plan = ChangePlan(store.read_files(), store.read_failures())
-    for root in _distinct(roots):
+    for root in _list_distinct_roots(roots):
         unreadable: list[Failure] = []
         try:
             files = scan(root, on_unreadable=unreadable.append)
@@ -43,38 +52,41 @@ def make_plan(roots: Sequence[Path], store: Store, *, retry_failed: bool) -> Cha
             num_known = sum(_is_beneath(path, root) for path in plan.known)
             if num_known == 0 or root.exists():
                 raise
-            plan.notes.append(f"{_shown(root)} is not there: its {num_known:,} files stay known{_MOUNTED}")
+            plan.notes.append(f"{_quote(root)} is not there. {_stay_known(num_known)}")
             continue
-        found = set()
+        seen_paths = set()
         for file in files:
-            found.add(file.path)
+            seen_paths.add(file.path)
             _classify(plan, root, file, retry_failed)
         plan.failed += unreadable
-        if found:
+        if seen_paths:
             unseen = [failure.path for failure in unreadable]
-            plan.gone |= {path: plan.known[path] for path in _lost(plan.known, root, found, unseen)}
-            plan.gone_failures += _lost(plan.failures, root, found, unseen)
+            plan.gone |= {path: plan.known[path] for path in _list_gone(plan.known, root, seen_paths, unseen)}
+            plan.gone_failures += _list_gone(plan.failures, root, seen_paths, unseen)
         else:
             num_known = sum(_is_beneath(path, root) for path in plan.known)
-            stays = f": its {num_known:,} files stay known{_MOUNTED}" if num_known else ""
-            plan.notes.append(f"there are no photos in {_shown(root)}{stays}")
+            stays = f" {_stay_known(num_known)}" if num_known else ""
+            plan.notes.append(f"There are no photos in {_quote(root)}.{stays}")
     plan.gone = {path: record for path, record in plan.gone.items() if not record.missing}
     return plan
 
 
-_MOUNTED = " (is its drive mounted?)"
+def _stay_known(num_known: int) -> str:
+    files = "file stays" if num_known == 1 else "files stay"
+    return f"Its {num_known:,} {files} in the index; is its drive mounted?"
 
 
-def _distinct(roots: Sequence[Path]) -> list[Path]:
-    """Absolute, in the order given, without those that lie beneath another one."""
+def _list_distinct_roots(roots: Sequence[Path]) -> list[Path]:
+    """Return the roots as absolute paths in their order, without those that lie below another root."""
     absolute = list(dict.fromkeys(Path(os.path.abspath(root)) for root in roots))
     return [root for root in absolute if not any(other in root.parents for other in absolute)]
 
 
 def _classify(plan: ChangePlan, root: Path, file: ScannedFile, retry_failed: bool) -> None:
-    seen = (file.size, file.mtime_ns)
+    """Put a file that the scan found where it belongs in the plan."""
+    size_and_time = (file.size, file.mtime_ns)
     record = plan.known.get(file.path)
-    if record is not None and (record.size, record.mtime_ns) == seen:
+    if record is not None and (record.size, record.mtime_ns) == size_and_time:
         if record.missing:
             plan.back.append(record)
         else:
@@ -83,7 +95,7 @@ def _classify(plan: ChangePlan, root: Path, file: ScannedFile, retry_failed: boo
     failure = plan.failures.get(file.path)
     if (
         failure is None
-        or (failure.size, failure.mtime_ns) != seen
+        or (failure.size, failure.mtime_ns) != size_and_time
         or retry_failed
         or is_curable_reason(failure.reason)
     ):
@@ -92,17 +104,19 @@ def _classify(plan: ChangePlan, root: Path, file: ScannedFile, retry_failed: boo
         plan.failed.append(Failure(file.path, failure.reason))
 
 
-def _lost(known: Iterable[Path], root: Path, found: set[Path], unseen: list[Path]) -> list[Path]:
-    """Known paths beneath the root that the scan did not find, save where it could not look."""
-    lost = [path for path in known if path not in found and _is_beneath(path, root)]
-    return [path for path in lost if not any(_is_beneath(path, folder) for folder in unseen)]
+def _list_gone(known: Iterable[Path], root: Path, seen_paths: set[Path], unseen: list[Path]) -> list[Path]:
+    """Return the known paths below the root that the scan did not see, except below folders that it could not read."""
+    not_seen = [path for path in known if path not in seen_paths and _is_beneath(path, root)]
+    return [path for path in not_seen if not any(_is_beneath(path, folder) for folder in unseen)]
 
 
 def _is_beneath(path: Path, folder: Path) -> bool:
-    """The folder itself or anything in it; Path.is_relative_to is many times slower, and there are many."""
+    """Return whether a path is a folder or below it. Path.is_relative_to is many times slower, and there are many
+    paths.
+    """
     inside, outside = os.fspath(path), os.fspath(folder)
     return inside == outside or inside.startswith(outside.rstrip(os.sep) + os.sep)
 
 
-def _shown(path: Path) -> str:
+def _quote(path: Path) -> str:
     return repr(os.fspath(path))

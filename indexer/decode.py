@@ -1,6 +1,6 @@
-"""One file of a folder becomes what indexing needs of it: a digest, a size, the squashed pixels.
+"""Read a file for indexing: its digest, the size of its picture, and the squashed pixels.
 
-Worker processes import this module: it must stay free of torch and lancedb.
+Worker processes import this module, so it must not import torch or lancedb.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from engine.pictures.squares import squash
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """digest: hex blake2b-128 of the file's bytes. width, height: of the upright picture, before squashing.
-    pixels: (image_size, image_size, 3) uint8, RGB."""
+    """A file that was read and decoded.
+
+    digest: the blake2b-128 of the file's bytes in hexadecimal. width, height: size of the upright picture in pixels,
+    before it was squashed. pixels: uint8 (image_size, image_size, 3), RGB.
+    """
 
     digest: str
     width: int
@@ -29,7 +32,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class DecodeJob:
-    """A file to read. known: digests of photos of this size whose vectors are there already."""
+    """A file to read. known: digests of photos whose vectors are stored; a file with one of them is not decoded."""
 
     path: Path
     known: frozenset[str] = frozenset()
@@ -37,7 +40,7 @@ class DecodeJob:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The file holds a photo of `DecodeJob.known`, so it was not decoded."""
+    """A file that was read and not decoded, because it holds a photo of `DecodeJob.known`."""
 
     digest: str
 
@@ -45,8 +48,8 @@ class Known:
 Outcome = Decoded | Known | PhotoError
 
 
-def attempt(jobs: list[DecodeJob], image_size: int) -> list[Outcome]:
-    """Read several files; a failure takes the place of its result and is not raised."""
+def decode_jobs(jobs: list[DecodeJob], image_size: int) -> list[Outcome]:
+    """Read several files and return an outcome for each; a PhotoError is returned and not raised."""
     outcomes: list[Outcome] = []
     for job in jobs:
         try:
@@ -57,9 +60,9 @@ def attempt(jobs: list[DecodeJob], image_size: int) -> list[Outcome]:
 
 
 def decode(path: Path, image_size: int, *, max_pixels: int = MAX_PIXELS) -> Decoded:
-    """Read one photo and squash it to the square that the encoder takes.
+    """Read one photo and squash it to the square that the encoder reads.
 
-    image_size: pixels of a side. max_pixels: a picture of so many pixels or more is refused before it is
+    image_size: side of the square in pixels. max_pixels: a picture of so many pixels or more is refused before it is
     decoded. Raises PhotoError with the reason alone.
     """
     outcome = _read(DecodeJob(path), image_size, max_pixels)
@@ -72,6 +75,6 @@ def _read(job: DecodeJob, image_size: int, max_pixels: int = MAX_PIXELS) -> Deco
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     if digest in job.known:
         return Known(digest)
-    # twice the size, as PIL.Image.thumbnail does: scaling in the JPEG decoder must not cost sharpness
+    # The JPEG decoder scales down to no less than twice the size, as PIL.Image.thumbnail does, to cost no sharpness.
     picture, width, height = open_bytes(data, job.path.suffix.lower(), max_pixels, 2 * image_size)
     return Decoded(digest, width, height, squash(picture, image_size))

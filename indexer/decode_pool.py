@@ -1,6 +1,6 @@
-"""Decode in worker processes, a bounded number of photos ahead of the encoder.
+"""Decode photos in worker processes, a bounded number ahead of the encoder.
 
-Workers are spawned, for Lance is not fork-safe, and import `indexer.decode` alone.
+Workers are spawned, because Lance is not fork-safe, and import only `indexer.decode`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from multiprocessing import connection, get_context, parent_process
 
 from engine.errors import PhotoError
 from engine.processors import count_processors
-from indexer.decode import DecodeJob, Outcome, attempt
+from indexer.decode import DecodeJob, Outcome, decode_jobs
 
-CHUNK = (
-    8  # jobs sent to a worker at once: 600 KB of pixels at 160 pixels a side, so that the pipe costs little
-)
-WINDOW = 32  # chunks read ahead: four batches of 64
-FEW = 16  # photos; starting a worker takes longer than decoding so many
+# So many jobs go to a worker at once: 600 KB of pixels at 160 pixels a side, so that the pipe costs little.
+CHUNK = 8
+WINDOW = 32  # So many chunks are read ahead: four batches of 64 photos.
+FEW = 16  # Starting a worker takes longer than decoding so many photos.
 DIED = "the process that decoded it died (out of memory, or a crash in the decoder)"
 
 
@@ -33,27 +32,28 @@ def decode_all(
 ) -> Generator[Outcome, None, None]:
     """Yield an outcome for each job, in the order of the jobs.
 
-    workers: processes, None for one a processor; 0 decodes in this one. A photo that kills its worker gives a
-    PhotoError, the others are decoded all the same. Raises BrokenProcessPool when workers cannot start, as in a
-    script that calls this without `if __name__ == "__main__"`.
+    workers: number of processes, None for one on each processor, 0 to decode in this process. A photo that kills its
+    worker gives a PhotoError, and the others are decoded all the same. Raises BrokenProcessPool when workers cannot
+    start, as in a script that calls this without `if __name__ == "__main__"`.
     """
     jobs = iter(jobs)
     first = list(islice(jobs, FEW))
     if workers == 0 or len(first) < FEW:
         for job in (*first, *jobs):
-            yield from attempt([job], image_size)
+            yield from decode_jobs([job], image_size)
         return
     pools = _Pools(count_processors() if workers is None else workers, image_size)
     try:
-        yield from _read_ahead(pools, _chunks(first, jobs))
+        yield from _read_ahead(pools, _split_jobs(first, jobs))
     finally:
         pools.close()
 
 
-def _chunks(first: list[DecodeJob], rest: Iterator[DecodeJob]) -> Iterator[list[DecodeJob]]:
+def _split_jobs(first: list[DecodeJob], others: Iterator[DecodeJob]) -> Iterator[list[DecodeJob]]:
+    """Yield the jobs in chunks, the first ones before the others."""
     for start in range(0, len(first), CHUNK):
         yield first[start : start + CHUNK]
-    while chunk := list(islice(rest, CHUNK)):
+    while chunk := list(islice(others, CHUNK)):
         yield chunk
 
 
@@ -68,67 +68,71 @@ def _read_ahead(pools: _Pools, chunks: Iterator[list[DecodeJob]]) -> Iterator[Ou
         try:
             outcomes = result()
         except BrokenProcessPool:
-            outcomes = [pools.decode_apart(job) for job in chunk]
+            outcomes = [pools.decode_alone(job) for job in chunk]
         yield from outcomes
 
 
 class _Pools:
-    """The pool that decodes, and a second one of a single process for photos under suspicion.
+    """A pool of processes that decode, and a second pool of one process for photos that may have killed a worker.
 
-    When a worker dies, every chunk in flight fails with it. Those chunks are decoded again one photo at a
-    time with nothing beside it, so that the next death names its photo.
+    When a worker dies, all chunks that were submitted fail with it. They are decoded again one photo at a time, so that
+    the next death tells which photo was the cause.
     """
 
     def __init__(self, workers: int, image_size: int):
         self.workers = workers
         self.image_size = image_size
-        self.pool = _start(workers)
-        self.apart: ProcessPoolExecutor | None = None
+        self.pool = _start_pool(workers)
+        self.lone_pool: ProcessPoolExecutor | None = None
 
     def submit(self, chunk: list[DecodeJob]) -> Callable[[], list[Outcome]]:
+        """Submit a chunk and return a function that waits for its outcomes."""
         future: Future[list[Outcome]]
         try:
-            future = self.pool.submit(attempt, chunk, self.image_size)
+            future = self.pool.submit(decode_jobs, chunk, self.image_size)
         except BrokenProcessPool:
             self.pool.shutdown(wait=False)
-            self.pool = _start(self.workers)
-            future = self.pool.submit(attempt, chunk, self.image_size)
+            self.pool = _start_pool(self.workers)
+            future = self.pool.submit(decode_jobs, chunk, self.image_size)
         return future.result
 
-    def decode_apart(self, job: DecodeJob) -> Outcome:
-        """Raises BrokenProcessPool when no worker can start at all, for then no photo is at fault."""
-        if self.apart is None:
-            self.apart = _start(1)
-            self.apart.submit(attempt, [], self.image_size).result()
+    def decode_alone(self, job: DecodeJob) -> Outcome:
+        """Decode one photo with no other beside it.
+
+        Raises BrokenProcessPool when no worker can start at all, since then no photo is at fault.
+        """
+        if self.lone_pool is None:
+            self.lone_pool = _start_pool(1)
+            self.lone_pool.submit(decode_jobs, [], self.image_size).result()
         try:
-            return self.apart.submit(attempt, [job], self.image_size).result()[0]
+            return self.lone_pool.submit(decode_jobs, [job], self.image_size).result()[0]
         except BrokenProcessPool:
-            self.apart.shutdown(wait=False)
-            self.apart = None
+            self.lone_pool.shutdown(wait=False)
+            self.lone_pool = None
             return PhotoError(DIED)
 
     def close(self) -> None:
+        """End all processes without waiting for them."""
         self.pool.shutdown(wait=False, cancel_futures=True)
-        if self.apart is not None:
-            self.apart.shutdown(wait=False, cancel_futures=True)
+        if self.lone_pool is not None:
+            self.lone_pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start(workers: int) -> ProcessPoolExecutor:
+def _start_pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker)
 
 
 def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
-    warnings.simplefilter("ignore")  # damaged EXIF and the like, amid the progress bar
-    if hasattr(
-        os, "nice"
-    ):  # a full window waits for the encoder, so the encoder goes first; Windows has no nice
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers.
+    warnings.simplefilter("ignore")  # Warnings of damaged EXIF would break the progress bar.
+    # The encoder goes first, because a full window waits for it. Windows has no nice.
+    if hasattr(os, "nice"):
         os.nice(5)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
-    """Without this a worker outlives a killed parent: it holds both ends of the pipe that it waits on."""
+    """End this worker when its parent ends; it holds both ends of the pipe that it waits on, and would outlive it."""
     parent = parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])

@@ -1,6 +1,6 @@
-"""--reindex: a new index is made beside the old one and takes its place when it is complete.
+"""Make an index anew beside the old one, which it replaces when it is complete (`qseek index --reindex`).
 
-Until then the old one answers, whatever happens; a new one that was begun for the same model is gone on with.
+Until then the old index answers, whatever happens. A new index that was begun with the same settings is continued.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ from engine.wording import count_text
 if TYPE_CHECKING:
     from engine.models.retrieval_model import RetrievalModel
 
-NEW = "reindex"  # folder in the index's own, so that it lies on the same disk
-CAPTIONS_AT_ONCE = 4096
-PARTS = (TABLES_FOLDER, CACHE_FOLDER, FILE_NAME)  # the manifest last: without it a folder holds no index
+NEW = "reindex"  # The new index lies in a folder of the old one, and so on the same disk.
+CAPTION_BATCH = 4096
+# The manifest comes last: a folder without it holds no index.
+PARTS = (TABLES_FOLDER, CACHE_FOLDER, FILE_NAME)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What the old index was made from. roots: its folders. model: its name, None when it cannot be read.
-    captions: by the digest of their photos."""
+    """The parts of an old index that a new one is made from.
+
+    roots: its folders of photos. texts: its texts. model: the name of its model, None when the index cannot be read.
+    captions: its captions by the digest of their photos.
+    """
 
     roots: tuple[Path, ...]
     texts: tuple[str, ...] = ()
@@ -38,11 +42,11 @@ class Contents:
     captions: dict[str, Caption] = field(default_factory=dict)
 
 
-def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
-    """What to index again: the given folders and all that the old index knows.
+def read_contents(folder: Path, given: Sequence[Path]) -> Contents:
+    """Return what to index again: the given folders, and everything that the old index knows.
 
-    A damaged old index is passed over when folders are given. Raises QueryError for a known folder that is
-    not there, for its photos would be lost; IndexStateError for a damaged index without folders given.
+    A damaged old index is ignored when folders are given. Raises QueryError for a known folder that is not there, since
+    its photos would be lost; IndexStateError for a damaged index when no folders are given.
     """
     try:
         store = Store.open(folder)
@@ -56,36 +60,36 @@ def contents_of(folder: Path, given: Sequence[Path]) -> Contents:
         if not root.exists() and root not in given:
             num_photos = sum(record.root == root for record in files.values())
             raise QueryError(
-                f"{root} is not there, and its {count_text(num_photos, 'photo')} would be lost: mount its drive, "
-                "or make another index with --index"
+                f"{root} is not there, and its {count_text(num_photos, 'photo')} would be lost. Mount its drive, or "
+                "make another index with --index."
             )
     ids = [id_ for part, _ in store.texts.iterate_vectors() for id_ in part.tolist()]
     captions = store.captions.read_captions(store.captions.list_ids_and_photos()[1])
-    by_digest = {
+    caption_by_digest = {
         digest: captions[id_] for digest, id_ in store.map_ids_by_digest().items() if id_ in captions
     }
-    return Contents(tuple(roots), tuple(store.texts.read(ids)), store.manifest.model, by_digest)
+    return Contents(tuple(roots), tuple(store.texts.read(ids)), store.manifest.model, caption_by_digest)
 
 
 def carry_captions(old: Contents, store: Store, model: RetrievalModel) -> None:
-    """Captions stay with their photos: only their vectors are the new model's."""
+    """Copy the captions of an old index to a new one, each with its photo and with a vector by the new model."""
     known = store.captions.read_captions(store.captions.list_ids_and_photos()[1])
     ids = store.map_ids_by_digest()
-    photos = [(ids[digest], one) for digest, one in old.captions.items() if digest in ids]
-    photos = [(id_, caption) for id_, caption in photos if id_ not in known]
-    for start in range(0, len(photos), CAPTIONS_AT_ONCE):
-        some = photos[start : start + CAPTIONS_AT_ONCE]
-        vectors = model.encode_texts([caption.text for _, caption in some])[0].astype("float16")
+    captions = [(ids[digest], caption) for digest, caption in old.captions.items() if digest in ids]
+    captions = [(id_, caption) for id_, caption in captions if id_ not in known]
+    for start in range(0, len(captions), CAPTION_BATCH):
+        batch = captions[start : start + CAPTION_BATCH]
+        vectors = model.encode_texts([caption.text for _, caption in batch])[0].astype("float16")
         store.captions.put(
             [
                 NewCaption(id_, caption.text, caption.writer, caption.writer_digest, vector)
-                for (id_, caption), vector in zip(some, vectors, strict=True)
+                for (id_, caption), vector in zip(batch, vectors, strict=True)
             ]
         )
 
 
-def new_store(folder: Path, manifest: Manifest) -> Store:
-    """The new index beside the old one, begun or gone on with."""
+def open_new_store(folder: Path, manifest: Manifest) -> Store:
+    """Open the new index beside the old one: the one that was begun with this manifest, else an empty one."""
     new = folder / NEW
     if has_index(new):
         try:
@@ -98,8 +102,8 @@ def new_store(folder: Path, manifest: Manifest) -> Store:
     return Store.create(new, manifest)
 
 
-def take_its_place(folder: Path) -> None:
-    """Put the new index in the place of the old one; may be called again when it was interrupted."""
+def replace_old_index(folder: Path) -> None:
+    """Put the new index in the place of the old one. It may be called again when it was interrupted."""
     (folder / PARTS[-1]).unlink(missing_ok=True)
     for part in PARTS[:-1]:
         if (folder / NEW / part).exists():
@@ -110,6 +114,7 @@ def take_its_place(folder: Path) -> None:
 
 
 def finish_interrupted(folder: Path) -> None:
-    """Only `take_its_place` leaves a new index beside no old one."""
+    """Finish a replacement that was interrupted."""
+    # Only an interrupted `replace_old_index` leaves a new index where there is no old one.
     if has_index(folder / NEW) and not has_index(folder):
-        take_its_place(folder)
+        replace_old_index(folder)

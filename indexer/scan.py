@@ -1,4 +1,4 @@
-"""Walk a folder and name the photos in it. Decodes nothing: a known suffix is enough to be named."""
+"""Walk a folder and yield the files in it that may be photos, by their suffix; nothing is decoded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from engine.errors import QueryError
 from engine.pictures.formats import PHOTO_SUFFIXES
 from engine.types import Failure
 
-# Folders that systems and NAS boxes fill with thumbnails, rubbish and snapshots; compared in lower case.
-# Names with a leading dot (.Trash-1000, ._IMG_1.jpg, .thumbnails) are skipped by that dot.
+# Systems and network drives fill these folders with thumbnails, rubbish and snapshots; names are compared in lower
+# case. Names with a leading dot (.Trash-1000, ._IMG_1.jpg, .thumbnails) are skipped because of the dot.
 SKIPPED_FOLDERS = frozenset(
     {"@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "recycler"}
     | {"system volume information", "__macosx", "lost+found", "thumbs"}
@@ -23,7 +23,9 @@ SKIPPED_FOLDERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ScannedFile:
-    """A file that may be a photo. path: absolute. size: bytes. mtime_ns: nanoseconds since 1970."""
+    """A file that may be a photo. path: its absolute path. size: in bytes. mtime_ns: modification time, ns since
+    1970.
+    """
 
     path: Path
     size: int
@@ -33,24 +35,26 @@ class ScannedFile:
 def scan(
     root: Path, *, follow_links: bool = True, on_unreadable: Callable[[Failure], None] | None = None
 ) -> Iterator[ScannedFile]:
-    """Name the photos beneath a folder, each path once, in the same order every time.
+    """Yield the photos below a folder, each path once, always in the same order.
 
-    root: made absolute, its links kept as they are. follow_links: enter linked folders too; each folder is
-    entered once, whatever leads to it, and by its real path where that lies beneath the root. Linked files
-    are named as photos either way, dangling links are not. on_unreadable: called with each folder or file
-    that cannot be looked at; what lies beneath such a folder is unknown, not gone.
-    Raises QueryError at once when the root is not there, no folder, or unreadable.
+    root: the folder; it is made absolute, and its links stay as they are. follow_links: whether linked folders are
+    entered, too. Each folder is entered once, however many links lead to it, and by its real path where that lies below
+    the root. Linked files are photos in any case, and dangling links never. on_unreadable: called with each folder or
+    file that cannot be looked at; files below such a folder are unknown, not gone. Raises QueryError at once when the
+    root is not there, is not a folder, or cannot be read.
     """
     root = Path(os.path.abspath(root))
-    shown = repr(os.fspath(root))
+    quoted = repr(os.fspath(root))
     try:
         if not stat.S_ISDIR(root.stat().st_mode):
-            raise QueryError(f"{shown} is a file, not a folder: give the folder that it lies in")
+            raise QueryError(f"{quoted} is a file, not a folder. Give the folder that it lies in.")
         os.scandir(root).close()
     except (FileNotFoundError, NotADirectoryError):
-        raise QueryError(f"there is no folder {shown}: check the spelling, or mount its drive") from None
+        raise QueryError(f"There is no folder {quoted}. Check the spelling, or mount its drive.") from None
     except OSError as error:
-        raise QueryError(f"cannot read the folder {shown} ({error.strerror}): see its permissions") from None
+        raise QueryError(
+            f"The folder {quoted} cannot be read: {error.strerror}. Check its permissions."
+        ) from None
     return _walk(os.fspath(root), follow_links, on_unreadable or _ignore)
 
 
@@ -59,9 +63,9 @@ def _ignore(failure: Failure) -> None:
 
 
 def _walk(root: str, follow_links: bool, on_unreadable: Callable[[Failure], None]) -> Iterator[ScannedFile]:
-    entered: set[tuple[int, int]] = set()  # (device, inode)
-    folders = [root]  # a stack; next to enter is the last
-    links: deque[str] = deque()  # linked folders wait until the real ones are done
+    entered: set[tuple[int, int]] = set()  # The device and inode of each folder that was entered.
+    folders = [root]  # A stack: the last folder is entered next.
+    links: deque[str] = deque()  # Linked folders wait until the real ones are done.
     while folders or links:
         folder = folders.pop() if folders else links.popleft()
         try:
@@ -71,7 +75,7 @@ def _walk(root: str, follow_links: bool, on_unreadable: Callable[[Failure], None
             entered.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as listing:
                 entries = sorted(listing, key=lambda entry: entry.name)
-        except FileNotFoundError:  # vanished since its parent was listed
+        except FileNotFoundError:  # The folder has vanished since its parent was listed.
             continue
         except OSError as error:
             on_unreadable(Failure(Path(folder), f"the folder cannot be read: {error.strerror}"))
@@ -93,6 +97,6 @@ def _walk(root: str, follow_links: bool, on_unreadable: Callable[[Failure], None
                     yield ScannedFile(Path(entry.path), status.st_size, status.st_mtime_ns)
             except FileNotFoundError:
                 continue
-            except OSError as error:  # a link that leads to itself, a failing disk
+            except OSError as error:  # A link may lead to itself, or the disk may fail.
                 on_unreadable(Failure(Path(entry.path), f"it cannot be looked at: {error.strerror}"))
         folders.extend(reversed(subfolders))

@@ -34,7 +34,7 @@ POINTING = re.compile(r"(The same|As|Of|Those|These|It|Likewise|Ditto|See|So man
 
 # Verbs with which a function's docstring may begin. Add a plain one where it is missing.
 VERBS = """
-    accept accumulate add adopt advance align allow answer append apply ask assemble assert attempt attend
+    accept accumulate caption hear add adopt advance align allow answer append apply ask assemble assert attempt attend
     augment average begin bind block bound bring build cache call cancel cap carry cast change check choose
     claim clean clear click clip close collect combine commit compact compare compile complete compute
     concatenate configure connect contrast convert copy count create crop cut decide declare decode delete

@@ -94,6 +94,6 @@ def test_without_an_index_the_error_says_what_to_do(tmp_path: Path) -> None:
         qseek.IndexStateError, match=r"There is no index at .*. Make one with `qseek index FOLDER`"
     ):
         qseek.open_index(tmp_path / "none")
-    with pytest.raises(qseek.QueryError, match="no photos in"):
+    with pytest.raises(qseek.QueryError, match="There are no photos in"):
         (tmp_path / "empty").mkdir()
         qseek.build_index([tmp_path / "empty"], tmp_path / "index")

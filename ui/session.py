@@ -181,9 +181,9 @@ def _telling(searcher: Searcher, tell: Callable[[str], None] | None) -> Searcher
 def add_captions(results: Results, searcher: Searcher, captioner: str | None) -> Results:
     """Every hit with a caption: the index's own, but where another captioner is named; the others are written now."""
     from engine.models.photo_captioners import is_called
-    from engine.search.hit_captions import with_captions
+    from engine.search.hit_captions import add_missing_captions
 
     def keeps(caption: Caption) -> bool:
         return captioner is None or is_called(captioner, caption.writer)
 
-    return with_captions(results, lambda: load_photo_captioner(captioner, searcher.model), keeps)
+    return add_missing_captions(results, lambda: load_photo_captioner(captioner, searcher.model), keeps)

@@ -1,4 +1,4 @@
-"""Captions of photos wherever they lie: read in threads, written in batches.
+"""Write captions of photo files: read them in threads and caption them in batches.
 
 Shapes: B photos, H W pixels.
 """
@@ -14,40 +14,40 @@ from engine.models.photo_captioners import PhotoCaptioner
 from engine.pictures.picture_batches import read_squares
 from engine.types import Caption, Failure, Hit, Photo, Results
 
-PHOTOS_AT_ONCE = 16
+CAPTION_BATCH = 16
 
 
-def write_of(
+def write_texts_of(
     photos: Iterable[Photo], size: int, write: Callable[[np.ndarray], list[str]]
 ) -> Iterator[str | Failure]:
-    """A text of each photo in their order, or why it cannot be read.
+    """Yield a text about each photo, in the order of the photos, or a Failure for one that cannot be read.
 
-    size: pixels of the square that `write` takes, uint8 (B, H, W, 3). So many photos as are written at once are drawn
-    from `photos` ahead.
+    size: side of the square that `write` takes, in pixels. write: returns a text for each uint8 (B, H, W, 3) picture.
+    Up to CAPTION_BATCH photos are drawn from `photos` ahead.
     """
-    for squares in read_squares((photo.paths for photo in photos), size, PHOTOS_AT_ONCE):
+    for squares in read_squares((photo.paths for photo in photos), size, CAPTION_BATCH):
         readable = [square for square in squares if not isinstance(square, Failure)]
         texts = iter(write(np.stack(readable)) if readable else ())
         yield from [square if isinstance(square, Failure) else next(texts) for square in squares]
 
 
-def with_captions(
+def add_missing_captions(
     results: Results, load: Callable[[], PhotoCaptioner], keeps: Callable[[Caption], bool] = lambda _: True
 ) -> Results:
-    """The same hits with a caption each; photos that cannot be read are added to `failures`.
+    """Return results in which every hit has a caption; photos that cannot be read are added to `failures`.
 
-    load: called when one is missing. keeps: whether a caption of the index may stay.
+    load: loads the captioner; it is called only when a caption is missing. keeps: whether a caption of the index stays.
     """
     missing = [hit for hit in results.hits if hit.caption is None or not keeps(hit.caption)]
     if not missing:
         return results
-    writer = load()
-    texts = list(write_of((hit.photo for hit in missing), writer.image_size, writer.caption))
-    made: dict[int, Hit] = {}
+    captioner = load()
+    texts = list(write_texts_of((hit.photo for hit in missing), captioner.image_size, captioner.caption))
+    captioned: dict[int, Hit] = {}
     for hit, text in zip(missing, texts, strict=True):
-        caption = None if isinstance(text, Failure) else Caption(text, writer.name, writer.digest)
-        made[hit.rank] = replace(hit, caption=caption)
+        caption = None if isinstance(text, Failure) else Caption(text, captioner.name, captioner.digest)
+        captioned[hit.rank] = replace(hit, caption=caption)
     known = {failure.path for failure in results.failures}
     failures = [text for text in texts if isinstance(text, Failure) and text.path not in known]
-    hits = tuple(made.get(hit.rank, hit) for hit in results.hits)
+    hits = tuple(captioned.get(hit.rank, hit) for hit in results.hits)
     return replace(results, hits=hits, failures=(*results.failures, *failures))

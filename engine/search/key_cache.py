@@ -1,6 +1,7 @@
-"""Cross-attention keys and values of the photos that were read lately, within a number of bytes.
+"""Hold the cross-attention keys and values of photos that were matched lately, up to a number of bytes.
 
-4.7 MB a photo for ViT-g in bfloat16, 74 KB for mini: what a second query over the same photos need not compute.
+A later question about the same photos need not compute them again. They take 4.7 MB a photo for ViT-g in bfloat16 and
+74 KB for mini.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from engine.blip2.qformer import PhotoKeys
 
 
 class KeyCache:
-    """Least recently used out first. max_bytes: of all keys and values together; 0 holds nothing."""
+    """A cache of photos' keys and values by digest, which drops the least recently used ones first.
+
+    max_bytes: the most bytes of all keys and values together; 0 holds nothing.
+    """
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
@@ -25,22 +29,22 @@ class KeyCache:
         return digest in self._held
 
     def put(self, digests: Sequence[str], photo_keys: PhotoKeys) -> None:
-        """Hold the keys of some photos, rows as in `digests`; without a digest a photo is not held."""
+        """Hold the keys of photos, in the order of their digests; a photo with an empty digest is not held."""
         if not self.max_bytes:
             return
         for row, digest in enumerate(digests):
             if not digest or digest in self._held:
                 continue
-            # A copy: a view would keep the whole batch.
-            one = [(keys[row].clone(), values[row].clone()) for keys, values in photo_keys]
-            self._held[digest] = one
-            self.num_bytes += _num_bytes(one)
+            # The rows are copied, because a view would keep the whole batch in memory.
+            keys_of_photo = [(keys[row].clone(), values[row].clone()) for keys, values in photo_keys]
+            self._held[digest] = keys_of_photo
+            self.num_bytes += _count_bytes(keys_of_photo)
         while self.num_bytes > self.max_bytes:
             _, gone = self._held.popitem(last=False)
-            self.num_bytes -= _num_bytes(gone)
+            self.num_bytes -= _count_bytes(gone)
 
     def take(self, digests: Sequence[str]) -> PhotoKeys:
-        """The keys of photos that are held, as one batch."""
+        """Return the keys of photos, all of which must be held, as one batch."""
         rows = [self._held[digest] for digest in digests]
         for digest in digests:
             self._held.move_to_end(digest)
@@ -50,5 +54,5 @@ class KeyCache:
         ]
 
 
-def _num_bytes(photo_keys: PhotoKeys) -> int:
+def _count_bytes(photo_keys: PhotoKeys) -> int:
     return sum(part.nbytes for layer in photo_keys for part in layer)

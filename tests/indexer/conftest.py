@@ -1,4 +1,4 @@
-"""What tests of the indexer share."""
+"""Fixtures that the tests of the indexer share."""
 
 from __future__ import annotations
 

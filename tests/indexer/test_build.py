@@ -1,4 +1,4 @@
-"""Building an index: what is read, what is counted, and what a kill, a bad file or an absent drive costs.
+"""Building an index reads only what has changed and counts it; a kill, a bad file or an absent drive costs little.
 
 The encoder gives each photo its mean colour, so that vectors can be worked out by head.
 """
@@ -29,7 +29,7 @@ import indexer.build
 from engine.errors import IndexStateError
 from engine.index.manifest import Manifest
 from engine.index.store import Store
-from indexer.build import Progress, estimate
+from indexer.build import Progress, estimate_bytes
 
 
 def test_each_photo_gets_its_own_vectors_size_and_path(tmp_path: Path, store: Store) -> None:
@@ -142,7 +142,7 @@ def test_progress_goes_up_to_the_total(tmp_path: Path, store: Store, monkeypatch
 
 
 class Interrupted(MeanColour):
-    """Encodes so many batches, then what the test wants happens."""
+    """An encoder that encodes so many batches and then calls a function of the test."""
 
     def __init__(self, good: int, then: Callable[[], None]):
         super().__init__()
@@ -253,6 +253,6 @@ def test_two_at_once_are_refused(tmp_path: Path, store: Store) -> None:
 
 def test_the_estimate_counts_vectors_twice_and_features_when_kept() -> None:
     vit_g = Manifest("g", "0", 364, "squash", 32, 256, (677, 1408), "none")
-    assert 2 * 16384 * 1000 < estimate(1000, vit_g) < 2 * 16384 * 1000 * 1.02
-    kept = Manifest("g", "0", 364, "squash", 32, 256, (677, 1408), "store")
-    assert estimate(1000, kept) - estimate(1000, vit_g) == 677 * 1408 * 2 * 1000
+    assert 2 * 16384 * 1000 < estimate_bytes(1000, vit_g) < 2 * 16384 * 1000 * 1.02
+    with_patches = Manifest("g", "0", 364, "squash", 32, 256, (677, 1408), "store")
+    assert estimate_bytes(1000, with_patches) - estimate_bytes(1000, vit_g) == 677 * 1408 * 2 * 1000

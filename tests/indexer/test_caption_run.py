@@ -1,4 +1,4 @@
-"""Captions of an index: written once, kept with their photo, searched beside brute force."""
+"""Captions of an index are written once, stay with their photo, and are searched as brute force would."""
 
 from __future__ import annotations
 
@@ -53,10 +53,12 @@ def caption(store: Store, writer: FakeCaptioner | None = None, **options: object
 
 
 def texts(store: Store) -> dict[str, str]:
-    """By the name of the photo's file."""
+    """Return the captions of a store by the file name of their photos."""
     ids = store.list_live_ids()
-    found = store.captions.read_captions(ids)
-    return {photo.path.stem: found[photo.id].text for photo in store.read_photos(ids) if photo.id in found}
+    captions = store.captions.read_captions(ids)
+    return {
+        photo.path.stem: captions[photo.id].text for photo in store.read_photos(ids) if photo.id in captions
+    }
 
 
 def test_each_photo_gets_its_caption_once(store: Store) -> None:
@@ -64,18 +66,18 @@ def test_each_photo_gets_its_caption_once(store: Store) -> None:
     assert not (store.folder / "tables" / "captions.lance").exists(), "as in indexes from before"
     old = Store.open(store.folder)
     report = caption(store, batch_size=3)
-    assert (report.written, report.kept, report.failed) == (4, 0, ())
+    assert (report.written, report.num_kept, report.failed) == (4, 0, ())
     assert texts(store) == {name: f"a {name} thing" for name in COLOURS}
     writer = FakeCaptioner()
-    assert caption(store, writer).kept == 4 and writer.num_pictures == 0
+    assert caption(store, writer).num_kept == 4 and writer.num_pictures == 0
     old.refresh()
     assert texts(old) == texts(Store.open(store.folder)) == texts(store)
     ids, _ = store.captions.list_ids_and_photos()
     assert np.allclose(
         store.captions.read_vectors(ids[::-1]),
         [
-            colour_vector(one.text)
-            for one in reversed(list(store.captions.read_captions(store.list_live_ids()).values()))
+            colour_vector(caption.text)
+            for caption in reversed(list(store.captions.read_captions(store.list_live_ids()).values()))
         ],
         atol=1e-3,
     )
@@ -88,7 +90,7 @@ def test_only_new_photos_are_captioned(store: Store, photos: Path) -> None:
     take_in(store, photos)
     writer = FakeCaptioner()
     report = caption(store, writer)
-    assert (report.written, report.kept, writer.num_pictures) == (1, 3, 1)
+    assert (report.written, report.num_kept, writer.num_pictures) == (1, 3, 1)
     assert texts(store)["blue"] == "a yellow thing" and texts(store)["scarlet"] == "a red thing"
 
 
@@ -96,7 +98,7 @@ def test_another_captioner_writes_them_anew(store: Store) -> None:
     caption(store)
     before, _ = store.captions.list_ids_and_photos()
     report = caption(store, FakeCaptioner(*SKETCHER))
-    assert (report.written, report.kept) == (4, 0)
+    assert (report.written, report.num_kept) == (4, 0)
     assert store.captions.count_by_captioner() == {"sketcher": 4} and store.num_captions == 4
     after, owners = store.captions.list_ids_and_photos()
     assert not set(before.tolist()) & set(after.tolist()), "an id stays with its text: FAISS' files go by it"
@@ -122,7 +124,7 @@ def test_what_was_written_before_a_stop_stays(store: Store) -> None:
         caption(store, Stopped(), batch_size=3)
     assert store.num_captions == 3
     writer = FakeCaptioner()
-    assert (caption(store, writer).kept, writer.num_pictures) == (3, 1)
+    assert (caption(store, writer).num_kept, writer.num_pictures) == (3, 1)
 
 
 def test_photos_that_are_not_what_they_were(store: Store, photos: Path) -> None:
@@ -170,13 +172,13 @@ def test_nearest_captions_follow_the_table(store: Store) -> None:
         ids, owners = store.captions.list_ids_and_photos()
         cosines = store.captions.read_vectors(ids).astype(np.float32) @ colour_vector("red")
         want = owners[np.lexsort((ids, -cosines))]
-        got = search.nearest(colour_vector("red").astype(np.float32), 3, store.list_live_ids())
-        assert got.tolist() == want[:3].tolist()
-        some = np.concatenate([owners[1:], [999]])
-        own = dict(zip(owners.tolist(), cosines.tolist(), strict=True))
-        rest = [own[photo] for photo in some[:-1].tolist()]
-        assert search.cosines(colour_vector("red").astype(np.float32), some) == pytest.approx(
-            [*rest, np.mean(rest)], abs=1e-3
+        actual = search.find_nearest(colour_vector("red").astype(np.float32), 3, store.list_live_ids())
+        assert actual.tolist() == want[:3].tolist()
+        photo_ids = np.concatenate([owners[1:], [999]])
+        cosine_of_photo = dict(zip(owners.tolist(), cosines.tolist(), strict=True))
+        other_cosines = [cosine_of_photo[photo] for photo in photo_ids[:-1].tolist()]
+        assert search.compute_cosines(colour_vector("red").astype(np.float32), photo_ids) == pytest.approx(
+            [*other_cosines, np.mean(other_cosines)], abs=1e-3
         )
 
     check()
@@ -187,14 +189,14 @@ def test_nearest_captions_follow_the_table(store: Store) -> None:
         ]
     )
     check()
-    assert CaptionSearch(Store.open(store.folder)).nearest(
+    assert CaptionSearch(Store.open(store.folder)).find_nearest(
         colour_vector("red").astype(np.float32), 1, store.list_live_ids()[2:]
     ).tolist() == [int(store.list_live_ids()[2])]
 
 
 # Search with the tiny model: brute force over what is stored
 
-QUERY = "a red dog in the snow"
+TEXT = "a red dog in the snow"
 
 
 @pytest.fixture(scope="module")
@@ -209,12 +211,12 @@ def searcher(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
 
 @pytest.fixture
 def captioned(searcher: Searcher) -> dict[int, float]:
-    """All but two photos have a caption, the last ones by ITC the best; their cosines with the query."""
+    """Caption all but two photos, the last ones by ITC with the best captions; return the captions' cosines."""
     assert searcher.store is not None
-    itc = score_stored_photos(searcher, QUERY)
+    itc = score_stored_photos(searcher, TEXT)
     worst_first = sorted(itc, key=lambda id_: itc[id_])[:22]
     wanted = [
-        QUERY,
+        TEXT,
         "a red dog",
         "the red dog runs",
         *(f"a cat {'abcdefghijklmnopqrs'[n]}" for n in range(19)),
@@ -226,16 +228,16 @@ def captioned(searcher: Searcher) -> dict[int, float]:
             for id_, text, vector in zip(worst_first, wanted, vectors, strict=True)
         ]
     )
-    query_E = searcher.model.encode_texts([QUERY])[0][0]
+    query_E = searcher.model.encode_texts([TEXT])[0][0]
     cosines = vectors.astype(np.float32) @ query_E
     return dict(zip(worst_first, cosines.tolist(), strict=True))
 
 
 def brute_scores(model: RetrievalModel, searcher: Searcher, chosen: list[int]) -> dict[int, float]:
     assert searcher.store is not None
-    itc = score_stored_photos(searcher, QUERY)
+    itc = score_stored_photos(searcher, TEXT)
     paths = {photo.id: photo.path for photo in searcher.store.read_photos(chosen)}
-    return {id_: float(match_logits(model, paths[id_], QUERY)[1]) + itc[id_] for id_ in chosen}
+    return {id_: float(match_logits(model, paths[id_], TEXT)[1]) + itc[id_] for id_ in chosen}
 
 
 def by(scores: dict[int, float]) -> list[int]:
@@ -247,20 +249,20 @@ def test_photos_with_near_captions_are_candidates(
     searcher: Searcher, captioned: dict[int, float], top: int
 ) -> None:
     k = 8
-    itc = score_stored_photos(searcher, QUERY)
+    itc = score_stored_photos(searcher, TEXT)
     near = by(captioned)[: k // CAPTIONED_SHARE]
     chosen = sorted({*by(itc)[:k], *near})
     assert not set(near) <= set(by(itc)[:k]), "captions should bring something"
     want = brute_scores(searcher.model, searcher, chosen)
-    found = searcher.search(QUERY, top=top, rerank=k)
+    results = searcher.search(TEXT, top=top, rerank=k)
     others = [id_ for id_ in by(itc)[: max(top, k)] if id_ not in chosen]
-    assert list_photo_ids(found) == (by(want) + others)[:top]
-    for hit in found.hits:
+    assert list_photo_ids(results) == (by(want) + others)[:top]
+    for hit in results.hits:
         if hit.photo.id in want:
             assert hit.score == pytest.approx(want[hit.photo.id], abs=1e-4)
         assert hit.itc == pytest.approx(itc[hit.photo.id], abs=1e-5)
         assert (hit.caption is not None) == (hit.photo.id in captioned)
-    assert_well_formed(found.hits)
+    assert_well_formed(results.hits)
 
 
 @pytest.mark.parametrize("rerank", [0, 8])
@@ -268,21 +270,23 @@ def test_captions_may_count_in_the_score(
     searcher: Searcher, captioned: dict[int, float], rerank: int
 ) -> None:
     weight, top = 3.0, 8
-    itc = score_stored_photos(searcher, QUERY)
+    itc = score_stored_photos(searcher, TEXT)
     chosen = sorted({*by(itc)[:8], *by(captioned)[:8]})
     base = brute_scores(searcher.model, searcher, chosen) if rerank else {id_: itc[id_] for id_ in chosen}
     mean = float(np.mean([captioned[id_] for id_ in chosen if id_ in captioned]))
     want = {id_: base[id_] + weight * captioned.get(id_, mean) for id_ in chosen}
-    found = searcher.search(QUERY, top=top, rerank=rerank, caption_weight=weight)
-    assert list_photo_ids(found) == by(want)[:top] != by(base)[:top]
-    assert [hit.score for hit in found.hits] == pytest.approx(
-        [want[i] for i in list_photo_ids(found)], abs=2e-3 * weight
+    results = searcher.search(TEXT, top=top, rerank=rerank, caption_weight=weight)
+    assert list_photo_ids(results) == by(want)[:top] != by(base)[:top]
+    assert [hit.score for hit in results.hits] == pytest.approx(
+        [want[i] for i in list_photo_ids(results)], abs=2e-3 * weight
     )
 
 
 def test_without_reranking_and_weight_captions_change_nothing(
     searcher: Searcher, captioned: dict[int, float]
 ) -> None:
-    found = searcher.search(QUERY, top=8, rerank=0)
-    assert list_photo_ids(found) == by(score_stored_photos(searcher, QUERY))[:8]
-    assert {hit.photo.id for hit in found.hits if hit.caption} == set(captioned) & set(list_photo_ids(found))
+    results = searcher.search(TEXT, top=8, rerank=0)
+    assert list_photo_ids(results) == by(score_stored_photos(searcher, TEXT))[:8]
+    assert {hit.photo.id for hit in results.hits if hit.caption} == set(captioned) & set(
+        list_photo_ids(results)
+    )

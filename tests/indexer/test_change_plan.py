@@ -1,4 +1,4 @@
-"""What a second run of the indexer finds: new, changed, moved, copied, missing and unreadable photos."""
+"""A second run of the indexer finds new, changed, moved, copied, missing and unreadable photos."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_an_unmounted_drive_loses_nothing(tmp_path: Path, store: Store, leave_th
     assert report.num_photos == 6
     assert len(report.notes) == 1
     assert f"{os.fspath(drive)!r}" in report.notes[0]
-    assert "4 files stay known (is its drive mounted?)" in report.notes[0]
+    assert "4 files stay in the index; is its drive mounted?" in report.notes[0]
     shutil.rmtree(drive, ignore_errors=True)
     (tmp_path / "unplugged").rename(drive)
     report, encoded = build_and_count(store, drive, other)
@@ -217,13 +217,13 @@ def test_an_unreadable_subfolder_loses_nothing(
 def test_a_root_that_was_never_there_is_an_error_and_an_empty_one_is_a_note(
     tmp_path: Path, store: Store
 ) -> None:
-    with pytest.raises(QueryError, match="there is no folder"):
+    with pytest.raises(QueryError, match="There is no folder"):
         build_and_count(store, write_numbered_photos(tmp_path / "photos", range(2)), tmp_path / "nowhere")
     assert store.num_files == 0
     (tmp_path / "empty").mkdir()
     report, _ = build_and_count(store, tmp_path / "empty")
     assert count_changes(report) == {}
-    assert report.notes == (f"there are no photos in {os.fspath(tmp_path / 'empty')!r}",)
+    assert report.notes == (f"There are no photos in {os.fspath(tmp_path / 'empty')!r}.",)
 
 
 def test_nested_and_repeated_roots_count_each_file_once(tmp_path: Path, store: Store) -> None:
@@ -232,8 +232,6 @@ def test_nested_and_repeated_roots_count_each_file_once(tmp_path: Path, store: S
     assert count_changes(build_and_count(store, root / "sub")[0]) == {"added": 2}
     assert count_changes(build_and_count(store, root / "sub", root, root)[0]) == {"added": 3, "unchanged": 2}
     (root / "sub" / "0003.png").unlink()
-    assert count_changes(build_and_count(store, root / "sub")[0]) == {
-        "removed": 1,
-        "unchanged": 1,
-    }  # seen from within
+    # seen from within
+    assert count_changes(build_and_count(store, root / "sub")[0]) == {"removed": 1, "unchanged": 1}
     assert count_changes(build_and_count(store, root)[0]) == {"unchanged": 4}

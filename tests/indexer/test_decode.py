@@ -1,4 +1,4 @@
-"""Decoding tasks: what is known is not decoded, order is kept, workers stay light."""
+"""Known photos are not decoded, outcomes keep their order, and workers import nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from corners import draw_quarters
 
 from engine.errors import PhotoError
 from indexer import decode as module
-from indexer.decode import Decoded, DecodeJob, Known, attempt, decode
+from indexer.decode import Decoded, DecodeJob, Known, decode, decode_jobs
 
 
 def test_a_known_photo_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,15 +19,17 @@ def test_a_known_photo_is_not_decoded(tmp_path: Path, monkeypatch: pytest.Monkey
     draw_quarters().rotate(90).save(tmp_path / "b.png")
     digest = decode(tmp_path / "a.png", 16).digest
     monkeypatch.setattr(module, "squash", lambda picture, size: pytest.fail("decoded"))
-    assert attempt([DecodeJob(tmp_path / "a.png", frozenset({digest, "another"}))], 16) == [Known(digest)]
+    assert decode_jobs([DecodeJob(tmp_path / "a.png", frozenset({digest, "another"}))], 16) == [Known(digest)]
     with pytest.raises(pytest.fail.Exception):
-        attempt([DecodeJob(tmp_path / "b.png", frozenset({digest}))], 16)
+        decode_jobs([DecodeJob(tmp_path / "b.png", frozenset({digest}))], 16)
 
 
 def test_several_tasks_keep_their_order_and_their_failures(tmp_path: Path) -> None:
     draw_quarters().save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
-    first, second, third = attempt([DecodeJob(tmp_path / name) for name in ("a.png", "b.png", "a.png")], 16)
+    first, second, third = decode_jobs(
+        [DecodeJob(tmp_path / name) for name in ("a.png", "b.png", "a.png")], 16
+    )
     assert isinstance(first, Decoded)
     assert isinstance(second, PhotoError)
     assert isinstance(third, Decoded)

@@ -1,4 +1,4 @@
-"""Worker processes that decode: they give what one process gives, and what a kill or Ctrl-C costs."""
+"""Worker processes give what one process gives, and a kill or Ctrl-C costs no more than it must."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ def test_kill_9_loses_seconds_and_leaves_no_process_behind(tmp_path: Path, store
         process.kill()
     assert process.returncode == -signal.SIGKILL
     store.refresh()
-    kept = len(read_stored_colours(store))
-    assert kept > 0
-    assert kept >= done - 60  # 0.3 s of 80 photos/s at most, and a commit's own time
+    num_committed = len(read_stored_colours(store))
+    assert num_committed > 0
+    assert num_committed >= done - 60  # 0.3 s of 80 photos/s at most, and a commit's own time
     report, encoded = build_and_count(store, root)  # the lock is free again
-    assert count_changes(report) == {"added": 400 - kept, "unchanged": kept}
-    assert encoded <= 400 - kept
+    assert count_changes(report) == {"added": 400 - num_committed, "unchanged": num_committed}
+    assert encoded <= 400 - num_committed
     assert read_stored_colours(store) == {
         root / f"{number:04}.png": colour_of_number(number) for number in range(400)
     }
@@ -132,7 +132,7 @@ def test_ctrl_c_ends_at_once_and_quietly(tmp_path: Path, store: Store) -> None:
 
 
 def run_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """In every Python started from now on: it imports sitecustomize from PYTHONPATH."""
+    """Run code in every Python process that is started from now on, through sitecustomize on PYTHONPATH."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", os.fspath(tmp_path / "site"), prepend=os.pathsep)
@@ -154,7 +154,7 @@ def test_when_no_worker_can_start_no_photo_is_blamed(
 def test_a_photo_that_kills_its_worker_is_the_only_one_that_fails(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the workers, opening a file that ends in poison.png ends the process."""
+    """Let the workers end when they open a file that ends in poison.png."""
     root = write_numbered_photos(tmp_path / "photos", range(40))
     paint(root / "0011-poison.png", 50)
     paint(root / "0030-poison.png", 51)

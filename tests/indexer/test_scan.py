@@ -1,4 +1,4 @@
-"""Scanning names each photo once, whatever lies about it. Nothing is decoded: no file here is a picture."""
+"""Scanning yields each photo once, whatever lies beside it. Nothing is decoded, since no file here is a picture."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def names(root: Path, **options: object) -> list[str]:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that another user can reach; pytest's own is closed to others."""
+    """Make a folder that another user can reach; pytest's own folders are closed to others."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
@@ -41,7 +41,7 @@ def open_folder() -> Iterator[Path]:
 
 @contextmanager
 def as_ordinary_user() -> Iterator[None]:
-    """Root may read everything: give that up for a while."""
+    """Give up the right of root to read everything while the block runs."""
     if os.geteuid() != 0:
         yield
         return
@@ -130,11 +130,11 @@ def test_strange_names_survive(tmp_path: Path) -> None:
 
 
 def test_a_root_that_is_missing_or_a_file_is_an_error_at_once(tmp_path: Path) -> None:
-    with pytest.raises(QueryError, match=r"there is no folder .*nowhere'"):
+    with pytest.raises(QueryError, match=r"There is no folder .*nowhere'"):
         scan(tmp_path / "nowhere")
     with pytest.raises(QueryError, match=r"a.jpg' is a file, not a folder"):
         scan(touch(tmp_path / "a.jpg"))
-    with pytest.raises(QueryError, match="there is no folder"):
+    with pytest.raises(QueryError, match="There is no folder"):
         scan(tmp_path / "a.jpg" / "below")
     with pytest.raises(QueryError, match=r"\\n.*\\udcff"):  # a message that any terminal can print
         scan(tmp_path / os.fsdecode(b"new\nline\xff"))
@@ -148,7 +148,7 @@ def test_an_unreadable_root_is_an_error_and_an_unreadable_subfolder_is_reported(
     failures: list[Failure] = []
     with as_ordinary_user():
         assert names(open_folder, on_unreadable=failures.append) == ["a.jpg", "open/c.jpg"]
-        with pytest.raises(QueryError, match=r"cannot read the folder .*Permission denied"):
+        with pytest.raises(QueryError, match=r"The folder .* cannot be read: Permission denied"):
             scan(open_folder / "closed")
     assert failures == [Failure(open_folder / "closed", "the folder cannot be read: Permission denied")]
 

@@ -51,11 +51,11 @@ class CaptionDesk:
 
     def answer(self, photo: Photo, question: str) -> str:
         """Raises QueryError for what the writer cannot answer, PhotoError for a photo that cannot be read."""
-        from engine.search.hit_captions import write_of
+        from engine.search.hit_captions import write_texts_of
 
         with self._writing:
             writer = self._loaded()
-            (text,) = write_of([photo], writer.image_size, lambda one: writer.answer(one, [question]))
+            (text,) = write_texts_of([photo], writer.image_size, lambda one: writer.answer(one, [question]))
         if isinstance(text, Failure):
             raise PhotoError(text.reason)
         return text
@@ -85,11 +85,11 @@ class CaptionDesk:
                     return
 
     def _write(self, photos: list[Photo]) -> None:
-        from engine.search.hit_captions import write_of
+        from engine.search.hit_captions import write_texts_of
 
         with self._writing:
             writer = self._loaded()
-            texts = list(write_of(photos, writer.image_size, writer.caption))
+            texts = list(write_texts_of(photos, writer.image_size, writer.caption))
         for photo, text in zip(photos, texts, strict=True):
             self._known[photo.digest] = text
         while len(self._known) > MOST_KEPT:

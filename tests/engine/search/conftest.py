@@ -1,4 +1,4 @@
-"""The tiny model and an index of 24 photos for each way of keeping patches."""
+"""Fixtures: the tiny model, and an index of 24 photos for each way of keeping patches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> RetrievalModel:
 
 @pytest.fixture(scope="module")
 def shelf(model: RetrievalModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """photos/ and an index of it for each way of keeping patches."""
+    """Make photos and an index of them for each way of keeping patches."""
     folder = tmp_path_factory.mktemp("shelf")
     write_pictures(folder / "photos", NAMES)
     for features in ("store", "int8", "none"):
@@ -37,7 +37,7 @@ def shelf(model: RetrievalModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def searcher(shelf: Path, model: RetrievalModel) -> Searcher:
-    """Without patches: what is read is read from the files."""
+    """Return a searcher over an index without patches, which reads the files of the photos."""
     return Searcher(Store.open(shelf / "none"), model, hold_bytes=0)
 
 
@@ -45,7 +45,7 @@ def searcher(shelf: Path, model: RetrievalModel) -> Searcher:
 def copied(
     shelf: Path, tmp_path: Path, model: RetrievalModel
 ) -> Callable[[str], tuple[Searcher, list[Path]]]:
-    """Features -> an index of photos of its own, that a test may damage, and the photos' paths."""
+    """Return a function that copies the index of a way of keeping patches, so that a test may damage it."""
 
     def copy(features: str) -> tuple[Searcher, list[Path]]:
         photos = Path(shutil.copytree(shelf / "photos", tmp_path / "photos"))

@@ -1,4 +1,4 @@
-"""What is held of photos, and what goes first when memory is full."""
+"""The cache holds the keys of photos, and drops the least recently used ones when its memory is full."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def test_rows_come_back_in_the_order_asked() -> None:
     held = KeyCache(10 * ONE)
     held.put(["a", "b", "c"], keys(1, 2, 3))
     assert held.num_bytes == 3 * ONE and "b" in held and "d" not in held
-    for got, want in zip(held.take(["c", "a", "c"]), keys(3, 1, 3), strict=True):
-        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+    for actual, want in zip(held.take(["c", "a", "c"]), keys(3, 1, 3), strict=True):
+        assert torch.equal(actual[0], want[0]) and torch.equal(actual[1], want[1])
 
 
 def test_the_least_recently_used_go_first() -> None:

@@ -1,4 +1,4 @@
-"""The second step of a search beside brute force over the model, one pair at a time; broken files, stored patches."""
+"""Reranking gives the order and the scores of brute force over one pair at a time, also from stored patches."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def test_reranked(searcher: Searcher, model: RetrievalModel, rerank: int) -> Non
     paths = {photo.id: photo.path for photo in searcher.store.read_photos(by_itc)}  # type: ignore[union-attr]
     logits = {id_: match_logits(model, paths[id_], TEXT) for id_ in by_itc}
     chosen = {id_: float(logits[id_][1]) + itc[id_] for id_ in by_itc[:rerank]}
-    found = searcher.search(TEXT, top=24, rerank=rerank)
-    assert list_photo_ids(found) == sort_by_score(chosen) + by_itc[rerank:]
-    assert_well_formed(found.hits)
-    for hit in found.hits[:rerank]:
+    results = searcher.search(TEXT, top=24, rerank=rerank)
+    assert list_photo_ids(results) == sort_by_score(chosen) + by_itc[rerank:]
+    assert_well_formed(results.hits)
+    for hit in results.hits[:rerank]:
         assert_reranked(hit, itc[hit.photo.id], logits[hit.photo.id])
-    for hit in found.hits[rerank:]:
+    for hit in results.hits[rerank:]:
         assert (hit.itm, hit.itc) == (None, pytest.approx(itc[hit.photo.id], abs=1e-5))
         assert hit.score == pytest.approx(hit.itc - BEHIND, abs=1e-6)
-    assert rerank < 7 or list_photo_ids(found) != by_itc, "ITM should change something"
-    assert list_photo_ids(searcher.search(TEXT, top=3, rerank=rerank)) == list_photo_ids(found)[:3]
+    assert rerank < 7 or list_photo_ids(results) != by_itc, "ITM should change something"
+    assert list_photo_ids(searcher.search(TEXT, top=3, rerank=rerank)) == list_photo_ids(results)[:3]
 
 
 def test_candidates_come_in_batches(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,23 +60,25 @@ def test_candidates_come_in_batches(searcher: Searcher, monkeypatch: pytest.Monk
     paths = [hit.photo.path for hit in want.hits]
     ranked = searcher.rerank(TEXT, paths)
     monkeypatch.setattr(reranking, "PHOTO_BATCH", 5)
-    for got, other in ((searcher.search(TEXT, top=24), want), (searcher.rerank(TEXT, paths), ranked)):
-        assert list_photo_ids(got) == list_photo_ids(other)
-        assert [hit.score for hit in got.hits] == pytest.approx([hit.score for hit in other.hits], abs=1e-4)
+    for actual, other in ((searcher.search(TEXT, top=24), want), (searcher.rerank(TEXT, paths), ranked)):
+        assert list_photo_ids(actual) == list_photo_ids(other)
+        assert [hit.score for hit in actual.hits] == pytest.approx(
+            [hit.score for hit in other.hits], abs=1e-4
+        )
 
 
 @pytest.mark.parametrize(("features", "noise"), [("store", 0.01), ("int8", 0.05)])
 def test_stored_patches_give_the_same_hits(
     shelf: Path, searcher: Searcher, model: RetrievalModel, features: str, noise: float
 ) -> None:
-    kept = Searcher(Store.open(shelf / features), model)
+    kept_searcher = Searcher(Store.open(shelf / features), model)
     for text in (TEXT, "green"):
-        got, want = kept.search(text, top=24), searcher.search(text, top=24)
+        actual, want = kept_searcher.search(text, top=24), searcher.search(text, top=24)
         scores = {hit.photo.digest: hit.score for hit in want.hits}
-        assert [hit.score for hit in got.hits] == pytest.approx(
-            [scores[h.photo.digest] for h in got.hits], abs=noise
+        assert [hit.score for hit in actual.hits] == pytest.approx(
+            [scores[h.photo.digest] for h in actual.hits], abs=noise
         )
-        assert sorted(scores.values()) == pytest.approx(sorted(hit.score for hit in got.hits), abs=noise)
+        assert sorted(scores.values()) == pytest.approx(sorted(hit.score for hit in actual.hits), abs=noise)
 
 
 @pytest.mark.parametrize("features", ["store", "none"])
@@ -90,9 +92,9 @@ def test_what_is_held_changes_nothing(
         return [searcher.search(text, top=24, rerank=20), searcher.rerank(text, paths)]
 
     for text in (TEXT, TEXT, "green"):
-        for got, want in zip(ask(holding, text), ask(plain, text), strict=True):
-            assert list_photo_ids(got) == list_photo_ids(want)
-            assert [hit.score for hit in got.hits] == pytest.approx(
+        for actual, want in zip(ask(holding, text), ask(plain, text), strict=True):
+            assert list_photo_ids(actual) == list_photo_ids(want)
+            assert [hit.score for hit in actual.hits] == pytest.approx(
                 [hit.score for hit in want.hits], abs=1e-5
             )
     before = ask(holding, "green")
@@ -113,10 +115,10 @@ def test_folded_keys_change_nothing(
     monkeypatch.setattr(
         RetrievalModel, "match", lambda self, *given: read.append(given[0]) or real(self, *given)
     )
-    got = searcher.search(TEXT, top=24)
+    actual = searcher.search(TEXT, top=24)
     assert read and all(isinstance(photos, torch.Tensor) for photos in read)
-    assert list_photo_ids(got) == list_photo_ids(want)
-    assert [hit.score for hit in got.hits] == pytest.approx([hit.score for hit in want.hits], abs=1e-4)
+    assert list_photo_ids(actual) == list_photo_ids(want)
+    assert [hit.score for hit in actual.hits] == pytest.approx([hit.score for hit in want.hits], abs=1e-4)
 
 
 def test_slow_encoding_is_told(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,10 +135,18 @@ def test_slow_encoding_is_told(searcher: Searcher, monkeypatch: pytest.MonkeyPat
 def test_stored_patches_need_no_files(
     copied: Callable[[str], tuple[Searcher, list[Path]]], shelf: Path
 ) -> None:
-    kept, paths = copied("store")
-    before = kept.search(TEXT, top=24), kept.rerank(TEXT, paths), kept.match(paths[3], TEXTS)
+    store_folder, paths = copied("store")
+    before = (
+        store_folder.search(TEXT, top=24),
+        store_folder.rerank(TEXT, paths),
+        store_folder.match(paths[3], TEXTS),
+    )
     shutil.rmtree(paths[0].parents[1])
-    after = kept.search(TEXT, top=24), kept.rerank(TEXT, paths), kept.match(paths[3], TEXTS)
+    after = (
+        store_folder.search(TEXT, top=24),
+        store_folder.rerank(TEXT, paths),
+        store_folder.match(paths[3], TEXTS),
+    )
     assert [results.hits for results in after] == [results.hits for results in before]
     assert after[0].failures == after[1].failures == ()
 
@@ -152,35 +162,35 @@ def test_photos_that_cannot_be_read_come_behind(copied: Callable[[str], tuple[Se
         gone.path: "it is no longer there",
         cut.path: "the file is cut off",
     }
-    rest = [hit for hit in before.hits if hit.photo not in (gone, cut)]
-    assert [hit.photo for hit in after.hits[:22]] == [hit.photo for hit in rest]
-    assert [h.score for h in after.hits[:22]] == pytest.approx([h.score for h in rest], abs=1e-4)
+    other_hits = [hit for hit in before.hits if hit.photo not in (gone, cut)]
+    assert [hit.photo for hit in after.hits[:22]] == [hit.photo for hit in other_hits]
+    assert [h.score for h in after.hits[:22]] == pytest.approx([h.score for h in other_hits], abs=1e-4)
     itc = score_stored_photos(searcher, TEXT)
     assert [hit.photo.id for hit in after.hits[22:]] == sort_by_score({p.id: itc[p.id] for p in (gone, cut)})
     for hit in after.hits[22:]:
         assert hit.itm is None and hit.score == pytest.approx(itc[hit.photo.id] - BEHIND, abs=1e-5)
     assert_well_formed(after.hits)
     # Behind the candidates, in front of what was no candidate: both in ITC's order.
-    some = searcher.search(TEXT, top=24, rerank=10)
-    assert_well_formed(some.hits)
-    unread = [hit.photo.id for hit in some.hits if hit.itm is None]
+    partly_reranked = searcher.search(TEXT, top=24, rerank=10)
+    assert_well_formed(partly_reranked.hits)
+    unread = [hit.photo.id for hit in partly_reranked.hits if hit.itm is None]
     assert unread == sort_by_score({id_: itc[id_] for id_ in unread}) and len(unread) >= 14
 
 
 def test_when_no_file_can_be_read_itc_is_the_order(
     copied: Callable[[str], tuple[Searcher, list[Path]]],
 ) -> None:
-    """The drive is away: the hits still say what lies there."""
+    """When the drive is away, the hits still name the photos that lie there."""
     searcher, paths = copied("none")
     shutil.rmtree(paths[0].parents[1])
-    found = searcher.search(TEXT, top=24)
+    results = searcher.search(TEXT, top=24)
     assert (
-        list_photo_ids(found)
+        list_photo_ids(results)
         == list_photo_ids(searcher.search(TEXT, top=24, rerank=0))
         == sort_by_score(score_stored_photos(searcher, TEXT))
     )
-    assert len(found.failures) == 24 and all(hit.itm is None for hit in found.hits)
-    assert_well_formed(found.hits)
+    assert len(results.failures) == 24 and all(hit.itm is None for hit in results.hits)
+    assert_well_formed(results.hits)
 
 
 def test_a_copy_stands_in_for_a_file_that_is_gone(tmp_path: Path, model: RetrievalModel) -> None:
@@ -199,9 +209,9 @@ def test_bfloat16_is_near(shelf: Path, searcher: Searcher, tmp_path: Path) -> No
     half = Searcher(Store.open(shelf / "none"), tiny_model(tmp_path / "tiny", dtype="bfloat16"))
     for rerank in (0, 128):
         want = {hit.photo.id: hit for hit in searcher.search(TEXT, top=24, rerank=rerank).hits}
-        got = {hit.photo.id: hit for hit in half.search(TEXT, top=24, rerank=rerank).hits}
-        assert got.keys() == want.keys()
-        first, second = (np.array([hits[i].score for i in want]) for hits in (want, got))
+        actual = {hit.photo.id: hit for hit in half.search(TEXT, top=24, rerank=rerank).hits}
+        assert actual.keys() == want.keys()
+        first, second = (np.array([hits[i].score for i in want]) for hits in (want, actual))
         assert np.corrcoef(first, second)[0, 1] > 0.99
         assert np.abs(first - second).max() < 0.25
 
@@ -221,35 +231,35 @@ def test_rerank_takes_any_photo(
         n: float(match_logits(model, p, TEXT)[1]) + compute_itc_score(model, p, TEXT)
         for n, p in enumerate(known + new)
     }
-    found = searcher.rerank(TEXT, paths)
-    assert [hit.photo.path for hit in found.hits] == [(known + new)[n] for n in sort_by_score(want)]
-    assert_well_formed(found.hits)
-    for hit, number in zip(found.hits, sort_by_score(want), strict=True):
+    results = searcher.rerank(TEXT, paths)
+    assert [hit.photo.path for hit in results.hits] == [(known + new)[n] for n in sort_by_score(want)]
+    assert_well_formed(results.hits)
+    for hit, number in zip(results.hits, sort_by_score(want), strict=True):
         assert_reranked(
             hit, compute_itc_score(model, hit.photo.path, TEXT), match_logits(model, hit.photo.path, TEXT)
         )
         assert hit.score == pytest.approx(want[number], abs=1e-4)
         assert (hit.photo.id == -1) == (hit.photo.path in new)
-    assert [(one.path, one.reason) for one in found.failures] == [
+    assert [(failure.path, failure.reason) for failure in results.failures] == [
         (gone, "it is no longer there"),
         (broken, "it is a text file, not a picture"),
     ]
-    assert searcher.rerank(TEXT, paths, top=2).hits == found.hits[:2]
+    assert searcher.rerank(TEXT, paths, top=2).hits == results.hits[:2]
 
 
 def test_rerank_with_stored_patches(
     shelf: Path, searcher: Searcher, model: RetrievalModel, tmp_path: Path
 ) -> None:
-    """Stored ones, read ones and unreadable ones in one call, each with its own score."""
-    kept = Searcher(Store.open(shelf / "store"), model)
+    """Stored, readable and unreadable photos may come in one call, and each gets its own score."""
+    kept_searcher = Searcher(Store.open(shelf / "store"), model)
     new = write_pictures(tmp_path, ["one.png", "two.png"], seed=5)
     known = [shelf / "photos" / name for name in NAMES[:5]]
     paths = [new[0], known[0], tmp_path / "gone.png", known[1], new[1], *known[2:]]
-    got, want = kept.rerank(TEXT, paths), searcher.rerank(TEXT, paths)
+    actual, want = kept_searcher.rerank(TEXT, paths), searcher.rerank(TEXT, paths)
     scores = {hit.photo.path: hit.score for hit in want.hits}
-    assert len(scores) == 7 and got.failures == want.failures
-    assert {hit.photo.path: hit.score for hit in got.hits} == pytest.approx(scores, abs=0.02)
-    assert_well_formed(got.hits)
+    assert len(scores) == 7 and actual.failures == want.failures
+    assert {hit.photo.path: hit.score for hit in actual.hits} == pytest.approx(scores, abs=0.02)
+    assert_well_formed(actual.hits)
 
 
 def test_each_path_of_a_photo_is_its_own_answer(tmp_path: Path, model: RetrievalModel) -> None:
@@ -257,16 +267,18 @@ def test_each_path_of_a_photo_is_its_own_answer(tmp_path: Path, model: Retrieval
     copy = Path(shutil.copy(path, tmp_path / "photos" / "b.png"))
     store = Store.create(tmp_path / "index", Manifest.for_model(model, "none"))
     build_index([tmp_path / "photos"], store, PhotoEncoder(model, "none"), workers=0)
-    found = Searcher(store, model).rerank(TEXT, [copy, path])
-    assert [hit.photo.path for hit in found.hits] == [copy, path]
-    assert found.hits[0].photo.paths == (copy, path) and found.hits[0].photo.id == found.hits[1].photo.id
+    results = Searcher(store, model).rerank(TEXT, [copy, path])
+    assert [hit.photo.path for hit in results.hits] == [copy, path]
+    assert (
+        results.hits[0].photo.paths == (copy, path) and results.hits[0].photo.id == results.hits[1].photo.id
+    )
 
 
 def test_nothing_to_rerank(searcher: Searcher, tmp_path: Path) -> None:
     with pytest.raises(QueryError, match="no photo to rerank"):
         searcher.rerank(TEXT, [])
-    found = searcher.rerank(TEXT, [tmp_path / "gone.jpg"])
-    assert found.hits == () and len(found.failures) == 1
+    results = searcher.rerank(TEXT, [tmp_path / "gone.jpg"])
+    assert results.hits == () and len(results.failures) == 1
 
 
 def test_a_model_that_cannot_rerank_yet_keeps_itcs_order(
@@ -277,18 +289,18 @@ def test_a_model_that_cannot_rerank_yet_keeps_itcs_order(
     monkeypatch.setattr(model.net, "config", replace(model.config, match_ready=False))
     results = searcher.search("a red dog")
     assert results.hits == plain.hits and all(hit.itm is None for hit in results.hits)
-    assert any("matching head is not trained" in note for note in results.notes)
+    assert any("is not trained well enough to rerank" in note for note in results.notes)
     again = searcher.rerank("a red dog", paths[::-1])
     assert [hit.photo.path for hit in again.hits] == paths and all(hit.itm is None for hit in again.hits)
-    found = searcher.match(paths[0], ["a red dog", "a blue house"])
-    assert all(hit.itm is None for hit in found.hits) and found.notes
+    results = searcher.match(paths[0], ["a red dog", "a blue house"])
+    assert all(hit.itm is None for hit in results.hits) and results.notes
     assert not searcher.search("a red dog", rerank=0).notes  # asked for the cosine: nothing to say
 
 
 def test_a_checkpoint_may_weigh_its_logits(
     searcher: Searcher, model: RetrievalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Search, rerank and match all count a logit as the config says; the probability stays the head's own."""
+    """Search, rerank and match all weigh a logit as the config says; the probability stays that of the head."""
     before = {hit.photo.id: hit for hit in searcher.search("a red dog", top=100).hits}
     path = next(iter(before.values())).photo.path
     text = searcher.match(path, ["a red dog"]).hits[0]

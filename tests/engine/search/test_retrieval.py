@@ -1,4 +1,4 @@
-"""The first step of a search beside brute force over stored vectors: by text and by photo."""
+"""Retrieval finds the photos that brute force over stored vectors finds, by a text and by a photo."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ from indexer.index_run import add_texts
 def test_itc_alone(searcher: Searcher) -> None:
     for text in (TEXT, "cat", "the blue house"):
         want = score_stored_photos(searcher, text)
-        found = searcher.search(text, top=9, rerank=0)
-        assert list_photo_ids(found) == sort_by_score(want)[:9]
-        assert [hit.score for hit in found.hits] == pytest.approx(
-            [want[i] for i in list_photo_ids(found)], abs=1e-5
+        results = searcher.search(text, top=9, rerank=0)
+        assert list_photo_ids(results) == sort_by_score(want)[:9]
+        assert [hit.score for hit in results.hits] == pytest.approx(
+            [want[i] for i in list_photo_ids(results)], abs=1e-5
         )
-        assert all(hit.itc == hit.score and hit.itm is None for hit in found.hits)
-        assert_well_formed(found.hits)
-        assert found.notes == found.failures == ()
-        assert found.seconds.keys() == {"encode", "retrieve"}
+        assert all(hit.itc == hit.score and hit.itm is None for hit in results.hits)
+        assert_well_formed(results.hits)
+        assert results.notes == results.failures == ()
+        assert results.seconds.keys() == {"encode", "retrieve"}
 
 
 def test_itc_tells_photos_and_texts_apart(searcher: Searcher) -> None:
-    """Were all scores equal, every order would be right."""
+    """The scores of the photos differ; if all were equal, every order would pass the other tests."""
     tops = {searcher.search(text, top=1, rerank=0).hits[0].photo.id for text in (*TEXTS, TEXT)}
     assert len(tops) > 1
     assert np.std(list(score_stored_photos(searcher, TEXT).values())) > 0.01
 
 
 def test_k_beyond_the_collection(searcher: Searcher) -> None:
-    found = searcher.search(TEXT, top=5000, rerank=5000)
-    assert len(found.hits) == 24 and found.notes == ("The index holds 24 photos.",)
+    results = searcher.search(TEXT, top=5000, rerank=5000)
+    assert len(results.hits) == 24 and results.notes == ("The index holds 24 photos.",)
     assert searcher.search(TEXT, top=24).notes == ()
 
 
@@ -70,8 +70,8 @@ def test_photos_of_another_process_are_found(
     other = Store.open(searcher.store.folder)  # type: ignore[union-attr]
     build_index([paths[0].parents[1]], other, PhotoEncoder(model, "none"), workers=0)
     assert searcher.rerank(TEXT, [new]).hits[0].photo.id >= 0
-    found = searcher.search(TEXT, top=50)
-    assert {hit.photo.path for hit in found.hits} == {new, *paths} - {paths[5]}
+    results = searcher.search(TEXT, top=50)
+    assert {hit.photo.path for hit in results.hits} == {new, *paths} - {paths[5]}
 
 
 # Photo to photos
@@ -94,14 +94,14 @@ def test_like_an_indexed_photo(copied: Callable[[str], tuple[Searcher, list[Path
     want = mean_cosines(store, store.read_vectors([photo.id])[0])
     del want[photo.id]
     for number, top in enumerate((5, 23, 100)):
-        found = searcher.similar(paths[7], top=top)
-        assert list_photo_ids(found) == sort_by_score(want)[:top]
-        assert [hit.score for hit in found.hits] == pytest.approx(
-            [want[i] for i in list_photo_ids(found)], abs=1e-5
+        results = searcher.similar(paths[7], top=top)
+        assert list_photo_ids(results) == sort_by_score(want)[:top]
+        assert [hit.score for hit in results.hits] == pytest.approx(
+            [want[i] for i in list_photo_ids(results)], abs=1e-5
         )
-        assert all(hit.itm is None and hit.itc == hit.score for hit in found.hits)
-        assert_well_formed(found.hits)
-        assert found.notes == (("The index holds 23 other photos.",) if top == 100 else ())
+        assert all(hit.itm is None and hit.itc == hit.score for hit in results.hits)
+        assert_well_formed(results.hits)
+        assert results.notes == (("The index holds 23 other photos.",) if top == 100 else ())
         if number == 0:
             paths[7].unlink()  # its vectors are there, the file is not needed
 
@@ -111,10 +111,10 @@ def test_like_another_photo(searcher: Searcher, model: RetrievalModel, shelf: Pa
     store = searcher.store
     assert store is not None
     want = mean_cosines(store, model.encode_photos(model.encode_patches(read_square(new)[None]))[0])
-    found = searcher.similar(new, top=24)
-    assert list_photo_ids(found) == sort_by_score(want)
-    assert [hit.score for hit in found.hits] == pytest.approx(
-        [want[i] for i in list_photo_ids(found)], abs=1e-5
+    results = searcher.similar(new, top=24)
+    assert list_photo_ids(results) == sort_by_score(want)
+    assert [hit.score for hit in results.hits] == pytest.approx(
+        [want[i] for i in list_photo_ids(results)], abs=1e-5
     )
     copy = Path(shutil.copy(shelf / "photos" / NAMES[4], tmp_path / "copy.png"))  # not itself, so it is found
     first = searcher.similar(copy, top=1).hits[0]

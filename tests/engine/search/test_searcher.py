@@ -1,4 +1,4 @@
-"""Every kind of question beside brute force over the model: order, scores, and what becomes of broken files.
+"""Every kind of question gives the order and the scores of brute force over the model, and names broken files.
 
 The tiny model, a real index, real picture files. ITC truth is the stored vectors, ITM truth one pair at a time.
 """
@@ -36,13 +36,13 @@ from indexer.index_run import add_texts
 
 def test_an_empty_index(tmp_path: Path, model: RetrievalModel, shelf: Path) -> None:
     empty = Searcher(Store.create(tmp_path / "index", Manifest.for_model(model, "none")), model)
-    for found in (
+    for results in (
         empty.search(TEXT),
         empty.search(TEXT, rerank=0),
         empty.similar(shelf / "photos" / NAMES[0]),
     ):
-        assert found.hits == found.failures == ()
-        assert found.notes == ("The index holds no photos; add some with `qseek index FOLDER`.",)
+        assert results.hits == results.failures == ()
+        assert results.notes == ("The index holds no photos. Add some with `qseek index FOLDER`.",)
     with pytest.raises(QueryError, match="The index holds no texts"):
         empty.match(shelf / "photos" / NAMES[0], None)
 
@@ -51,23 +51,23 @@ def test_one_photo(tmp_path: Path, model: RetrievalModel) -> None:
     (path,) = write_pictures(tmp_path / "photos", ["one.png"])
     store = Store.create(tmp_path / "index", Manifest.for_model(model, "none"))
     build_index([tmp_path / "photos"], store, PhotoEncoder(model, "none"), workers=0)
-    one = Searcher(store, model)
-    found = one.search(TEXT)
-    (hit,) = found.hits
-    assert hit.photo.path == path and found.notes == ("The index holds 1 photo.",)
-    assert_reranked(hit, score_stored_photos(one, TEXT)[hit.photo.id], match_logits(model, path, TEXT))
-    alone = one.similar(path)
+    searcher = Searcher(store, model)
+    results = searcher.search(TEXT)
+    (hit,) = results.hits
+    assert hit.photo.path == path and results.notes == ("The index holds 1 photo.",)
+    assert_reranked(hit, score_stored_photos(searcher, TEXT)[hit.photo.id], match_logits(model, path, TEXT))
+    alone = searcher.similar(path)
     assert alone.hits == ()
-    assert alone.notes == ("The index holds no other photo; add some with `qseek index FOLDER`.",)
+    assert alone.notes == ("The index holds no other photo. Add some with `qseek index FOLDER`.",)
 
 
 def test_a_long_text_is_said_to_be_cut(searcher: Searcher) -> None:
     words = "a red dog runs in the snow on the house"  # ten tokens fit
     assert searcher.search(words, top=3).notes == ()
-    for rest, end in ((" cat", "token was"), (" cat and", "4 tokens were")):
-        found = searcher.search(words + rest, top=3)
-        assert found.notes == (f"The model reads 10 tokens; the text's last {end} left out.",)
-        assert found.hits == searcher.search(words, top=3).hits
+    for more_words, end in ((" cat", "token was"), (" cat and", "4 tokens were")):
+        results = searcher.search(words + more_words, top=3)
+        assert results.notes == (f"The model reads 10 tokens; the text's last {end} left out.",)
+        assert results.hits == searcher.search(words, top=3).hits
     assert (
         searcher.rerank(words + " cat", [searcher.search("cat").hits[0].photo.path])
         .notes[0]
@@ -99,7 +99,7 @@ def test_space_around_a_text_does_not_matter(searcher: Searcher) -> None:
 def text_truth(
     model: RetrievalModel, path: Path, texts: Sequence[str]
 ) -> tuple[dict[int, float], list[np.ndarray]]:
-    """ITC by the text's number, and the match logits."""
+    """Return the ITC of each text by its number, and the match logits, by brute force."""
     itc = {number: compute_itc_score(model, path, text) for number, text in enumerate(texts)}
     return itc, [match_logits(model, path, text) for text in texts]
 
@@ -111,10 +111,10 @@ def asked(
     if request.param == "given":
         yield searcher, TEXTS
     else:
-        own = Searcher(Store.create(tmp_path / "index", Manifest.for_model(model, "none")), model)
-        assert add_texts(own.store, model, TEXTS[:4]) == 4
-        assert add_texts(own.store, model, [TEXTS[0], *TEXTS[4:], TEXTS[4] + " "]) == 2
-        yield own, None
+        empty_searcher = Searcher(Store.create(tmp_path / "index", Manifest.for_model(model, "none")), model)
+        assert add_texts(empty_searcher.store, model, TEXTS[:4]) == 4
+        assert add_texts(empty_searcher.store, model, [TEXTS[0], *TEXTS[4:], TEXTS[4] + " "]) == 2
+        yield empty_searcher, None
 
 
 @pytest.mark.parametrize("rerank", [0, 2, 6, 128])
@@ -128,12 +128,12 @@ def test_texts_of_a_photo(
     chosen = {number: float(logits[number][1]) + itc[number] for number in by_itc[:rerank]}
     atol = 1e-5 if texts else 1e-3  # indexed vectors are float16
     for top in (4, 50):
-        found = searcher.match(path, texts, top=top, rerank=rerank)
-        assert [hit.text for hit in found.hits] == [
+        results = searcher.match(path, texts, top=top, rerank=rerank)
+        assert [hit.text for hit in results.hits] == [
             TEXTS[n] for n in sort_by_score(chosen) + by_itc[rerank:]
         ][:top]
-        assert_well_formed(found.hits)
-        for hit in found.hits:
+        assert_well_formed(results.hits)
+        for hit in results.hits:
             number = TEXTS.index(hit.text)
             assert hit.itc == pytest.approx(itc[number], abs=atol)
             if number in chosen:
@@ -167,8 +167,8 @@ def test_texts_are_said_to_be_cut(searcher: Searcher, shelf: Path) -> None:
 
 
 def test_the_same_text_twice_is_one(searcher: Searcher, shelf: Path) -> None:
-    found = searcher.match(shelf / "photos" / NAMES[0], ["cat", "dog", " cat "])
-    assert sorted(hit.text for hit in found.hits) == ["cat", "dog"]
+    results = searcher.match(shelf / "photos" / NAMES[0], ["cat", "dog", " cat "])
+    assert sorted(hit.text for hit in results.hits) == ["cat", "dog"]
 
 
 def test_no_texts_to_choose_from(searcher: Searcher, shelf: Path) -> None:
@@ -190,7 +190,7 @@ def test_without_an_index(model: RetrievalModel, shelf: Path) -> None:
         lambda: bare.similar(path),
         lambda: bare.match(path, None),
     ):
-        with pytest.raises(IndexStateError, match="There is no index: make one with `qseek index FOLDER`"):
+        with pytest.raises(IndexStateError, match=r"There is no index\. Make one with `qseek index FOLDER`"):
             ask()
     (hit,) = bare.rerank(TEXT, [path]).hits
     assert hit.photo.id == -1

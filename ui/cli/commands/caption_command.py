@@ -136,7 +136,7 @@ def _write_all(
 
     keeps_failed: such a photo's line is written, too, with a caption of null.
     """
-    from engine.search.hit_captions import write_of
+    from engine.search.hit_captions import write_texts_of
 
     ahead: list[tuple[Path, Fields]] = []
 
@@ -146,7 +146,7 @@ def _write_all(
             yield Photo(-1, "", 0, 0, (path,))
 
     failures = []
-    for text in write_of(photos(), writer.image_size, write_texts):
+    for text in write_texts_of(photos(), writer.image_size, write_texts):
         path, fields = ahead.pop(0)
         if isinstance(text, Failure):
             failures.append(text)

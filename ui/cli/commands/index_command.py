@@ -147,9 +147,9 @@ def _show_report(
         "failed": len(report.failed),
     }
     if not any(counts.values()):
-        from indexer.index_run import no_photos
+        from indexer.index_run import no_photos_error
 
-        raise QueryError("; ".join(report.notes)) if report.notes else no_photos(roots)
+        raise QueryError("; ".join(report.notes)) if report.notes else no_photos_error(roots)
     for note in report.notes:
         say(f"Note: {note}")
     if as_json:
@@ -177,14 +177,14 @@ def _caption_counts(written: CaptionReport | None) -> dict[str, int]:
         return {}
     return {
         "captions_written": written.written,
-        "captions_kept": written.kept,
+        "captions_kept": written.num_kept,
         "captions_failed": len(written.failed),
     }
 
 
 def _caption_line(written: CaptionReport) -> str:
     return (
-        f"{count_text(written.written, 'caption')} written, {written.kept:,} kept, "
+        f"{count_text(written.written, 'caption')} written, {written.num_kept:,} kept, "
         f"{len(written.failed):,} failed, {duration_text(written.seconds)}\n"
     )
 

@@ -103,7 +103,7 @@ class TestIndex:
         for index in (tmp_path / "index", tmp_path / "fresh"):
             result = qseek("index", tmp_path / "empty", "--index", index)
             assert result.exit_code == 1
-            assert "no photos in " in result.stderr and str(tmp_path / "empty") in result.stderr
+            assert "There are no photos in " in result.stderr and str(tmp_path / "empty") in result.stderr
         assert not (tmp_path / "fresh").exists()
 
     def test_two_at_once(self, tmp_path, indexed):
