@@ -16,7 +16,7 @@ from PIL import Image
 
 from engine.errors import PhotoError
 from engine.pictures.opening import is_curable_reason, open_picture
-from indexer.decode import Decoded, DecodeJob, attempt, decode
+from indexer.decode import Decoded, DecodeJob, decode, decode_jobs
 
 
 def test_the_name_says_nothing_about_the_format(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_corrupt_bytes_never_raise_anything_else(tmp_path: Path) -> None:
             damaged = whole.copy()
             damaged[generator.integers(0, len(whole), 8)] = generator.integers(0, 256, 8)
             path.write_bytes(damaged.tobytes())
-            outcomes += attempt([DecodeJob(path)], 16)
+            outcomes += decode_jobs([DecodeJob(path)], 16)
     assert {type(outcome) for outcome in outcomes} == {Decoded, PhotoError}
     assert all(str(outcome) for outcome in outcomes)
 
@@ -138,7 +138,7 @@ def test_no_permission_is_curable_and_corruption_is_not() -> None:
         if uid == 0:
             os.seteuid(65534)  # root may read everything
         try:
-            (outcome,) = attempt([DecodeJob(path)], 16)
+            (outcome,) = decode_jobs([DecodeJob(path)], 16)
         finally:
             os.seteuid(uid)
     assert isinstance(outcome, PhotoError)

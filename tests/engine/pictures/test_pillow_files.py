@@ -30,7 +30,7 @@ from PIL import Image
 from engine.errors import PhotoError
 from engine.pictures import pillow_files
 from engine.pictures.opening import is_curable_reason, open_picture
-from indexer.decode import DecodeJob, attempt, decode
+from indexer.decode import DecodeJob, decode, decode_jobs
 
 ROOT = Path(__file__).parents[3]
 
@@ -171,7 +171,7 @@ def test_heic_without_its_extra_names_the_install_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
-    (outcome,) = attempt([DecodeJob(tmp_path / name)], 16)
+    (outcome,) = decode_jobs([DecodeJob(tmp_path / name)], 16)
     assert str(outcome) == "HEIC pictures need an extra: pip install 'qseek[heic]'"
     assert is_curable_reason(str(outcome))
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from engine.errors import PhotoError
 from engine.pictures.opening import is_curable_reason, open_picture
-from indexer.decode import DecodeJob, attempt, decode
+from indexer.decode import DecodeJob, decode, decode_jobs
 
 
 def test_raw_without_its_extra_names_the_install_line(
@@ -22,7 +22,7 @@ def test_raw_without_its_extra_names_the_install_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "rawpy", None)
     (tmp_path / "a.NEF").write_bytes(b"II*\0" + bytes(200))
-    (outcome,) = attempt([DecodeJob(tmp_path / "a.NEF")], 16)
+    (outcome,) = decode_jobs([DecodeJob(tmp_path / "a.NEF")], 16)
     assert str(outcome) == "RAW pictures need an extra: pip install 'qseek[raw]'"
     assert is_curable_reason(str(outcome))
 
