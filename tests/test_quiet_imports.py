@@ -1,4 +1,7 @@
-"""Importing qseek changes nothing in the process that imports it (ARCHITECTURE, decision 12)."""
+"""Importing qseek changes nothing in the process that imports it, and light modules import no heavy library.
+
+The first is decision 12 of ARCHITECTURE.md.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from project_files import FOLDERS, ROOT, list_files
 from streamlit.testing.v1 import AppTest
 
 from engine.models.loading import load_model
@@ -19,13 +23,30 @@ from engine.models.photo_captioners import load_photo_captioner
 from ui import session
 from ui.cli.main import main
 
-ROOT = Path(__file__).parents[1]
-FOLDERS = ("engine", "indexer", "training", "ui")
+HEAVY = ("torch", "timm", "transformers", "lancedb", "lance", "pyarrow", "faiss", "streamlit", "pandas")
+"""Libraries that take long to import."""
+LIGHT = {
+    "engine.types": HEAVY,
+    "engine.errors": HEAVY,
+    "engine.pictures.opening": HEAVY,
+    "engine.blip2": HEAVY,
+    "engine.pictures.squares": HEAVY,
+    "engine.processors": HEAVY,
+    "engine.progress": HEAVY,
+    "indexer.decode": HEAVY,
+    "indexer.scan": HEAVY,
+    "ui.cli.main": (*HEAVY, "numpy", "PIL", "rich", "pydantic"),
+}
+"""Modules that must be imported quickly -> the libraries that they must not import.
+
+The command line imports them before it knows the command, or every worker process imports them.
+"""
+# A program that can compare the settings of its process before and after other code.
 SETTINGS = """
 import ctypes, importlib, json, os, random, signal, sys, warnings
 
 class Library(ctypes.CDLL):
-    "Note that malloc's settings are asked for."
+    "A library of C that notes when the settings of malloc are looked up."
     def __getattr__(self, name):
         if name == "mallopt":
             malloc.append(name)
@@ -50,12 +71,13 @@ def changed(before):
     after = settings()
     return json.dumps([name for name in before if before[name] != after[name]])
 """
+# It reads the modules of qseek and of other projects from its input, imports the latter, then compares.
 IMPORT_ALL = """
 ours, theirs = json.loads(sys.stdin.read())
 for name in theirs:
     try:
         importlib.import_module(name)
-    except ImportError:  # what is optional, or a name inside a module
+    except ImportError:  # An optional package, or a name inside a module.
         pass
 before = settings()
 for name in ours:
@@ -64,15 +86,14 @@ print(changed(before))
 """
 
 
-def modules() -> list[str]:
+def list_modules() -> list[str]:
     """Return the dotted names of all modules of the four folders."""
-    paths = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in list_files()]
     return [name.removesuffix(".__init__") for name in names]
 
 
-def imports_of_others(name: str) -> Iterator[str]:
-    """List what a module of ours imports from other projects, wherever it does, as dotted names."""
+def list_imported_names(name: str) -> Iterator[str]:
+    """Yield every dotted name that a module of qseek imports, also inside functions."""
     path = ROOT.joinpath(*name.split("."))
     source = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
     for node in ast.walk(ast.parse(source.read_bytes())):
@@ -83,26 +104,30 @@ def imports_of_others(name: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def settings_changed_by(program: str, given: str = "") -> list[str]:
+def list_changed_settings(program: str, stdin: str = "") -> list[str]:
     """Run a program in a fresh process; return the names of the settings that it prints as changed."""
-    done = subprocess.run(
-        [sys.executable, "-c", SETTINGS + program], input=given, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    names: list[str] = json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(
+        [sys.executable, "-c", SETTINGS + program],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    names: list[str] = json.loads(process.stdout.splitlines()[-1])
     return names
 
 
 def test_importing_every_module_leaves_the_settings_of_the_process_alone() -> None:
-    """What we use of other projects is imported before: what that changes is not ours."""
-    ours = modules()
+    """Import other projects first: what they change is not qseek's doing."""
+    ours = list_modules()
     assert {"engine.blip2.captioner", "ui.page.page", "training.loop", "indexer.decode"} <= {*ours}
-    theirs = {name for module in ours for name in imports_of_others(module) if not name.startswith(FOLDERS)}
-    assert settings_changed_by(IMPORT_ALL, json.dumps([ours, sorted(theirs)])) == []
+    theirs = {name for module in ours for name in list_imported_names(module) if not name.startswith(FOLDERS)}
+    assert list_changed_settings(IMPORT_ALL, json.dumps([ours, sorted(theirs)])) == []
 
 
-def test_a_changed_setting_would_be_seen() -> None:
+def test_a_setting_that_changes_is_reported() -> None:
     program = """
 before = settings()
 warnings.filterwarnings("ignore", message="nothing")
@@ -111,33 +136,44 @@ keep_freed_memory()
 print(changed(before))
 """
     malloc = ["malloc"] if sys.platform.startswith("linux") else []
-    assert settings_changed_by(program) == ["warnings", *malloc]
+    assert list_changed_settings(program) == ["warnings", *malloc]
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """One entry for each time that the C library is told to keep freed memory."""
-    told: list[bool] = []
-    monkeypatch.setattr("engine.models.malloc.keep_freed_memory", lambda: told.append(True))
-    return told
+def malloc_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return a list that receives an entry each time that the C library is told to keep freed memory."""
+    calls: list[bool] = []
+    monkeypatch.setattr("engine.models.malloc.keep_freed_memory", lambda: calls.append(True))
+    return calls
 
 
-def test_a_program_that_loads_models_keeps_its_malloc(told: list[bool]) -> None:
+def test_loading_models_leaves_the_memory_allocator_alone(malloc_calls: list[bool]) -> None:
     load_model(device="cpu")
     load_photo_captioner(device="cpu")
     session.load_model(None)
     session.load_photo_captioner(None)
-    assert not told
+    assert not malloc_calls
 
 
-def test_the_command_line_has_freed_memory_kept(told: list[bool], tmp_path: Path) -> None:
+def test_the_command_line_keeps_freed_memory(malloc_calls: list[bool], tmp_path: Path) -> None:
     CliRunner().invoke(main, ["failures", "--index", str(tmp_path)])
-    assert told == [True]
+    assert malloc_calls == [True]
 
 
-def test_the_page_has_freed_memory_kept(
-    told: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_page_keeps_freed_memory(
+    malloc_calls: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "none"))
     page = AppTest.from_file(str(ROOT / "ui" / "page" / "page.py"), default_timeout=60).run()
-    assert not page.exception and told == [True]
+    assert not page.exception and malloc_calls == [True]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_import_no_heavy_library(module: str) -> None:
+    code = f"import sys, {module}; print(*[name for name in {LIGHT[module]!r} if name in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == []

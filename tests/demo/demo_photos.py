@@ -1,4 +1,4 @@
-"""Write the real photographs that scikit-image and scikit-learn carry into a folder, as JPEG files.
+"""Write the photographs that scikit-image and scikit-learn contain into a folder, as JPEG files.
 
 python tests/demo/demo_photos.py FOLDER
 """
@@ -12,8 +12,8 @@ from PIL import Image
 from skimage import data
 from sklearn.datasets import load_sample_images
 
-# Those that lie in scikit-image's wheel; its others would be downloaded.
-SKIMAGE = [
+# These are in scikit-image's wheel; it would download its other photos.
+SKIMAGE_NAMES = [
     "astronaut",
     "brick",
     "camera",
@@ -33,14 +33,13 @@ SKIMAGE = [
 
 
 def write_photos(folder: Path) -> int:
-    """Returns how many were written; those already there are left as they are."""
+    """Write the photos that the folder lacks; return the number of all of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {name: getattr(data, name)() for name in SKIMAGE}
+    pictures = {name: getattr(data, name)() for name in SKIMAGE_NAMES}
     pictures["motorcycle"] = data.stereo_motorcycle()[0]
-    samples = load_sample_images()
-    pictures |= {
-        Path(name).stem: picture for name, picture in zip(samples.filenames, samples.images, strict=True)
-    }
+    sklearn_images = load_sample_images()
+    named_images = zip(sklearn_images.filenames, sklearn_images.images, strict=True)
+    pictures |= {Path(name).stem: picture for name, picture in named_images}
     for name, picture in pictures.items():
         path = folder / f"{name}.jpg"
         if not path.exists():
@@ -49,4 +48,5 @@ def write_photos(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    print(f"{write_photos(Path(sys.argv[1]))} photos in {sys.argv[1]}")
+    num_photos = write_photos(Path(sys.argv[1]))
+    print(f"There are {num_photos} photos in {sys.argv[1]}.")
