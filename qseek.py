@@ -1,4 +1,4 @@
-"""Find photos by describing them: the names that a program needs, each loaded when it is first used.
+"""Find photos by describing them: `import qseek` gives a program every name that it needs.
 
     import qseek
 
@@ -11,8 +11,8 @@
     vectors, _ = model.encode_texts(["a red wall", "a blue wall"])
     print(vectors.shape)
 
-`import qseek` alone loads nothing heavy. What a person does at a terminal, `qseek index`, `qseek search` and so on, is
-built from the same parts; they are described where they are defined (`help(qseek.Searcher)`).
+Each name is loaded when it is first used, so that `import qseek` alone loads nothing heavy. The commands `qseek index`,
+`qseek search` and so on are built from the same parts. `help(qseek.Searcher)` explains a name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_NAMES_BY_MODULE = {
     "engine.errors": (
         "QseekError", "CheckpointError", "DataError", "IndexStateError", "PhotoError", "QueryError", "TrainingError",
     ),
@@ -52,8 +52,8 @@ _HOMES = {
     "training.losses.itc_itm_itg": ("itc_loss", "itg_loss", "itm_loss"),
     "ui.session": ("build_index", "open_index"),
 }  # fmt: skip
-"""The module that defines each name."""
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+"""The public names that each module defines."""
+_MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 __all__ = [
     "Caption",
@@ -85,13 +85,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load a public name from the module that defines it, when it is first used (PEP 562)."""
-    if name not in _HOME_OF:
+    if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module 'qseek' has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    value = getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    """List the public names, those too that are not loaded yet."""
+    """List the names of this module, also the public names that are not loaded yet."""
     return sorted({*globals(), *__all__})

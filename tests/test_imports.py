@@ -80,8 +80,16 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "ui/cli/commands": UI_FOR_COMMANDS,
     "ui/cli/commands/index_command": ("indexer", *UI_FOR_COMMANDS),
     "ui/cli/commands/caption_command": ("engine/search", "engine/models", "engine/blip2", *UI_FOR_COMMANDS),
-    "ui/cli/commands/recall_command": ("engine/evaluation", "engine/datasets", "engine/models", *UI_FOR_COMMANDS),
-    "ui/cli/commands/evaluate_command": ("engine/evaluation", "engine/datasets", "engine/models", *UI_FOR_COMMANDS),
+    "ui/cli/commands/recall_command": (
+        "ui/cli/commands/recall_run", "ui/cli/commands/recall_files", "engine/evaluation", "engine/datasets",
+        *UI_FOR_COMMANDS,
+    ),
+    "ui/cli/commands/recall_run": ("engine/evaluation", "engine/datasets", "engine/models", *UI_FOR_COMMANDS),
+    "ui/cli/commands/recall_files": ("engine/evaluation", "engine/datasets", *UI_FOR_COMMANDS),
+    "ui/cli/commands/evaluate_command": (
+        "ui/cli/commands/evaluate_writing", "engine/evaluation", "engine/datasets", *UI_FOR_COMMANDS,
+    ),
+    "ui/cli/commands/evaluate_writing": ("engine/evaluation", "engine/datasets", *UI_FOR_COMMANDS),
     "ui/cli/commands/models_command": ("engine/checkpoints", "engine/models", "training/stages", *UI_FOR_COMMANDS),
     "ui/cli/commands/train_command": (
         "training/recipes", "training/stages", "training/capfilt", "training/loop", *UI_FOR_COMMANDS,

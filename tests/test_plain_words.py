@@ -52,6 +52,7 @@ VERBS = """
     stream strip submit subtract sum switch sync take teach tell test tie time tokenize train transform translate
     transpose trim try tune turn unlock unpack untie update upsert use validate verify view wait walk warn wrap
     write yield zero
+    escape paint
 """
 FORMS_OF_BE_AND_HAVE = """
     are can cannot do does has have is may must was were will
@@ -63,6 +64,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("training/stages/stage2.py", "its caption is "): _REASON,
     ("training/stages/stage2.py", "with its answer it has more than "): _REASON,
     ("training/stages/stage2.py", "it has more than the "): _REASON,
+    ("ui/reports/writing_report.py", "how"): "a key of the JSON that `qseek evaluate --json` prints",
 }
 
 

@@ -1,4 +1,4 @@
-"""The public door: its names, that it is light, and the example in its docstring, run as it stands."""
+"""`import qseek` gives the public names and loads nothing heavy; the example in its docstring runs as it stands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PUBLIC = {
 
 
 def test_the_public_names_are_these() -> None:
-    """A name that goes breaks other people's programs, so that going or coming is a decision."""
+    """Compare the names with a list: removing one breaks other people's programs, so that a change is a decision."""
     assert set(qseek.__all__) == PUBLIC
     assert set(dir(qseek)) >= PUBLIC
 
@@ -35,12 +35,12 @@ def test_each_name_is_loaded_and_documented(name: str) -> None:
     assert value.__doc__ and value.__module__.split(".")[0] in ("engine", "indexer", "training", "ui")
 
 
-def test_an_unknown_name_says_what_there_is() -> None:
-    with pytest.raises(AttributeError, match=r"'find_photos'; it has Caption, .*, open_picture"):
+def test_an_error_about_an_unknown_name_lists_the_public_names() -> None:
+    with pytest.raises(AttributeError, match=r"'find_photos'; it has Caption, .*, open_picture$"):
         qseek.find_photos  # noqa: B018
 
 
-def test_the_version_is_written_once() -> None:
+def test_the_version_is_written_in_one_file() -> None:
     assert version("qseek") == qseek.__version__
     assert qseek.__version__ not in (ROOT / "pyproject.toml").read_text()
 
@@ -53,7 +53,7 @@ def test_importing_it_loads_nothing_heavy() -> None:
 
 
 def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
-    """With the bundled model, in a process of its own, on four pictures of one colour each."""
+    """Run it with the bundled model, in a process of its own, on four pictures of one colour each."""
     assert qseek.__doc__
     example = textwrap.dedent(re.split(r"\n(?=\S)", qseek.__doc__.split("\n\n", 1)[1])[0])
     assert example.startswith("import qseek\n")

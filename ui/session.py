@@ -1,4 +1,4 @@
-"""From what a person gave, --index and --model, to an open store, a model and a searcher.
+"""Open the store, the model and the searcher that the options --index and --model name.
 
 The command line and the page open everything through this file. Heavy libraries are imported inside the functions:
 lancedb takes a second or two, torch as long again.
@@ -22,32 +22,21 @@ if TYPE_CHECKING:
     from engine.search.searcher import Searcher
     from indexer.index_run import RunReport
 
-
-def get_default_captioner_name(folder: Path) -> str:
-    """The name of what writes by default beside this index, where there is one."""
-    from engine.index.manifest import Manifest
-    from engine.models.photo_captioners import choose_default_captioner
-
-    try:
-        return choose_default_captioner(Manifest.load(folder).model)
-    except IndexStateError:
-        return choose_default_captioner()
-
-
 CAPTIONER_VARIABLE = "QSEEK_CAPTION_MODEL"
+"""The environment variable that names the captioner."""
 
 
-def resolve_index_folder(given: Path | None) -> Path:
-    """The folder of the index, absolute: the given one, else the one under the user's data folder."""
-    if given is not None:
-        return given.expanduser().absolute()
+def resolve_index_folder(folder: Path | None) -> Path:
+    """Return the absolute folder of an index, where `folder` is None that of the index in the user's data folder."""
+    if folder is not None:
+        return folder.expanduser().absolute()
     from platformdirs import user_data_path
 
     return user_data_path("qseek", appauthor=False) / "index"
 
 
 def open_store(folder: Path) -> Store:
-    """Raises IndexStateError: none there, damaged, or written by a newer qseek."""
+    """Open the store of an index. Raises IndexStateError: there is none, it is damaged, or a newer qseek wrote it."""
     from engine.index.store import Store
 
     return Store.open(folder)
@@ -64,34 +53,14 @@ def keep_freed_memory() -> None:
 
 
 def load_model(name: str | None) -> RetrievalModel:
-    """A model by its name or folder, the bundled one without either; raises CheckpointError."""
+    """Load a retrieval model by its name or folder, the bundled one without a name. Raises CheckpointError."""
     from engine.models.loading import load_model
 
     return load_model(name) if name else load_model()
 
 
-def load_photo_captioner(name: str | None, searching: RetrievalModel | None = None) -> PhotoCaptioner:
-    """What writes captions, the default without a name; raises CheckpointError. searching: not loaded again."""
-    from engine.models.photo_captioners import load_photo_captioner
-
-    return load_photo_captioner(name, searching)
-
-
-def choose_captioner(given: str | None, store: Store, searching: str) -> tuple[str, bool]:
-    """The name of what writes captions for an index, and whether it answers questions; nothing is loaded.
-
-    given: by a person, else what wrote most of the index's captions, else the default. Raises CheckpointError.
-    """
-    from engine.models.photo_captioners import choose_default_captioner, is_able_to_answer
-
-    name = (
-        given or next(iter(store.captions.count_by_captioner()), None) or choose_default_captioner(searching)
-    )
-    return name, is_able_to_answer(name)
-
-
 def load_model_on_each_gpu(name: str | None) -> list[RetrievalModel]:
-    """The same model on every GPU, on the processor where there is none; raises CheckpointError."""
+    """Load a retrieval model once on every GPU, or once on the processor without a GPU. Raises CheckpointError."""
     import torch
 
     from engine.models.catalogue import DEFAULT
@@ -101,11 +70,46 @@ def load_model_on_each_gpu(name: str | None) -> list[RetrievalModel]:
     return [load_model(name or DEFAULT, device=device) for device in devices]
 
 
-def make_searcher(store: Store | None, model: RetrievalModel, *, hold: bool = False) -> Searcher:
-    """Without a store it knows no photos, and can still rerank and match those that are given.
+def load_photo_captioner(name: str | None, searching: RetrievalModel | None = None) -> PhotoCaptioner:
+    """Load a captioner by its name or folder, the default one without a name. Raises CheckpointError.
 
-    hold: whether more questions will come, so that what one computes of photos is held for the next. Raises
-    IndexStateError when another model made the index.
+    searching: a retrieval model that is loaded already; it is not loaded again when it is the captioner as well.
+    """
+    from engine.models.photo_captioners import load_photo_captioner
+
+    return load_photo_captioner(name, searching)
+
+
+def get_default_captioner_name(folder: Path) -> str:
+    """Return the name of the captioner that is used by default beside the index in `folder`, if there is one."""
+    from engine.index.manifest import Manifest
+    from engine.models.photo_captioners import choose_default_captioner
+
+    try:
+        return choose_default_captioner(Manifest.load(folder).model)
+    except IndexStateError:
+        return choose_default_captioner()
+
+
+def choose_captioner(given: str | None, store: Store, searching: str) -> tuple[str, bool]:
+    """Return the name of the captioner for an index, and whether it answers questions; nothing is loaded.
+
+    The captioner is the given one, or the one that wrote most of the index's captions, or the default beside the
+    retrieval model `searching`. Raises CheckpointError.
+    """
+    from engine.models.photo_captioners import choose_default_captioner, is_able_to_answer
+
+    name = (
+        given or next(iter(store.captions.count_by_captioner()), None) or choose_default_captioner(searching)
+    )
+    return name, is_able_to_answer(name)
+
+
+def make_searcher(store: Store | None, model: RetrievalModel, *, hold: bool = False) -> Searcher:
+    """Make a searcher of a store and a model. Raises IndexStateError when another model made the index.
+
+    store: None makes a searcher that knows no photos, and can still rerank and match photos that it is given.
+    hold: keep what is computed of photos for one question in memory for the next; for a process that answers many.
     """
     from engine.search.searcher import HOLD_BYTES, Searcher
 
@@ -113,49 +117,64 @@ def make_searcher(store: Store | None, model: RetrievalModel, *, hold: bool = Fa
 
 
 def open_searcher(folder: Path, model: str | None, tell: Callable[[str], None] | None = None) -> Searcher:
-    """The index with the model given, else with the one that made it. tell: called with a line where an answer takes
-    long.
+    """Open an index with the given model, or without one with the model that made the index.
 
-    Raises IndexStateError before the model is loaded when there is no index.
+    tell: called with a line of text where an answer takes long. Raises IndexStateError when there is no index, before
+    the model is loaded; raises CheckpointError when there is no such model.
     """
     store = open_store(folder)
-    return _telling(make_searcher(store, load_model(model or store.manifest.model)), tell)
+    searcher = make_searcher(store, load_model(model or store.manifest.model))
+    return _with_tell(searcher, tell)
 
 
 def open_searcher_with_or_without_index(
     folder: Path, model: str | None, tell: Callable[[str], None] | None = None
 ) -> Searcher:
-    """As `open_searcher`; where there is no index, a searcher without one."""
+    """Open an index where there is one, as `open_searcher` does; otherwise make a searcher that knows no photos."""
     if has_index(folder):
         return open_searcher(folder, model, tell)
-    return _telling(make_searcher(None, load_model(model)), tell)
+    return _with_tell(make_searcher(None, load_model(model)), tell)
+
+
+def _with_tell(searcher: Searcher, tell: Callable[[str], None] | None) -> Searcher:
+    """Return the searcher after making it call `tell`, if that is given."""
+    if tell is not None:
+        searcher.tell = tell
+    return searcher
 
 
 def open_index(folder: Path | str | None = None, *, model: str | None = None) -> Searcher:
-    """Open an index, so that it can be asked.
+    """Open an index, so that it can be searched.
 
     folder: the index, by default the one under the user's data folder. model: name or folder of the model, by default
     the one that made the index. Raises IndexStateError: there is no index, it is damaged, or another model made it.
-    Raises CheckpointError: the model is not there.
+    Raises CheckpointError: there is no such model.
     """
     return open_searcher(resolve_index_folder(None if folder is None else Path(folder)), model)
 
 
 def build_index(
-    photos: Iterable[Path | str], folder: Path | str | None = None, *, model: str | None = None,
-    texts: Sequence[str] = (), captions: bool = False, captioner: str | None = None, workers: int | None = None,
+    photos: Iterable[Path | str],
+    folder: Path | str | None = None,
+    *,
+    model: str | None = None,
+    texts: Sequence[str] = (),
+    captions: bool = False,
+    captioner: str | None = None,
+    workers: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-) -> RunReport:  # fmt: skip
-    """Index the photos in folders; run again, it reads only what has changed.
+) -> RunReport:
+    """Index the photos in folders; a second run reads only the photos that have changed.
 
-    photos: folders. folder: the index, by default the one under the user's data folder; it is made where there is none.
-    model: name or folder of the model that makes it. texts: are indexed as well, so that a photo can find them.
-    captions: write a caption for each photo that has none; captioner: the model that writes them. workers: processes
-    that read photos, by default one for each processor, 0 for none. on_progress: called a few times a second.
+    photos: the folders. folder: the index, by default the one under the user's data folder; it is made where there is
+    none. model: name or folder of the model that makes the index. texts: these are indexed as well, so that `match`
+    can find them for a photo. captions: write a caption of each photo that has none. captioner: the model that writes
+    captions. workers: number of processes that read photos, by default one for each processor; 0 reads them in this
+    process. on_progress: called a few times a second.
 
-    Returns what was done, with the photos that could not be read. Raises QueryError: a folder is not there or holds no
-    photo. Raises IndexStateError: another model made the index, or another process writes it. Raises CheckpointError:
-    the model is not there.
+    Returns what was done, with the photos that could not be read. Raises QueryError: a folder is missing or holds no
+    photo. Raises IndexStateError: another model made the index, or another process is writing it. Raises
+    CheckpointError: there is no such model.
     """
     from indexer.index_run import IndexRun, ProgressListener, RunRequest
 
@@ -171,19 +190,16 @@ def build_index(
     return IndexRun(request, load_model, load_photo_captioner, ProgressListener(on_progress)).run()
 
 
-def _telling(searcher: Searcher, tell: Callable[[str], None] | None) -> Searcher:
-    """Return the searcher, which calls `tell` from now on."""
-    if tell is not None:
-        searcher.tell = tell
-    return searcher
-
-
 def add_captions(results: Results, searcher: Searcher, captioner: str | None) -> Results:
-    """Every hit with a caption: the index's own, but where another captioner is named; the others are written now."""
+    """Return the results with a caption of every hit, writing the captions that the index does not hold.
+
+    captioner: name or folder of the captioner whose captions are shown; captions of others are written anew. None
+    keeps all captions of the index.
+    """
     from engine.models.photo_captioners import is_called
     from engine.search.hit_captions import add_missing_captions
 
-    def keeps(caption: Caption) -> bool:
+    def is_kept(caption: Caption) -> bool:
         return captioner is None or is_called(captioner, caption.writer)
 
-    return add_missing_captions(results, lambda: load_photo_captioner(captioner, searcher.model), keeps)
+    return add_missing_captions(results, lambda: load_photo_captioner(captioner, searcher.model), is_kept)

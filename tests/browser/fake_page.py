@@ -1,4 +1,4 @@
-"""The page with the colour model in the place of BLIP-2, for `streamlit run`."""
+"""Run the page with the colour model in the place of BLIP-2; `streamlit run` runs this file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a person sees after typing a question, wide, narrow and dark.
+"""The page looks right in a real browser: in a wide and a narrow window, dark, with captions and dialogs.
 
 Needs Chromium (Debian: apt-get install chromium). QSEEK_SCREENSHOTS=folder keeps the pictures.
 """
@@ -38,7 +38,7 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 Open = Callable[..., Page]
-"""Address, width, height, dark -> a page of that size that begins to load the address."""
+"""Takes an address, width, height and whether it is dark; returns a page of that size that begins to load."""
 
 pytestmark = pytest.mark.xdist_group("processes")
 needs_chromium = pytest.mark.skipif(
@@ -48,7 +48,7 @@ needs_chromium = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Photos of one colour each, wide and tall, with their index beside them."""
+    """Make photos of one colour each, wide and tall, with their index beside them."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "photos").mkdir()
     for number, (name, colour) in enumerate(COLOURS.items()):
@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(folder):
-    """The page, served as `qseek app` serves it."""
+    """Serve the page as `qseek app` does; yield its address."""
     from ui.cli.commands.app_command import build_streamlit_command
 
     with socket.socket() as free:
@@ -93,7 +93,7 @@ def _wait_until_served(url: str, server: subprocess.Popen, log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The system's Chromium. Playwright's own browsers are neither needed nor downloaded."""
+    """Start the system's Chromium. Playwright's own browsers are neither needed nor downloaded."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -104,7 +104,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
-    """A function that opens an address in a window of its own."""
+    """Return a function that opens an address in a new window."""
     contexts = []
 
     def open_address(address: str, width: int, height: int, dark: bool = False) -> Page:
@@ -124,7 +124,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
 
 @pytest.fixture
 def screenshot(tmp_path: Path) -> Callable[[Page, str], np.ndarray]:
-    """A function that takes one, writes it under a name and returns it as an array (height, width, 3)."""
+    """Return a function that takes a screenshot, saves it under a name, and returns it as an array (H, W, 3)."""
     folder = Path(os.environ.get("QSEEK_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -140,16 +140,16 @@ def wait_for_tiles(page: Page, number: int) -> None:
     page.wait_for_function(f"{IDLE} && {TILES}.length == {number} && {loaded}")
 
 
-def boxes(page: Page) -> list[tuple[int, ...]]:
-    """(left, top, width, height) of each picture, rounded, in the order of the page."""
-    found = page.evaluate(
+def measure_pictures(page: Page) -> list[tuple[int, ...]]:
+    """Return (left, top, width, height) of each picture, rounded, in the order of the page."""
+    boxes = page.evaluate(
         f"Array.from({TILES}).map(picture => picture.getBoundingClientRect())"
         ".map(box => [box.left, box.top, box.width, box.height].map(Math.round))"
     )
-    return [tuple(box) for box in found]
+    return [tuple(box) for box in boxes]
 
 
-def colour_in(picture: np.ndarray, box: tuple[int, ...]) -> tuple[int, ...]:
+def get_middle_colour(picture: np.ndarray, box: tuple[int, ...]) -> tuple[int, ...]:
     left, top, width, height = box
     return tuple(int(value) for value in picture[top + height // 2, left + width // 2])
 
@@ -159,20 +159,20 @@ def is_near(colour: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 @needs_chromium
-def test_a_typed_question_shows_the_photos_in_order(address, open_page, screenshot):
+def test_a_typed_text_shows_the_photos_in_order(address, open_page, screenshot):
     page = open_page(address, 1280, 900)
     page.locator(".st-key-q input").fill("red")
     page.locator(".st-key-q input").press("Enter")
     wait_for_tiles(page, len(COLOURS))
     picture = screenshot(page, "wide")
-    found = boxes(page)
-    assert is_near(colour_in(picture, found[0]), COLOURS["red"])
-    assert is_near(colour_in(picture, found[1]), COLOURS["orange"])
-    assert len({(width, height) for _, _, width, height in found}) == 1, (
+    boxes = measure_pictures(page)
+    assert is_near(get_middle_colour(picture, boxes[0]), COLOURS["red"])
+    assert is_near(get_middle_colour(picture, boxes[1]), COLOURS["orange"])
+    assert len({(width, height) for _, _, width, height in boxes}) == 1, (
         "tall and wide photos make equal tiles"
     )
-    assert found[0][2] == found[0][3] > 190
-    assert len({top for _, top, _, _ in found[:5]}) == 1, "five in the first row"
+    assert boxes[0][2] == boxes[0][3] > 190
+    assert len({top for _, top, _, _ in boxes[:5]}) == 1, "five in the first row"
     assert page.evaluate("location.search") == "?q=red"
     words = page.inner_text("body")
     assert "89% match" in words and "cosine 0.99" in words and "red.png" in words
@@ -183,21 +183,21 @@ def test_a_narrow_window_keeps_two_columns_and_does_not_scroll_sideways(address,
     page = open_page(f"{address}/?q=green", 400, 800)
     wait_for_tiles(page, len(COLOURS))
     picture = screenshot(page, "narrow")
-    found = boxes(page)
-    assert found[0][1] == found[1][1] < found[2][1]
+    boxes = measure_pictures(page)
+    assert boxes[0][1] == boxes[1][1] < boxes[2][1]
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     assert picture.shape[1] == 400
 
 
 @needs_chromium
-def test_it_follows_a_dark_desktop(address, open_page, screenshot):
+def test_the_page_is_dark_on_a_dark_desktop(address, open_page, screenshot):
     page = open_page(f"{address}/?q=blue", 1000, 700, dark=True)
     wait_for_tiles(page, len(COLOURS))
     assert screenshot(page, "dark")[5, 5].max() < 60
 
 
 @needs_chromium
-def test_more_like_this_then_the_whole_photo(address, open_page, screenshot):
+def test_similar_photos_and_then_the_whole_photo_are_shown(address, open_page, screenshot):
     page = open_page(f"{address}/?q=yellow", 1280, 900)
     wait_for_tiles(page, len(COLOURS))
     page.locator(".st-key-like-2 button").click()
@@ -212,7 +212,7 @@ def test_more_like_this_then_the_whole_photo(address, open_page, screenshot):
 
 
 @needs_chromium
-def test_captions_come_below_the_photos_and_a_question_is_answered(address, open_page, screenshot):
+def test_captions_are_shown_below_the_photos_and_a_question_is_answered(address, open_page, screenshot):
     page = open_page(f"{address}/?q=green", 1280, 900)
     wait_for_tiles(page, len(COLOURS))
     captions = page.locator(".q-says")
@@ -238,7 +238,7 @@ def test_captions_come_below_the_photos_and_a_question_is_answered(address, open
     screenshot(page, "question")
 
 
-def test_only_this_computer_can_reach_it(address):
+def test_only_this_computer_can_reach_the_page(address):
     port = int(address.rsplit(":", 1)[1])
     others = [info[4][0] for info in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)]
     for other in (name for name in others if not name.startswith("127.")):
@@ -248,8 +248,8 @@ def test_only_this_computer_can_reach_it(address):
         pass
 
 
-def test_a_foreign_name_for_this_computer_is_refused(address):
-    """Against DNS rebinding: the question must come to localhost by name."""
+def test_a_request_to_another_name_of_this_computer_is_refused(address):
+    """Refuse DNS rebinding: a request must name localhost as its host."""
     port = int(address.rsplit(":", 1)[1])
     for host, status in (("localhost", b"101"), ("evil.example", b"403")):
         with socket.create_connection(("localhost", port), timeout=10) as connection:

@@ -1,8 +1,8 @@
-"""`qseek`: its commands, and how each of them ends.
+"""Define `qseek`: its commands, and how each of them ends.
 
-A command's module is imported when it runs, and torch, lancedb, faiss, streamlit and rich only inside it, so
-that `qseek --help` answers at once. Exit codes: 0, 1 user error, 2 usage, 3 finished with
-failures, 130 Ctrl-C.
+A command's module is imported when it runs, and torch, lancedb, faiss, streamlit and rich only inside it, so that
+`qseek --help` answers at once. Exit codes: 0 success, 1 an error that the message explains, 2 wrong usage, 3 finished
+but some photos could not be read, 130 stopped with Ctrl-C, 141 the program that reads the output has ended.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from engine.errors import QseekError
-from ui.cli.terminal import STOPPED, say
+from ui.cli.terminal import STOPPED_TEXT, finish_stopped
 from ui.reports.text_forms import printable_text
 from ui.session import keep_freed_memory
 
@@ -34,11 +34,13 @@ COMMANDS = {
     "failures": "ui.cli.commands.index_command",
     "prune": "ui.cli.commands.index_command",
 }
-READER_GONE = 141  # 128 + SIGPIPE: what a program gives that is stopped by `| head`
+"""The module that defines each command, in the order of `qseek --help`."""
+OUTPUT_CLOSED = 141
+"""The exit code of a program whose reader has ended, such as `| head`: 128 + SIGPIPE."""
 
 
-class Commands(click.Group):
-    """Imports a command when it is asked for; turns every error meant for a person into one plain message."""
+class CommandGroup(click.Group):
+    """Imports a command when it is asked for, and turns every error meant for a person into one plain message."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -50,22 +52,23 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except QseekError as error:
-            raise click.ClickException(_plain(str(error))) from error
+            raise click.ClickException(_escape_lines(str(error))) from error
         except KeyboardInterrupt:
-            say("Stopped.")
-            ctx.exit(STOPPED)
+            finish_stopped(STOPPED_TEXT)
         except OSError as error:
             if error.errno == errno.EPIPE:
-                ctx.exit(READER_GONE)
-            where = "" if error.filename is None else f": {os.fsdecode(error.filename)}"
-            raise click.ClickException(_plain(f"{error.strerror or error}{where}")) from error
+                ctx.exit(OUTPUT_CLOSED)
+            file_text = "" if error.filename is None else f": {os.fsdecode(error.filename)}"
+            raise click.ClickException(_escape_lines(f"{error.strerror or error}{file_text}")) from error
 
 
-def _plain(message: str) -> str:
+def _escape_lines(message: str) -> str:
     return "\n".join(printable_text(line) for line in message.split("\n"))
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="qseek")
 def main() -> None:
     """Find photos by describing them.

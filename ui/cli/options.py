@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Define the options that several commands share, so that they have the same help text everywhere."""
 
 from __future__ import annotations
 
@@ -17,15 +17,28 @@ from ui.session import CAPTIONER_VARIABLE
 Command = Callable[..., Any]
 folder_type = click.Path(path_type=Path, file_okay=False)
 file_type = click.Path(path_type=Path, dir_okay=False)
+positive_type = click.IntRange(min=1)
 
 
 class Output(enum.Enum):
-    """How hits are written to stdout."""
+    """The form in which hits are written to stdout."""
 
     TABLE = "table"
     JSON = "json"
     PATHS = "paths"
     NUL = "nul"
+
+
+def retrieval_model_option(default: str) -> Callable[[Command], Command]:
+    """Return the option --model of a command that searches. default: the model that is used without it, in words."""
+    return click.option(
+        "--model",
+        envvar="QSEEK_MODEL",
+        show_envvar=True,
+        metavar="NAME|FOLDER",
+        help="Use this model; `qseek models` lists them.",
+        show_default=default,
+    )
 
 
 index_option = click.option(
@@ -34,40 +47,40 @@ index_option = click.option(
     envvar="QSEEK_INDEX",
     show_envvar=True,
     metavar="DIR",
-    help="Where the index lies.  [default: in the user's data folder]",
+    help="Use the index in this folder.",
+    show_default="in the user's data folder",
 )
-model_option = click.option(
-    "--model",
-    envvar="QSEEK_MODEL",
-    show_envvar=True,
-    metavar="NAME|FOLDER",
-    help="Which model, see `qseek models`.  [default: the one the index was made with]",
+model_option = retrieval_model_option("the model that made the index, else the bundled one")
+captions_option = click.option(
+    "--captions", is_flag=True, help="Show a caption of each photo; missing captions are written now."
 )
-captions_option = click.option("--captions", is_flag=True, help="Show what each photo shows, in words, too.")
 captioner_option = click.option(
     "--captioner",
     envvar=CAPTIONER_VARIABLE,
     show_envvar=True,
     metavar="NAME|FOLDER",
-    help="What writes captions.  [default: what wrote the index's, else that of `qseek caption`]",
+    help="Write captions with this model.",
+    show_default="the model that wrote the index's captions, else that of `qseek caption`",
 )
 top_option = click.option(
-    "-k", "--top", type=click.IntRange(min=1), default=20, show_default=True, help="How many to show."
+    "-k", "--top", type=positive_type, default=20, show_default=True, metavar="N", help="Show the best N."
 )
 
 
 def rerank_options(command: Command) -> Command:
-    """--rerank N and --no-rerank as one argument `rerank`, 0 for none."""
+    """Give a command the options --rerank N and --no-rerank as one argument `rerank`, which is 0 for --no-rerank."""
 
     @click.option(
         "--rerank",
-        type=click.IntRange(min=1),
+        type=positive_type,
         default=RERANKED,
         show_default=True,
         metavar="N",
-        help="How many of the nearest are read together with the text and put in order.",
+        help="Put the N nearest in order by reading photo and text together.",
     )
-    @click.option("--no-rerank", is_flag=True, help="Order by the cosine alone: faster, less exact.")
+    @click.option(
+        "--no-rerank", is_flag=True, help="Order by the cosine alone, which is faster and less exact."
+    )
     @functools.wraps(command)
     def with_rerank(*args: Any, rerank: int, no_rerank: bool, **others: Any) -> Any:
         return command(*args, rerank=0 if no_rerank else rerank, **others)
@@ -75,17 +88,21 @@ def rerank_options(command: Command) -> Command:
     return with_rerank
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-paths_option = click.option("--paths", "as_paths", is_flag=True, help="Paths alone, one a line.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on each line.")
+paths_option = click.option(
+    "--paths", "as_paths", is_flag=True, help="Print the paths alone, one on each line."
+)
 nul_option = click.option(
-    "-0", "--null", "as_nul", is_flag=True, help="Paths alone, each closed by a NUL byte."
+    "-0", "--null", "as_nul", is_flag=True, help="Print the paths alone, each ended by a NUL byte."
 )
 
 
 def choose_output(as_json: bool, as_paths: bool, as_nul: bool) -> Output:
-    """Raises a usage error where two of them contradict each other."""
+    """Return the form of output that the flags ask for. Raises UsageError when they contradict each other."""
     if as_json and (as_paths or as_nul):
-        raise click.UsageError("--json prints objects, --paths and -0 print paths: give one of them.")
+        raise click.UsageError(
+            "--json prints objects, but --paths and -0 print paths. Give only one of them."
+        )
     if as_json:
         return Output.JSON
     if as_nul:
@@ -94,7 +111,7 @@ def choose_output(as_json: bool, as_paths: bool, as_nul: bool) -> Output:
 
 
 def output_options(command: Command) -> Command:
-    """--json, --paths and -0 as one argument `output`."""
+    """Give a command the options --json, --paths and -0 as one argument `output`."""
 
     @json_option
     @paths_option
@@ -107,32 +124,44 @@ def output_options(command: Command) -> Command:
 
 
 split_option = click.option(
-    "--split", default="test", show_default=True, help="Which part of a Karpathy file."
+    "--split", default="test", show_default=True, help="Use this split of a Karpathy file."
 )
 allow_missing_option = click.option(
-    "--allow-missing", is_flag=True, help="Leave out photos that are not there or cannot be read."
+    "--allow-missing", is_flag=True, help="Leave out photos that are missing or cannot be read."
 )
 
 
 def limit_option(noun: str = "") -> Callable[[Command], Command]:
-    """--limit: only the beginning of a set. noun: what is counted, where there is one word for it."""
-    text = f"Only the first so many{noun and ' ' + noun}: a quick look."
-    return click.option("--limit", type=click.IntRange(min=1), help=text)
+    """Return the option --limit, which takes only the beginning of a set.
+
+    noun: what is counted, in the plural, where there is one word for it.
+    """
+    text = f"Use only the first N{noun and ' ' + noun}, for a quick look."
+    return click.option("--limit", type=positive_type, metavar="N", help=text)
 
 
-def captioner_model_option(help_text: str) -> Callable[[Command], Command]:
-    """--model of a command that lets a model write, from the same variable as --captioner elsewhere."""
+def captioner_model_option(help_text: str, default: str | None = None) -> Callable[[Command], Command]:
+    """Return the option --model of a command whose model writes; its variable is that of --captioner elsewhere.
+
+    default: the model that is used without the option, in words; None where the option is needed.
+    """
     return click.option(
-        "--model", envvar=CAPTIONER_VARIABLE, show_envvar=True, metavar="NAME|FOLDER", help=help_text
+        "--model",
+        envvar=CAPTIONER_VARIABLE,
+        show_envvar=True,
+        metavar="NAME|FOLDER",
+        help=help_text,
+        show_default=default,
     )
 
 
 @dataclass(frozen=True)
 class WritingOptions:
-    """What `qseek evaluate caption` and `qseek evaluate vqa` are both told.
+    """The options that `qseek evaluate caption` and `qseek evaluate vqa` share.
 
-    images: the folder of the pictures, None for that of the first file. predictions: a results file to be scored, None
-    where a model writes. save: where results are written. limit: only the first so many. beams: of the beam search.
+    images: the folder of the pictures, None for that of the first file. predictions: a results file to score, None
+    when a model writes. save: the results file to write. limit: only the first items, None for all. beams: number of
+    beams of the beam search.
     """
 
     images: Path | None
@@ -145,22 +174,36 @@ class WritingOptions:
 
 
 def writing_options(command: Command) -> Command:
-    """The options of `WritingOptions` as one argument `options`."""
+    """Give a command the options of `WritingOptions` as one argument `options`."""
 
-    @click.option("--images", type=folder_type, help="Folder of the pictures.  [default: the first file's]")
+    @click.option(
+        "--images",
+        type=folder_type,
+        help="Find the pictures in this folder.",
+        show_default="the folder of the first file",
+    )
     @click.option("--predictions", type=file_type, help="Score this results file; no model is loaded.")
-    @click.option("--save", type=file_type, help="Write a results file; a stopped run goes on beside it.")
+    @click.option(
+        "--save", type=file_type, help="Write this results file; a stopped run can then be continued."
+    )
     @limit_option()
     @allow_missing_option
     @click.option(
-        "--beams", type=click.IntRange(min=1), default=5, show_default=True, help="Of the beam search."
+        "--beams", type=positive_type, default=5, show_default=True, metavar="N", help="Search with N beams."
     )
     @json_option
     @functools.wraps(command)
     def with_options(
-        *args: Any, images: Path | None, predictions: Path | None, save: Path | None, limit: int | None,
-        allow_missing: bool, beams: int, as_json: bool, **others: Any,
-    ) -> Any:  # fmt: skip
+        *args: Any,
+        images: Path | None,
+        predictions: Path | None,
+        save: Path | None,
+        limit: int | None,
+        allow_missing: bool,
+        beams: int,
+        as_json: bool,
+        **others: Any,
+    ) -> Any:
         options = WritingOptions(images, predictions, save, limit, allow_missing, beams, as_json)
         return command(*args, options=options, **others)
 

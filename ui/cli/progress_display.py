@@ -1,4 +1,4 @@
-"""How far a run is, on stderr: a bar on a terminal, now and then a plain line elsewhere."""
+"""Show how far a run is on stderr: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def pace_text(progress: Progress, noun: str = "photo") -> str:
-    """`85 photos/s, 44 s left, 2 failed`, as far as it is known. noun: what is counted."""
+    """Return the pace of a run, such as "85 photos/s, 44 s left, 2 failed", without the parts that are not known.
+
+    noun: what is counted, in the singular.
+    """
     parts = []
     if progress.per_second:
         decimals = 0 if progress.per_second >= 10 else 1
@@ -32,33 +35,33 @@ def pace_text(progress: Progress, noun: str = "photo") -> str:
 
 
 @contextmanager
-def show_progress_bar(noun: str = "photo") -> Iterator[Callable[[Progress], None]]:
-    """Gives what a run calls with each step. noun: what it counts, in the singular."""
+def show_progress(noun: str = "photo") -> Iterator[Callable[[Progress], None]]:
+    """Give a function that a run calls with its progress, and that shows it. noun: what is counted, in the singular."""
     if sys.stderr.isatty():
-        with _bar(noun) as update:
+        with _show_bar(noun) as update:
             yield update
     else:
-        yield _Lines(noun).update
+        yield _ProgressLines(noun).update
 
 
-class _Lines:
-    """One line every SECONDS_BETWEEN_LINES, and one at the end."""
+class _ProgressLines:
+    """Says one line every SECONDS_BETWEEN_LINES, and one at the end."""
 
     def __init__(self, noun: str) -> None:
         self.noun = noun
-        self.last = time.monotonic()
+        self.last_said = time.monotonic()
 
     def update(self, progress: Progress) -> None:
         is_end = progress.done == progress.total
-        if not is_end and time.monotonic() - self.last < SECONDS_BETWEEN_LINES:
+        if not is_end and time.monotonic() - self.last_said < SECONDS_BETWEEN_LINES:
             return
-        self.last = time.monotonic()
+        self.last_said = time.monotonic()
         pace = pace_text(progress, self.noun)
         say(f"{progress.done:,} of {count_text(progress.total, self.noun)}{pace and ', ' + pace}")
 
 
 @contextmanager
-def _bar(noun: str) -> Iterator[Callable[[Progress], None]]:
+def _show_bar(noun: str) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar

@@ -1,4 +1,4 @@
-"""The page that `qseek app` serves: type a sentence, see the photos.
+"""The page that `qseek app` serves: type a text, see the photos.
 
 Open page.py first: Streamlit runs it from the top after every click. page_cache.py keeps the model, the index and the
 answers between these runs, tiles.py draws a photo with its scores, thumbnails.py makes its small picture,

@@ -1,4 +1,4 @@
-"""Captions for the page, written by a thread of its own: what was found is shown without waiting for them."""
+"""Write captions for the page in a thread of its own, so that photos are shown without waiting for captions."""
 
 from __future__ import annotations
 
@@ -12,85 +12,92 @@ from engine.types import Failure, Photo
 if TYPE_CHECKING:
     from engine.models.photo_captioners import PhotoCaptioner
 
-AT_ONCE = 4  # photos: a question that comes meanwhile shares the processor with so many at most
-MOST_WANTED = 200
-MOST_KEPT = 20_000
+CAPTION_BATCH = 4
+"""Number of photos that are captioned at once; a search that comes meanwhile shares the processor with them."""
+MAX_WAITING = 200
+MAX_CAPTIONS = 20_000
 
 
 class CaptionDesk:
-    """Photos are handed in, their captions are there some time later; each photo is captioned once.
+    """Takes photos, and has their captions some time later. Each photo is captioned once.
 
-    load: gives what writes, called when the first photo comes. error: why there will be no more, in words.
+    load: loads the captioner, when the first photo comes. error: why no more captions will be written, in words; None
+    as long as nothing failed.
     """
 
     def __init__(self, load: Callable[[], PhotoCaptioner]):
         self._load = load
-        self._writer: PhotoCaptioner | None = None
-        self._writing = threading.Lock()  # held while the writer is loaded and while it writes
+        self._captioner: PhotoCaptioner | None = None
+        self._captioner_in_use = threading.Lock()  # held while the captioner is loaded and while it writes
         self._changed = threading.Condition()
-        self._wanted: list[Photo] = []
-        self._known: dict[str, str | Failure] = {}
+        self._waiting: list[Photo] = []
+        self._captions_by_digest: dict[str, str | Failure] = {}
         self._thread: threading.Thread | None = None
         self.error: str | None = None
 
     def request_captions(self, photos: Sequence[Photo]) -> None:
-        """Those asked for last come first."""
+        """Ask for captions of photos. The photos of the last request are captioned first."""
         with self._changed:
-            photos = [photo for photo in photos if photo.digest not in self._known]
-            new = {photo.digest: photo for photo in photos}
-            rest = [photo for photo in self._wanted if photo.digest not in new]
-            self._wanted = [*new.values(), *rest][:MOST_WANTED]
-            if self._wanted and self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="captions", daemon=True)
+            photos = [photo for photo in photos if photo.digest not in self._captions_by_digest]
+            new_photos = {photo.digest: photo for photo in photos}
+            old_photos = [photo for photo in self._waiting if photo.digest not in new_photos]
+            self._waiting = [*new_photos.values(), *old_photos][:MAX_WAITING]
+            if self._waiting and self._thread is None:
+                self._thread = threading.Thread(target=self._write_all, name="captions", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
     def get_caption(self, photo: Photo) -> str | Failure | None:
-        """Its caption, or why it cannot be read; None as long as it is not written."""
-        return self._known.get(photo.digest)
+        """Return the caption of a photo, or why the photo cannot be read; None as long as it is not captioned."""
+        return self._captions_by_digest.get(photo.digest)
 
     def answer(self, photo: Photo, question: str) -> str:
-        """Raises QueryError for what the writer cannot answer, PhotoError for a photo that cannot be read."""
+        """Answer a question about a photo.
+
+        Raises QueryError for what the captioner cannot answer, PhotoError for a photo that cannot be read.
+        """
         from engine.search.hit_captions import write_texts_of
 
-        with self._writing:
-            writer = self._loaded()
-            (text,) = write_texts_of([photo], writer.image_size, lambda one: writer.answer(one, [question]))
+        with self._captioner_in_use:
+            captioner = self._get_captioner()
+            (text,) = write_texts_of(
+                [photo], captioner.image_size, lambda pictures: captioner.answer(pictures, [question])
+            )
         if isinstance(text, Failure):
             raise PhotoError(text.reason)
         return text
 
-    def _loaded(self) -> PhotoCaptioner:
-        if self._writer is None:
-            self._writer = self._load()
-        return self._writer
+    def _get_captioner(self) -> PhotoCaptioner:
+        if self._captioner is None:
+            self._captioner = self._load()
+        return self._captioner
 
-    def _work(self) -> None:
+    def _write_all(self) -> None:
+        """Write captions of all photos that wait and will come. Ends only after an error."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._wanted)
-                some = self._wanted[:AT_ONCE]
+                self._changed.wait_for(lambda: self._waiting)
+                batch = self._waiting[:CAPTION_BATCH]
             try:
-                self._write(some)
+                self._write_batch(batch)
             except Exception as error:  # whatever it is, the page must not wait for ever
-                is_ours = isinstance(error, QseekError)
-                self.error = str(error) if is_ours else f"captions failed: {type(error).__name__}: {error}"
+                is_plain = isinstance(error, QseekError)
+                self.error = str(error) if is_plain else f"Captions failed: {type(error).__name__}: {error}."
             with self._changed:
-                done = {photo.digest for photo in some}
-                self._wanted = (
-                    [] if self.error else [photo for photo in self._wanted if photo.digest not in done]
-                )
                 if self.error:
+                    self._waiting = []
                     self._thread = None
                     return
+                finished = {photo.digest for photo in batch}
+                self._waiting = [photo for photo in self._waiting if photo.digest not in finished]
 
-    def _write(self, photos: list[Photo]) -> None:
+    def _write_batch(self, photos: list[Photo]) -> None:
         from engine.search.hit_captions import write_texts_of
 
-        with self._writing:
-            writer = self._loaded()
-            texts = list(write_texts_of(photos, writer.image_size, writer.caption))
+        with self._captioner_in_use:
+            captioner = self._get_captioner()
+            texts = list(write_texts_of(photos, captioner.image_size, captioner.caption))
         for photo, text in zip(photos, texts, strict=True):
-            self._known[photo.digest] = text
-        while len(self._known) > MOST_KEPT:
-            self._known.pop(next(iter(self._known)))
+            self._captions_by_digest[photo.digest] = text
+        while len(self._captions_by_digest) > MAX_CAPTIONS:
+            self._captions_by_digest.pop(next(iter(self._captions_by_digest)))

@@ -1,7 +1,7 @@
-"""The model, the index and the answers that the page keeps between its runs.
+"""Keep the model, the index and the answers of the page between its runs.
 
 Streamlit runs the page's script from the top after every click; what is computed here is computed once for each state
-of the index (`Stamp`).
+of the index (`IndexState`).
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class OpenIndex:
-    """A searcher, and the lock that lets one session at a time ask it."""
+    """A searcher, and the lock that lets one session at a time use it."""
 
     searcher: Searcher
     lock: threading.Lock
 
 
 @dataclass(frozen=True)
-class Stamp:
-    """The state of an index: what is cached of it is made anew when this changes."""
+class IndexState:
+    """The state of an index; when it changes, the index is opened and searched anew.
+
+    model: the name of the model that searches. made_ns: when the manifest was written, in nanoseconds. version: the
+    version of the photo table. captions: the version of the caption table, 0 where there is none.
+    """
 
     folder: Path
     model: str
@@ -44,28 +48,28 @@ class Stamp:
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the model")
 def load_model(model: str) -> RetrievalModel:
-    """Load the model that searches, once for all sessions; raises CheckpointError."""
+    """Load the model that searches, once for all sessions. Raises CheckpointError."""
     return session.load_model(model)
 
 
 @st.cache_resource(max_entries=1, show_spinner="Opening the index")
-def open_index(stamp: Stamp) -> OpenIndex:
-    """Open the index with its model, once for each state of it; raises IndexStateError."""
-    store = session.open_store(stamp.folder)
-    return OpenIndex(session.make_searcher(store, load_model(stamp.model), hold=True), threading.Lock())
+def open_index(state: IndexState) -> OpenIndex:
+    """Open an index with its model, once for each state of it. Raises IndexStateError."""
+    store = session.open_store(state.folder)
+    return OpenIndex(session.make_searcher(store, load_model(state.model), hold=True), threading.Lock())
 
 
 @st.cache_data(max_entries=200, ttl=600, show_spinner="Searching")
-def search(stamp: Stamp, text: str, top: int, rerank: int) -> Results:
-    """Find the photos that fit a text; what was asked lately is remembered."""
-    index = open_index(stamp)
+def search(state: IndexState, text: str, top: int, rerank: int) -> Results:
+    """Find the photos that fit a text, from memory when it was asked lately."""
+    index = open_index(state)
     with index.lock:
         return index.searcher.search(text, top=top, rerank=rerank)
 
 
 @st.cache_data(max_entries=200, ttl=600, show_spinner="Searching")
-def search_similar(stamp: Stamp, path: Path, top: int) -> Results:
-    """Find the photos that look like one of them; what was asked lately is remembered."""
-    index = open_index(stamp)
+def search_similar(state: IndexState, path: Path, top: int) -> Results:
+    """Find the photos that look like an indexed one, from memory when it was asked lately."""
+    index = open_index(state)
     with index.lock:
         return index.searcher.similar(path, top=top)

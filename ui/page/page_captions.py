@@ -1,4 +1,4 @@
-"""Captions below the photos of the page, and the place where a person asks about one photo.
+"""Show captions below the photos of the page, and let a person ask a question about a photo.
 
 Captions that the index keeps are shown at once; the others come from the caption desk as they are written.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from engine.errors import QseekError
+from engine.errors import PhotoError, QseekError
 from engine.types import Hit, Photo
 from ui import session
 from ui.page.caption_desk import CaptionDesk
@@ -32,37 +32,47 @@ SECONDS_BETWEEN_LOOKS = 0.1
 
 @dataclass(frozen=True)
 class CaptionSettings:
-    """What writes them beside a searching model, whether it answers questions, and whether they are shown."""
+    """The settings of captions on the page.
+
+    model, captioner: the names of the models that search and that write captions. can_answer: whether the captioner
+    answers questions. are_shown: whether captions are shown below the photos.
+    """
 
     model: str
-    writer: str
-    answers: bool
-    shown: bool
+    captioner: str
+    can_answer: bool
+    are_shown: bool
 
     def get_desk(self) -> CaptionDesk:
-        return get_caption_desk(self.model, self.writer)
+        """Return the desk of the captioner, which all sessions share."""
+        return get_caption_desk(self.model, self.captioner)
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def get_caption_desk(model: str, writer: str) -> CaptionDesk:
-    """Keep one desk for each captioner beside a searching model, which it does not load again."""
+def get_caption_desk(model: str, captioner: str) -> CaptionDesk:
+    """Keep one caption desk for each pair of a model that searches and a captioner.
+
+    A captioner that is the searching model as well is not loaded again.
+    """
     searching = load_model(model)
-    return CaptionDesk(lambda: session.load_photo_captioner(writer, searching))
+    return CaptionDesk(lambda: session.load_photo_captioner(captioner, searching))
 
 
-def choose_caption_settings(store: Store, model: str, shown: bool) -> CaptionSettings | None:
-    """None, and a line that says why, where nothing can write them."""
+def choose_caption_settings(store: Store, model: str, are_shown: bool) -> CaptionSettings | None:
+    """Choose the captioner of an index. Shows why and returns None when there is no such model."""
     try:
-        return CaptionSettings(
-            model, *session.choose_captioner(os.environ.get(CAPTIONER_VARIABLE), store, model), shown
-        )
+        captioner, can_answer = session.choose_captioner(os.environ.get(CAPTIONER_VARIABLE), store, model)
     except QseekError as error:
-        st.warning(f"No captions: {markdown_text(str(error))}")
+        st.warning(f"There are no captions. {markdown_text(str(error))}")
         return None
+    return CaptionSettings(model, captioner, can_answer, are_shown)
 
 
-def show_captions(hits: list[Hit], places: list[DeltaGenerator], captions: CaptionSettings) -> None:
-    """The index's at once, the others as they come. Whatever a person does meanwhile ends this."""
+def show_captions(hits: list[Hit], places: list[DeltaGenerator], settings: CaptionSettings) -> None:
+    """Show the captions of the index at once, and the others as they are written.
+
+    places: the empty element below each photo. Streamlit ends this function when a person clicks meanwhile.
+    """
     waiting = []
     for hit, place in zip(hits, places, strict=True):
         if hit.caption is not None:
@@ -71,7 +81,7 @@ def show_captions(hits: list[Hit], places: list[DeltaGenerator], captions: Capti
             waiting.append((hit.photo, place))
     if not waiting:
         return
-    desk = captions.get_desk()
+    desk = settings.get_desk()
     desk.request_captions([photo for photo, _ in waiting])
     while waiting and desk.error is None:
         for photo, place in waiting:
@@ -80,28 +90,29 @@ def show_captions(hits: list[Hit], places: list[DeltaGenerator], captions: Capti
                 show_caption(place, text)
         waiting = [(photo, place) for photo, place in waiting if desk.get_caption(photo) is None]
         if waiting:
-            waiting[0][1].empty()  # gives way to what was clicked
+            waiting[0][1].empty()  # any call of Streamlit lets it end this run after a click
             time.sleep(SECONDS_BETWEEN_LOOKS)
     if desk.error is not None:
         st.caption(f":material/info: {markdown_text(desk.error)}")
 
 
-def open_photo(captions: CaptionSettings | None, hit: Hit) -> None:
-    says = None if hit.caption is None else hit.caption.text
-    if says is None and captions is not None and captions.shown:
-        known = captions.get_desk().get_caption(hit.photo)
-        says = known if isinstance(known, str) else None
-    show_photo(hit, says, partial(show_question, captions))
+def open_photo(settings: CaptionSettings | None, hit: Hit) -> None:
+    """Open the dialog with the whole photo, its caption if there is one, and the field for questions."""
+    caption = None if hit.caption is None else hit.caption.text
+    if caption is None and settings is not None and settings.are_shown:
+        text = settings.get_desk().get_caption(hit.photo)
+        caption = text if isinstance(text, str) else None
+    show_photo(hit, caption, partial(show_question, settings))
 
 
-def show_question(captions: CaptionSettings | None, photo: Photo) -> None:
-    """Where a person asks about the photo; who could answer, where the captioner cannot."""
-    if captions is None:
+def show_question(settings: CaptionSettings | None, photo: Photo) -> None:
+    """Show the field for a question about the photo and the answer, or name a captioner that answers questions."""
+    if settings is None:
         return
-    if not captions.answers:
+    if not settings.can_answer:
         st.caption(
-            f":material/help: {markdown_text(captions.writer)} captions photos and answers no questions; a larger "
-            "model does: `qseek app --captioner blip2-flan-t5-xl`."
+            f":material/help: {markdown_text(settings.captioner)} writes captions, but does not answer questions. "
+            "A larger model answers them: `qseek app --captioner blip2-flan-t5-xl`."
         )
         return
     question = st.text_input(
@@ -110,12 +121,17 @@ def show_question(captions: CaptionSettings | None, photo: Photo) -> None:
     if question and question.strip():
         try:
             with st.spinner("Reading the photo"):
-                st.markdown(f"**{markdown_text(answer(captions, photo, question.strip()))}**")
+                st.markdown(f"**{markdown_text(answer(settings, photo, question.strip()))}**")
+        except PhotoError as error:
+            st.warning(f"This photo cannot be read: {markdown_text(str(error))}.")
         except QseekError as error:
             st.warning(markdown_text(str(error)))
 
 
 @st.cache_data(max_entries=200, ttl=600, show_spinner=False)
-def answer(captions: CaptionSettings, photo: Photo, question: str) -> str:
-    """Answer a question about a photo; raises QueryError and PhotoError as `CaptionDesk.answer` does."""
-    return captions.get_desk().answer(photo, question)
+def answer(settings: CaptionSettings, photo: Photo, question: str) -> str:
+    """Answer a question about a photo, from memory when it was asked lately.
+
+    Raises QueryError and PhotoError as `CaptionDesk.answer` does.
+    """
+    return settings.get_desk().answer(photo, question)

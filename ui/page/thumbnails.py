@@ -1,6 +1,6 @@
-"""Small square pictures for the page, kept on disk so that each photo is decoded for them once.
+"""Make small square pictures for the page, and keep them on disk so that each photo is decoded once for them.
 
-They lie beneath the index, named by the photo's content: a moved photo keeps its own, a changed one gets
+They lie in the index's folder, named by the photo's content: a moved photo keeps its picture, a changed one gets
 another.
 """
 
@@ -17,40 +17,42 @@ from engine.errors import PhotoError
 from engine.pictures.opening import VANISHED, open_picture, read_first_readable
 from engine.types import Failure, Photo
 
-SIDE = 400  # pixels; a tile is about 200 wide, on a screen of two pixels a point
+SIDE = 400
+"""Side of a thumbnail in pixels; a tile is about 200 points wide, on a screen with two pixels a point."""
 LARGE_SIDE = 1600
+"""Longest side in pixels of the picture of a whole photo."""
 
 
 def get_thumbnail(photo: Photo, index: Path) -> bytes:
-    """A square WebP picture, SIDE pixels wide, cut from the photo's middle.
+    """Return a square WebP picture, SIDE pixels wide, that is cut from the photo's middle.
 
-    Comes from the disk where it was made before, even when the photo has gone since. Raises PhotoError.
+    It comes from the disk where it was made before, even when the photo has gone since. Raises PhotoError.
     """
     cached = index / "thumbnails" / photo.digest[:2] / f"{photo.digest}-{SIDE}.webp"
     try:
         return cached.read_bytes()
     except OSError:
         pass
-    picture = _first_readable(photo, least_side=2 * SIDE)
-    data = _encoded(ImageOps.fit(picture, (SIDE, SIDE), Image.Resampling.LANCZOS, centering=(0.5, 0.4)))
-    _keep(cached, data)
+    picture = _read_picture(photo, least_side=2 * SIDE)
+    data = _encode_webp(ImageOps.fit(picture, (SIDE, SIDE), Image.Resampling.LANCZOS, centering=(0.5, 0.4)))
+    _save(cached, data)
     return data
 
 
 def read_large_picture(photo: Photo) -> bytes:
-    """The whole photo as WebP, upright, at most LARGE_SIDE pixels on its longer side; raises PhotoError."""
-    picture = _first_readable(photo, least_side=LARGE_SIDE)
+    """Return the whole photo as WebP, upright, at most LARGE_SIDE pixels on its longer side. Raises PhotoError."""
+    picture = _read_picture(photo, least_side=LARGE_SIDE)
     picture.thumbnail((LARGE_SIDE, LARGE_SIDE), Image.Resampling.LANCZOS)
-    return _encoded(picture)
+    return _encode_webp(picture)
 
 
 def is_there(photo: Photo) -> bool:
-    """Whether any of the photo's files still lies where it was indexed."""
+    """Return whether one of the photo's files still exists."""
     return any(os.path.exists(path) for path in photo.paths)
 
 
-def _first_readable(photo: Photo, least_side: int) -> Image.Image:
-    """Open the photo at the first of its places where it can be read. Raises PhotoError."""
+def _read_picture(photo: Photo, least_side: int) -> Image.Image:
+    """Open the first of the photo's files that can be read. Raises PhotoError."""
     if not photo.paths:
         raise PhotoError(VANISHED)
     picture = read_first_readable(photo.paths, lambda path: open_picture(path, least_side=least_side))
@@ -59,17 +61,17 @@ def _first_readable(photo: Photo, least_side: int) -> Image.Image:
     return picture
 
 
-def _encoded(picture: Image.Image) -> bytes:
+def _encode_webp(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=82, method=2)
     return buffer.getvalue()
 
 
-def _keep(cached: Path, data: bytes) -> None:
-    """Write it in one step, so that another session never reads half of it; a read-only index keeps none."""
+def _save(path: Path, data: bytes) -> None:
+    """Save a thumbnail in one step, so that another session never reads half of it; a read-only index gets none."""
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with replace_file(cached, shared=True) as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path, shared=True) as file:
             file.write(data)
     except OSError:
         return

@@ -1,4 +1,4 @@
-"""The look of the page: its style, a tile of the grid, and the dialog with the whole photo."""
+"""Draw the page: its style, a tile of the grid, and the dialog with the whole photo."""
 
 from __future__ import annotations
 
@@ -45,24 +45,27 @@ STYLE = """<style>
 
 
 def show_brand(line: str) -> None:
+    """Show the name qseek at the top of the page, and a line behind it."""
     st.html(f'<div class="q-brand"><span>q</span>seek<small>{html.escape(line)}</small></div>')
 
 
 def show_tile(
     hit: Hit,
     picture: bytes | PhotoError,
-    more_like: Callable[[Photo], None],
+    ask_for_similar: Callable[[Photo], None],
     open_photo: Callable[[Hit], None],
 ) -> DeltaGenerator:
-    """One hit: picture, rank, match probability, cosine, name, size, and what can be done with it; the empty place of
-    its caption."""
+    """Show one hit: picture, rank, match probability, cosine, name, size and buttons; return an empty element.
+
+    The element is the place for the caption. picture: the error says why there is no picture.
+    """
     photo = hit.photo
     with st.container(key=f"tile-{hit.rank}"):
         if isinstance(picture, PhotoError):
             st.html(f'<div class="q-gone">{html.escape(explain_missing_picture(photo, picture))}</div>')
         else:
             st.image(picture, width="stretch")
-        st.html(_caption(hit))
+        st.html(_format_hit(hit))
         place = st.empty()
         with st.container(horizontal=True, horizontal_alignment="distribute", gap=None):
             st.button(
@@ -70,7 +73,7 @@ def show_tile(
                 key=f"like-{hit.rank}",
                 type="tertiary",
                 icon=":material/image_search:",
-                on_click=more_like,
+                on_click=ask_for_similar,
                 args=(photo,),
             )
             if st.button("Open", key=f"open-{hit.rank}", type="tertiary", icon=":material/open_in_full:"):
@@ -79,62 +82,67 @@ def show_tile(
 
 
 def show_caption(place: DeltaGenerator, text: str) -> None:
-    place.html(f'<div class="q-says" title="{_safe(text)}">{_safe(text)}</div>')
+    """Show a caption in the place that `show_tile` returned."""
+    place.html(f'<div class="q-says" title="{_escape(text)}">{_escape(text)}</div>')
 
 
-def _caption(hit: Hit) -> str:
+def _format_hit(hit: Hit) -> str:
+    """Return the HTML below the picture of a tile."""
     path = hit.photo.path
-    where = f"{_pixels(hit.photo)} · {_safe(path.parent.name)}"
     match = "" if hit.itm is None else f"<span>{percent_text(hit.itm)} match</span>"
     bar = (
         "" if hit.itm is None else f'<div class="q-bar"><div style="width:{100 * hit.itm:.0f}%"></div></div>'
     )
-    if not is_there(hit.photo):
-        where = GONE
+    size_and_folder = f"{_format_pixels(hit.photo)} · {_escape(path.parent.name)}"
+    last_line = size_and_folder if is_there(hit.photo) else GONE
     return (
         f'<div class="q-scores"><span class="q-rank">{hit.rank}</span>{match}'
         f'<span class="q-cosine">cosine {hit.itc:.2f}</span></div>{bar}'
-        f'<div class="q-name" title="{_safe(path)}">{_safe(path.name)}</div>'
-        f'<div class="q-where" title="{_safe(path)}">{where}</div>'
+        f'<div class="q-name" title="{_escape(path)}">{_escape(path.name)}</div>'
+        f'<div class="q-where" title="{_escape(path)}">{last_line}</div>'
     )
 
 
-def _safe(text: str | Path) -> str:
+def _escape(text: str | Path) -> str:
     return html.escape(printable_text(str(text)))
 
 
-def _pixels(photo: Photo) -> str:
+def _format_pixels(photo: Photo) -> str:
     return f"{photo.width:,} × {photo.height:,}".replace(",", "\u202f")
 
 
 def explain_missing_picture(photo: Photo, error: PhotoError) -> str:
+    """Return a sentence that says why a photo is not shown."""
     if not is_there(photo):
-        return f"This photo is {GONE}"
-    return f"This photo cannot be shown: {printable_text(str(error))}"
+        return f"This photo is {GONE}."
+    return f"This photo cannot be shown: {printable_text(str(error))}."
 
 
 @st.dialog("Photo", width="large")
-def show_photo(hit: Hit, says: str | None, ask: Callable[[Photo], None]) -> None:
-    """The whole photo with every place it lies at. says: its caption. ask: shows where questions are put."""
+def show_photo(hit: Hit, caption: str | None, show_question: Callable[[Photo], None]) -> None:
+    """Show the whole photo with its scores and the paths of all its files.
+
+    caption: the photo's caption, None without one. show_question: shows the field for questions.
+    """
     photo = hit.photo
     try:
         with st.spinner("Reading the photo"):
             st.image(read_large_picture(photo), width="stretch")
     except PhotoError as error:
-        st.warning(f"{explain_missing_picture(photo, error)}.")
-    if says is not None:
-        st.html(f'<div class="q-title">{_safe(says)}</div>')
-    st.caption(" · ".join(_facts(hit)))
-    ask(photo)
+        st.warning(explain_missing_picture(photo, error))
+    if caption is not None:
+        st.html(f'<div class="q-title">{_escape(caption)}</div>')
+    st.caption(" · ".join(_list_facts(hit)))
+    show_question(photo)
     for path in photo.paths:
         st.code(printable_text(str(path)), language=None, wrap_lines=True)
 
 
-def _facts(hit: Hit) -> list[str]:
+def _list_facts(hit: Hit) -> list[str]:
     facts = [f"rank {hit.rank}"]
     if hit.itm is not None:
         facts.append(f"match {percent_text(hit.itm)}")
-    facts += [f"cosine {hit.itc:.3f}", f"{_pixels(hit.photo)} pixels"]
+    facts += [f"cosine {hit.itc:.3f}", f"{_format_pixels(hit.photo)} pixels"]
     try:
         facts.append(size_text(hit.photo.path.stat().st_size))
     except OSError:

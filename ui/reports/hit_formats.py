@@ -1,7 +1,7 @@
-"""Hits as a person or a program reads them: a table, JSON lines, paths, NUL-separated paths.
+"""Format hits for a person or a program: as a table, as JSON lines, or as paths.
 
-A path on disk is bytes, and may hold a newline, an escape sequence or bytes that are no UTF-8. The path modes
-give exactly those bytes; the table and JSON never do: there such bytes are written as `\\xff`.
+A path on disk is bytes, and may hold a newline, an escape sequence or bytes that are not UTF-8. `join_paths` gives
+exactly those bytes; tables and JSON never do: they write such bytes as `\\xff`.
 """
 
 from __future__ import annotations
@@ -16,65 +16,76 @@ from ui.reports.text_forms import json_line, path_fields, percent_text, printabl
 
 
 def format_hits_table(hits: Sequence[Hit], captions: bool = False) -> str:
-    """Rank, match probability, cosine, path; more places of the same photo are counted behind it. captions: a line
-    with its caption below each that has one."""
-    rows = [(*_score_cells(hit), printable_text(str(hit.photo.path)) + _copies(hit)) for hit in hits]
+    """Return a table with the rank, match probability, cosine and path of each photo.
+
+    Further files of a photo are counted behind its path. captions: add a line with the caption below each photo that
+    has one.
+    """
+    rows = [(*_format_scores(hit), printable_text(str(hit.photo.path)) + _count_copies(hit)) for hit in hits]
     table = text_table(("#", "match", "cosine", "photo"), rows)
     if not captions:
         return table
     header, *lines = table.splitlines()
     indent = " " * header.index("photo")
-    below = [f"\n{indent}{printable_text(hit.caption.text)}" if hit.caption else "" for hit in hits]
-    return "\n".join([header, *map("".join, zip(lines, below, strict=True))]) + "\n"
+    caption_lines = [f"\n{indent}{printable_text(hit.caption.text)}" if hit.caption else "" for hit in hits]
+    return "\n".join([header, *map("".join, zip(lines, caption_lines, strict=True))]) + "\n"
 
 
-def _copies(hit: Hit) -> str:
+def _count_copies(hit: Hit) -> str:
     num_others = len(hit.photo.paths) - 1
     return f"  (+{count_text(num_others, 'copy', 'copies')})" if num_others else ""
 
 
 def format_text_hits_table(hits: Sequence[TextHit]) -> str:
-    rows = [(*_score_cells(hit), printable_text(hit.text)) for hit in hits]
+    """Return a table with the rank, match probability, cosine and words of each text."""
+    rows = [(*_format_scores(hit), printable_text(hit.text)) for hit in hits]
     return text_table(("#", "match", "cosine", "text"), rows)
 
 
-def _score_cells(hit: Hit | TextHit) -> tuple[str, str, str]:
+def _format_scores(hit: Hit | TextHit) -> tuple[str, str, str]:
     return str(hit.rank), percent_text(hit.itm), f"{hit.itc:.3f}"
 
 
-def _scores(hit: Hit | TextHit) -> dict[str, float | None]:
+def _score_fields(hit: Hit | TextHit) -> dict[str, float | None]:
     itm = None if hit.itm is None else round(float(hit.itm), 6)
     return {"score": round(float(hit.score), 6), "itc": round(float(hit.itc), 6), "itm": itm}
 
 
 def format_hits_json(hits: Sequence[Hit]) -> str:
-    """One object a line: rank, path, score, itc, itm (null when not reranked), path_base64 for odd names, caption where
-    there is one."""
+    """Return one JSON object on each line: rank, path, score, itc, itm, path_base64, caption.
+
+    itm is null for a photo that was not reranked, path_base64 is there for a path that is not UTF-8, and caption for a
+    photo that has one.
+    """
     lines = []
     for hit in hits:
         names = path_fields(hit.photo.path)
-        fields = {"rank": hit.rank, "path": names.pop("path"), **_scores(hit), **names}
+        fields = {"rank": hit.rank, "path": names.pop("path"), **_score_fields(hit), **names}
         lines.append(json_line(fields if hit.caption is None else {**fields, "caption": hit.caption.text}))
     return "".join(lines)
 
 
 def format_text_hits_json(hits: Sequence[TextHit]) -> str:
-    return "".join(json_line({"rank": hit.rank, "text": hit.text, **_scores(hit)}) for hit in hits)
+    """Return one JSON object on each line: rank, text, score, itc, and itm, which is null without reranking."""
+    return "".join(json_line({"rank": hit.rank, "text": hit.text, **_score_fields(hit)}) for hit in hits)
 
 
 def join_paths(paths: Iterable[Path], end: bytes = b"\n") -> bytes:
-    """The paths as the disk has them, each closed by `end`."""
+    """Return the exact bytes of the paths, each followed by `end`."""
     return b"".join(os.fsencode(path) + end for path in paths)
 
 
 def format_failures_table(failures: Sequence[Failure]) -> str:
-    """`path: reason`, one a line, as compilers and grep say it."""
-    return "".join(f"{printable_text(str(one.path))}: {printable_text(one.reason)}\n" for one in failures)
+    """Return one line `path: reason` for each photo, in the form of compilers and grep."""
+    return "".join(
+        f"{printable_text(str(failure.path))}: {printable_text(failure.reason)}\n" for failure in failures
+    )
 
 
 def format_failures_json(failures: Sequence[Failure]) -> str:
+    """Return one JSON object on each line: path, reason, and path_base64 for a path that is not UTF-8."""
     lines = []
-    for one in failures:
-        names = path_fields(one.path)
-        lines.append(json_line({"path": names.pop("path"), "reason": one.reason, **names}))
+    for failure in failures:
+        names = path_fields(failure.path)
+        lines.append(json_line({"path": names.pop("path"), "reason": failure.reason, **names}))
     return "".join(lines)

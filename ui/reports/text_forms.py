@@ -1,7 +1,7 @@
-"""Values as text: sizes, durations, probabilities, tables, JSON lines, and names that no terminal may obey.
+"""Write values as text: sizes, durations, probabilities, tables, JSON lines, and names that are safe to print.
 
-A path on disk is bytes and may hold a newline, an escape sequence or bytes that are no UTF-8. `printable` writes such
-bytes as `\xff`; `path_fields` gives JSON both a readable form and the exact bytes.
+A path on disk is bytes and may hold a newline, an escape sequence or bytes that are not UTF-8. `printable_text` writes
+such bytes as `\\xff`; `path_fields` gives JSON both a readable form and the exact bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def duration_text(seconds: float) -> str:
-    """`8 s`, `2 min 05 s`, `3 h 20 min`."""
+    """Return a duration such as "8 s", "2 min 05 s" or "3 h 20 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -24,27 +24,32 @@ def duration_text(seconds: float) -> str:
 
 
 def markdown_text(name: str) -> str:
-    """A file name as plain text in Markdown."""
+    """Escape a text, such as a file name, so that Markdown shows it as it is."""
     return "".join(
         f"\\{letter}" if letter in r"\`*_{}[]()<>#+-.!|~$:" else letter for letter in printable_text(name)
     )
 
 
 def printable_text(text: str) -> str:
-    """The text on one line, safe for a terminal and for UTF-8: a control character becomes `\\n` or `\\x1b`,
-    a byte that was no UTF-8 becomes `\\xff`."""
-    return "".join(character if character.isprintable() else _escaped(character) for character in text)
+    """Return a text on one line, safe for a terminal and for UTF-8.
+
+    A control character becomes `\\n` or `\\x1b`, a byte that was not UTF-8 becomes `\\xff`.
+    """
+    return "".join(character if character.isprintable() else _escape(character) for character in text)
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # a byte that os.fsdecode could not read (PEP 383)
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
 
 
 def percent_text(probability: float | None) -> str:
-    """A probability as whole per cent, `-` when there is none; 100% and 0% are kept for what rounds to them
-    at one tenth, so that 99.7% does not read as certain."""
+    """Return a probability in per cent such as "93%", and "-" for None.
+
+    Near 0 and 1 there is one decimal, so that 99.7% does not look certain; "100%" and "0%" stand only for
+    probabilities that are this at one decimal.
+    """
     if probability is None:
         return "-"
     value = 100 * probability
@@ -52,7 +57,7 @@ def percent_text(probability: float | None) -> str:
 
 
 def size_text(num_bytes: int) -> str:
-    """Bytes in powers of 1000, as disks are sold: `512 B`, `16.4 KB`, `1.2 GB`."""
+    """Return a number of bytes in powers of 1000, as disks are sold: "512 B", "16.4 KB", "1.2 GB"."""
     if num_bytes < 1000:
         return f"{num_bytes} B"
     value, units = num_bytes / 1000, ["KB", "MB", "GB", "TB"]
@@ -63,7 +68,7 @@ def size_text(num_bytes: int) -> str:
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns padded to their widest cell, to the right, the last as it is; ends with a newline."""
+    """Return a table whose columns are aligned to the right, the last one as it is; it ends with a newline."""
     cells = [list(header), *(list(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header) - 1)]
     lines = []
@@ -74,7 +79,7 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table in Markdown; the first column has no heading of its own."""
+    """Return the lines of a table in Markdown. header: the headings of all columns but the first, which has none."""
     lines = [f"| | {' | '.join(header)} |", f"|---|{'---|' * len(header)}"]
     return lines + [f"| {' | '.join(row)} |" for row in rows]
 
@@ -85,7 +90,7 @@ def seconds_text(seconds: Mapping[str, float]) -> str:
 
 
 def path_fields(path: Path) -> dict[str, str]:
-    """`path`, always valid Unicode; for a name that is no UTF-8 also `path_base64`, its exact bytes."""
+    """Return a path for JSON: `path`, which is valid Unicode, and where that is not exact `path_base64`, the bytes."""
     name = str(path)
     try:
         name.encode("utf-8")
@@ -96,5 +101,5 @@ def path_fields(path: Path) -> dict[str, str]:
 
 
 def json_line(fields: dict) -> str:
-    """One object on one line; never NaN, never a lone surrogate."""
+    """Return an object as JSON on one line. Raises ValueError for a number that is NaN or infinite."""
     return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"

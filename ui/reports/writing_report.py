@@ -1,4 +1,4 @@
-"""What `qseek evaluate` found, as Markdown and as JSON."""
+"""Format the report of `qseek evaluate` as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from ui.reports.text_forms import json_line, markdown_table, seconds_text
 
 @dataclass(frozen=True)
 class Facts:
-    """What a report says of a run besides its numbers.
+    """What a report says of a run besides its scores; the fields are keys of its JSON.
 
-    writer: the model, or the file of predictions; how: how it wrote. num_missing: photos (of captions) or questions
-    left out since their pictures are not there or cannot be read. limit: only the first so many, None for all. notes:
-    what could not be done. seconds: by phase, of this run; num_kept: texts that an earlier run left.
+    dataset: the name of the set. writer: the model, or the file of predictions. digest, pixels, dtype: of the model,
+    None without one. how: the options with which the model wrote, in words. limit: number of items used from the
+    beginning of the set, None for all. num_missing: photos or questions that were left out because their pictures are
+    missing or cannot be read. num_kept: texts that an earlier run wrote. notes: what could not be done. seconds: wall
+    time of each phase of this run.
     """
 
     dataset: str
@@ -33,28 +35,32 @@ class Facts:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """The scores, in percent, of all or of a part of a set with so many photos or questions."""
+    """The scores, in percent, of a whole set or a part of it. count: its number of photos or questions."""
 
     name: str
     count: int
     scores: Mapping[str, float]
 
 
-def format_markdown(facts: Facts, rows: Sequence[ScoreRow], what: str, more: str = "") -> str:
-    """what: one thing that is scored, "photo" or "question". more: said of the set behind their number."""
+def format_markdown(facts: Facts, rows: Sequence[ScoreRow], noun: str, count_suffix: str = "") -> str:
+    """Return the report in Markdown: a heading line, a table with one line for each row, notes, and times.
+
+    rows: the whole set first, then its parts. noun: what is scored, "photo" or "question". count_suffix: text that
+    follows the number of photos or questions.
+    """
     model = ", ".join(
         part
         for part in (facts.digest and facts.digest[:12], facts.pixels and f"{facts.pixels} px", facts.dtype)
         if part
     )
     names = list(rows[0].scores)
-    head = f"{facts.dataset}{f' (the first {facts.limit:,})' if facts.limit else ''}, {facts.writer}"
-    head += f" ({model}; {facts.how})" if model else ""
-    head += f": {count_text(rows[0].count, what)}{more}, percent"
+    heading = f"{facts.dataset}{f' (the first {facts.limit:,})' if facts.limit else ''}, {facts.writer}"
+    heading += f" ({model}; {facts.how})" if model else ""
+    heading += f": {count_text(rows[0].count, noun)}{count_suffix}, percent"
     if facts.num_missing:
-        head += f". **{count_text(facts.num_missing, what)} left out: not comparable**"
+        heading += f". **{count_text(facts.num_missing, noun)} left out: not comparable**"
     cells = [[row.name, *(f"{row.scores[name]:.1f}" for name in names), f"{row.count:,}"] for row in rows]
-    lines = [head, "", *markdown_table([*names, f"{what}s"], cells)]
+    lines = [heading, "", *markdown_table([*names, f"{noun}s"], cells)]
     lines += [f"\n{note}" for note in facts.notes]
     seconds = seconds_text(facts.seconds)
     if facts.num_kept:
@@ -62,13 +68,13 @@ def format_markdown(facts: Facts, rows: Sequence[ScoreRow], what: str, more: str
     return "\n".join([*lines, "", seconds]) + "\n"
 
 
-def format_json(facts: Facts, rows: Sequence[ScoreRow], what: str) -> str:
-    """One object; scores are in percent."""
-    parts = {row.name: {f"num_{what}s": row.count, **row.scores} for row in rows[1:]}
+def format_json(facts: Facts, rows: Sequence[ScoreRow], noun: str) -> str:
+    """Return the report as one JSON object on one line; scores are in percent. See `format_markdown`."""
+    parts = {row.name: {f"num_{noun}s": row.count, **row.scores} for row in rows[1:]}
     values = {
         **asdict(facts),
         "unit": "percent",
-        f"num_{what}s": rows[0].count,
+        f"num_{noun}s": rows[0].count,
         "scores": dict(rows[0].scores),
     }
     return json_line({**values, "parts": parts})

@@ -1,4 +1,4 @@
-"""The colour model behind the command line, one-coloured photos and an index of them."""
+"""Fixtures for the command line: the colour model, photos of one colour each, and an index of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ui import session
 
 @pytest.fixture
 def colours(monkeypatch, tmp_path):
-    """The colour model in the place of BLIP-2, the index in a folder of its own."""
+    """Put the colour model in the place of BLIP-2, and the index into a folder of the test."""
     monkeypatch.setattr(session, "load_model", load_fake_model)
     monkeypatch.setattr(session, "make_searcher", make_fake_searcher)
     monkeypatch.setenv("QSEEK_INDEX", str(tmp_path / "index"))
@@ -20,6 +20,7 @@ def colours(monkeypatch, tmp_path):
 
 @pytest.fixture
 def photos(tmp_path):
+    """Return a folder with four photos of one colour each."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for name, colour in {"red": RED, "green": GREEN, "blue": BLUE, "orange": ORANGE}.items():
@@ -29,5 +30,6 @@ def photos(tmp_path):
 
 @pytest.fixture
 def indexed(photos):
+    """Return the folder of the photos after they were indexed."""
     assert qseek("index", photos).exit_code == 0
     return photos

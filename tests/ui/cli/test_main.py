@@ -1,4 +1,4 @@
-"""The command line over a real store, with the colour model of fake_model.py, whose answers are plain."""
+"""`qseek` explains its commands, loads nothing heavy for that, and ends with the exit codes that it promises."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TestHelp:
             assert f"\n  {name} " in result.stdout
             assert qseek(name, "--help").exit_code == 0
 
-    def test_nothing_heavy_is_loaded_for_it(self):
+    def test_help_and_wrong_usage_load_nothing_heavy(self):
         heavy = ("torch", "lancedb", "lance", "faiss", "streamlit", "rich", "numpy", "pyarrow", "PIL", "timm")
         asked = (["--help"], ["search", "--help"], ["index", "--help"], ["app", "--help"], ["index"])
         code = (
@@ -36,7 +36,7 @@ class TestHelp:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
         assert done.stdout.decode().strip() == "[]"
 
-    def test_import_time_names_nothing_heavy(self):
+    def test_the_program_imports_nothing_heavy_for_help(self):
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", "ui.cli.main", "--help"],
             cwd=ROOT, capture_output=True, timeout=60, check=True, text=True,
@@ -51,14 +51,14 @@ class TestHelp:
         "arguments",
         [["nonsense"], ["search"], ["index"], ["search", "dog", "-k", "0"], ["search", "--json", "-0", "x"]],
     )
-    def test_wrong_usage_ends_with_2(self, arguments):
+    def test_wrong_usage_ends_with_exit_code_2(self, arguments):
         result = qseek(*arguments)
         assert result.exit_code == 2
         assert result.stdout == ""
         assert "Usage:" in result.stderr
 
 
-def test_a_reader_that_leaves_is_no_error(indexed, tmp_path):
+def test_a_reader_of_the_output_that_ends_is_no_error(indexed, tmp_path):
     read_end, write_end = os.pipe()
     os.close(read_end)
     done = subprocess.Popen(
@@ -71,24 +71,24 @@ def test_a_reader_that_leaves_is_no_error(indexed, tmp_path):
 
 _MAIN_WITH_COLOURS = (
     f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'support')!r}]\n"
-    "import fake_model, ui.session as opening\n"
-    "opening.load_model, opening.make_searcher = fake_model.load_fake_model, fake_model.make_fake_searcher\n"
+    "import fake_model, ui.session as session\n"
+    "session.load_model, session.make_searcher = fake_model.load_fake_model, fake_model.make_fake_searcher\n"
     "from ui.cli.main import main; main(prog_name='qseek')"
 )
 
 
-def test_ctrl_c_elsewhere_ends_with_130(indexed, monkeypatch):
-    def stopped(*_):
+def test_ctrl_c_while_an_index_is_opened_ends_with_exit_code_130(indexed, monkeypatch):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "make_searcher", stopped)
+    monkeypatch.setattr(session, "make_searcher", interrupt)
     result = qseek("search", "red")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "Stopped.\n")
 
 
 def test_an_error_cannot_command_the_terminal(indexed, monkeypatch):
-    def raises(*_):
+    def refuse(*_):
         raise QueryError("no photo at '/p/\x1b[2J.jpg'")
 
-    monkeypatch.setattr(session, "make_searcher", raises)
+    monkeypatch.setattr(session, "make_searcher", refuse)
     assert qseek("search", "red").stderr == "Error: no photo at '/p/\\x1b[2J.jpg'\n"

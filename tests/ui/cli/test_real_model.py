@@ -1,4 +1,4 @@
-"""The bundled model under the command line: a folder of painted pictures is indexed, and every way to ask is right."""
+"""The bundled model finds painted pictures through every command that searches."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ QUESTIONS = {
     "a red ball on the grass": "ball",
     "something red": "red",
 }
-"""A text, and the name of the picture that fits it best."""
+"""The name of the picture that fits each text best."""
 
 
-def meadow() -> Image.Image:
+def paint_meadow() -> Image.Image:
     """Paint green noise, which is what grass is from afar."""
     noise_HWC = np.random.default_rng(0).normal(0, 25, (SIZE[1], SIZE[0], 3))
     return Image.fromarray(np.clip(np.array([60, 140, 40]) + noise_HWC, 0, 255).astype(np.uint8))
 
 
-def beach() -> Image.Image:
+def paint_beach() -> Image.Image:
     """Paint a blue sky above the sea and sand."""
     picture = Image.new("RGB", SIZE, (130, 190, 240))
     draw = ImageDraw.Draw(picture)
@@ -37,7 +37,7 @@ def beach() -> Image.Image:
     return picture
 
 
-def night() -> Image.Image:
+def paint_night() -> Image.Image:
     """Paint a bright disc on a dark sky with stars."""
     picture = Image.new("RGB", SIZE, (8, 8, 20))
     draw = ImageDraw.Draw(picture)
@@ -47,7 +47,7 @@ def night() -> Image.Image:
     return picture
 
 
-def ball() -> Image.Image:
+def paint_ball() -> Image.Image:
     """Paint a red disc on green."""
     picture = Image.new("RGB", SIZE, (70, 150, 60))
     ImageDraw.Draw(picture).ellipse((110, 70, 210, 170), fill=(220, 30, 30))
@@ -55,17 +55,17 @@ def ball() -> Image.Image:
 
 
 PICTURES: dict[str, Callable[[], Image.Image]] = {
-    "grass": meadow,
-    "beach": beach,
-    "night": night,
-    "ball": ball,
+    "grass": paint_meadow,
+    "beach": paint_beach,
+    "night": paint_night,
+    "ball": paint_ball,
     "red": lambda: Image.new("RGB", SIZE, (200, 30, 30)),
 }
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of five pictures, indexed with the bundled model in the folder `index` beside it."""
+    """Return a folder of five pictures, indexed with the bundled model in the folder `index` beside it."""
     root = tmp_path_factory.mktemp("real")
     folder = root / "photos"
     folder.mkdir()
@@ -78,7 +78,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(photos: Path, *arguments: object, stdin: bytes | None = None) -> list[dict[str, Any]]:
-    """Run a command on the index; return its JSON rows, whose ranks, order and ranges are checked."""
+    """Run a command on the index, check the ranks, order and ranges of its JSON rows, and return them."""
     done = qseek(*arguments, "--index", photos.parent / "index", "--json", stdin=stdin)
     assert done.exit_code == 0, done.stderr
     rows = parse_json_lines(done)
@@ -89,14 +89,14 @@ def ask(photos: Path, *arguments: object, stdin: bytes | None = None) -> list[di
     return rows
 
 
-def names(rows: list[dict[str, Any]]) -> list[str]:
+def list_names(rows: list[dict[str, Any]]) -> list[str]:
     return [Path(row["path"]).stem for row in rows]
 
 
 @pytest.mark.parametrize(("text", "name"), QUESTIONS.items())
 def test_search_finds_the_picture_that_fits(photos: Path, text: str, name: str) -> None:
     rows = ask(photos, "search", text, "-k", 5)
-    assert names(rows)[0] == name and sorted(names(rows)) == sorted(PICTURES)
+    assert list_names(rows)[0] == name and sorted(list_names(rows)) == sorted(PICTURES)
     assert all(row["itm"] is not None for row in rows)
     assert rows[0]["score"] > rows[1]["score"] + 0.03
     assert rows[0]["itc"] > 0.5 > rows[-1]["itc"]
@@ -104,21 +104,21 @@ def test_search_finds_the_picture_that_fits(photos: Path, text: str, name: str) 
 
 def test_search_without_reranking_orders_by_cosine(photos: Path) -> None:
     rows = ask(photos, "search", "green grass", "--no-rerank", "-k", 2)
-    assert len(rows) == 2 and names(rows)[0] == "grass"
+    assert len(rows) == 2 and list_names(rows)[0] == "grass"
     assert all(row["itm"] is None and row["score"] == row["itc"] for row in rows)
 
 
 def test_rerank_orders_the_pictures_that_it_is_given(photos: Path) -> None:
     given = [photos / f"{name}.png" for name in ("red", "grass", "ball")]
     rows = ask(photos, "rerank", "a red ball on the grass", stdin="\n".join(map(str, given)).encode())
-    assert names(rows)[0] == "ball" and sorted(names(rows)) == ["ball", "grass", "red"]
+    assert list_names(rows)[0] == "ball" and sorted(list_names(rows)) == ["ball", "grass", "red"]
     assert rows[0]["itm"] > 0.5 > rows[1]["itm"]
 
 
 def test_similar_finds_pictures_that_look_alike(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "holiday.png").write_bytes((photos / "beach.png").read_bytes())
     rows = ask(photos, "similar", tmp_path / "holiday.png", "-k", 3)
-    assert names(rows)[0] == "beach" and rows[0]["itc"] == pytest.approx(1, abs=0.01)
+    assert list_names(rows)[0] == "beach" and rows[0]["itc"] == pytest.approx(1, abs=0.01)
     assert all(row["itm"] is None for row in rows) and rows[1]["itc"] < 0.95
 
 

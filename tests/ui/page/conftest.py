@@ -1,4 +1,4 @@
-"""The colour model behind the page, and an index of four photos."""
+"""Fixtures for the page: the colour model, and an index of four photos."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "orang
 
 @pytest.fixture(autouse=True)
 def colours(monkeypatch, tmp_path):
+    """Put the colour model in the place of BLIP-2, and the index into a folder of the test."""
     import streamlit
 
     streamlit.cache_data.clear()
@@ -43,6 +44,7 @@ def index(tmp_path):
 
 @pytest.fixture
 def store(tmp_path, index):
+    """Return the store of an index of four photos, each of one colour."""
     photos = tmp_path / "photos"
     photos.mkdir()
     for name, colour in COLOURS.items():

@@ -1,4 +1,4 @@
-"""The page, run without a browser; the colour model answers (tests/browser looks at the page itself)."""
+"""The page shows photos, scores and notes. It runs without a browser here; tests/browser runs it in Chromium."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from indexer.build import build_index
 from ui import session
 
 
-def test_no_index_yet_names_the_command(index):
+def test_without_an_index_the_page_names_the_command_that_makes_one(index):
     test = open_page()
     assert not test.exception
-    assert "There is no index in" in test.info[0].value and str(index) in test.info[0].value
+    assert "There is no index at" in test.info[0].value and str(index) in test.info[0].value
     assert test.code[0].value == "qseek index ~/Pictures"
     assert not test.text_input
 
 
-def test_an_empty_index_says_so(index):
+def test_an_empty_index_is_said_to_hold_no_photos(index):
     Store.create(index, Manifest.for_model(FakeModel(), "none"))
     test = open_page()
-    assert "holds no photos yet" in test.info[0].value
+    assert "The index holds no photos." in test.info[0].value
     assert test.code[0].value == "qseek index ~/Pictures"
 
 
-def test_without_a_query_it_offers_examples_and_one_is_asked(store):
+def test_without_a_text_the_page_offers_examples_that_a_click_searches(store):
     test = open_page()
     assert "4 photos" in read_page_text(test)
     assert not list_photo_names(test)
-    examples = [one for one in test.button if (one.key or "").startswith("example-")]
+    examples = [button for button in test.button if (button.key or "").startswith("example-")]
     assert len(examples) == 3
     examples[2].click().run()
     assert test.text_input(key="q").value == "a red car in a street"
     assert list_photo_names(test)[:2] == ["red.png", "orange.png"]
 
 
-def test_a_query_shows_photos_in_order_with_their_scores(store):
+def test_a_text_shows_photos_in_order_with_their_scores(store):
     test = open_page()
     test.text_input(key="q").set_value("red").run()
     assert not test.exception
@@ -53,14 +53,14 @@ def test_a_query_shows_photos_in_order_with_their_scores(store):
     assert len(test.get("image")) == 4
 
 
-def test_the_query_and_settings_stand_in_the_url(store):
+def test_the_text_and_the_settings_are_read_from_the_address(store):
     test = open_page(q="blue", top="12", rerank="false")
     assert list_photo_names(test)[0] == "blue.png"
     assert test.selectbox(key="top").value == 12
     assert "match" not in "".join(html for html in list_html(test) if 'class="q-name"' in html)
 
 
-def test_the_threshold_hides_and_counts(store):
+def test_the_slider_hides_photos_below_a_match_and_counts_them(store):
     test = open_page(q="red")
     test.slider(key="least").set_value(50).run()
     assert list_photo_names(test) == ["red.png", "orange.png"]
@@ -72,7 +72,7 @@ def test_the_threshold_hides_and_counts(store):
     assert len(list_photo_names(test)) == 4, "without match probabilities nothing can be hidden"
 
 
-def test_how_many(store):
+def test_the_number_of_photos_can_be_chosen(store):
     photos = store.read_photos(store.list_live_ids())[0].path.parent
     for number in range(20):
         Image.new("RGB", (20, 20), (number, 9, 9)).save(photos / f"dark{number}.png")
@@ -83,19 +83,19 @@ def test_how_many(store):
     assert len(list_photo_names(test)) == 12
 
 
-def test_more_like_this_and_back(store):
+def test_more_like_this_shows_similar_photos_and_back_the_text_again(store):
     test = open_page(q="green")
     place = list_photo_names(test).index("orange.png") + 1
     find_button(test, f"like-{place}").click().run()
     assert not test.exception
     assert list_photo_names(test)[:2] == ["orange.png", "red.png"]
     assert "Photos like **orange\\.png**" in read_page_text(test)
-    next(one for one in test.button if one.label == "Back").click().run()
+    next(button for button in test.button if button.label == "Back").click().run()
     assert list_photo_names(test)[0] == "green.png"
     assert "like" not in test.query_params
 
 
-def test_a_new_query_leaves_more_like_this(store):
+def test_a_new_text_ends_more_like_this(store):
     test = open_page(q="green")
     find_button(test, "like-1").click().run()
     test.text_input(key="q").set_value("blue").run()
@@ -103,11 +103,11 @@ def test_a_new_query_leaves_more_like_this(store):
     assert "Photos like" not in read_page_text(test)
 
 
-def test_a_link_to_a_photo_that_is_not_there(store):
-    assert "not in the index any more" in read_page_text(open_page(like="0" * 32))
+def test_a_link_to_a_photo_that_is_gone_says_so(store):
+    assert "The photo of this link is no longer in the index." in read_page_text(open_page(like="0" * 32))
 
 
-def test_open_shows_the_whole_photo_and_where_it_lies(store):
+def test_open_shows_the_whole_photo_its_scores_and_its_path(store):
     test = open_page(q="red")
     find_button(test, "open-1").click().run()
     assert not test.exception
@@ -115,7 +115,7 @@ def test_open_shows_the_whole_photo_and_where_it_lies(store):
     assert any("match 90% · cosine 1.000 · 320 × 240 pixels" in caption.value for caption in test.caption)
 
 
-def test_a_photo_that_is_gone_is_said_so(store):
+def test_tiles_say_that_photos_are_gone(store):
     open_page(q="red")  # its thumbnail is kept
     red, green, *_ = (path for path in sorted(store.read_files()) if path.stem in ("red", "green"))
     red.unlink()
@@ -126,14 +126,14 @@ def test_a_photo_that_is_gone_is_said_so(store):
     assert sum("gone since it was indexed" in tile for tile in tiles) == 2
 
 
-def test_a_photo_gone_before_it_was_ever_shown(store):
+def test_a_photo_that_went_before_it_was_shown_has_no_picture(store):
     next(path for path in store.read_files() if path.stem == "red").unlink()
     test = open_page(q="red")
-    assert "This photo is gone since it was indexed" in read_page_text(test)
+    assert "This photo is gone since it was indexed." in read_page_text(test)
     assert len(test.get("image")) == 3
 
 
-def test_what_is_indexed_meanwhile_is_found(store, tmp_path):
+def test_photos_that_are_indexed_meanwhile_are_found(store, tmp_path):
     test = open_page(q="white")
     assert "4 photos" in read_page_text(test)
     photos = tmp_path / "photos"
@@ -144,11 +144,11 @@ def test_what_is_indexed_meanwhile_is_found(store, tmp_path):
     assert "5 photos" in read_page_text(test)
 
 
-def test_errors_are_plain_words(store, monkeypatch):
-    def refuses(*_, **__):
+def test_an_error_is_shown_in_plain_words(store, monkeypatch):
+    def refuse(*_, **__):
         raise IndexStateError("The index was made with model colours; this is model tints")
 
-    monkeypatch.setattr(session, "make_searcher", refuses)
+    monkeypatch.setattr(session, "make_searcher", refuse)
     test = open_page(q="red")
     assert not test.exception
     assert test.error[0].value == "The index was made with model colours; this is model tints"

@@ -1,4 +1,4 @@
-"""Captions on the page: shown, hidden, written after the photos, and answers to a question."""
+"""The page shows and hides captions, writes missing ones after the photos, and answers questions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from indexer.caption_run import index_captions
 from ui import session
 
 
-def captions(test: AppTest) -> list[str]:
-    """Those below the tiles, in the order of the page."""
+def read_captions(test: AppTest) -> list[str]:
+    """Return the captions below the tiles, in the order of the page."""
     shown = [html for html in list_html(test) if 'class="q-says"' in html]
     return [html.split(">", 1)[1].split("<")[0] for html in shown]
 
@@ -23,14 +23,14 @@ def caption_all(store: Store) -> None:
 
 
 def test_captions_of_the_index_are_shown_and_can_be_hidden(store, monkeypatch):
-    assert captions(open_page(q="red")) == [], "an index without captions shows none by itself"
+    assert read_captions(open_page(q="red")) == [], "an index without captions shows none by itself"
     caption_all(store)
     monkeypatch.setattr(session, "load_photo_captioner", None)  # what would be called to write one
     test = open_page(q="red")
-    assert captions(test)[:2] == ["a red thing", "a yellow thing"]
+    assert read_captions(test)[:2] == ["a red thing", "a yellow thing"]
     assert not test.exception
     test.toggle(key="captions").set_value(False).run()
-    assert captions(test) == [] and len(list_photo_names(test)) == 4
+    assert read_captions(test) == [] and len(list_photo_names(test)) == 4
 
 
 def test_missing_captions_are_written_after_the_photos(store, monkeypatch):
@@ -41,30 +41,30 @@ def test_missing_captions_are_written_after_the_photos(store, monkeypatch):
     gone.unlink()
     test = open_page(q="red", captions="true")
     assert not test.exception
-    assert sorted(captions(test)) == ["a green thing", "a red thing", "a yellow thing"]
+    assert sorted(read_captions(test)) == ["a green thing", "a red thing", "a yellow thing"]
     assert len(list_photo_names(test)) == 4
     test.text_input(key="q").set_value("green").run()
-    assert captions(test)[0] == "a green thing"
+    assert read_captions(test)[0] == "a green thing"
     assert writer.num_pictures == 3, "each photo is captioned once"
 
 
-def test_a_captioner_that_fails_leaves_the_photos(store, monkeypatch):
-    def refuses(*_):
+def test_photos_are_shown_when_the_captioner_fails(store, monkeypatch):
+    def refuse(*_):
         raise IndexStateError("no memory for the captioner")
 
-    monkeypatch.setattr(session, "load_photo_captioner", refuses)
+    monkeypatch.setattr(session, "load_photo_captioner", refuse)
     test = open_page(q="red", captions="true")
     assert "no memory for the captioner" in read_page_text(test)
     assert list_photo_names(test)[0] == "red.png" and not test.exception
-    monkeypatch.setattr(session, "choose_captioner", refuses)
+    monkeypatch.setattr(session, "choose_captioner", refuse)
     test = open_page(q="red", captions="true")
     assert "no memory" in test.warning[0].value and list_photo_names(test)[0] == "red.png"
 
 
-def test_a_question_about_a_photo(store, monkeypatch):
+def test_a_question_about_a_photo_is_answered(store, monkeypatch):
     test = open_page(q="blue")
     find_button(test, "open-1").click().run()
-    (box,) = [one for one in test.text_input if one.label == "Ask about this photo"]
+    (box,) = [field for field in test.text_input if field.label == "Ask about this photo"]
     box.set_value("what *colour*")
     find_button(
         test, "open-1"
@@ -73,9 +73,9 @@ def test_a_question_about_a_photo(store, monkeypatch):
     assert "**a blue thing, \\*colour\\***" in read_page_text(test)
 
 
-def test_a_captioner_that_answers_no_question_says_who_does(store, monkeypatch):
+def test_a_captioner_that_answers_no_questions_names_one_that_does(store, monkeypatch):
     monkeypatch.setenv("QSEEK_CAPTION_MODEL", "mute")
     test = open_page(q="blue")
     find_button(test, "open-1").click().run()
-    assert not [one for one in test.text_input if one.label == "Ask about this photo"]
-    assert "mute captions photos and answers no questions" in read_page_text(test)
+    assert not [field for field in test.text_input if field.label == "Ask about this photo"]
+    assert "mute writes captions, but does not answer questions" in read_page_text(test)

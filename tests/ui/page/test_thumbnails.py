@@ -1,4 +1,4 @@
-"""Thumbnails are square, upright and made once."""
+"""Thumbnails are square, upright and kept on disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.types import Photo
 from ui.page import thumbnails
 
 
-def test_thumbnails_are_square_upright_and_made_once(tmp_path):
+def test_a_thumbnail_is_square_and_upright_and_stays_when_the_photo_is_gone(tmp_path):
     picture = Image.new("RGB", (600, 300), "red")
     picture.paste("blue", (300, 0, 600, 300))
     exif = Image.Exif()

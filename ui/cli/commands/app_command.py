@@ -1,4 +1,4 @@
-"""app: the page."""
+"""Define `qseek app`, which serves the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import click
 from ui.cli.options import captioner_option, index_option, model_option
 from ui.session import CAPTIONER_VARIABLE, resolve_index_folder
 
-OWN_NAMES = ("localhost", "127.0.0.1", "::1")  # no other: a foreign page may rebind its name to this computer
+# The page answers to no other name: a page from elsewhere may bind its own name to this computer (DNS rebinding).
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 PAGE = Path(__file__).parents[2] / "page" / "page.py"
 
 
@@ -21,12 +22,21 @@ PAGE = Path(__file__).parents[2] / "page" / "page.py"
 @index_option
 @model_option
 @captioner_option
-@click.option("--port", type=click.IntRange(1, 65535), help="Where it listens.  [default: 8501 or above]")
-@click.option("--open", "open_browser", is_flag=True, help="Open it in the browser at once.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Serve the page at this port.",
+    show_default="8501 or above",
+)
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser at once.")
 def app(
     index: Path | None, model: str | None, captioner: str | None, port: int | None, open_browser: bool
 ) -> None:
-    """Open the page: the same search with pictures. It listens on this computer alone."""
+    """Serve a page that searches and shows the photos.
+
+    Only this computer can open the page.
+    """
     environment = {**os.environ, "QSEEK_INDEX": str(resolve_index_folder(index))}
     if model is not None:
         environment["QSEEK_MODEL"] = model
@@ -36,15 +46,19 @@ def app(
 
 
 def serve(command: list[str], environment: Mapping[str, str], in_place: bool = os.name != "nt") -> None:
-    """Run a program until it ends, and end as it does. in_place: as this process, without one that waits for it."""
+    """Run a program until it ends, and end with its exit code.
+
+    in_place: replace this process by the program, so that no process waits for it.
+    """
     if in_place:
         os.execve(command[0], command, environment)
-    else:  # on Windows execve starts another process and ends this one, and the shell would not wait for the page
+    else:
+        # On Windows execve starts another process and ends this one, and the shell would not wait for the page.
         click.get_current_context().exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
 def build_streamlit_command(port: int | None, open_browser: bool) -> list[str]:
-    """The program and arguments that serve the page on localhost and tell nobody of it."""
+    """Return the program and arguments that serve the page on localhost and report nothing to anybody."""
     settings = {
         "server.address": "localhost",
         "server.headless": "false" if open_browser else "true",
@@ -59,5 +73,5 @@ def build_streamlit_command(port: int | None, open_browser: bool) -> list[str]:
     if port is not None:
         settings["server.port"] = str(port)
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    flags += [f"--server.allowedHosts={name}" for name in OWN_NAMES]
+    flags += [f"--server.allowedHosts={name}" for name in LOCAL_NAMES]
     return [sys.executable, "-m", "streamlit", "run", str(PAGE), *flags]

@@ -1,4 +1,4 @@
-"""index, prune, failures: what fills an index and keeps it true."""
+"""Define `qseek index`, `prune` and `failures`, which fill an index and keep it up to date."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from engine.types import Failure
 from engine.wording import count_text
 from ui import session
 from ui.cli.options import Output, captioner_option, index_option, json_option, model_option, output_options
-from ui.cli.progress_display import show_progress_bar
-from ui.cli.terminal import STOPPED, finish_with_failures, say, say_failures, write
+from ui.cli.progress_display import show_progress
+from ui.cli.terminal import finish_stopped, finish_with_failures, say, say_failures, say_notes, write
 from ui.cli.typed_input import make_absolute, read_texts
-from ui.reports import hit_formats, text_forms
-from ui.reports.text_forms import duration_text
+from ui.reports import hit_formats
+from ui.reports.text_forms import duration_text, json_line, size_text
 from ui.session import open_store, resolve_index_folder
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from indexer.build import BuildReport
     from indexer.caption_run import CaptionReport
 
-LEAST_ESTIMATE = 10_000_000  # bytes; below it nobody needs to know before
+MIN_ANNOUNCED_BYTES = 10_000_000
+"""Disk space from which it is announced before the photos are read; less of it interests nobody."""
 
 
 @click.command()
@@ -37,25 +38,33 @@ LEAST_ESTIMATE = 10_000_000  # bytes; below it nobody needs to know before
     "--texts",
     type=click.File("rb"),
     metavar="FILE",
-    help="Index its lines as texts too; - is stdin.",
+    help="Index each line of this file as a text, too; - reads stdin.",
 )
 @click.option(
     "--features",
     type=click.Choice(["auto", "store", "int8", "none"]),
     default="auto",
     show_default=True,
-    help="Keep what reranking reads of each photo, as float16 or int8: faster answers, more disk. "
-    "auto: as float16 where it is small.",
+    help="Keep what reranking reads of each photo: as float16 (store), as int8, or not at all (none). Keeping it makes "
+    "answers faster and takes disk space. auto keeps it as float16 where it is small.",
 )
-@click.option("--reindex", is_flag=True, help="Make the index anew, with all its folders: for another model.")
-@click.option("--retry", is_flag=True, help="Read photos again that failed before.")
+@click.option(
+    "--reindex", is_flag=True, help="Make the index anew with all its folders; another model needs this."
+)
+@click.option("--retry", is_flag=True, help="Read the photos again that failed before.")
 @click.option(
     "--captions",
     is_flag=True,
-    help="Write a caption of each photo that has none: it is shown with the photo, and searched.",
+    help="Write a caption of each photo that has none. Captions are shown with the photos and searched.",
 )
 @captioner_option
-@click.option("--workers", type=click.IntRange(min=0), help="Decoding processes.  [default: one a processor]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Read photos in N processes.",
+    show_default="one for each processor",
+)
 @json_option
 def index(
     folders: tuple[Path, ...],
@@ -70,12 +79,12 @@ def index(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Index the photos in each FOLDER; run again, only what changed.
+    """Index the photos in each FOLDER; a second run reads only changes.
 
-    Ends with exit code 3 when photos could not be read; `qseek failures` lists them.
+    Ends with exit code 3 when some photos could not be read; `qseek failures` lists them.
     """
     if not (folders or texts or reindex or captions):
-        raise click.UsageError("Name a folder of photos, for example: qseek index ~/Pictures")
+        raise click.UsageError("Name a folder of photos, for example: qseek index ~/Pictures.")
     from indexer.index_run import IndexRun, RunRequest, RunStopped
 
     request = RunRequest(
@@ -93,10 +102,9 @@ def index(
     try:
         report = IndexRun(request, session.load_model, session.load_photo_captioner, TerminalListener()).run()
     except RunStopped as stopped:
-        kept = count_text(stopped.num_photos, "photo")
-        which = "The old index still answers; the new one" if stopped.remake else "The index"
-        say(f"Stopped. {which} holds {kept}; the same command goes on from there.")
-        click.get_current_context().exit(STOPPED)
+        photos = count_text(stopped.num_photos, "photo")
+        subject = "The old index still answers, and the new one" if stopped.remake else "The index"
+        finish_stopped(f"Stopped. {subject} holds {photos}. The same command goes on from here.")
     _show_report(report.photos, report.captions, request.roots, as_json)
 
 
@@ -104,39 +112,63 @@ class TerminalListener:
     """Says on stderr what a run does; an `indexer.index_run.RunListener`."""
 
     def progress(self) -> AbstractContextManager[Callable[[Progress], None]]:
-        return show_progress_bar()
+        return show_progress()
 
     def photos_to_read(self, num_photos: int, num_bytes: int) -> None:
-        if num_bytes >= LEAST_ESTIMATE:
-            photos = count_text(num_photos, "photo")
-            say(f"{photos} to read; they will take about {text_forms.size_text(num_bytes)}.")
+        if num_bytes >= MIN_ANNOUNCED_BYTES:
+            say(
+                f"{count_text(num_photos, 'photo')} to read, which will take about {size_text(num_bytes)} on disk."
+            )
 
     def texts_added(self, num_new: int, num_texts: int) -> None:
         say(f"{count_text(num_new, 'text')} added, {num_texts:,} in the index.")
 
     def captioner_chosen(self, name: str, num_replaced: Mapping[str, int]) -> None:
         for other, count in num_replaced.items():
-            say(f"{count_text(count, 'caption')} by {other} will be replaced by {name}'s.")
+            say(f"{count_text(count, 'caption')} by {other} will be replaced by captions by {name}.")
         say(f"Captions by {name}:")
 
     def captions_missing(self, num_photos: int) -> None:
-        say(f"{count_text(num_photos, 'photo')} without a caption; --captions writes them.")
+        have = "has" if num_photos == 1 else "have"
+        say(f"{count_text(num_photos, 'photo')} {have} no caption. `qseek index --captions` writes captions.")
 
     def remake_begins(self) -> None:
-        say("Making the index anew; until it is complete the old one answers.")
+        say("The index is made anew. The old one answers until the new one is complete.")
 
 
 def _show_report(
-    report: BuildReport | None, written: CaptionReport | None, roots: Sequence[Path], as_json: bool
+    report: BuildReport | None, caption_report: CaptionReport | None, roots: Sequence[Path], as_json: bool
 ) -> None:
-    """To stdout; ends with exit code 3 when photos could not be read."""
-    captions = _caption_counts(written)
+    """Write what a run did to stdout; end with exit code 3 when photos could not be read.
+
+    Raises QueryError when the run found no photo in the roots.
+    """
+    captions = _count_captions(caption_report)
     if report is None:
-        if written is not None:
-            write(text_forms.json_line(captions) if as_json else _caption_line(written))
-            _finish(written.failed)
+        if caption_report is not None:
+            write(json_line(captions) if as_json else _format_captions(caption_report))
+            _finish(caption_report.failed)
         return
-    counts = {
+    counts = _count_photos(report)
+    if not any(counts.values()):
+        from indexer.index_run import no_photos_error
+
+        raise QueryError(" ".join(report.notes)) if report.notes else no_photos_error(roots)
+    say_notes(report.notes)
+    if as_json:
+        totals = {"photos": report.num_photos, "disk_bytes": report.disk_bytes}
+        write(json_line({**counts, **totals, "seconds": round(report.seconds, 3), **captions}))
+    else:
+        write(
+            _format_photos(report, counts)
+            + ("" if caption_report is None else _format_captions(caption_report))
+        )
+    failures = [*report.failed, *(caption_report.failed if caption_report else ())]
+    _finish(failures, "; `qseek failures` lists them.")
+
+
+def _count_photos(report: BuildReport) -> dict[str, int]:
+    return {
         "added": report.added,
         "changed": report.changed,
         "moved": report.moved,
@@ -146,47 +178,40 @@ def _show_report(
         "restored": report.restored,
         "failed": len(report.failed),
     }
-    if not any(counts.values()):
-        from indexer.index_run import no_photos_error
-
-        raise QueryError("; ".join(report.notes)) if report.notes else no_photos_error(roots)
-    for note in report.notes:
-        say(f"Note: {note}")
-    if as_json:
-        totals = {"photos": report.num_photos, "disk_bytes": report.disk_bytes}
-        write(text_forms.json_line({**counts, **totals, "seconds": round(report.seconds, 3), **captions}))
-    else:
-        shown = [f"{n:,} {name}" for name, n in counts.items() if n or name not in ("copied", "restored")]
-        write(
-            f"{', '.join(shown)}\n"
-            f"{count_text(report.num_photos, 'photo')} in the index, "
-            f"{text_forms.size_text(report.disk_bytes)} on disk, {duration_text(report.seconds)}\n"
-            + ("" if written is None else _caption_line(written))
-        )
-    _finish([*report.failed, *(written.failed if written else ())], "; `qseek failures` lists them.")
 
 
-def _finish(failed: Sequence[Failure], more: str = "") -> None:
-    if failed:
-        say_failures(failed, more)
-        finish_with_failures()
+def _format_photos(report: BuildReport, counts: Mapping[str, int]) -> str:
+    """Return two lines: what the run did, and what the index holds now. Rare counts are left out when they are 0."""
+    rare = ("copied", "restored")
+    parts = [f"{count:,} {name}" for name, count in counts.items() if count or name not in rare]
+    return (
+        f"{', '.join(parts)}\n"
+        f"{count_text(report.num_photos, 'photo')} in the index, {size_text(report.disk_bytes)} on disk, "
+        f"{duration_text(report.seconds)}\n"
+    )
 
 
-def _caption_counts(written: CaptionReport | None) -> dict[str, int]:
-    if written is None:
+def _count_captions(report: CaptionReport | None) -> dict[str, int]:
+    if report is None:
         return {}
     return {
-        "captions_written": written.written,
-        "captions_kept": written.num_kept,
-        "captions_failed": len(written.failed),
+        "captions_written": report.written,
+        "captions_kept": report.num_kept,
+        "captions_failed": len(report.failed),
     }
 
 
-def _caption_line(written: CaptionReport) -> str:
+def _format_captions(report: CaptionReport) -> str:
     return (
-        f"{count_text(written.written, 'caption')} written, {written.num_kept:,} kept, "
-        f"{len(written.failed):,} failed, {duration_text(written.seconds)}\n"
+        f"{count_text(report.written, 'caption')} written, {report.num_kept:,} kept, {len(report.failed):,} failed, "
+        f"{duration_text(report.seconds)}\n"
     )
+
+
+def _finish(failures: Sequence[Failure], more: str = "") -> None:
+    if failures:
+        say_failures(failures, more)
+        finish_with_failures()
 
 
 @click.command()
@@ -194,14 +219,14 @@ def _caption_line(written: CaptionReport) -> str:
 def prune(index: Path | None) -> None:
     """Forget the photos whose files are gone.
 
-    A search leaves them out anyway; until this is run they come back at once when their files do.
+    Searches leave these photos out anyway. Until `qseek prune` is run they come back at once when their files do.
     """
     store = open_store(resolve_index_folder(index))
     with store.writing():
         num_missing = sum(record.missing for record in store.read_files().values())
         store.prune()
         store.optimize()
-    photos, size = count_text(store.num_photos, "photo"), text_forms.size_text(store.measure_disk_bytes())
+    photos, size = count_text(store.num_photos, "photo"), size_text(store.measure_disk_bytes())
     write(f"{num_missing:,} forgotten, {photos} in the index, {size} on disk\n")
 
 
@@ -211,13 +236,13 @@ def prune(index: Path | None) -> None:
 def failures(index: Path | None, output: Output) -> None:
     """List the photos that could not be read, and why."""
     records = open_store(resolve_index_folder(index)).read_failures()
-    found = [Failure(path, records[path].reason) for path in sorted(records)]
-    if not found:
-        say("No photo failed.")
+    failed_photos = [Failure(path, records[path].reason) for path in sorted(records)]
+    if not failed_photos:
+        say("Every photo could be read.")
     elif output is Output.JSON:
-        write(hit_formats.format_failures_json(found))
+        write(hit_formats.format_failures_json(failed_photos))
     elif output is Output.TABLE:
-        write(hit_formats.format_failures_table(found))
+        write(hit_formats.format_failures_table(failed_photos))
     else:
-        end = b"\0" if output is Output.NUL else b"\n"
-        write(hit_formats.join_paths((one.path for one in found), end))
+        ending = b"\0" if output is Output.NUL else b"\n"
+        write(hit_formats.join_paths((failure.path for failure in failed_photos), ending))

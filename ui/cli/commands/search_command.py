@@ -1,4 +1,4 @@
-"""search, similar, match, rerank: questions to an index."""
+"""Define `qseek search`, `similar`, `match` and `rerank`, which find photos and texts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ from ui.cli.options import (
     model_option,
     output_options,
     paths_option,
+    positive_type,
     rerank_options,
     top_option,
 )
-from ui.cli.terminal import finish_with_failures, say, say_failures, write
+from ui.cli.terminal import finish_with_failures, say, say_failures, say_notes, write
 from ui.cli.typed_input import check_text, make_absolute, read_paths, read_texts
 from ui.reports import hit_formats
-from ui.session import add_captions, open_searcher, open_searcher_with_or_without_index, resolve_index_folder
+from ui.session import (
+    add_captions,
+    open_searcher,
+    open_searcher_with_or_without_index,
+    resolve_index_folder,
+)
 
 photo_argument = click.argument("photo", type=click.Path(path_type=Path))
 
@@ -43,7 +49,8 @@ photo_argument = click.argument("photo", type=click.Path(path_type=Path))
     type=click.FloatRange(min=0),
     default=0.0,
     show_default=True,
-    help="How much the cosine of TEXT with a photo's indexed caption counts in its score.",
+    metavar="WEIGHT",
+    help="Add WEIGHT times the cosine of TEXT and a photo's indexed caption to its score.",
 )
 @output_options
 def search(
@@ -58,12 +65,12 @@ def search(
     output: Output,
 ) -> None:
     """Find the photos that fit TEXT, best first."""
-    query = check_text(" ".join(text))
+    joined_text = check_text(" ".join(text))
     searcher = open_searcher(resolve_index_folder(index), model, say)
-    results = searcher.search(query, top=top, rerank=rerank, caption_weight=caption_weight)
+    results = searcher.search(joined_text, top=top, rerank=rerank, caption_weight=caption_weight)
     if captions:
         results = add_captions(results, searcher, captioner)
-    show(results, output, captions)
+    show_results(results, output, captions)
 
 
 @click.command()
@@ -83,12 +90,12 @@ def similar(
     captioner: str | None,
     output: Output,
 ) -> None:
-    """Find the photos that look like PHOTO, indexed or not."""
+    """Find the photos that look like PHOTO, which need not be indexed."""
     searcher = open_searcher(resolve_index_folder(index), model, say)
     results = searcher.similar(make_absolute(photo), top=top)
     if captions:
         results = add_captions(results, searcher, captioner)
-    show(results, output, captions)
+    show_results(results, output, captions)
 
 
 @click.command()
@@ -97,7 +104,8 @@ def similar(
     "--texts",
     type=click.File("rb"),
     metavar="FILE",
-    help="Texts to choose from, one a line, - for stdin.  [default: the indexed texts]",
+    help="Choose from the texts in this file, one on each line; - reads stdin.",
+    show_default="the indexed texts",
 )
 @index_option
 @model_option
@@ -114,10 +122,10 @@ def match(
     as_json: bool,
 ) -> None:
     """Find the texts that fit PHOTO, best first."""
-    lines = None if texts is None else read_texts(texts)
-    open_it = open_searcher if lines is None else open_searcher_with_or_without_index
-    searcher = open_it(resolve_index_folder(index), model, say)
-    show_texts(searcher.match(make_absolute(photo), lines, top=top, rerank=rerank), as_json)
+    given_texts = None if texts is None else read_texts(texts)
+    open_for_match = open_searcher if given_texts is None else open_searcher_with_or_without_index
+    searcher = open_for_match(resolve_index_folder(index), model, say)
+    show_texts(searcher.match(make_absolute(photo), given_texts, top=top, rerank=rerank), as_json)
 
 
 @click.command()
@@ -125,10 +133,16 @@ def match(
 @click.argument("file", type=click.File("rb"), default="-")
 @index_option
 @model_option
-@click.option("-k", "--top", type=click.IntRange(min=1), help="How many to show.  [default: all]")
+@click.option("-k", "--top", type=positive_type, metavar="N", help="Show the best N.", show_default="all")
 @json_option
 @paths_option
-@click.option("-0", "--null", "as_nul", is_flag=True, help="Paths are closed by NUL bytes, in and out.")
+@click.option(
+    "-0",
+    "--null",
+    "as_nul",
+    is_flag=True,
+    help="Read and print paths that are each ended by a NUL byte.",
+)
 def rerank(
     text: str,
     file: BinaryIO,
@@ -141,50 +155,50 @@ def rerank(
 ) -> None:
     """Put any photos in order by how well they fit TEXT.
 
-    Their paths come from FILE or, without it, from stdin, one a line; with -0 each is closed by a NUL
-    byte, as `find -print0` does. They may lie in the index or not.
+    Their paths come from FILE, or from stdin without FILE, one on each line. With -0 each path is ended by a NUL byte,
+    as `find -print0` does it. The photos need not be indexed.
 
     \b
         rclip -n 500 dog | qseek rerank "a dog shaking off water"
     """
     output = choose_output(as_json, as_paths, as_nul and not as_json)
-    query = check_text(text)
+    check_text(text)
     if file.isatty():
-        say("Reading paths from the terminal, one a line; Ctrl-D ends them.")
+        say("Type the paths of photos, one on each line. End with Ctrl-D.")
     paths = read_paths(file, b"\0" if as_nul else b"\n")
     searcher = open_searcher_with_or_without_index(resolve_index_folder(index), model, say)
-    show(searcher.rerank(query, paths, top=top), output)
+    show_results(searcher.rerank(text, paths, top=top), output)
 
 
-def show(results: Results, output: Output, captions: bool = False) -> None:
-    """Hits to stdout, the rest to stderr; ends with exit code 3 when photos could not be read."""
-    for note in results.notes:
-        say(f"Note: {note}")
+def show_results(results: Results, output: Output, captions: bool = False) -> None:
+    """Write the hits to stdout and the notes and failures to stderr.
+
+    captions: whether a table shows captions. The command ends with exit code 3 when photos could not be read.
+    """
+    say_notes(results.notes)
     if not results.hits:
         say("No photo was found.")
     else:
-        write(_rendered(results.hits, output, captions))
+        write(_format_hits(results.hits, output, captions))
     if results.failures:
         say_failures(results.failures)
         finish_with_failures()
 
 
-def _rendered(hits: Sequence[Hit], output: Output, captions: bool) -> str | bytes:
+def _format_hits(hits: Sequence[Hit], output: Output, captions: bool) -> str | bytes:
     if output is Output.JSON:
         return hit_formats.format_hits_json(hits)
     if output is Output.TABLE:
         return hit_formats.format_hits_table(hits, captions)
-    return hit_formats.join_paths((hit.photo.path for hit in hits), b"\0" if output is Output.NUL else b"\n")
+    ending = b"\0" if output is Output.NUL else b"\n"
+    return hit_formats.join_paths((hit.photo.path for hit in hits), ending)
 
 
 def show_texts(results: TextResults, as_json: bool) -> None:
-    for note in results.notes:
-        say(f"Note: {note}")
+    """Write the texts that fit a photo to stdout, and the notes to stderr."""
+    say_notes(results.notes)
     if not results.hits:
         say("No text was found.")
         return
-    write(
-        hit_formats.format_text_hits_json(results.hits)
-        if as_json
-        else hit_formats.format_text_hits_table(results.hits)
-    )
+    format_hits = hit_formats.format_text_hits_json if as_json else hit_formats.format_text_hits_table
+    write(format_hits(results.hits))

@@ -1,102 +1,136 @@
-"""train: how a model is made."""
+"""Define `qseek train`, which trains a part of a model by a recipe."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from engine.errors import DataError
-from ui.cli.terminal import STOPPED, finish_with_failures, say, say_failures, write
+from ui.cli.options import folder_type
+from ui.cli.terminal import finish_stopped, finish_with_failures, say, say_failures, write
 
-folder_option = click.Path(path_type=Path, file_okay=False)
+KINDS = ("distill", "text", "language", "stage1", "stage2", "retrieval", "caption", "vqa", "capfilt")
 
 
-@click.command()
-@click.argument(
-    "what",
-    type=click.Choice(
-        ["distill", "text", "language", "stage1", "stage2", "retrieval", "caption", "vqa", "capfilt"]
-    ),
-)
-@click.option("--recipe", help="Its name; without one, the recipes are listed.")
-@click.option("--data", type=folder_option, help="Folder of the recipe's shards and caption tables.")
-@click.option("--teacher", type=folder_option, help="Folder of the teacher's weights (distill, capfilt).")
+HELP = """Train a part of a model by a recipe.
+
+\b
+KIND       what is trained                                   in RUNS/NAME
+distill    an image encoder, from a pretrained one           encoder.safetensors
+text       a tokenizer and the text half, from captions      text.safetensors
+language   a small language model, from captions             language/
+stage1     the Q-Former, with ITC, ITM and ITG               model/
+stage2     a captioner with a frozen language model          model/
+retrieval  a stage-1 model further, with its image encoder   model/
+caption    a stage-2 model further, with its image encoder   model/
+vqa        like caption, with questions and answers          model/
+capfilt    captions are drawn, and the best ones are kept    NAME-000.tar, ...
+
+Started again, the command goes on from the last checkpoint. Under torchrun several processes share each batch (not
+in distill, text and the recipe mini-captioner):
+
+\b
+    torchrun --nproc-per-node 8 --no-python \\
+        qseek train stage1 --recipe blip2-vit-g --data DATA
+"""
+
+
+@click.command(help=HELP)
+@click.argument("kind", type=click.Choice(KINDS), metavar="KIND")
+@click.option("--recipe", metavar="NAME", help="Train by this recipe; without it the recipes are listed.")
 @click.option(
-    "--runs", type=folder_option, default=Path("runs"), show_default=True, help="Where runs are kept."
+    "--data", type=folder_type, help="Read the recipe's shards and caption tables from this folder."
 )
-@click.option("--name", help="Of the run's folder below RUNS.  [default: the recipe's]")
-@click.option("--phase", help="One phase of a distillation alone.")
-@click.option("--language", type=folder_option, help="Folder of the frozen language model (stage2).")
 @click.option(
-    "--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting: train.batch=64."
+    "--teacher", type=folder_type, help="Read the teacher's weights from this folder (distill, capfilt)."
 )
-@click.option("--dry-run", is_flag=True, help="Parameters, steps and memory; trains nothing.")
+@click.option(
+    "--runs", type=folder_type, default=Path("runs"), show_default=True, help="Keep runs in this folder."
+)
+@click.option("--name", help="Write the run to the folder RUNS/NAME.", show_default="the recipe's name")
+@click.option("--phase", help="Run only this phase of a distillation.")
+@click.option(
+    "--language", type=folder_type, help="Read the frozen language model from this folder (stage2)."
+)
+@click.option(
+    "--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change a setting, such as train.batch=64."
+)
+@click.option("--dry-run", is_flag=True, help="Print parameters, steps and memory, and train nothing.")
 def train(
-    what: str, recipe: str | None, data: Path | None, teacher: Path | None, runs: Path, name: str | None,
-    phase: str | None, language: Path | None, changes: tuple[str, ...], dry_run: bool,
-) -> None:  # fmt: skip
-    """Train a part of a model by a recipe; started again, it goes on from its last checkpoint. Several
-    processes share each batch under torchrun (all but distill, text and the recipe mini-captioner):
-
-    \b
-        torchrun --nproc-per-node 8 --no-python qseek train stage1 --recipe blip2-vit-g --data DATA
-
-    \b
-    distill   an image encoder from a pretrained one     -> RUNS/NAME/encoder.safetensors
-    text      a tokenizer and the text half, from captions -> RUNS/NAME/text.safetensors
-    language  a small language model, from captions      -> RUNS/NAME/language
-    stage1    the Q-Former: ITC + ITM + ITG               -> RUNS/NAME/model
-    stage2    captions by a frozen language model         -> RUNS/NAME/model
-    retrieval stage 1 trained on, encoder too             -> RUNS/NAME/model
-    caption   stage 2 trained on, encoder too             -> RUNS/NAME/model
-    vqa       the same with questions and answers         -> RUNS/NAME/model
-    capfilt   captions drawn for photos, the best kept   -> RUNS/NAME/NAME-000.tar, ...
-    """
+    kind: str,
+    recipe: str | None,
+    data: Path | None,
+    teacher: Path | None,
+    runs: Path,
+    name: str | None,
+    phase: str | None,
+    language: Path | None,
+    changes: tuple[str, ...],
+    dry_run: bool,
+) -> None:
+    """Train a part of a model by a recipe."""
     if recipe is None:
-        write("".join(f"{line}\n" for line in _recipe_lines(what)))
+        _write_lines(_list_recipes(kind))
         return
-    config = _recipe(what, recipe, changes)
-    output = runs / (recipe if name is None else _folder_name(name))
+    config = _make_config(kind, recipe, changes)
+    output = runs / (recipe if name is None else _check_run_name(name))
     from training.recipes.trainers import Request, find_trainer
 
     request = Request(data or Path(), runs, output, teacher, language, phase, say)
+    trainer = find_trainer(config)
     if dry_run:
-        write("".join(f"{line}\n" for line in find_trainer(config).outline(config, request)))
+        _write_lines(trainer.outline(config, request))
         return
-    if data is None or not data.is_dir():
-        raise DataError(f"The recipe's data folder {data or ''} is not there; give it with --data.")
+    _check_data_folder(data)
     try:
-        failures = find_trainer(config).run(config, request)
+        failures = trainer.run(config, request)
     except KeyboardInterrupt:
-        say(f"Stopped; the same command goes on from the checkpoint in {output}.")
-        click.get_current_context().exit(STOPPED)
+        finish_stopped(f"Stopped. The same command goes on from the checkpoint in {output}.")
     if failures:
-        say_failures(failures, more=f", see the .json files in {output}")
+        say_failures(failures, more=f"; the .json files in {output} list them.")
         finish_with_failures()
 
 
-def _folder_name(name: str) -> str:
-    """Return the name of a run that a person has given. Raises DataError for one that leads out of RUNS."""
+def _write_lines(lines: Iterable[str]) -> None:
+    write("".join(f"{line}\n" for line in lines))
+
+
+def _check_run_name(name: str) -> str:
+    """Return the name of a run that a person has given. Raises DataError for a name that leads out of RUNS."""
     if not name.strip() or name == ".." or Path(name).name != name:
-        raise DataError(f"--name {name!r} is no folder's name; it lies below RUNS, as mini-2 does.")
+        raise DataError(
+            f"--name {name!r} is not the name of a folder below RUNS. Give a name such as mini-2."
+        )
     return name
 
 
-def _recipe_lines(what: str) -> list[str]:
-    """Return every recipe of a kind by its name, with the first line of what it says of itself."""
+def _check_data_folder(data: Path | None) -> None:
+    """Raise DataError when the folder of the recipe's data is not given or missing."""
+    if data is None:
+        raise DataError("The recipe needs the folder of its data. Give it with --data.")
+    if not data.is_dir():
+        raise DataError(f"The recipe's data folder {data} is missing. Give it with --data.")
+
+
+def _list_recipes(kind: str) -> list[str]:
+    """Return the name of every recipe of a kind, with the first line of its docstring."""
     from training.recipes.recipe_catalogue import BY_KIND
 
-    return [f"{name}: {(make.__doc__ or '').splitlines()[0]}" for name, make in BY_KIND[what].items()]
+    return [f"{name}: {(make.__doc__ or '').splitlines()[0]}" for name, make in BY_KIND[kind].items()]
 
 
-def _recipe(what: str, recipe: str, changes: tuple[str, ...]) -> object:
-    """Return a recipe with its changed settings, and with the dtypes that are fast on this machine."""
+def _make_config(kind: str, recipe: str, changes: tuple[str, ...]) -> object:
+    """Return the settings of a recipe after the changes of --set, with the dtypes that are fast on this machine.
+
+    Raises DataError when there is no such recipe.
+    """
     from training.loop.run_dtype import resolve_config_dtypes
     from training.recipes.recipe_catalogue import BY_KIND
     from training.recipes.recipe_settings import apply_settings
 
-    known = BY_KIND[what]
-    if recipe not in known:
-        raise DataError(f"There is no {what} recipe {recipe!r}; there are: {', '.join(known)}.")
-    return resolve_config_dtypes(apply_settings(known[recipe](), changes))
+    recipes = BY_KIND[kind]
+    if recipe not in recipes:
+        raise DataError(f"There is no {kind} recipe {recipe!r}. Give one of these: {', '.join(recipes)}.")
+    return resolve_config_dtypes(apply_settings(recipes[recipe](), changes))

@@ -1,4 +1,4 @@
-"""What tests of the commands share."""
+"""Fixtures that tests of several commands share."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from finetuning_inputs import write_finetuning_data
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `write_finetuning_data` writes, once for the tests of a file, which only read it."""
+    """Write the inputs of `write_finetuning_data`, once for the tests of a file, which only read them."""
     return write_finetuning_data(tmp_path_factory.mktemp("data"))

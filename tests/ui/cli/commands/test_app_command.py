@@ -36,7 +36,9 @@ def test_app_listens_on_this_computer_alone(monkeypatch, tmp_path):
     assert "--server.headless=false" in started[1][1]
 
 
-def test_where_a_process_cannot_be_replaced_the_command_waits_and_ends_as_the_page_does(monkeypatch):
+def test_where_a_process_cannot_be_replaced_the_command_waits_and_ends_with_the_exit_code_of_the_page(
+    monkeypatch,
+):
     monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("Windows has no such call that waits"))
     code = "import os, sys; sys.exit(int(os.environ['ENDS_WITH']))"
     with Context(Command("app")), pytest.raises(Exit) as ended:

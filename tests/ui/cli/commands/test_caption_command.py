@@ -1,4 +1,4 @@
-"""qseek caption as people run it, with tiny language models: what it prints is what the model writes."""
+"""`qseek caption` prints what a model writes; here tiny language models with random weights write."""
 
 from __future__ import annotations
 
@@ -47,41 +47,43 @@ def no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QSEEK_CAPTION_MODEL", raising=False)
 
 
-def caption(*arguments: object, stdin: bytes | None = None) -> Result:
+def run_caption(*arguments: object, stdin: bytes | None = None) -> Result:
     return CliRunner().invoke(main, ["caption", *map(os.fspath, map(str, arguments))], stdin)
 
 
-def pictures(paths: list[Path]) -> np.ndarray:
+def read_pictures(paths: list[Path]) -> np.ndarray:
     return np.stack([squash(open_picture(path, least_side=2 * SIDE), SIDE) for path in paths])
 
 
-def test_captions_are_the_models(model: Path, photos: list[Path]) -> None:
-    result = caption(*photos, "--model", model, "--json")
+def test_captions_are_those_of_the_model(model: Path, photos: list[Path]) -> None:
+    result = run_caption(*photos, "--model", model, "--json")
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["path"] for row in rows] == [str(path) for path in photos]
-    want = load_captioner(str(model)).caption(pictures(photos), options=CAPTION)
+    want = load_captioner(str(model)).caption(read_pictures(photos), options=CAPTION)
     assert [row["caption"] for row in rows] == want and len(set(want)) > 1
 
 
-def test_a_question(model: Path, photos: list[Path]) -> None:
-    result = caption(photos[0], "--model", model, "--question", "what is it?", "--json")
-    (want,) = load_captioner(str(model)).answer(pictures(photos[:1]), ["what is it?"], ANSWER)
+def test_a_question_is_answered_by_the_model(model: Path, photos: list[Path]) -> None:
+    result = run_caption(photos[0], "--model", model, "--question", "what is it?", "--json")
+    (want,) = load_captioner(str(model)).answer(read_pictures(photos[:1]), ["what is it?"], ANSWER)
     assert json.loads(result.stdout)["caption"] == want
 
 
-def test_a_prompt_changes_the_text(model: Path, photos: list[Path]) -> None:
+def test_a_prompt_and_a_seed_change_the_caption(model: Path, photos: list[Path]) -> None:
     texts = [
-        caption(photos[0], "--model", model, "--beams", 1, *more).stdout
+        run_caption(photos[0], "--model", model, "--beams", 1, *more).stdout
         for more in ([], ["--prompt", "two"], ["--sample", "--seed", 1], ["--sample", "--seed", 2])
     ]
     assert len(set(texts)) == 4
-    assert caption(photos[0], "--model", model, "--sample", "--seed", 1).stdout == texts[2]
+    assert run_caption(photos[0], "--model", model, "--sample", "--seed", 1).stdout == texts[2]
 
 
-def test_paths_from_stdin_and_photos_that_cannot_be_read(model: Path, photos: list[Path]) -> None:
+def test_paths_come_from_stdin_and_photos_that_cannot_be_read_are_named(
+    model: Path, photos: list[Path]
+) -> None:
     photos[1].write_bytes(b"no picture")
-    result = caption("--model", model, stdin="\n".join(map(str, photos)).encode())
+    result = run_caption("--model", model, stdin="\n".join(map(str, photos)).encode())
     assert result.exit_code == 3
     assert [line.partition("\t")[0] for line in result.stdout.splitlines()] == [
         str(photos[0]),
@@ -90,7 +92,7 @@ def test_paths_from_stdin_and_photos_that_cannot_be_read(model: Path, photos: li
     assert "1 photo could not be read" in result.stderr and "b.png" in result.stderr
 
 
-def test_bad_input_is_plain(model: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_wrong_input_is_refused_in_plain_words(model: Path, photos: list[Path], tmp_path: Path) -> None:
     retrieval = tiny_checkpoint(tmp_path / "retrieval")
     headless = tmp_path / "headless"
     save_checkpoint(
@@ -102,51 +104,57 @@ def test_bad_input_is_plain(model: Path, photos: list[Path], tmp_path: Path) -> 
         ([photos[0], "--model", retrieval, "--question", "why?"], 1, "blip2-opt-2.7b"),
         ([photos[0], "--model", model, "--prompt", " "], 1, "The prompt is empty"),
         ([photos[0], "--model", model, "--max-new-tokens", 500], 1, "more than the language model can write"),
-        ([photos[0], "--model", model, "--results"], 2, "leave PHOTO away"),
+        ([photos[0], "--model", model, "--results"], 2, "Leave PHOTO out."),
         (["--model", model, "--results"], 1, "holds no result"),
         ([photos[0], "--model", tmp_path / "none"], 1, "none"),
         ([photos[0], "--model", model, "--prompt", "word " * 200], 1, "Shorten it"),
-        ([photos[0], "--model", model, "--prompt", "a", "--question", "b"], 2, "give one of them"),
-        ([photos[0], "--model", model, "--question", " "], 1, "empty"),
+        ([photos[0], "--model", model, "--prompt", "a", "--question", "b"], 2, "Give only one of them."),
+        ([photos[0], "--model", model, "--question", " "], 1, "The question is empty"),
         (["--model", model], 1, "names no photo"),
     ]
     for arguments, code, words in cases:
-        result = caption(*arguments, stdin=b"")
+        result = run_caption(*arguments, stdin=b"")
         assert result.exit_code == code and words in result.stderr, (arguments, result.output)
         assert "Traceback" not in result.output
 
 
-def test_an_answer_may_be_short(model: Path, photos: list[Path]) -> None:
-    """A limit below the caption's least length is taken."""
-    assert caption(photos[0], "--model", model, "--max-new-tokens", 2).exit_code == 0
+def test_a_limit_below_the_usual_least_length_of_a_caption_is_accepted(
+    model: Path, photos: list[Path]
+) -> None:
+    assert run_caption(photos[0], "--model", model, "--max-new-tokens", 2).exit_code == 0
 
 
-def test_transformers_folders_are_converted(tmp_path: Path, photos: list[Path]) -> None:
+def test_a_converted_folder_writes_the_same_captions(tmp_path: Path, photos: list[Path]) -> None:
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     save_captioner_folder(random_captioner("opt"), "opt", theirs)
     run = CliRunner().invoke
     done = run(main, ["models", "convert", str(theirs), str(ours)])
     assert done.exit_code == 0 and "qseek caption" in done.stderr, done.output
-    assert caption(*photos, "--model", ours).stdout == caption(*photos, "--model", theirs).stdout != ""
+    assert (
+        run_caption(*photos, "--model", ours).stdout == run_caption(*photos, "--model", theirs).stdout != ""
+    )
     back = run(main, ["models", "convert", str(ours), str(tmp_path / "back"), "--to", "transformers"])
     assert back.exit_code == 0 and "from_pretrained loads it" in back.stderr, back.output
-    assert caption(*photos, "--model", tmp_path / "back").stdout == caption(*photos, "--model", ours).stdout
+    assert (
+        run_caption(*photos, "--model", tmp_path / "back").stdout
+        == run_caption(*photos, "--model", ours).stdout
+    )
 
 
-def test_the_bundled_model_captions_out_of_the_box(photos: list[Path]) -> None:
+def test_the_bundled_captioner_is_the_default_without_an_index(photos: list[Path]) -> None:
     from engine.models.photo_captioners import choose_default_captioner
 
-    result = caption(photos[0], "--json", "--beams", 1, "--max-new-tokens", 6)
+    result = run_caption(photos[0], "--json", "--beams", 1, "--max-new-tokens", 6)
     assert result.exit_code == 0, result.output
-    writer = load_photo_captioner(choose_default_captioner())
-    size = writer.image_size
+    captioner = load_photo_captioner(choose_default_captioner())
+    size = captioner.image_size
     picture = squash(open_picture(photos[0], least_side=2 * size), size)[None]
-    how = replace(CAPTION, num_beams=1, max_new_tokens=6, min_new_tokens=6)
-    assert json.loads(result.stdout)["caption"] == writer.caption(picture, options=how)[0] != ""
+    options = replace(CAPTION, num_beams=1, max_new_tokens=6, min_new_tokens=6)
+    assert json.loads(result.stdout)["caption"] == captioner.caption(picture, options=options)[0] != ""
 
 
-def test_results_are_given_back_with_captions(model: Path, photos: list[Path]) -> None:
-    """Every field stays, photos are named in both ways, and one that cannot be read keeps its line."""
+def test_results_are_printed_again_with_captions(model: Path, photos: list[Path]) -> None:
+    """Keep every field, read photos that are named in both ways, and keep the line of one that cannot be read."""
     odd = Path(os.fsdecode(os.fsencode(photos[0].parent) + b"/odd\xff.png"))
     photos[2].rename(odd)
     photos[1].write_bytes(b"no picture")
@@ -157,21 +165,21 @@ def test_results_are_given_back_with_captions(model: Path, photos: list[Path]) -
     ]
     assert "path_base64" in rows[2]
     stdin = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    result = caption("--model", model, "--results", stdin=stdin)
+    result = run_caption("--model", model, "--results", stdin=stdin)
     assert result.exit_code == 3 and "b.png: it is a text file" in result.stderr
-    good = load_captioner(str(model)).caption(pictures([photos[0], odd]))
+    captions = load_captioner(str(model)).caption(read_pictures([photos[0], odd]))
     assert [json.loads(line) for line in result.stdout.splitlines()] == [
-        {**rows[0], "caption": good[0]},
+        {**rows[0], "caption": captions[0]},
         {**rows[1], "caption": None},
-        {**rows[2], "caption": good[1]},
+        {**rows[2], "caption": captions[1]},
     ]
 
 
 @pytest.mark.parametrize("line", [b"words", b'{"text": "a dog"}', b'{"path": 3}', b"[1]", b"\xff"])
-def test_lines_that_are_no_results(model: Path, photos: list[Path], line: bytes) -> None:
+def test_a_line_that_is_not_a_result_is_refused(model: Path, photos: list[Path], line: bytes) -> None:
     first = json.dumps({"path": str(photos[0])}).encode()
-    result = caption("--model", model, "--results", stdin=first + b"\n" + line + b"\n")
-    assert result.exit_code == 1 and "Line 2 of stdin is no result with a photo" in result.stderr
+    result = run_caption("--model", model, "--results", stdin=first + b"\n" + line + b"\n")
+    assert result.exit_code == 1 and "Line 2 of stdin is not a result with a photo" in result.stderr
 
 
 def test_a_captioner_that_shares_an_encoder_is_written_by_convert(tmp_path: Path, photos: list[Path]) -> None:
@@ -182,12 +190,12 @@ def test_a_captioner_that_shares_an_encoder_is_written_by_convert(tmp_path: Path
     save_checkpoint(tmp_path / "search", search, tiny_tokenizer())
     command = ["models", "convert", str(whole), str(tmp_path / "shared")]
     wrong = run(main, [*command, "--share-encoder", "search", "--to", "transformers"])
-    assert wrong.exit_code == 2 and "transformers' hold their encoder" in wrong.stderr
+    assert wrong.exit_code == 2 and "transformers' folders hold their encoder" in wrong.stderr
     done = run(main, [*command, "--share-encoder", "search"])
     assert done.exit_code == 0, done.output
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "shared")]
     assert sizes[1] < sizes[0]
-    shared, full = (caption(*photos, "--model", tmp_path / name).stdout for name in ("shared", "whole"))
+    shared, full = (run_caption(*photos, "--model", tmp_path / name).stdout for name in ("shared", "whole"))
     assert shared == full != ""
     searching = run(
         main, ["models", "convert", str(tmp_path / "search"), str(tmp_path / "x"), "--share-encoder", "whole"]
@@ -195,15 +203,15 @@ def test_a_captioner_that_shares_an_encoder_is_written_by_convert(tmp_path: Path
     assert searching.exit_code == 2 and "is for captioners" in searching.stderr
 
 
-def test_one_that_only_captions_answers_nothing(tmp_path: Path, photos: list[Path]) -> None:
+def test_a_captioner_that_was_not_taught_to_answer_says_so(tmp_path: Path, photos: list[Path]) -> None:
     folder = save_tiny_captioner("opt", tmp_path / "m")
     config = json.loads((folder / "config.json").read_text())
     config["language"]["question"] = None
     (folder / "config.json").write_text(json.dumps(config))
-    result = caption(photos[0], "--model", folder, "--question", "What is it?")
+    result = run_caption(photos[0], "--model", folder, "--question", "What is it?")
     assert result.exit_code == 1 and "was not taught to answer questions. Those were: " in result.stderr
     assert result.stdout == ""
     from engine.checkpoints.captioner_reading import answers_questions
 
     assert not answers_questions(folder)
-    assert caption(photos[0], "--model", folder).exit_code == 0
+    assert run_caption(photos[0], "--model", folder).exit_code == 0

@@ -1,4 +1,4 @@
-"""Captions on the command line: index --captions, search and similar --captions; the colour model answers."""
+"""`qseek index --captions` writes captions, and `search` and `similar` show them; the colour model answers."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def captions(result: Result) -> dict[str, str | None]:
-    return {Path(one["path"]).stem: one.get("caption") for one in parse_json_lines(result)}
+def read_captions(result: Result) -> dict[str, str | None]:
+    return {Path(row["path"]).stem: row.get("caption") for row in parse_json_lines(result)}
 
 
-def refuse_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+def refuse_captioners(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(*_: object) -> FakeCaptioner:
         raise QueryError("no captioner should be loaded")
 
     monkeypatch.setattr(session, "load_photo_captioner", refuses)
 
 
-def test_index_writes_searches_show(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_writes_captions_and_searches_show_them(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = qseek("index", photos, "--captions")
     assert first.exit_code == 0, first.output
     assert "3 captions written, 0 kept, 0 failed" in first.stdout
@@ -59,39 +59,43 @@ def test_index_writes_searches_show(photos: Path, monkeypatch: pytest.MonkeyPatc
         "captions_kept": 3,
         "captions_failed": 0,
     }
-    refuse_writing(monkeypatch)
+    refuse_captioners(monkeypatch)
     want = {name: f"a {name} thing" for name in ("red", "green", "blue")}
-    assert captions(qseek("search", "red", "--json")) == want
-    assert captions(qseek("search", "red", "--json", "--captions", "--captioner", "painter")) == want
+    assert read_captions(qseek("search", "red", "--json")) == want
+    assert read_captions(qseek("search", "red", "--json", "--captions", "--captioner", "painter")) == want
     table = qseek("search", "red", "-k", 1, "--captions").stdout.splitlines()
     assert table[2] == " " * table[0].index("photo") + "a red thing" and len(table) == 3
     assert "thing" not in qseek("search", "red").stdout
     assert qseek("search", "red", "--captions", "--captioner", "sketcher").exit_code == 1
 
 
-def test_captions_alone(photos: Path) -> None:
-    nothing = qseek("index", "--captions")
+def test_captions_are_written_for_an_index_without_naming_folders(photos: Path) -> None:
+    without_index = qseek("index", "--captions")
     assert (
-        nothing.exit_code == 1 and "There is no index" in nothing.stderr and "Traceback" not in nothing.output
+        without_index.exit_code == 1
+        and "There is no index" in without_index.stderr
+        and "Traceback" not in without_index.output
     )
     qseek("index", photos)
     report = qseek("index", "--captions", "--json")
     assert parse_json_lines(report) == [{"captions_written": 3, "captions_kept": 0, "captions_failed": 0}]
     paint(photos / "white.png", (255, 255, 255))
-    assert "1 photo without a caption; --captions writes them." in qseek("index", photos).stderr
+    assert (
+        "1 photo has no caption. `qseek index --captions` writes captions." in qseek("index", photos).stderr
+    )
 
 
-def test_another_captioner(photos: Path) -> None:
+def test_captions_of_another_captioner_are_replaced_only_when_it_is_named(photos: Path) -> None:
     qseek("index", photos, "--captions", "--captioner", "sketcher")
-    kept = qseek("index", "--captions")
-    assert "0 captions written, 3 kept" in kept.stdout, "the index's own goes on when nobody says"
-    anew = qseek("index", "--captions", "--captioner", "painter")
-    assert "3 captions by sketcher will be replaced by painter's." in anew.stderr
-    assert "3 captions written, 0 kept" in anew.stdout
+    again = qseek("index", "--captions")
+    assert "0 captions written, 3 kept" in again.stdout, "the captioner of the index is the default"
+    changed = qseek("index", "--captions", "--captioner", "painter")
+    assert "3 captions by sketcher will be replaced by captions by painter." in changed.stderr
+    assert "3 captions written, 0 kept" in changed.stdout
     assert qseek("index", "--captions", "--captioner", "nobody").exit_code == 1
 
 
-def test_photos_that_cannot_be_captioned(photos: Path) -> None:
+def test_a_photo_that_cannot_be_read_gets_no_caption(photos: Path) -> None:
     qseek("index", photos)
     (photos / "red.png").write_text("words")
     result = qseek("index", "--captions")
@@ -100,24 +104,27 @@ def test_photos_that_cannot_be_captioned(photos: Path) -> None:
     assert "red.png: it is a text file, not a picture" in result.stderr
 
 
-def test_captions_of_hits_are_written_where_there_are_none(photos: Path) -> None:
+def test_captions_of_hits_are_written_where_the_index_has_none(photos: Path) -> None:
     qseek("index", photos)
-    assert captions(qseek("search", "red", "--json")) == dict.fromkeys(("red", "green", "blue"))
+    assert read_captions(qseek("search", "red", "--json")) == dict.fromkeys(("red", "green", "blue"))
     (photos / "blue.png").unlink()
     result = qseek("search", "red", "--json", "--captions")
     assert result.exit_code == 3 and "blue.png: it is no longer there" in result.stderr
-    assert captions(result) == {"red": "a red thing", "green": "a green thing", "blue": None}
+    assert read_captions(result) == {"red": "a red thing", "green": "a green thing", "blue": None}
     alike = qseek("similar", photos / "red.png", "--json", "--captions", "-k", 1)
-    assert captions(alike)["red"] == "a red thing"
+    assert read_captions(alike)["red"] == "a red thing"
 
 
-def test_reindexing_keeps_them(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reindexing_keeps_captions(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     qseek("index", photos, "--captions")
     (photos / "red.png").unlink()
-    refuse_writing(monkeypatch)
+    refuse_captioners(monkeypatch)
     result = qseek("index", "--reindex")
     assert result.exit_code == 0, result.output
-    assert captions(qseek("search", "blue", "--json")) == {"blue": "a blue thing", "green": "a green thing"}
+    assert read_captions(qseek("search", "blue", "--json")) == {
+        "blue": "a blue thing",
+        "green": "a green thing",
+    }
     store = Store.open(tmp_path / "index")
     ids, owners = store.captions.list_ids_and_photos()
     for vector, photo in zip(store.captions.read_vectors(ids), owners, strict=True):
@@ -125,19 +132,21 @@ def test_reindexing_keeps_them(photos: Path, tmp_path: Path, monkeypatch: pytest
         assert FakeModel().encode_texts([text])[0][0] == pytest.approx(vector.astype(float), abs=1e-3)
 
 
-def test_ctrl_c_keeps_what_was_written(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_while_captions_are_written_says_how_to_go_on(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Stopped(FakeCaptioner):
         def caption(self, pictures_BHWC: object, *_: object) -> list[str]:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(session, "load_photo_captioner", lambda *_: Stopped())
     result = qseek("index", photos, "--captions")
-    assert result.exit_code == 130 and "the same command goes on from there" in result.stderr
+    assert result.exit_code == 130 and "The same command goes on from here." in result.stderr
     monkeypatch.setattr(session, "load_photo_captioner", load_fake_captioner)
     assert "3 captions written" in qseek("index", photos, "--captions").stdout
 
 
-def test_help_names_the_default() -> None:
-    assert {"--captions", "--captioner"} <= {name for one in index.params for name in one.opts}
+def test_help_names_the_options_and_the_variable_of_captioners() -> None:
+    assert {"--captions", "--captioner"} <= {name for option in index.params for name in option.opts}
     assert "QSEEK_CAPTION_MODEL" in qseek("search", "--help").stdout
     assert json.dumps(qseek("caption", "--help").stdout).count("QSEEK_CAPTION_MODEL") == 1

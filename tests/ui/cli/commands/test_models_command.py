@@ -1,4 +1,4 @@
-"""`qseek models` lists what is there and converts folders both ways."""
+"""`qseek models` lists the models of this computer and converts folders in both directions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from command_line import parse_json_lines, qseek
 pytestmark = pytest.mark.usefixtures("colours")
 
 
-def test_models_lists_what_is_there(monkeypatch):
+def test_models_lists_the_present_and_the_published_models(monkeypatch):
     from engine.models import catalogue
 
-    one = catalogue.ModelInfo(
+    searching = catalogue.ModelInfo(
         name="mini",
         folder=Path("/m/mini"),
         digest="ab" * 16,
@@ -23,8 +23,8 @@ def test_models_lists_what_is_there(monkeypatch):
         image_size=160,
         writes=False,
     )
-    sharing = replace(one, name="writer", folder=Path("/m/writer"), writes=True, encoder="mini")
-    monkeypatch.setattr(catalogue, "list_models", lambda: [one, sharing])
+    sharing = replace(searching, name="writer", folder=Path("/m/writer"), writes=True, encoder="mini")
+    monkeypatch.setattr(catalogue, "list_models", lambda: [searching, sharing])
     table = [row.split() for row in qseek("models").stdout.splitlines()]
     assert table[1] == ["mini", "search", "19.4", "M", "38.8", "MB", "160", "px", "abababababab", "/m/mini"]
     assert " ".join(table[2]).endswith("/m/writer (with the image encoder of mini)")
@@ -37,23 +37,31 @@ def test_models_lists_what_is_there(monkeypatch):
     assert parse_json_lines(qseek("models", "--json"))[0]["digest"] == "ab" * 16
 
 
-def test_convert_both_ways(tmp_path):
-    """A transformers folder becomes ours and goes back; what cannot be is said, and nothing is written over."""
+def convert(*arguments):
+    return qseek("models", "convert", *arguments)
+
+
+def test_a_transformers_folder_is_converted_and_converted_back(tmp_path):
     from random_blip2 import random_retriever, save_retriever_folder
     from safetensors.torch import load_file
 
     save_retriever_folder(random_retriever(), tmp_path / "theirs")
-    assert qseek("models", "convert", tmp_path / "theirs", tmp_path / "ours").exit_code == 0
-    assert (
-        qseek("models", "convert", tmp_path / "ours", tmp_path / "back", "--to", "transformers").exit_code
-        == 0
-    )
+    assert convert(tmp_path / "theirs", tmp_path / "ours").exit_code == 0
+    assert convert(tmp_path / "ours", tmp_path / "back", "--to", "transformers").exit_code == 0
     first, last = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "back"))
     assert first.keys() == last.keys() and all(first[name].equal(last[name]) for name in first)
-    full = qseek("models", "convert", tmp_path / "theirs", tmp_path / "ours")
-    assert full.exit_code == 1 and "is not empty" in full.stderr
+
+
+def test_convert_refuses_a_full_folder_a_damaged_file_and_options_of_other_kinds(tmp_path):
+    from random_blip2 import random_retriever, save_retriever_folder
+
+    save_retriever_folder(random_retriever(), tmp_path / "theirs")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    full = convert(tmp_path / "theirs", tmp_path / "full")
+    assert full.exit_code == 1 and "is not empty. Give a new or empty folder." in full.stderr
     (tmp_path / "text.pth").write_text("no checkpoint")
     words = tmp_path / "theirs" / "tokenizer.json"
-    bad = qseek("models", "convert", tmp_path / "text.pth", tmp_path / "new", "--vocabulary", words)
+    bad = convert(tmp_path / "text.pth", tmp_path / "new", "--vocabulary", words)
     assert bad.exit_code == 1 and "was refused" in bad.stderr and not (tmp_path / "new").exists()
-    assert qseek("models", "convert", tmp_path / "theirs", tmp_path / "new", "--pixels", 364).exit_code == 2
+    assert convert(tmp_path / "theirs", tmp_path / "new", "--pixels", 364).exit_code == 2

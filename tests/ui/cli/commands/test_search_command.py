@@ -1,4 +1,4 @@
-"""`qseek search`, `similar`, `match` and `rerank` over a real store, with the colour model of fake_model.py."""
+"""`qseek search`, `similar`, `match` and `rerank` answer from a real store with the colour model."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ pytestmark = pytest.mark.usefixtures("colours")
 
 
 class TestSearch:
-    def test_json_in_the_order_of_the_cosine(self, indexed):
+    def test_hits_are_printed_as_json_in_the_order_of_the_cosine(self, indexed):
         result = qseek("search", "red", "--json")
         assert result.exit_code == 0
-        found = parse_json_lines(result)
-        assert [Path(one["path"]).stem for one in found[:2]] == ["red", "orange"]
-        assert [one["rank"] for one in found] == [1, 2, 3, 4]
-        assert [one["itc"] for one in found] == pytest.approx([1, 0.894, 0, 0], abs=2e-3)
-        assert found[1]["itm"] == pytest.approx(0.9 * 0.894, abs=2e-3)
-        assert set(found[0]) == {"rank", "path", "score", "itc", "itm"}
+        rows = parse_json_lines(result)
+        assert [Path(row["path"]).stem for row in rows[:2]] == ["red", "orange"]
+        assert [row["rank"] for row in rows] == [1, 2, 3, 4]
+        assert [row["itc"] for row in rows] == pytest.approx([1, 0.894, 0, 0], abs=2e-3)
+        assert rows[1]["itm"] == pytest.approx(0.9 * 0.894, abs=2e-3)
+        assert set(rows[0]) == {"rank", "path", "score", "itc", "itm"}
 
     def test_options_reach_the_search(self, indexed):
-        assert [one["itm"] for one in parse_json_lines(qseek("search", "red", "--json", "--no-rerank"))] == [
+        assert [row["itm"] for row in parse_json_lines(qseek("search", "red", "--json", "--no-rerank"))] == [
             None
         ] * 4
         assert [
-            one["itm"] is None for one in parse_json_lines(qseek("search", "red", "--json", "--rerank", 3))
+            row["itm"] is None for row in parse_json_lines(qseek("search", "red", "--json", "--rerank", 3))
         ] == [False] * 3 + [True]
         assert len(parse_json_lines(qseek("search", "red", "--json", "-k", 2))) == 2
 
-    def test_words_need_no_quotes(self, indexed):
+    def test_several_words_need_no_quotes(self, indexed):
         assert "orange.png" in qseek("search", "red", "yellow", "-k", 1).stdout
 
-    def test_paths_keep_every_byte(self, indexed):
+    def test_paths_are_printed_with_every_byte(self, indexed):
         odd = os.fsdecode(os.fsencode(indexed) + b"/a\n'caf\xe9\".png")
         os.rename(indexed / "red.png", odd)
         assert qseek("index", indexed).exit_code == 0
@@ -49,26 +49,26 @@ class TestSearch:
         assert len(table.stdout_bytes.decode("utf-8").splitlines()) == 2
         assert "a\\n'caf\\xe9\".png" in table.stdout
 
-    def test_an_empty_or_unreadable_query(self, indexed):
-        for query in ("", "  "):
-            result = qseek("search", query)
+    def test_an_empty_text_and_one_that_is_not_utf8_are_refused(self, indexed):
+        for text in ("", "  "):
+            result = qseek("search", text)
             assert result.exit_code == 1
             assert "The text is empty" in result.stderr
         assert "not valid UTF-8" in qseek("search", "caf\udce9").stderr
 
-    def test_no_index_yet(self):
+    def test_without_an_index_the_error_names_the_command_that_makes_one(self):
         result = qseek("search", "red")
         assert result.exit_code == 1
         assert "qseek index" in result.stderr and result.stdout == ""
 
-    def test_an_index_without_photos(self, tmp_path):
+    def test_an_index_without_photos_finds_none(self, tmp_path):
         qseek("index", "--texts", "-", stdin=b"a red thing\n")
         result = qseek("search", "red")
         assert result.exit_code == 0
         assert result.stdout == "" and "No photo was found." in result.stderr
 
-    def test_notes_go_to_stderr(self, indexed, monkeypatch):
-        class Noting(FakeSearcher):
+    def test_notes_are_printed_on_stderr(self, indexed, monkeypatch):
+        class SearcherWithNote(FakeSearcher):
             def search(self, *arguments, **options):
                 from dataclasses import replace
 
@@ -76,29 +76,29 @@ class TestSearch:
                     super().search(*arguments, **options), notes=("the text was cut to 32 tokens",)
                 )
 
-        monkeypatch.setattr(session, "make_searcher", Noting)
+        monkeypatch.setattr(session, "make_searcher", SearcherWithNote)
         result = qseek("search", "red", "--paths")
         assert result.stderr == "Note: the text was cut to 32 tokens\n"
 
-    def test_a_bug_is_not_hidden(self, indexed, monkeypatch):
-        def broken(*_, **__):
+    def test_an_error_that_is_not_meant_for_a_person_is_not_hidden(self, indexed, monkeypatch):
+        def divide_by_zero(*_, **__):
             raise ZeroDivisionError
 
-        monkeypatch.setattr(session, "make_searcher", broken)
+        monkeypatch.setattr(session, "make_searcher", divide_by_zero)
         assert isinstance(qseek("search", "red").exception, ZeroDivisionError)
 
-    def test_an_unknown_model_is_a_plain_message(self, indexed):
+    def test_an_unknown_model_is_named_in_a_plain_message(self, indexed):
         result = qseek("search", "red", "--model", "none-such")
         assert (result.exit_code, result.stderr) == (1, "Error: there is no model none-such\n")
 
 
 class TestSimilar:
-    def test_of_an_indexed_photo(self, indexed):
-        found = parse_json_lines(qseek("similar", indexed / "orange.png", "--json", "-k", 2))
-        assert [Path(one["path"]).stem for one in found] == ["orange", "red"]
-        assert found[1]["itc"] == pytest.approx(0.894, abs=2e-3)
+    def test_an_indexed_photo_finds_photos_like_it(self, indexed):
+        rows = parse_json_lines(qseek("similar", indexed / "orange.png", "--json", "-k", 2))
+        assert [Path(row["path"]).stem for row in rows] == ["orange", "red"]
+        assert rows[1]["itc"] == pytest.approx(0.894, abs=2e-3)
 
-    def test_of_a_photo_given_by_a_relative_path(self, indexed, tmp_path, monkeypatch):
+    def test_a_photo_outside_the_index_is_given_by_a_relative_path(self, indexed, tmp_path, monkeypatch):
         paint(tmp_path / "new.png", (0, 10, 250))
         monkeypatch.chdir(tmp_path)
         assert qseek("similar", "new.png", "--paths", "-k", 1).stdout == f"{indexed / 'blue.png'}\n"
@@ -107,11 +107,11 @@ class TestSimilar:
         (indexed / "sub").mkdir()
         monkeypatch.chdir(indexed / "sub")
         asked = []
-        monkeypatch.setattr(FakeSearcher, "_vector", lambda self, path: asked.append(path))
+        monkeypatch.setattr(FakeSearcher, "_encode_file", lambda self, path: asked.append(path))
         result = qseek("similar", "../orange.png", "--paths", "-k", 1)
         assert (result.stdout, asked) == (f"{indexed / 'orange.png'}\n", []), "its stored vectors answer"
 
-    def test_of_a_file_that_is_no_photo(self, indexed, tmp_path):
+    def test_a_file_that_is_not_a_photo_is_refused(self, indexed, tmp_path):
         (tmp_path / "x.jpg").write_text("words")
         result = qseek("similar", tmp_path / "x.jpg")
         assert result.exit_code == 1
@@ -119,34 +119,34 @@ class TestSimilar:
 
 
 class TestMatch:
-    def test_with_texts_of_a_file_or_stdin(self, indexed):
+    def test_texts_from_stdin_are_ordered_by_how_well_they_fit(self, indexed):
         texts = b"a blue thing\na red thing\n"
         result = qseek("match", indexed / "red.png", "--texts", "-", "--json", stdin=texts)
-        found = parse_json_lines(result)
-        assert [(one["rank"], one["text"]) for one in found] == [(1, "a red thing"), (2, "a blue thing")]
-        assert found[0]["itm"] == pytest.approx(0.9, abs=1e-3)
+        rows = parse_json_lines(result)
+        assert [(row["rank"], row["text"]) for row in rows] == [(1, "a red thing"), (2, "a blue thing")]
+        assert rows[0]["itm"] == pytest.approx(0.9, abs=1e-3)
         table = qseek("match", indexed / "red.png", "--texts", "-", "-k", 1, "--no-rerank", stdin=texts)
         assert table.stdout == "#  match  cosine  text\n1      -   1.000  a red thing\n"
 
-    def test_with_the_indexed_texts(self, indexed):
+    def test_the_indexed_texts_are_the_default(self, indexed):
         qseek("index", "--texts", "-", stdin=b"green grass\nblue sky\n")
         assert parse_json_lines(qseek("match", indexed / "blue.png", "--json"))[0]["text"] == "blue sky"
 
-    def test_no_texts(self, indexed):
+    def test_a_file_without_texts_is_refused(self, indexed):
         result = qseek("match", indexed / "red.png", "--texts", "-", stdin=b"\n \n")
         assert result.exit_code == 1
         assert "holds no text" in result.stderr
 
 
 class TestRerank:
-    def test_paths_from_stdin_in_the_order_of_the_match(self, photos):
+    def test_photos_from_stdin_are_ordered_by_how_well_they_fit(self, photos):
         stdin = b"".join(os.fsencode(photos / f"{name}.png") + b"\n" for name in ("blue", "orange", "red"))
-        found = parse_json_lines(qseek("rerank", "red", "--json", stdin=stdin))
-        assert [Path(one["path"]).stem for one in found] == ["red", "orange", "blue"]
-        assert found[0]["itm"] == pytest.approx(0.9, abs=1e-3)
+        rows = parse_json_lines(qseek("rerank", "red", "--json", stdin=stdin))
+        assert [Path(row["path"]).stem for row in rows] == ["red", "orange", "blue"]
+        assert rows[0]["itm"] == pytest.approx(0.9, abs=1e-3)
         assert qseek("rerank", "red", "--paths", "-k", 1, stdin=stdin).stdout == f"{photos / 'red.png'}\n"
 
-    def test_nul_bytes_in_and_out(self, photos):
+    def test_paths_may_end_with_nul_bytes_in_the_input_and_output(self, photos):
         odd = os.fsdecode(os.fsencode(photos) + b"/two\nlines\xff.png")
         os.rename(photos / "red.png", odd)
         stdin = os.fsencode(photos / "blue.png") + b"\0" + os.fsencode(odd)
@@ -157,20 +157,20 @@ class TestRerank:
             "two\nlines\\xff.png"
         )
 
-    def test_a_file_of_relative_paths_with_windows_endings(self, photos, tmp_path, monkeypatch):
+    def test_a_file_may_hold_relative_paths_with_windows_line_endings(self, photos, tmp_path, monkeypatch):
         (tmp_path / "list.txt").write_bytes(b"photos/blue.png\r\n\r\nphotos/red.png\r\n")
         monkeypatch.chdir(tmp_path)
         assert qseek("rerank", "blue", "list.txt", "--paths").stdout.splitlines()[0] == str(
             photos / "blue.png"
         )
 
-    def test_what_cannot_be_read_is_named_and_ends_with_3(self, photos):
+    def test_a_photo_that_cannot_be_read_is_named_and_ends_with_exit_code_3(self, photos):
         result = qseek("rerank", "red", "--paths", stdin=f"{photos}/red.png\n{photos}/gone.png\n".encode())
         assert result.exit_code == 3
         assert result.stdout == f"{photos}/red.png\n"
         assert f"{photos}/gone.png: it is no longer there" in result.stderr
 
-    def test_no_paths(self):
+    def test_an_input_without_paths_is_refused(self):
         result = qseek("rerank", "red", stdin=b"\n")
         assert result.exit_code == 1
         assert "names no photo" in result.stderr
