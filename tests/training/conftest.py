@@ -10,5 +10,5 @@ from finetuning_inputs import write_finetuning_data
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `write_finetuning_data` writes, once for the tests of a file, which only read it."""
+    """Write the data of `write_finetuning_data` once for the tests of a file, which only read it."""
     return write_finetuning_data(tmp_path_factory.mktemp("data"))
