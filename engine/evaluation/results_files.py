@@ -119,7 +119,7 @@ class Predictions:
         try:  # The file is written anew, so that a line that was cut is gone.
             write_file(self.part, "".join(line + "\n" for line in [header, *map(json.dumps, rows)]))
         except OSError as error:
-            raise DataError(f"{self.part} cannot be written: {error.strerror}") from error
+            raise DataError(f"{self.part} cannot be written: {error.strerror}.") from error
 
     @property
     def replaced(self) -> bool:
@@ -136,7 +136,7 @@ class Predictions:
         except FileNotFoundError:
             return [], ""
         except OSError as error:
-            raise DataError(f"{self.part} cannot be read: {error.strerror}") from error
+            raise DataError(f"{self.part} cannot be read: {error.strerror}.") from error
         header, *lines = content.split("\n")
         try:
             earlier_run = dict(json.loads(header)["run"])

@@ -47,7 +47,7 @@ class EvaluationCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{self.folder} cannot be written: {error.strerror}") from error
+            raise DataError(f"{self.folder} cannot be written: {error.strerror}.") from error
 
     def begin_photos(self, num_photos: int) -> None:
         """Open the files of the photos, and make those that are missing.
@@ -154,4 +154,4 @@ class EvaluationCache:
         try:
             return np.memmap(path, dtype, "r+" if self._fits(name, dtype, shape) else "w+", shape=shape)
         except OSError as error:
-            raise DataError(f"{path} cannot be written: {error.strerror}") from error
+            raise DataError(f"{path} cannot be written: {error.strerror}.") from error

@@ -21,7 +21,12 @@ PAGE_ELEMENTS = ("st", "column", "columns", "container", "popover")
 
 def help_texts(command: click.Command, name: str) -> Iterator[str]:
     """Yield the help of a command as the terminal shows it at 80 columns, then the help of its subcommands."""
-    context = click.Context(command, info_name=name, terminal_width=80)
+    context = click.Context(
+        command,
+        info_name=name,
+        terminal_width=80,
+        help_option_names=main.context_settings["help_option_names"],
+    )
     yield f"$ {name} --help\n{command.get_help(context)}\n"
     if isinstance(command, click.Group):
         for subcommand_name in command.list_commands(context):

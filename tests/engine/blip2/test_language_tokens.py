@@ -62,7 +62,7 @@ def test_llama_has_no_padding_token() -> None:
 def test_tokenizers_that_do_not_fit() -> None:
     config = language_config("llama")
     config.eos_token_id = None
-    with pytest.raises(CheckpointError, match="no end-of-text token; set eos_token_id"):
+    with pytest.raises(CheckpointError, match="no end-of-text token. Set eos_token_id"):
         read_language_config(config, byte_tokenizer("llama"), Path("x"))
     small = language_config("llama")
     small.vocab_size = 100

@@ -119,7 +119,7 @@ def test_lavis_files_that_do_not_fit(tmp_path: Path) -> None:
     torch.save(state, path)
     with pytest.raises(CheckpointError, match=r"width 48; the one in .* has width 32"):
         read_lavis_captioner(path, save_language("opt", tmp_path / "opt"), encoder=encoder)
-    with pytest.raises(CheckpointError, match=r"no language model: it has no config.json"):
+    with pytest.raises(CheckpointError, match=r"is not a language model's folder: config.json"):
         read_lavis_captioner(path, tmp_path / "nowhere", encoder=encoder)
 
 
