@@ -62,11 +62,11 @@ def test_llama_has_no_padding_token() -> None:
 def test_tokenizers_that_do_not_fit() -> None:
     config = language_config("llama")
     config.eos_token_id = None
-    with pytest.raises(CheckpointError, match="no end-of-text token. Set eos_token_id"):
+    with pytest.raises(CheckpointError, match=r"no end-of-text token\. Set eos_token_id"):
         read_language_config(config, byte_tokenizer("llama"), Path("x"))
     small = language_config("llama")
     small.vocab_size = 100
-    with pytest.raises(CheckpointError, match="knows 100: it is another model's"):
+    with pytest.raises(CheckpointError, match="knows 100 tokens: it is the tokenizer of another model"):
         read_language_config(small, byte_tokenizer("llama"), Path("x"))
 
 

@@ -62,7 +62,9 @@ def test_the_same_model_may_keep_its_features_or_not() -> None:
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     dataclasses.replace(MINI, schema=SCHEMA + 1).save(tmp_path)
-    with pytest.raises(IndexStateError, match=f"newer qseek, schema {SCHEMA + 1}, this one reads {SCHEMA}"):
+    with pytest.raises(
+        IndexStateError, match=f"newer qseek: its schema is {SCHEMA + 1}, and this qseek reads {SCHEMA}"
+    ):
         Manifest.load(tmp_path)
 
 
