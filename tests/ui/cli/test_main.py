@@ -26,11 +26,11 @@ class TestHelp:
 
     def test_help_and_wrong_usage_load_nothing_heavy(self):
         heavy = ("torch", "lancedb", "lance", "faiss", "streamlit", "rich", "numpy", "pyarrow", "PIL", "timm")
-        asked = (["--help"], ["search", "--help"], ["index", "--help"], ["app", "--help"], ["index"])
+        commands = (["--help"], ["search", "--help"], ["index", "--help"], ["app", "--help"], ["index"])
         code = (
             f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
             "from click.testing import CliRunner; from ui.cli.main import main\n"
-            f"for arguments in {asked}: CliRunner().invoke(main, arguments)\n"
+            f"for arguments in {commands}: CliRunner().invoke(main, arguments)\n"
             f"print([name for name in {heavy} if name in sys.modules])"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
@@ -39,8 +39,12 @@ class TestHelp:
     def test_the_program_imports_nothing_heavy_for_help(self):
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", "ui.cli.main", "--help"],
-            cwd=ROOT, capture_output=True, timeout=60, check=True, text=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            capture_output=True,
+            timeout=60,
+            check=True,
+            text=True,
+        )
         loaded = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if "|" in line}
         assert "click" in loaded
         assert not {"torch", "lancedb", "faiss", "streamlit", "rich"} & {

@@ -109,8 +109,8 @@ def test_search_without_reranking_orders_by_cosine(photos: Path) -> None:
 
 
 def test_rerank_orders_the_pictures_that_it_is_given(photos: Path) -> None:
-    given = [photos / f"{name}.png" for name in ("red", "grass", "ball")]
-    rows = ask(photos, "rerank", "a red ball on the grass", stdin="\n".join(map(str, given)).encode())
+    paths = [photos / f"{name}.png" for name in ("red", "grass", "ball")]
+    rows = ask(photos, "rerank", "a red ball on the grass", stdin="\n".join(map(str, paths)).encode())
     assert list_names(rows)[0] == "ball" and sorted(list_names(rows)) == ["ball", "grass", "red"]
     assert rows[0]["itm"] > 0.5 > rows[1]["itm"]
 

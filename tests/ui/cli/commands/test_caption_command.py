@@ -60,14 +60,14 @@ def test_captions_are_those_of_the_model(model: Path, photos: list[Path]) -> Non
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["path"] for row in rows] == [str(path) for path in photos]
-    want = load_captioner(str(model)).caption(read_pictures(photos), options=CAPTION)
-    assert [row["caption"] for row in rows] == want and len(set(want)) > 1
+    expected = load_captioner(str(model)).caption(read_pictures(photos), options=CAPTION)
+    assert [row["caption"] for row in rows] == expected and len(set(expected)) > 1
 
 
 def test_a_question_is_answered_by_the_model(model: Path, photos: list[Path]) -> None:
     result = run_caption(photos[0], "--model", model, "--question", "what is it?", "--json")
-    (want,) = load_captioner(str(model)).answer(read_pictures(photos[:1]), ["what is it?"], ANSWER)
-    assert json.loads(result.stdout)["caption"] == want
+    (expected,) = load_captioner(str(model)).answer(read_pictures(photos[:1]), ["what is it?"], ANSWER)
+    assert json.loads(result.stdout)["caption"] == expected
 
 
 def test_a_prompt_and_a_seed_change_the_caption(model: Path, photos: list[Path]) -> None:
@@ -95,9 +95,8 @@ def test_paths_come_from_stdin_and_photos_that_cannot_be_read_are_named(
 def test_wrong_input_is_refused_in_plain_words(model: Path, photos: list[Path], tmp_path: Path) -> None:
     retrieval = tiny_checkpoint(tmp_path / "retrieval")
     headless = tmp_path / "headless"
-    save_checkpoint(
-        headless, tiny_net(replace(tiny_config(), has_captions=False)), tiny_tokenizer()
-    )  # as transformers' retrieval folders are
+    # Retrieval folders of transformers have no captioning head either.
+    save_checkpoint(headless, tiny_net(replace(tiny_config(), has_captions=False)), tiny_tokenizer())
     cases = [
         ([photos[0], "--model", headless], 1, "blip2-opt-2.7b"),
         ([photos[0], "--model", retrieval, "--prompt", "a"], 1, "reads no prompt"),
@@ -125,19 +124,18 @@ def test_a_limit_below_the_usual_least_length_of_a_caption_is_accepted(
 
 
 def test_a_converted_folder_writes_the_same_captions(tmp_path: Path, photos: list[Path]) -> None:
-    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    save_captioner_folder(random_captioner("opt"), "opt", theirs)
+    transformers_folder, qseek_folder = tmp_path / "theirs", tmp_path / "ours"
+    save_captioner_folder(random_captioner("opt"), "opt", transformers_folder)
     run = CliRunner().invoke
-    done = run(main, ["models", "convert", str(theirs), str(ours)])
+    done = run(main, ["models", "convert", str(transformers_folder), str(qseek_folder)])
     assert done.exit_code == 0 and "qseek caption" in done.stderr, done.output
-    assert (
-        run_caption(*photos, "--model", ours).stdout == run_caption(*photos, "--model", theirs).stdout != ""
-    )
-    back = run(main, ["models", "convert", str(ours), str(tmp_path / "back"), "--to", "transformers"])
+    expected = run_caption(*photos, "--model", transformers_folder).stdout
+    assert run_caption(*photos, "--model", qseek_folder).stdout == expected != ""
+    back = run(main, ["models", "convert", str(qseek_folder), str(tmp_path / "back"), "--to", "transformers"])
     assert back.exit_code == 0 and "from_pretrained loads it" in back.stderr, back.output
     assert (
         run_caption(*photos, "--model", tmp_path / "back").stdout
-        == run_caption(*photos, "--model", ours).stdout
+        == run_caption(*photos, "--model", qseek_folder).stdout
     )
 
 
@@ -155,19 +153,19 @@ def test_the_bundled_captioner_is_the_default_without_an_index(photos: list[Path
 
 def test_results_are_printed_again_with_captions(model: Path, photos: list[Path]) -> None:
     """Keep every field, read photos that are named in both ways, and keep the line of one that cannot be read."""
-    odd = Path(os.fsdecode(os.fsencode(photos[0].parent) + b"/odd\xff.png"))
-    photos[2].rename(odd)
+    odd_path = Path(os.fsdecode(os.fsencode(photos[0].parent) + b"/odd\xff.png"))
+    photos[2].rename(odd_path)
     photos[1].write_bytes(b"no picture")
     rows = [
         {"rank": 1, "path": str(photos[0]), "score": 0.5, "itm": None},
         {"rank": 2, "path": str(photos[1]), "mine": [1]},
-        {"rank": 3, **path_fields(odd), "caption": "old"},
+        {"rank": 3, **path_fields(odd_path), "caption": "old"},
     ]
     assert "path_base64" in rows[2]
     stdin = "".join(json.dumps(row) + "\n" for row in rows).encode()
     result = run_caption("--model", model, "--results", stdin=stdin)
     assert result.exit_code == 3 and "b.png: it is a text file" in result.stderr
-    captions = load_captioner(str(model)).caption(read_pictures([photos[0], odd]))
+    captions = load_captioner(str(model)).caption(read_pictures([photos[0], odd_path]))
     assert [json.loads(line) for line in result.stdout.splitlines()] == [
         {**rows[0], "caption": captions[0]},
         {**rows[1], "caption": None},
@@ -189,8 +187,8 @@ def test_a_captioner_that_shares_an_encoder_is_written_by_convert(tmp_path: Path
     search.vision.load_state_dict(load_captioner(str(whole), dtype="float32").net.vision.state_dict())
     save_checkpoint(tmp_path / "search", search, tiny_tokenizer())
     command = ["models", "convert", str(whole), str(tmp_path / "shared")]
-    wrong = run(main, [*command, "--share-encoder", "search", "--to", "transformers"])
-    assert wrong.exit_code == 2 and "transformers' folders hold their encoder" in wrong.stderr
+    refused = run(main, [*command, "--share-encoder", "search", "--to", "transformers"])
+    assert refused.exit_code == 2 and "transformers' folders hold their encoder" in refused.stderr
     done = run(main, [*command, "--share-encoder", "search"])
     assert done.exit_code == 0, done.output
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "shared")]

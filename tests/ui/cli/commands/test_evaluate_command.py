@@ -60,12 +60,14 @@ def make_coco_file(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def vqa_files(tmp_path: Path) -> list[Path]:
-    asked = [{"image_id": IDS[n // 2], "question": f"what is {n}?", "question_id": 100 + n} for n in range(6)]
+    questions = [
+        {"image_id": IDS[n // 2], "question": f"what is {n}?", "question_id": 100 + n} for n in range(6)
+    ]
     people = [{"answer": text} for text in "abcccccccc"]
     kinds = ("number", "other")
     answers = [{"question_id": 100 + n, "answer_type": kinds[n % 2], "answers": people} for n in range(6)]
-    questions = write_json(tmp_path / "q.json", {"data_subtype": "val2014", "questions": asked})
-    return [questions, write_json(tmp_path / "a.json", {"annotations": answers})]
+    questions_file = write_json(tmp_path / "q.json", {"data_subtype": "val2014", "questions": questions})
+    return [questions_file, write_json(tmp_path / "a.json", {"annotations": answers})]
 
 
 def write_json(path: Path, content: Any) -> Path:
@@ -91,34 +93,34 @@ def test_captions_of_the_itg_head_are_written_and_scored(
     assert result.exit_code == 0, result.output
     model = load_model(str(models["itg"]))
     keys = model.compute_photo_keys(model.encode_patches(read_pictures(images)))
-    want = model.write_best_captions(keys, min_length=9, max_length=13)  # [DEC] counted
+    expected = model.write_best_captions(keys, min_length=9, max_length=13)  # [DEC] is counted
     assert json.loads(save.read_text()) == [
-        {"image_id": id_, "caption": text} for id_, text in zip(IDS, want, strict=True)
+        {"image_id": id_, "caption": text} for id_, text in zip(IDS, expected, strict=True)
     ]
-    assert len(set(want)) > 1
+    assert len(set(expected)) > 1
     monkeypatch.setattr("engine.models.retrieval_model.BEAM_BATCH", 10)
-    assert model.write_best_captions(keys, min_length=9, max_length=13) == want, (
+    assert model.write_best_captions(keys, min_length=9, max_length=13) == expected, (
         "two photos at a time, then one"
     )
     lines = result.stdout.splitlines()
     assert lines[0].startswith("captions_val2014.json, ") and "ITG head, 5 beams, 8 to 12 tokens" in lines[0]
     assert lines[0].endswith("): 3 photos, 5 references, percent")
     assert lines[2] == f"| | {' | '.join(SCORES)} | photos |"
-    scores = score_captions(want, list(REFERENCES.values()))
+    scores = score_captions(expected, list(REFERENCES.values()))
     assert lines[4] == f"| all | {' | '.join(f'{scores[name]:.1f}' for name in SCORES)} | 3 |"
 
 
 def test_captions_of_a_language_model_are_scored_and_continue_a_prompt(
     models: dict[str, Path], images: Path, coco: Path
 ) -> None:
-    given = ["caption", coco, "--images", images, "--model", models["opt"], "--json"]
-    result = run_evaluate(*given)
+    options = ["caption", coco, "--images", images, "--model", models["opt"], "--json"]
+    result = run_evaluate(*options)
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
-    want = load_captioner(str(models["opt"])).caption(read_pictures(images))
-    assert report["scores"] == pytest.approx(score_captions(want, list(REFERENCES.values())))
+    expected = load_captioner(str(models["opt"])).caption(read_pictures(images))
+    assert report["scores"] == pytest.approx(score_captions(expected, list(REFERENCES.values())))
     assert (report["num_photos"], report["unit"], report["parts"]) == (3, "percent", {})
-    assert '"two", 5 beams' in json.loads(run_evaluate(*given, "--prompt", "two").stdout)["how"]
+    assert '"two", 5 beams' in json.loads(run_evaluate(*options, "--prompt", "two").stdout)["how"]
 
 
 def test_a_shard_is_a_set(models: dict[str, Path], images: Path, tmp_path: Path) -> None:
@@ -191,9 +193,9 @@ def test_answers_to_vqa_are_written_and_scored_by_type(
     result = run_evaluate("vqa", *vqa_files, "--images", images, "--model", models["opt"], "--save", save)
     assert result.exit_code == 0, result.output
     photos = read_pictures(images)[[0, 0, 1, 1, 2, 2]]
-    want = load_captioner(str(models["opt"])).answer(photos, [f"what is {n}?" for n in range(6)])
+    expected = load_captioner(str(models["opt"])).answer(photos, [f"what is {n}?" for n in range(6)])
     rows = json.loads(save.read_text())
-    assert rows == [{"question_id": 100 + n, "answer": text} for n, text in enumerate(want)]
+    assert rows == [{"question_id": 100 + n, "answer": text} for n, text in enumerate(expected)]
     assert "| | accuracy | questions |" in result.stdout and "length penalty -1" in result.stdout
 
     answers = write_json(
@@ -222,19 +224,19 @@ def test_texts_without_references_are_only_written(
     models: dict[str, Path], images: Path, vqa_files: list[Path], tmp_path: Path
 ) -> None:
     bare, save = write_json(tmp_path / "test.json", make_coco_file(annotations=[])), tmp_path / "s.json"
-    given = ["--images", images, "--model", models["opt"], "--beams", 1]
+    options = ["--images", images, "--model", models["opt"], "--beams", 1]
     for arguments in (["caption", bare], ["vqa", vqa_files[0]]):
-        refused = run_evaluate(*arguments, *given)
+        refused = run_evaluate(*arguments, *options)
         assert refused.exit_code == 1 and "--save" in refused.stderr
-        result = run_evaluate(*arguments, *given, "--save", save)
+        result = run_evaluate(*arguments, *options, "--save", save)
         assert result.exit_code == 0 and result.stdout == "" and len(json.loads(save.read_text())) in (3, 6)
 
 
 def test_a_stopped_run_is_continued(
     models: dict[str, Path], images: Path, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = ["caption", coco, "--images", images, "--model", models["opt"], "--json", "--beams", 1]
-    whole = json.loads(run_evaluate(*given).stdout)
+    options = ["caption", coco, "--images", images, "--model", models["opt"], "--json", "--beams", 1]
+    whole = json.loads(run_evaluate(*options).stdout)
     monkeypatch.setattr("engine.models.caption_model.CAPTION_BATCH", 1)
     calls, original = [], picture_reading.read_pictures
 
@@ -246,36 +248,36 @@ def test_a_stopped_run_is_continued(
 
     monkeypatch.setattr(picture_reading, "read_pictures", read_or_interrupt)
     save = tmp_path / "s.json"
-    stopped = run_evaluate(*given, "--save", save)
+    stopped = run_evaluate(*options, "--save", save)
     assert (
         stopped.exit_code == 130
         and "Stopped. The same command goes on from here." in stopped.stderr
         and not save.exists()
     )
-    again = run_evaluate(*given, "--save", save)
-    assert again.exit_code == 0 and len(calls) == 4, "one photo was left to write about"
-    assert json.loads(again.stdout)["num_kept"] == 2 and save.exists()
-    assert json.loads(again.stdout)["scores"] == pytest.approx(whole["scores"])
+    continued = run_evaluate(*options, "--save", save)
+    assert continued.exit_code == 0 and len(calls) == 4, "one photo was left to write about"
+    assert json.loads(continued.stdout)["num_kept"] == 2 and save.exists()
+    assert json.loads(continued.stdout)["scores"] == pytest.approx(whole["scores"])
 
 
 def test_photos_that_are_missing_or_damaged_are_refused_or_left_out(
     models: dict[str, Path], images: Path, coco: Path
 ) -> None:
-    given = ["caption", coco, "--images", images, "--model", models["itg"], "--max-length", 12]
+    options = ["caption", coco, "--images", images, "--model", models["itg"], "--max-length", 12]
     (images / NAMES[1]).unlink()
-    result = run_evaluate(*given)
+    result = run_evaluate(*options)
     assert result.exit_code == 1 and result.stdout == "" and f"  {NAMES[1]}" in result.stderr
     assert "1 photo is missing" in result.stderr and "--allow-missing" in result.stderr
-    assert "**1 photo left out: not comparable**" in run_evaluate(*given, "--allow-missing").stdout
+    assert "**1 photo left out: not comparable**" in run_evaluate(*options, "--allow-missing").stdout
     (images / NAMES[0]).write_bytes(b"no picture")
-    result = run_evaluate(*given, "--allow-missing")
+    result = run_evaluate(*options, "--allow-missing")
     assert result.exit_code == 0 and "1 photo could not be read" in result.stderr
     assert "**2 photos left out" in result.stdout and ": 1 photo, 2 references" in result.stdout
     write_pictures(images, [NAMES[1]])
-    assert "1 photo is missing" in run_evaluate(*given).stderr
+    assert "1 photo is missing" in run_evaluate(*options).stderr
     for name in NAMES:
         (images / name).write_bytes(b"no picture")
-    assert "None of the photos could be read" in run_evaluate(*given, "--allow-missing").stderr
+    assert "None of the photos could be read" in run_evaluate(*options, "--allow-missing").stderr
 
 
 def test_wrong_input_is_refused_in_plain_words(

@@ -53,16 +53,16 @@ def test_index_writes_captions_and_searches_show_them(photos: Path, monkeypatch:
     assert first.exit_code == 0, first.output
     assert "3 captions written, 0 kept, 0 failed" in first.stdout
     assert "Captions by painter:" in first.stderr and "3 of 3 photos" in first.stderr
-    again = parse_json_lines(qseek("index", photos, "--captions", "--json"))[0]
-    assert {name: again[name] for name in again if "captions" in name} == {
+    second = parse_json_lines(qseek("index", photos, "--captions", "--json"))[0]
+    assert {name: second[name] for name in second if "captions" in name} == {
         "captions_written": 0,
         "captions_kept": 3,
         "captions_failed": 0,
     }
     refuse_captioners(monkeypatch)
-    want = {name: f"a {name} thing" for name in ("red", "green", "blue")}
-    assert read_captions(qseek("search", "red", "--json")) == want
-    assert read_captions(qseek("search", "red", "--json", "--captions", "--captioner", "painter")) == want
+    expected = {name: f"a {name} thing" for name in ("red", "green", "blue")}
+    assert read_captions(qseek("search", "red", "--json")) == expected
+    assert read_captions(qseek("search", "red", "--json", "--captions", "--captioner", "painter")) == expected
     table = qseek("search", "red", "-k", 1, "--captions").stdout.splitlines()
     assert table[2] == " " * table[0].index("photo") + "a red thing" and len(table) == 3
     assert "thing" not in qseek("search", "red").stdout
@@ -87,8 +87,8 @@ def test_captions_are_written_for_an_index_without_naming_folders(photos: Path) 
 
 def test_captions_of_another_captioner_are_replaced_only_when_it_is_named(photos: Path) -> None:
     qseek("index", photos, "--captions", "--captioner", "sketcher")
-    again = qseek("index", "--captions")
-    assert "0 captions written, 3 kept" in again.stdout, "the captioner of the index is the default"
+    second = qseek("index", "--captions")
+    assert "0 captions written, 3 kept" in second.stdout, "the captioner of the index is the default"
     changed = qseek("index", "--captions", "--captioner", "painter")
     assert "3 captions by sketcher will be replaced by captions by painter." in changed.stderr
     assert "3 captions written, 0 kept" in changed.stdout

@@ -89,9 +89,8 @@ class TestIndex:
         before = (photos / "late.jpg").stat()
         paint(photos / "late.jpg", BLUE, (40, 30))
         size = (photos / "late.jpg").stat().st_size
-        with open(
-            photos / "late.jpg", "ab"
-        ) as file:  # the same size and time as before: only --retry looks again
+        # The file keeps its size and time, so that only --retry reads it again.
+        with open(photos / "late.jpg", "ab") as file:
             file.write(b"\0" * (before.st_size - size))
         os.utime(photos / "late.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))
         assert qseek("index", photos).exit_code == 3
@@ -118,9 +117,9 @@ class TestIndex:
         assert "2 texts added, 2 in the index." in result.stderr
         rows = parse_json_lines(qseek("match", photos / "red.png", "--json"))
         assert [row["text"] for row in rows] == ["a red thing", "blue sky"]
-        again = qseek("index", "--texts", "-", stdin=b"blue sky\ngreen grass\n")
-        assert again.exit_code == 0
-        assert "1 text added, 3 in the index." in again.stderr
+        second = qseek("index", "--texts", "-", stdin=b"blue sky\ngreen grass\n")
+        assert second.exit_code == 0
+        assert "1 text added, 3 in the index." in second.stderr
 
     def test_a_file_of_texts_that_is_not_utf8_is_refused(self, tmp_path, photos):
         (tmp_path / "captions.txt").write_bytes(b"fine\ncaf\xe9\n")

@@ -58,10 +58,10 @@ def test_convert_refuses_a_full_folder_a_damaged_file_and_options_of_other_kinds
     save_retriever_folder(random_retriever(), tmp_path / "theirs")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    full = convert(tmp_path / "theirs", tmp_path / "full")
-    assert full.exit_code == 1 and "is not empty. Give a new or empty folder." in full.stderr
+    refused = convert(tmp_path / "theirs", tmp_path / "full")
+    assert refused.exit_code == 1 and "is not empty. Give a new or empty folder." in refused.stderr
     (tmp_path / "text.pth").write_text("no checkpoint")
     words = tmp_path / "theirs" / "tokenizer.json"
-    bad = convert(tmp_path / "text.pth", tmp_path / "new", "--vocabulary", words)
-    assert bad.exit_code == 1 and "was refused" in bad.stderr and not (tmp_path / "new").exists()
+    refused = convert(tmp_path / "text.pth", tmp_path / "new", "--vocabulary", words)
+    assert refused.exit_code == 1 and "was refused" in refused.stderr and not (tmp_path / "new").exists()
     assert convert(tmp_path / "theirs", tmp_path / "new", "--pixels", 364).exit_code == 2

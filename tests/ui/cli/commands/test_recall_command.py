@@ -47,9 +47,9 @@ def write_json(path: Path, content: object) -> Path:
 @pytest.fixture
 def run_recall(checkpoint: Path, images: Path, annotations: Path, tmp_path: Path):
     def run(*arguments: object, name: str = "made up") -> Result:
-        given = [name, "--model", checkpoint, "--images", images, "--annotations", annotations]
-        given += [] if "--no-cache" in arguments else ["--cache", tmp_path / "cache"]
-        return CliRunner().invoke(main, ["recall", *map(os.fspath, given), *map(str, arguments)])
+        options = [name, "--model", checkpoint, "--images", images, "--annotations", annotations]
+        options += [] if "--no-cache" in arguments else ["--cache", tmp_path / "cache"]
+        return CliRunner().invoke(main, ["recall", *map(os.fspath, options), *map(str, arguments)])
 
     return run
 
@@ -184,7 +184,7 @@ def test_progress_is_shown_in_the_words_of_indexing(run_recall) -> None:
 
 def test_peak_memory_that_cannot_be_known_is_left_out(run_recall, monkeypatch) -> None:
     assert (measure_peak_memory() or 0) > 2**20
-    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    monkeypatch.setitem(sys.modules, "resource", None)  # Windows has no such module
     assert measure_peak_memory() is None
     assert "at the peak" not in run_recall("--rerank", 3).stdout
     assert json.loads(run_recall("--rerank", 3, "--json").stdout)["peak_bytes"] is None

@@ -38,12 +38,12 @@ class TestSearch:
         assert "orange.png" in qseek("search", "red", "yellow", "-k", 1).stdout
 
     def test_paths_are_printed_with_every_byte(self, indexed):
-        odd = os.fsdecode(os.fsencode(indexed) + b"/a\n'caf\xe9\".png")
-        os.rename(indexed / "red.png", odd)
+        odd_path = os.fsdecode(os.fsencode(indexed) + b"/a\n'caf\xe9\".png")
+        os.rename(indexed / "red.png", odd_path)
         assert qseek("index", indexed).exit_code == 0
-        assert qseek("search", "red", "-k", 1, "--paths").stdout_bytes == os.fsencode(odd) + b"\n"
+        assert qseek("search", "red", "-k", 1, "--paths").stdout_bytes == os.fsencode(odd_path) + b"\n"
         assert qseek("search", "red", "-k", 2, "-0").stdout_bytes == (
-            os.fsencode(odd) + b"\0" + os.fsencode(indexed / "orange.png") + b"\0"
+            os.fsencode(odd_path) + b"\0" + os.fsencode(indexed / "orange.png") + b"\0"
         )
         table = qseek("search", "red", "-k", 1)
         assert len(table.stdout_bytes.decode("utf-8").splitlines()) == 2
@@ -106,10 +106,12 @@ class TestSimilar:
     def test_an_indexed_photo_is_known_by_any_spelling_of_its_path(self, indexed, monkeypatch):
         (indexed / "sub").mkdir()
         monkeypatch.chdir(indexed / "sub")
-        asked = []
-        monkeypatch.setattr(FakeSearcher, "_encode_file", lambda self, path: asked.append(path))
+        encoded_paths = []
+        monkeypatch.setattr(FakeSearcher, "_encode_file", lambda self, path: encoded_paths.append(path))
         result = qseek("similar", "../orange.png", "--paths", "-k", 1)
-        assert (result.stdout, asked) == (f"{indexed / 'orange.png'}\n", []), "its stored vectors answer"
+        assert (result.stdout, encoded_paths) == (f"{indexed / 'orange.png'}\n", []), (
+            "its stored vectors answer"
+        )
 
     def test_a_file_that_is_not_a_photo_is_refused(self, indexed, tmp_path):
         (tmp_path / "x.jpg").write_text("words")
@@ -147,11 +149,11 @@ class TestRerank:
         assert qseek("rerank", "red", "--paths", "-k", 1, stdin=stdin).stdout == f"{photos / 'red.png'}\n"
 
     def test_paths_may_end_with_nul_bytes_in_the_input_and_output(self, photos):
-        odd = os.fsdecode(os.fsencode(photos) + b"/two\nlines\xff.png")
-        os.rename(photos / "red.png", odd)
-        stdin = os.fsencode(photos / "blue.png") + b"\0" + os.fsencode(odd)
+        odd_path = os.fsdecode(os.fsencode(photos) + b"/two\nlines\xff.png")
+        os.rename(photos / "red.png", odd_path)
+        stdin = os.fsencode(photos / "blue.png") + b"\0" + os.fsencode(odd_path)
         assert qseek("rerank", "red", "-0", stdin=stdin).stdout_bytes == (
-            os.fsencode(odd) + b"\0" + os.fsencode(photos / "blue.png") + b"\0"
+            os.fsencode(odd_path) + b"\0" + os.fsencode(photos / "blue.png") + b"\0"
         )
         assert parse_json_lines(qseek("rerank", "red", "-0", "--json", stdin=stdin))[0]["path"].endswith(
             "two\nlines\\xff.png"

@@ -106,7 +106,7 @@ def test_a_small_captioner_is_trained_on_captions_and_questions(data: Path, tmp_
     result = run_train("caption", "--recipe", "mini-captions", *common, *small, *mine)
     assert result.exit_code == 0 and "8 samples in 1 set." in result.output, result.output
     assert load_captioner(str(tmp_path / "mini-captions" / "model")).image_size == 32
-    asked = [
+    options = [
         *common,
         *small,
         *short,
@@ -115,12 +115,12 @@ def test_a_small_captioner_is_trained_on_captions_and_questions(data: Path, tmp_
         "--set",
         'sources=[{"path": "questions.json"}]',
     ]
-    result = run_train("vqa", "--recipe", "mini-vqa", *asked, "--set", "image_size=64")
+    result = run_train("vqa", "--recipe", "mini-vqa", *options, "--set", "image_size=64")
     assert result.exit_code == 0, result.output
     assert load_captioner(str(tmp_path / "mini-vqa" / "model")).image_size == 64
-    result = run_train("vqa", "--recipe", "mini-vqa", *asked)
+    result = run_train("vqa", "--recipe", "mini-vqa", *options)
     assert result.exit_code == 1 and "image_size: 64 then, 0 now" in result.output
-    result = run_train("vqa", "--recipe", "mini-vqa", *asked, "--set", "sources.0.path=captions.json")
+    result = run_train("vqa", "--recipe", "mini-vqa", *options, "--set", "sources.0.path=captions.json")
     assert result.exit_code == 1 and 'a row needs "image", "question" and "answer"' in result.output
     result = run_train(
         "caption", "--recipe", "mini-captions", *common, "--set", "sources.0.path=questions.json"
