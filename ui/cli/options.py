@@ -62,6 +62,14 @@ captioner_option = click.option(
     help="Write captions with this model.",
     show_default="the model that wrote the index's captions, else that of `qseek caption`",
 )
+shown_captioner_option = click.option(
+    "--captioner",
+    envvar=CAPTIONER_VARIABLE,
+    show_envvar=True,
+    metavar="NAME|FOLDER",
+    help="Show captions by this model.",
+    show_default="captions of the index, missing ones by the model of `qseek caption`",
+)
 top_option = click.option(
     "-k", "--top", type=positive_type, default=20, show_default=True, metavar="N", help="Show the best N."
 )

@@ -79,12 +79,13 @@ def index(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Index the photos in each FOLDER; a second run reads only changes.
+    """Index the photos in each FOLDER.
 
-    Ends with exit code 3 when some photos could not be read; `qseek failures` lists them.
+    A second run reads only what has changed. The command ends with exit code 3 when some photos could not be read;
+    `qseek failures` lists them.
     """
     if not (folders or texts or reindex or captions):
-        raise click.UsageError("Name a folder of photos, for example: qseek index ~/Pictures.")
+        raise click.UsageError("Name a folder of photos, for example `qseek index ~/Pictures`.")
     from indexer.index_run import IndexRun, RunRequest, RunStopped
 
     request = RunRequest(

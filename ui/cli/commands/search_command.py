@@ -11,7 +11,6 @@ import click
 from engine.types import Hit, Results, TextResults
 from ui.cli.options import (
     Output,
-    captioner_option,
     captions_option,
     choose_output,
     index_option,
@@ -21,6 +20,7 @@ from ui.cli.options import (
     paths_option,
     positive_type,
     rerank_options,
+    shown_captioner_option,
     top_option,
 )
 from ui.cli.terminal import finish_with_failures, say, say_failures, say_notes, write
@@ -43,7 +43,7 @@ photo_argument = click.argument("photo", type=click.Path(path_type=Path))
 @top_option
 @rerank_options
 @captions_option
-@captioner_option
+@shown_captioner_option
 @click.option(
     "--caption-weight",
     type=click.FloatRange(min=0),
@@ -79,7 +79,7 @@ def search(
 @model_option
 @top_option
 @captions_option
-@captioner_option
+@shown_captioner_option
 @output_options
 def similar(
     photo: Path,

@@ -12,21 +12,19 @@ from ui.cli.options import folder_type
 from ui.cli.terminal import finish_stopped, finish_with_failures, say, say_failures, write
 
 KINDS = ("distill", "text", "language", "stage1", "stage2", "retrieval", "caption", "vqa", "capfilt")
-
-
 HELP = """Train a part of a model by a recipe.
 
 \b
-KIND       what is trained                                   in RUNS/NAME
-distill    an image encoder, from a pretrained one           encoder.safetensors
-text       a tokenizer and the text half, from captions      text.safetensors
-language   a small language model, from captions             language/
-stage1     the Q-Former, with ITC, ITM and ITG               model/
-stage2     a captioner with a frozen language model          model/
-retrieval  a stage-1 model further, with its image encoder   model/
-caption    a stage-2 model further, with its image encoder   model/
-vqa        like caption, with questions and answers          model/
-capfilt    captions are drawn, and the best ones are kept    NAME-000.tar, ...
+KIND       what is trained                                 in RUNS/NAME
+distill    an image encoder, from a pretrained one         encoder.safetensors
+text       a tokenizer and the text half, from captions    text.safetensors
+language   a small language model, from captions           language/
+stage1     the Q-Former, with ITC, ITM and ITG             model/
+stage2     a captioner with a frozen language model        model/
+retrieval  a stage-1 model further, its encoder too        model/
+caption    a stage-2 model further, its encoder too        model/
+vqa        like caption, with questions and answers        model/
+capfilt    captions are drawn, and the best ones are kept  NAME-000.tar, ...
 
 Started again, the command goes on from the last checkpoint. Under torchrun several processes share each batch (not
 in distill, text and the recipe mini-captioner):
