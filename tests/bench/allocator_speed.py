@@ -1,8 +1,8 @@
-"""Photos/s of mini's encoder with freed memory kept (`engine/models/malloc.py`) and without, in turns.
+"""Measure the photos/s of mini's image encoder in turns with freed memory kept and without (engine/models/malloc.py).
 
     python tests/bench/allocator_speed.py [--photos 512] [--rounds 4]
 
-Every measurement is a process of its own: once the C library is told, it stays told.
+Every measurement is a separate process, because the setting of the C library cannot be taken back.
 """
 
 from __future__ import annotations
@@ -31,31 +31,34 @@ print(len(pictures) / (time.perf_counter() - started))
 """
 
 
-def rate(how: str, photos: int) -> float:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, how, str(photos)], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return float(done.stdout)
+def measure_rate(setting: str, num_photos: int) -> float:
+    """Return the photos/s of a fresh process. setting: "keep" keeps freed memory, "leave" does not."""
+    command = [sys.executable, "-c", PROGRAM, setting, str(num_photos)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        raise SystemExit(process.stderr)
+    return float(process.stdout)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--photos", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--photos", type=int, default=512, help="Number of photos that each process encodes.")
+    parser.add_argument("--rounds", type=int, default=4, help="Number of processes for each setting.")
     args = parser.parse_args()
-    found: dict[str, list[float]] = {"leave": [], "keep": []}
+    rates: dict[str, list[float]] = {"leave": [], "keep": []}
     for _ in range(args.rounds):
-        for how, rates in found.items():
-            rates.append(rate(how, args.photos))
-    base = median(found["leave"])
+        for setting in rates:
+            rates[setting].append(measure_rate(setting, args.photos))
+    base = median(rates["leave"])
     rows = [
-        (title, spread(found[how], 1), f"{median(found[how]) / base:.2f}")
-        for how, title in (("leave", "as the C library has it"), ("keep", "freed memory kept"))
+        (title, spread(rates[setting], 1), f"{median(rates[setting]) / base:.2f}")
+        for setting, title in (("leave", "as the C library has it"), ("keep", "freed memory kept"))
     ]
     head = ("mini's encoder, patches and vectors", "photos/s: median (least-most)", "ratio")
-    write_report("allocator_speed", [f"{args.photos} photos a process.", table(head, rows)])
+    parts = [f"Each process encoded {args.photos} photos.", table(head, rows)]
+    write_report("allocator_speed", parts)
 
 
 if __name__ == "__main__":

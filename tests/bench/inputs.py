@@ -1,6 +1,6 @@
-"""What the benchmarks read: many distinct JPEG files made of real photographs, and a model with random weights.
+"""Make the inputs of benchmarks: many distinct JPEG files from real photographs, and a model with random weights.
 
-Imports nothing heavy; see report.py.
+This module imports no heavy library; report.py gives the reason.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SEED = 7
+MODEL_HELP = "Name or folder of a model, or random: an untrained model of mini's shape."
 TEXTS = (
     "a dog running through the snow",
     "two children playing in a fountain",
@@ -29,9 +30,10 @@ TEXTS = (
 
 
 def make_photos(source: Path | None, folder: Path, count: int, size: tuple[int, int] = (500, 375)) -> None:
-    """Write `count` distinct JPEG files of `size` pixels: random windows, half of them mirrored, of real photographs.
+    """Write `count` distinct JPEG files into folder/photos: random windows of real photographs, half of them mirrored.
 
-    source: a folder of photos (JPEG, PNG, WebP); None: those that scikit-image and scikit-learn carry.
+    source: a folder of photos (JPEG, PNG, WebP); None takes those that scikit-image and scikit-learn contain.
+    folder: where the files are written. size: their width and height in pixels.
     """
     from PIL import Image
 
@@ -46,28 +48,29 @@ def make_photos(source: Path | None, folder: Path, count: int, size: tuple[int, 
     paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes)
     photos = folder / "photos"
     photos.mkdir(parents=True)
-    draw = random.Random(SEED)
-    kept: dict[Path, Image.Image] = {}
+    generator = random.Random(SEED)
+    opened: dict[Path, Image.Image] = {}
     for number in range(count):
         path = paths[number % len(paths)]
-        if path not in kept and len(kept) < 64:
-            kept[path] = Image.open(path).convert("RGB")
-        picture = kept[path] if path in kept else Image.open(path).convert("RGB")
-        _window(picture, size, draw).save(photos / f"{number:06}.jpg", quality=90)
+        if path not in opened and len(opened) < 64:
+            opened[path] = Image.open(path).convert("RGB")
+        picture = opened[path] if path in opened else Image.open(path).convert("RGB")
+        _crop_window(picture, size, generator).save(photos / f"{number:06}.jpg", quality=90)
 
 
-def _window(picture: Image.Image, size: tuple[int, int], draw: random.Random) -> Image.Image:
+def _crop_window(picture: Image.Image, size: tuple[int, int], generator: random.Random) -> Image.Image:
+    """Return a random window of a picture at this size, mirrored in half of the cases."""
     from PIL import Image
 
-    share = draw.uniform(0.4, 1.0)
+    share = generator.uniform(0.4, 1.0)
     width, height = share * picture.width, share * picture.height
-    left, top = draw.uniform(0, picture.width - width), draw.uniform(0, picture.height - height)
-    made = picture.resize(size, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
-    return made.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else made
+    left, top = generator.uniform(0, picture.width - width), generator.uniform(0, picture.height - height)
+    window = picture.resize(size, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+    return window.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if generator.random() < 0.5 else window
 
 
 def random_model(folder: Path) -> Path:
-    """A checkpoint of mini's shape with random weights: its speed without its knowledge. Returns its folder."""
+    """Save a model of mini's shape with random weights, which has its speed but knows nothing; return its folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -77,7 +80,8 @@ def random_model(folder: Path) -> Path:
 
     words = sorted({word for text in TEXTS for word in text.split()})
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", *words, *letters, *(f"##{one}" for one in letters)]
+    endings = [f"##{letter}" for letter in letters]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", *words, *letters, *endings]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -1,6 +1,7 @@
-"""What every benchmark says of itself: machine, versions, model, date; and peak memory of a process and its children.
+"""Write the report of a benchmark with the machine, versions, model and date, and measure peak memory.
 
-Imports nothing heavy: workers that indexing spawns import the benchmark's main module again, and this with it.
+This module imports no heavy library: each worker that indexing starts imports the benchmark's main module again, and
+this module with it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from engine.models.retrieval_model import RetrievalModel
 
 RESULTS = Path(__file__).parent / "results"
+# Packages whose versions a report names; of the names in a tuple, those that are installed.
 PACKAGES = (
     "torch",
     "timm",
@@ -36,25 +38,26 @@ MIB = 2**20
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Markdown; the first column is text, the others are numbers."""
+    """Format a table in Markdown; the first column is text, the others are numbers."""
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
     return "\n".join(lines)
 
 
 def spread(seconds: Sequence[float], unit: float = 1e-3, digits: int = 1) -> str:
-    """Median, and least to largest, in `unit` seconds."""
+    """Format times as their median, least and largest. unit: in seconds; the default prints milliseconds."""
     ordered = sorted(value / unit for value in seconds)
     middle = ordered[len(ordered) // 2]
     return f"{middle:.{digits}f} ({ordered[0]:.{digits}f}-{ordered[-1]:.{digits}f})"
 
 
 def median(values: Sequence[float]) -> float:
+    """Return the median; of an even number of values, the larger of the two in the middle."""
     return sorted(values)[len(values) // 2]
 
 
 def write_report(name: str, parts: Sequence[str], model: RetrievalModel | None = None) -> Path:
-    """Print the parts under the machine's facts and write them to results/<date>-<name>.md."""
+    """Print the parts of a report below the facts of the run, and write them to results/<date>-<name>.md."""
     today = datetime.date.today().isoformat()
     text = "\n\n".join([f"# {name}, {today}", facts(model), *parts]) + "\n"
     folder = Path(os.environ.get("QSEEK_BENCH_RESULTS", RESULTS))
@@ -66,7 +69,7 @@ def write_report(name: str, parts: Sequence[str], model: RetrievalModel | None =
 
 
 def facts(model: RetrievalModel | None) -> str:
-    """Machine, versions, model, command; one line each."""
+    """Return the facts of a run in Markdown: a line each for machine, versions, model, command and load."""
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     lines = [
         f"machine: {_processor()}, {len(os.sched_getaffinity(0))} cores, {_memory_gib():.0f} GiB, GPU: {_gpu()}",
@@ -79,7 +82,7 @@ def facts(model: RetrievalModel | None) -> str:
             f"model: {Path(model.name).name}, digest {model.digest}, {model.image_size} px, "
             f"{str(model.dtype).removeprefix('torch.')} on {model.device}, {torch.get_num_threads()} torch threads"
         )
-    # a result is committed: it names no folder of the machine it was made on
+    # A report is committed, so it must not name the folders of the machine on which it was made.
     arguments = [argument.rstrip("/").rpartition("/")[2] for argument in sys.argv]
     lines += [
         f"command: `{' '.join(arguments)}`",
@@ -100,12 +103,12 @@ def _memory_gib() -> float:
 
 
 def _gpu() -> str:
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return "none"
-    return "; ".join(found.strip().splitlines())
+    return "; ".join(output.strip().splitlines())
 
 
 def _versions() -> Iterator[str]:
@@ -119,9 +122,9 @@ def _versions() -> Iterator[str]:
 
 @dataclass
 class Memory:
-    """Resident bytes of this process and its children. before: at the start; peak: the most that a sample saw.
+    """Resident bytes of this process and its children. before: at the start; peak: the largest of all samples.
 
-    Pages that processes share (torch's libraries, mapped FAISS files) count once for each of them.
+    Pages that processes share (torch's libraries, mapped FAISS files) count once for each process.
     """
 
     before: int = 0
@@ -130,14 +133,14 @@ class Memory:
 
 
 @contextmanager
-def peak_memory(every: float = 0.1) -> Iterator[Memory]:
-    """Sample the resident set every so many seconds."""
+def peak_memory(interval: float = 0.1) -> Iterator[Memory]:
+    """Sample the resident memory during a `with` block. interval: seconds between two samples."""
     memory = Memory(before=_resident_bytes())
     memory.peak = memory.before
     done = threading.Event()
 
     def sample() -> None:
-        while not done.wait(every):
+        while not done.wait(interval):
             memory.peak = max(memory.peak, _resident_bytes())
             memory.samples += 1
 
@@ -151,14 +154,14 @@ def peak_memory(every: float = 0.1) -> Iterator[Memory]:
 
 
 def _resident_bytes() -> int:
-    """Of this process and its descendants."""
-    pages, waiting = 0, [os.getpid()]
-    while waiting:
-        process = Path("/proc") / str(waiting.pop())
+    """Return the resident bytes of this process and all its descendants."""
+    pages, process_ids = 0, [os.getpid()]
+    while process_ids:
+        process = Path("/proc") / str(process_ids.pop())
         try:
             pages += int((process / "statm").read_text().split()[1])
             for children in process.glob("task/*/children"):
-                waiting += map(int, children.read_text().split())
-        except (OSError, IndexError):  # it has ended
+                process_ids += map(int, children.read_text().split())
+        except (OSError, IndexError):  # The process has ended.
             continue
     return pages * os.sysconf("SC_PAGE_SIZE")
