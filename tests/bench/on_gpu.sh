@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Everything for a session that is lent a GPU machine; nothing to write while the lease runs.
-#   bash tests/bench/on_gpu.sh STAGE...      stages run in the order given, each within its seconds:
-#   keep     put carried pieces aside (call once for each .carry/NAME-NN folder; the machine must stay warm: 30 s)
-#   install  wheels -> $SITE; says what is there              90 s
-#   check    the tests of model, losses, vectors, with GPU    200 s
-#   slots    FAISS on the GPU against brute force             120 s
-#   text     qseek train text    --recipe $TEXT_RECIPE        180 s
-#   distill  qseek train distill --recipe $DISTILL_RECIPE     540 s
-#   stage1   qseek train stage1  --recipe $STAGE1_RECIPE      540 s
-#   soup     qseek train stage1  --recipe mini-itc for each of $SEEDS, and their mean with mini: RUNS/mini-soup  540 s
-#            (then STAGE1_RECIPE=mini-again for the stages stage1 and recall)
-#   train    text, distill, stage1 after each other; goes on from checkpoints when called again on a warm machine
-#   recall   qseek recall on Flickr8k dev with the model just trained, else $MODEL   180 s
-#   full     ViT-g at full size, random weights: loading, encoding, reranking; 768,000 pairs of a recall run 400 s
-#   bench    index_speed and search_speed with the same model                        300 s
-# Results land in $OUT (at most 8 files of 16 MiB come back). One call lasts 10 minutes: choose stages to fit.
-# A stage that fails or runs out of time is said and the next one runs; the exit status is the number of such stages.
+# Install, check, train and measure qseek on a GPU machine that is lent for a short time and has no network.
+#   bash tests/bench/on_gpu.sh STAGE...      runs the stages in this order; each may take the seconds at its right:
+#   keep     store carried pieces, once for each .carry/NAME-NN folder; the machine must stay warm   30 s
+#   install  install the carried wheels into $SITE and print what is installed              90 s
+#   check    test the model, losses and vectors on the GPU                                  200 s
+#   slots    compare FAISS on the GPU with brute force                                      120 s
+#   text     qseek train text    --recipe $TEXT_RECIPE                                      180 s
+#   distill  qseek train distill --recipe $DISTILL_RECIPE                                   540 s
+#   stage1   qseek train stage1  --recipe $STAGE1_RECIPE                                    540 s
+#   soup     qseek train stage1  --recipe mini-itc for each of $SEEDS; average the models with mini: $RUNS/mini-soup
+#            (then call the stages stage1 and recall with STAGE1_RECIPE=mini-again)           540 s
+#   train    text, distill and stage1; continues from checkpoints if the same machine is called again
+#   recall   qseek recall on Flickr8k dev with the model of $STAGE1_RECIPE, otherwise $MODEL   180 s
+#   full     measure ViT-g at full size with random weights, and 768,000 pairs of a recall run  400 s
+#   bench    run index_speed.py and search_speed.py with the model that recall takes        300 s
+# Results are written to $OUT; at most 8 files of 16 MiB come back. A call lasts 10 minutes: choose stages that fit.
+# When a stage fails or runs out of time, the next one still runs; the exit status is the number of failed stages.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 HOME_HERE=${QSEEK_GPU_HOME:-/tmp/qseek}
@@ -32,16 +32,23 @@ export PYTHONPATH=$SITE:$PWD PYTHONUNBUFFERED=1 QSEEK_BENCH_RESULTS=$OUT/results
 mkdir -p "$HOME_HERE/parts" "$SITE" "$RUNS" "$OUT/results"
 failed=0
 
-bounded() { # SECONDS COMMAND...: Ctrl-C first, so that training writes its checkpoint
+# SECONDS COMMAND...: interrupt the command after these seconds as Ctrl-C does, so that training writes its checkpoint.
+bounded() {
     timeout --signal=INT --kill-after=20 "$@"
 }
 
-unpack() { # NAME FOLDER: join the pieces when all are there
-    local total found
+unpack() { # NAME FOLDER: join the pieces of an archive and unpack it into a folder, once.
+    local total num_pieces
     [ -e "$2/.unpacked" ] && return 0
-    total=$(cat "$HOME_HERE/parts/$1.total" 2>/dev/null) || { echo "no pieces of $1 were carried"; return 1; }
-    found=$(find "$HOME_HERE/parts" -name "$1.part-*" | wc -l)
-    [ "$found" = "$total" ] || { echo "$found of $total pieces of $1 are here: carry the others first"; return 1; }
+    total=$(cat "$HOME_HERE/parts/$1.total" 2>/dev/null) || {
+        echo "No pieces of $1 are here: carry them and run the stage keep."
+        return 1
+    }
+    num_pieces=$(find "$HOME_HERE/parts" -name "$1.part-*" | wc -l)
+    [ "$num_pieces" = "$total" ] || {
+        echo "Only $num_pieces of $total pieces of $1 are here: carry the others first."
+        return 1
+    }
     mkdir -p "$2" && cat "$HOME_HERE/parts/$1".part-* | tar -C "$2" -xf - && touch "$2/.unpacked"
 }
 
@@ -60,8 +67,8 @@ print("torch", torch.__version__, torch.cuda.get_device_name(0) if torch.cuda.is
 for name in ("faiss", "lancedb", "braceexpand", "timm", "tokenizers", "safetensors", "platformdirs"):
     try:
         module = __import__(name)
-        print(name, getattr(module, "__version__", "there"))
-    except Exception as error:  # every one is to be seen before the lease is spent
+        print(name, getattr(module, "__version__", "is installed"))
+    except Exception as error:  # All failures must be seen at once, because the machine is lent for a short time.
         print(name, "FAILED:", type(error).__name__, error)
 import faiss
 print("GPUs that FAISS sees:", faiss.get_num_gpus())
@@ -76,7 +83,7 @@ stage_check() {
 
 stage_slots() { bounded 120 "$PYTHON" tests/bench/slots_speed.py; }
 
-unpack_data() { # a folder called runs among the data is where training goes on from
+unpack_data() { # Unpack the data; training continues from the runs in its folder called runs, if there is one.
     unpack data "$DATA" || return 1
     if [ -d "$DATA/runs" ]; then cp -rn "$DATA/runs/." "$RUNS/"; fi
 }
@@ -111,43 +118,43 @@ stage_soup() {
 
 stage_train() { stage_text && stage_distill && stage_stage1; }
 
-chosen_model() {
+choose_model() { # Print the model that was trained on this machine, otherwise $MODEL.
     if [ -f "$RUNS/$STAGE1_RECIPE/model/config.json" ]; then echo "$RUNS/$STAGE1_RECIPE/model"; else echo "$MODEL"; fi
 }
 
 stage_recall() {
     unpack_data || return 1
-    bounded 180 "$PYTHON" -m ui.cli.main recall "$DATA/flickr8k-dev-000.tar" --model "$(chosen_model)" |
+    bounded 180 "$PYTHON" -m ui.cli.main recall "$DATA/flickr8k-dev-000.tar" --model "$(choose_model)" |
         tee "$OUT/results/recall.md"
 }
 
 stage_bench() {
-    bounded 120 "$PYTHON" tests/bench/index_speed.py --count "${COUNT:-2000}" --model "$(chosen_model)"
-    local first=$?
+    bounded 120 "$PYTHON" tests/bench/index_speed.py --count "${COUNT:-2000}" --model "$(choose_model)"
+    local first_status=$?
     # shellcheck disable=SC2086
-    bounded 180 "$PYTHON" tests/bench/search_speed.py --sizes ${SIZES:-1000 100000} --model "$(chosen_model)"
-    return $((first + $?))
+    bounded 180 "$PYTHON" tests/bench/search_speed.py --sizes ${SIZES:-1000 100000} --model "$(choose_model)"
+    return $((first_status + $?))
 }
 
 stage_full() {
     bounded 250 "$PYTHON" tests/bench/full_size.py --folder "$HOME_HERE/vit-g"
-    local first=$?
+    local first_status=$?
     bounded 150 "$PYTHON" tests/bench/recall_speed.py --folder "$HOME_HERE/vit-g" \
         --photos 1000 --texts 5000 --texts-a-photo 768
-    return $((first + $?))
+    return $((first_status + $?))
 }
 
-bring_back() { # 8 files, 16 MiB each, two folders deep at most
+pack_results() { # Pack reports, logs and models for the way back: at most 8 files of 16 MiB, at most two folders deep.
     tar -C "$OUT" -czf "$OUT/results.tgz" results && rm -r "$OUT/results"
     find "$RUNS" -name log.jsonl -print0 | tar --null -T - -czf "$OUT/run-logs.tgz" 2>/dev/null
-    local kept=() file
+    local trained=() file
     for file in "$DISTILL_RECIPE/encoder.safetensors" "$TEXT_RECIPE/text.safetensors" \
         "$TEXT_RECIPE/tokenizer.json" "$STAGE1_RECIPE/model" mini-soup/model; do
-        [ -e "$RUNS/$file" ] && kept+=("$file")
+        [ -e "$RUNS/$file" ] && trained+=("$file")
     done
-    if [ ${#kept[@]} -gt 0 ]; then
-        tar -C "$RUNS" -cf - "${kept[@]}" | split -b 16000000 -d -a 1 - "$OUT/runs.tar."
-        echo "join with: cat runs.tar.* | tar -x"
+    if [ ${#trained[@]} -gt 0 ]; then
+        tar -C "$RUNS" -cf - "${trained[@]}" | split -b 16000000 -d -a 1 - "$OUT/runs.tar."
+        echo "Join and unpack the trained models with: cat runs.tar.* | tar -x"
     fi
     ls -l "$OUT"
 }
@@ -155,7 +162,7 @@ bring_back() { # 8 files, 16 MiB each, two folders deep at most
 [ $# -gt 0 ] || { sed -n '2,18p' "$0"; exit 2; }
 for stage in "$@"; do
     if ! declare -F "stage_$stage" >/dev/null; then
-        echo "there is no stage $stage" >&2
+        echo "There is no stage $stage. Run this script without arguments to see the stages." >&2
         exit 2
     fi
 done
@@ -165,7 +172,7 @@ for stage in "$@"; do
     "stage_$stage" 2>&1 | tee -a "$OUT/log.txt"
     status=${PIPESTATUS[0]}
     [ "$status" = 0 ] || failed=$((failed + 1))
-    echo "=== $stage: status $status, $((SECONDS - started)) s" | tee -a "$OUT/log.txt"
+    echo "=== $stage ended with status $status after $((SECONDS - started)) s." | tee -a "$OUT/log.txt"
 done
-if [ "$*" != keep ]; then bring_back; fi
+if [ "$*" != keep ]; then pack_results; fi
 exit "$failed"
