@@ -10,6 +10,8 @@ import click
 import pytest
 from commands_in_text import commands_of_page, read_command
 
+import qseek
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -98,6 +100,14 @@ def test_every_file_that_a_page_links_to_is_there(page):
         target for target in LINK.findall((ROOT / page).read_text()) if not (folder / target.strip()).exists()
     ]
     assert missing == []
+
+
+def test_the_example_of_the_page_is_the_one_that_a_test_runs():
+    """tests/test_qseek.py runs the example in the docstring of qseek; the page shows this example and no other."""
+    blocks = re.findall(
+        r"^    import qseek\n(?:(?:    .*)?\n)+", (ROOT / "ui/README.md").read_text(), re.MULTILINE
+    )
+    assert len(blocks) == 1 and blocks[0].strip() in (qseek.__doc__ or "")
 
 
 def test_the_first_page_is_short():
