@@ -103,7 +103,7 @@ def test_every_file_that_a_page_links_to_is_there(page):
 
 
 def test_the_example_of_the_page_is_the_one_that_a_test_runs():
-    """tests/test_qseek.py runs the example in the docstring of qseek; the page shows this example and no other."""
+    """The page shows the example in the docstring of qseek, which tests/test_qseek.py runs, and no other."""
     blocks = re.findall(
         r"^    import qseek\n(?:(?:    .*)?\n)+", (ROOT / "ui/README.md").read_text(), re.MULTILINE
     )

@@ -17,12 +17,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("engine", "indexer", "training", "ui", "tests")
-ALL_FILES = [
+FILES = [
     "qseek.py",
     *sorted(path.relative_to(ROOT).as_posix() for name in FOLDERS for path in (ROOT / name).rglob("*.py")),
 ]
-UNREAD = tuple(f"{name}/" for name in FOLDERS)  # rooms whose files are not rewritten yet
-FILES = ["engine/__init__.py", *(file for file in ALL_FILES if not file.startswith(UNREAD))]
 
 # Names that say nothing about what they hold, when they stand alone.
 EMPTY_NAMES = """
