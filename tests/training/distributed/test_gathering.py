@@ -193,8 +193,8 @@ def test_a_batch_that_cannot_be_shared() -> None:
 def test_a_task_without_a_wrapper_trains_in_one_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from toy_task import CONFIG, Toy
+    from toy_task import CONFIG, ToyTask
 
     monkeypatch.setattr("training.loop.train_loop.current_world", lambda: World(1, 2))
-    with pytest.raises(TrainingError, match="Toy trains in one process"):
-        train(Toy(), CONFIG, tmp_path)
+    with pytest.raises(TrainingError, match="ToyTask trains in one process"):
+        train(ToyTask(), CONFIG, tmp_path)

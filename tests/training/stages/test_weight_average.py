@@ -58,4 +58,4 @@ def test_models_without_a_useful_average_are_refused(models: list[Path], tmp_pat
         assert result.exit_code == 1 and reason in result.stderr and "Traceback" not in result.output
         assert not (tmp_path / "out").exists()
     result = average_by_command(models[0], models[1], models[2])
-    assert result.exit_code == 1 and "is not empty; give a new folder" in result.stderr
+    assert result.exit_code == 1 and "is not empty. Give a new or empty folder." in result.stderr
