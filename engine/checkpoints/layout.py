@@ -65,8 +65,10 @@ def read_json(path: Path) -> Any:
     """Read a JSON file. Raises CheckpointError when it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}.") from error
 
 
 def write_folder(

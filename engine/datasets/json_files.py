@@ -19,8 +19,10 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file. Raise DataError for a file that is missing or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not readable JSON: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not readable JSON: {error}.") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

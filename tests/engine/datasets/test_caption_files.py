@@ -155,9 +155,12 @@ def test_captions_that_do_not_fit_are_refused(tmp_path: Path, content: Any, word
 
 def test_files_that_are_missing_or_no_json_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
-    for path in (tmp_path / "broken.json", tmp_path / "none.json"):
-        with pytest.raises(DataError, match=f"{path.name} is not readable JSON"):
-            read_caption_items(path)
+    for name, problem in (
+        ("broken", "is not readable JSON"),
+        ("none", "cannot be read: No such file or directory"),
+    ):
+        with pytest.raises(DataError, match=f"{name}.json {problem}"):
+            read_caption_items(tmp_path / f"{name}.json")
 
 
 @pytest.mark.parametrize(

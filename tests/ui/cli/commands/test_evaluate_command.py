@@ -293,7 +293,7 @@ def test_wrong_input_is_refused_in_plain_words(
     cases: list[tuple[list[object], int, str]] = [
         (["caption", coco, "--predictions", other], 1, "1 photo that the set does not have (the first is 5)"),
         (["caption", coco, "--predictions", tmp_path / "few.json"], 1, "2 photos of the set's 3 without a caption"),
-        (["caption", coco, "--predictions", tmp_path / "none.json"], 1, "none.json is not readable JSON"),
+        (["caption", coco, "--predictions", tmp_path / "none.json"], 1, "none.json cannot be read: No such file"),
         (["caption", coco, "--predictions", other, "--save", other], 2, "Leave --save and --limit out"),
         (["caption", half, *with_images], 1, "2 of the 3 photos in"),
         (["caption", strange, *with_images], 1, "captions of 3 photos that it does not list"),
