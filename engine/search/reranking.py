@@ -113,7 +113,7 @@ class Reranking:
             stored = {row: patches for row, patches in patches_of_rows if patches is not None}
             missing += [row for row in part if row not in stored]
             if stored:
-                yield list(stored), self._model.unpack_patches(list(stored.values()), self._features)
+                yield list(stored), self._model.unpack_patches(list(stored.values()), self._patch_kind)
         yield from self._encode_patches_of_files(photos, missing, failures)
 
     def _encode_patches_of_files(
@@ -154,14 +154,14 @@ class Reranking:
         return tell
 
     @property
-    def _features(self) -> str:
+    def _patch_kind(self) -> str:
         """Return how the index keeps patches: "store", "int8" or "none"."""
         return "none" if self._store is None else self._store.manifest.features
 
     def _stored_patches(self, photos: Sequence[Photo]) -> list[bytes | None]:
         """Return the bytes of each photo's patches, None where the index does not keep them."""
         ids = [photo.id for photo in photos if photo.id >= 0]
-        if self._store is None or self._features == "none" or not ids:
+        if self._store is None or self._patch_kind == "none" or not ids:
             return [None] * len(photos)
         patches_of_ids = dict(zip(ids, self._store.read_patches(ids), strict=True))
         return [patches_of_ids.get(photo.id) for photo in photos]
