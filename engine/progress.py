@@ -14,7 +14,7 @@ TELL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is.
+    """A report of how far a run is.
 
     done: number of items out of `total` that are finished, failed ones counted. failed: number of failed items.
     per_second: items a second, 0 until it is known. seconds_left: None until the rate is known.

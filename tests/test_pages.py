@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import click
 import pytest
 from commands_in_text import commands_of_page, read_command
+from project_files import ROOT, list_files
 
 import qseek
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("*.md", "[a-z]*/**/*.md")
     for path in ROOT.glob(pattern)
     if "golden" not in path.parts and "results" not in path.parts
 )
-SOURCES = sorted(
-    path.relative_to(ROOT).as_posix()
-    for folder in ("engine", "indexer", "training", "ui")
-    for path in (ROOT / folder).rglob("*.py")
-)
+SOURCES = [path.relative_to(ROOT).as_posix() for path in list_files()]
 FUTURE = ("check", "serve")  # commands that ARCHITECTURE.md plans
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 

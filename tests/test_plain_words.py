@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from project_files import get_called_name
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("engine", "indexer", "training", "ui", "tests")
@@ -23,15 +24,16 @@ FILES = [
 ]
 
 # Names that say nothing about what they hold, when they stand alone.
-EMPTY_NAMES = """
+_EMPTY_NAMES_TEXT = """
     found got how kept lies made one own rest said some what where
 """
+EMPTY_NAMES = frozenset(_EMPTY_NAMES_TEXT.split())
 
 # Beginnings that only make sense after reading another docstring.
-POINTING = re.compile(r"(The same|As|Of|Those|These|It|Likewise|Ditto|See|So many)\b")
+POINTING = re.compile(r"(The same|As|Of|Those|These|It|Likewise|Ditto|See|So many|What|How)\b")
 
 # Verbs with which a function's docstring may begin. Add a plain one where it is missing.
-VERBS = """
+_VERBS_TEXT = """
     accept accumulate caption hear add adopt advance align allow answer append apply ask assemble assert attempt attend
     augment average begin bind block bound bring build cache call cancel cap carry cast change check choose
     claim clean clear click clip close collect combine commit compact compare compile complete compute
@@ -52,9 +54,11 @@ VERBS = """
     write yield zero
     escape paint
 """
-FORMS_OF_BE_AND_HAVE = """
+VERBS = frozenset(_VERBS_TEXT.split())
+_FORMS_OF_BE_AND_HAVE_TEXT = """
     are can cannot do does has have is may must was were will
 """
+FORMS_OF_BE_AND_HAVE = frozenset(_FORMS_OF_BE_AND_HAVE_TEXT.split())
 
 # Where a rule does not hold, and why: (file, name) -> reason.
 _REASON = "a reason, which is shown after the path of the sample and a colon"
@@ -97,15 +101,13 @@ def is_text(node: ast.stmt) -> bool:
 def has_verb(docstring: str) -> bool:
     """Return whether one of the first three words is a verb: as a command, or in the third person."""
     words = [word.strip(".,:;()`'\"").lower() for word in docstring.split()[:3]]
-    return words[0] in VERBS.split() or any(is_third_person(word) for word in words)
+    return words[0] in VERBS or any(is_third_person(word) for word in words)
 
 
 def is_third_person(word: str) -> bool:
     """Return whether a word is a form such as "reads", "finishes" or "is"."""
     stems = (word.removesuffix("s"), word.removesuffix("es"), word.removesuffix("ies") + "y")
-    return word in FORMS_OF_BE_AND_HAVE.split() or (
-        word.endswith("s") and any(stem in VERBS.split() for stem in stems)
-    )
+    return word in FORMS_OF_BE_AND_HAVE or (word.endswith("s") and any(stem in VERBS for stem in stems))
 
 
 def bad_docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
@@ -134,7 +136,7 @@ def bad_names(tree: ast.Module) -> Iterator[tuple[str, str]]:
                 pass
             case _:
                 continue
-        if name.strip("_") in EMPTY_NAMES.split():
+        if name.strip("_") in EMPTY_NAMES:
             yield name, f"line {node.lineno}: the name {name!r} does not say what is in it"
 
 
@@ -155,7 +157,7 @@ def messages(tree: ast.Module) -> Iterator[tuple[int, ast.expr]]:
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            called = get_called_name(node)
             is_error = called.endswith(("Error", "Exception")) and called not in (
                 "PhotoError",
                 "KeyError",

@@ -19,7 +19,7 @@ from engine.errors import DataError
 from engine.wording import count_text
 
 Id = int | str
-"""How a set names a picture or a question in its results: by a number or by a text."""
+"""Type of the name of a picture or a question in the results of a set: a number or a text."""
 
 _DROPPED = str.maketrans(dict.fromkeys('.!"()*#:;~', " "))
 

@@ -60,7 +60,7 @@ class BruteForce:
 
 @dataclass
 class Agreement:
-    """How often the hits of an index are those of brute force."""
+    """A count of how often the hits of an index are those of brute force."""
 
     num_searches: int = 0
     num_same: int = 0

@@ -78,7 +78,7 @@ DAMAGED_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         r"no \[DEC\] token",
     ),
 }
-"""What is wrong -> (a function that damages a folder, a pattern for the error's message)."""
+"""Name of a damage -> (a function that damages a folder, a pattern for the error's message)."""
 DAMAGED_CONFIGS: dict[str, tuple[Callable[[dict], object], str]] = {
     "unknown key": (lambda c: c.update(depth=3), r"unknown \['depth'\]"),
     "unknown inner key": (
@@ -112,4 +112,4 @@ DAMAGED_CONFIGS: dict[str, tuple[Callable[[dict], object], str]] = {
     ),
     "a small vocabulary": (lambda c: c["qformer"].update(vocab_size=5), r"words\.weight is|has \d+ tokens"),
 }
-"""What is wrong -> (a function that changes the values of config.json, a pattern for the error's message)."""
+"""Name of a damage -> (a function that changes the values of config.json, a pattern for the error's message)."""

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from project_files import ROOT, get_called_name, list_files
 
 from ui.cli.main import main
 
-ROOT = Path(__file__).parents[2]
 PRINTING_FUNCTIONS = ("say", "say_list", "write", "tell", "warning", "echo", "note", "append")
 PAGE_ELEMENTS = ("st", "column", "columns", "container", "popover")
 
@@ -40,7 +40,7 @@ def messages_of_file(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):
             continue
-        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        called = get_called_name(node)
         owner = getattr(node.func.value, "id", "") if isinstance(node.func, ast.Attribute) else ""
         is_error = called.endswith(("Error", "Exception"))
         if is_error or called in PRINTING_FUNCTIONS or owner in PAGE_ELEMENTS:
@@ -67,10 +67,9 @@ def print_all() -> None:
     """Print the help of all commands, then the messages of all files with the file and line of each."""
     for text in help_texts(main, "qseek"):
         print(text)
-    for folder in ("ui", "engine", "indexer", "training"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for line, text in sorted(messages_of_file(path)):
-                print(f"{path.relative_to(ROOT)}:{line}: {text}")
+    for path in list_files():
+        for line, text in sorted(messages_of_file(path)):
+            print(f"{path.relative_to(ROOT)}:{line}: {text}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,13 @@ def list_files() -> list[Path]:
     return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
+def get_called_name(call: ast.Call) -> str:
+    """Return the name of the function or class that a call names last, such as `read` of `file.read()`; "" for
+    others.
+    """
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
 def parse_files() -> Iterator[tuple[str, ast.Module]]:
     """Yield (path relative to the root, syntax tree) of all Python files of the four folders."""
     for path in list_files():

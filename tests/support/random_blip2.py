@@ -29,7 +29,7 @@ MLP_WIDTH = int(V * 4.3637)  # EVA's ratio; timm takes it from the name of the a
 VOCABULARY = tiny_tokenizer().get_vocab_size()
 TEXTS = ("a red dog runs in the snow", "cat", "the blue house")
 ATOL = 2e-5
-"""How far an output may be from transformers' output in float32."""
+"""Largest distance of an output from transformers' output in float32."""
 
 
 def random_retriever() -> Blip2ForImageTextRetrieval:

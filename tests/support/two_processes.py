@@ -16,7 +16,7 @@ import torch
 Work = Callable[[int, Path], Any]
 """A function of a module (the processes are spawned) that takes its rank and a folder, and returns its result."""
 SECONDS_AFTER_A_FAILURE = 5
-"""How long the second process may go on after the first has failed: it may wait for it forever."""
+"""Seconds that the second process may go on after the first has failed, for which it may wait forever."""
 
 
 class ProcessPair:

@@ -32,7 +32,9 @@ def outline_capfilt(config: CapfiltConfig, data: Path, runs: Path) -> Iterator[s
 
 
 ORIGINALS = ("none", "ranked", "kept")
-"""What a run may do with the captions that photos have: leave them out, rank them with the drawn ones, or keep all."""
+"""The ways in which a run treats the captions that photos have: leave them out, rank them with the drawn ones, or
+keep all.
+"""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from training.stages.text_half import TextConfig, run_text
 
 @dataclass(frozen=True)
 class Request:
-    """What a person asks of a run in addition to its recipe.
+    """The request to a run, in addition to its recipe.
 
     data: the folder of the sets. runs: the folder of other runs, from which this one may start. output: the folder that
     this run writes. teacher: the folder of the teacher's weights, if given. language: the folder of a language model,

@@ -46,7 +46,7 @@ THUMBNAIL_SIDE = 160
 
 @dataclass(frozen=True)
 class Facts:
-    """What a report says of a run besides its numbers; the fields are keys of its JSON.
+    """The facts about a run that its report gives besides the numbers; the fields are keys of its JSON.
 
     dataset: the name of the set. model, digest, pixels, dtype: the model, and how it ran. limit: number of pictures
     used from the beginning of the set, None for all. num_absent: pictures that were left out because their files are

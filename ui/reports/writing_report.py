@@ -11,7 +11,7 @@ from ui.reports.text_forms import json_line, markdown_table, seconds_text
 
 @dataclass(frozen=True)
 class Facts:
-    """What a report says of a run besides its scores; the fields are keys of its JSON.
+    """The facts about a run that its report gives besides the scores; the fields are keys of its JSON.
 
     dataset: the name of the set. writer: the model, or the file of predictions. digest, pixels, dtype: of the model,
     None without one. how: the options with which the model wrote, in words. limit: number of items used from the
