@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from engine.blip2.config import CaptionerConfig
 from engine.blip2.generation import GenerationOptions
 from engine.blip2.language_tokens import IGNORED, LanguageBatch
+from engine.blip2.layers import PatchNorm
 from engine.blip2.qformer import QFormer
 from engine.blip2.vision import VisionEncoder
 
@@ -44,8 +45,9 @@ class Captioner(nn.Module):
         super().__init__()
         self.config = config
         self.vision = VisionEncoder(config.vision)
-        self.vision_norm = nn.LayerNorm(config.vision.num_channels, eps=config.vision_norm_eps)
-        self.qformer = QFormer(config.qformer, config.vision.num_channels)
+        vision_width, patch_width = config.vision.num_channels, config.qformer.patch_width
+        self.vision_norm = PatchNorm(vision_width, patch_width, config.vision_norm_eps)
+        self.qformer = QFormer(config.qformer, patch_width or vision_width)
         if not config.language.reads_prompt:
             self.qformer.drop_text()
         self.projection = nn.Linear(config.qformer.width, config.language.width)

@@ -28,6 +28,10 @@ class VisionConfig:
     image_size: side of the square that it reads, in pixels. num_channels: V, the width of a patch. class_token: whether
     the class token stays among the patches (BLIP-2 keeps it). final_norm: whether the encoder's own last norm is
     applied (BLIP-2 leaves it out and has `ln_vision` instead). mean, std: of each channel, for values in [0, 1].
+    earlier_part: number of a part of a convolutional encoder (`vision.list_network_parts`) whose feature map, averaged
+    to the grid of the last one, is appended to each patch; 0 for none. package, package_digest: the package of the
+    Python package index that carries the encoder's weights, and the SHA-256 of its file; a checkpoint leaves out what
+    it has not changed of them. Both are empty where the checkpoint holds the whole encoder.
     """
 
     timm_name: str
@@ -38,14 +42,21 @@ class VisionConfig:
     final_norm: bool = False
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    earlier_part: int = 0
+    package: str = ""
+    package_digest: str = ""
 
 
 @dataclass(frozen=True)
 class QFormerConfig:
     """The Q-Former, which is a BERT with queries (BLIP-2, section 3.1).
 
-    width: D. num_queries: Q. mlp_width: inner width of both feed-forwards. cross_attention_every: n, where layers 0, n,
-    2n, ... read the patches. norm_eps: the epsilon of every LayerNorm. dropout: the rate during training.
+    width: D. num_queries: Q. mlp_width: inner width of both feed-forwards. cross_attention_every: n, where every n-th
+    layer reads the patches, beginning with the first one that has queries. first_query_layer: the layer in which the
+    queries enter, 0 in BLIP-2; the layers before it read text alone, as the first half of ALBEF's text encoder does
+    (arXiv:2107.07651, section 3.1), so that a photo costs less. norm_eps: the epsilon of every LayerNorm. dropout: the
+    rate during training. patch_width: the width to which patches are projected before the queries read them, 0 to
+    leave them as they come, as BLIP-2 does.
     """
 
     num_layers: int = 12
@@ -54,6 +65,8 @@ class QFormerConfig:
     mlp_width: int = 3072
     num_queries: int = 32
     cross_attention_every: int = 2
+    first_query_layer: int = 0
+    patch_width: int = 0
     vocab_size: int = 30523
     max_positions: int = 512
     norm_eps: float = 1e-12
@@ -64,7 +77,9 @@ class QFormerConfig:
 class Blip2Config:
     """The retrieval model: image encoder, Q-Former, and the ITC, ITM and ITG heads.
 
-    embed_dim: E, the width of ITC's vectors. max_tokens: the longest text that it reads, [CLS] and [SEP] counted.
+    embed_dim: E, the width of ITC's vectors. text_pooling: which hidden states of a text its vector is made of: "first"
+    is that of [CLS], as in BLIP-2; "mean" is the mean over all tokens, as in the sentence encoders that come from
+    sentence-transformers (arXiv:1908.10084, section 3). max_tokens: the longest text that it reads, [CLS] and [SEP] counted.
     vision_norm_eps: the epsilon of `ln_vision`. match_ready: whether the ITM head puts photos in a better order than
     ITC; where it does not, search keeps ITC's order. match_weight: the factor of the ITM logit in the score.
     has_captions: whether there is an ITG head.
@@ -78,6 +93,7 @@ class Blip2Config:
     match_ready: bool = True
     match_weight: float = 1.0
     has_captions: bool = True
+    text_pooling: str = "first"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of config.json."""

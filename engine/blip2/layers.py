@@ -126,15 +126,38 @@ class MLP(nn.Module):
         return self.norm(hidden_BSD + self.dropout(self.down(F.gelu(self.up(hidden_BSD)))))
 
 
+class PatchNorm(nn.LayerNorm):
+    """The trained norm of the patches (LAVIS: ln_vision), and where `patch_width` asks for it a projection behind it.
+
+    A projection makes wide patches cheap: keys, values and the patches that an index keeps have its width.
+    """
+
+    def __init__(self, vision_width: int, patch_width: int, eps: float):
+        super().__init__(vision_width, eps=eps)
+        self.projection = nn.Linear(vision_width, patch_width) if patch_width else None
+
+    def forward(self, patches_BPV: Tensor) -> Tensor:
+        """Return patches (B, P, V), or (B, P, patch_width) where there is a projection."""
+        normed = super().forward(patches_BPV)
+        return normed if self.projection is None else self.projection(normed)
+
+
 class Block(nn.Module):
     """One Q-Former layer: shared self-attention, cross-attention for the queries, and two feed-forwards.
 
-    Source: BLIP-2, section 3.1 and figure 2. reads_patches: whether this layer has cross-attention.
+    Source: BLIP-2, section 3.1 and figure 2. has_queries: whether the queries take part in this layer. reads_patches:
+    whether they read the patches in it.
     """
 
-    def __init__(self, config: QFormerConfig, vision_width: int, reads_patches: bool):
+    def __init__(self, config: QFormerConfig, vision_width: int, has_queries: bool, reads_patches: bool):
         super().__init__()
         self.attention = Attention(config, config.width)
         self.cross_attention = Attention(config, vision_width) if reads_patches else None
-        self.query_mlp = MLP(config)
+        if has_queries:
+            self.query_mlp = MLP(config)
         self.text_mlp = MLP(config)
+
+    def read_text(self, hidden_BTD: Tensor, mask: Tensor | None) -> Tensor:
+        """Read tokens that see each other alone; return their hidden states (B, T, D)."""
+        keys_values = self.attention.compute_keys_values(hidden_BTD)
+        return self.text_mlp(self.attention(hidden_BTD, keys_values, mask))

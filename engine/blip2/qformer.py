@@ -26,8 +26,8 @@ PhotoKeys = Sequence[KeysValues]
 class TextStart:
     """The part of an ITM pass that depends on the texts alone: all before the first cross-attention.
 
-    queries: (B, Q, D) after the self-attention of the first layer. text: (B, T, D) after the whole first layer. mask:
-    (B, T), True = a token.
+    queries: (B, Q, D) after the self-attention of the layer in which they enter. text: (B, T, D) after the whole of
+    that layer. mask: (B, T), True = a token.
     """
 
     queries: Tensor
@@ -64,11 +64,26 @@ class QFormer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.layers: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
-            Block(config, vision_width, layer % config.cross_attention_every == 0)
-            for layer in range(config.num_layers)
+            self._make_block(layer, vision_width) for layer in range(config.num_layers)
         )
         self.apply(_initialise)
         nn.init.normal_(self.queries, std=0.02)
+
+    def _make_block(self, layer: int, vision_width: int) -> Block:
+        queries_since = layer - self.config.first_query_layer
+        has_queries = queries_since >= 0
+        reads_patches = has_queries and queries_since % self.config.cross_attention_every == 0
+        return Block(self.config, vision_width, has_queries, reads_patches)
+
+    @property
+    def text_layers(self) -> Sequence[Block]:
+        """Return the layers that read text alone, which come before the queries enter."""
+        return self.layers[: self.config.first_query_layer]
+
+    @property
+    def query_layers(self) -> Sequence[Block]:
+        """Return the layers in which the queries take part."""
+        return self.layers[self.config.first_query_layer :]
 
     def drop_text(self) -> None:
         """Remove the text branch, which the Q-Former of stage 2 does not have."""
@@ -92,13 +107,13 @@ class QFormer(nn.Module):
     ) -> tuple[Tensor, list[KeysValues]]:
         """Let the queries read photos (ITC, photo side); return hidden states (B, Q, D) and, for ITG, keys and values.
 
-        The keys and values are those of the queries in the self-attention of every layer. query_numbers: the numbers of
-        the queries that take part, None for all.
+        The keys and values are those of the queries in the self-attention of every layer; layers without queries have
+        empty ones. query_numbers: the numbers of the queries that take part, None for all.
         """
         hidden = self._embed_queries(photo_keys[0][0].shape[0], query_numbers)
         cross = iter(photo_keys)
-        past = []
-        for layer in self.layers:
+        past = [layer.attention.compute_keys_values(hidden[:, :0]) for layer in self.text_layers]
+        for layer in self.query_layers:
             keys_values = layer.attention.compute_keys_values(hidden)
             past.append(keys_values)
             hidden = layer.attention(hidden, keys_values, None)
@@ -111,12 +126,13 @@ class QFormer(nn.Module):
         """Read texts alone (ITC, text side); return hidden states (B, T, D), or (B, 1, D) with `first_only`."""
         hidden = self._embed_texts(ids_BT)
         mask = masks.padding_mask(text_mask_BT)
-        for number, layer in enumerate(self.layers):
-            keys_values = layer.attention.compute_keys_values(hidden)
-            if first_only and number == self.config.num_layers - 1:
-                hidden = hidden[:, :1].contiguous()
-            hidden = layer.text_mlp(layer.attention(hidden, keys_values, mask))
-        return hidden
+        for layer in self.layers[:-1]:
+            hidden = layer.read_text(hidden, mask)
+        last = self.layers[-1]
+        keys_values = last.attention.compute_keys_values(hidden)
+        if first_only:
+            hidden = hidden[:, :1].contiguous()
+        return last.text_mlp(last.attention(hidden, keys_values, mask))
 
     def read_pairs(
         self, photo_keys: PhotoKeys, ids_BT: Tensor, text_mask_BT: Tensor, *, queries_only: bool = False,
@@ -133,9 +149,11 @@ class QFormer(nn.Module):
         self, ids_BT: Tensor, text_mask_BT: Tensor, query_numbers: Tensor | None = None
     ) -> TextStart:
         """Compute the part of `read_pairs` that depends on the texts alone; it serves every photo."""
-        first = self.layers[0]
-        queries = self._embed_queries(ids_BT.shape[0], query_numbers)
-        hidden = torch.cat([queries, self._embed_texts(ids_BT)], dim=1)
+        first = self.query_layers[0]
+        queries, text = self._embed_queries(ids_BT.shape[0], query_numbers), self._embed_texts(ids_BT)
+        for layer in self.text_layers:
+            text = layer.read_text(text, masks.padding_mask(text_mask_BT))
+        hidden = torch.cat([queries, text], dim=1)
         mask = masks.bidirectional_mask(text_mask_BT, queries.shape[1])
         hidden = first.attention(hidden, first.attention.compute_keys_values(hidden), mask)
         # The parts are made contiguous, because a linear layer on a slice would copy its weights for every pair.
@@ -155,11 +173,11 @@ class QFormer(nn.Module):
         mask = masks.bidirectional_mask(start.mask, num_queries)
         cross = iter(() if isinstance(photos, Tensor) else photos)
         queries, text = start.queries, start.text
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.query_layers):
             if number:
                 hidden = torch.cat([queries, text.expand(len(queries), -1, -1)], dim=1)
                 keys_values = layer.attention.compute_keys_values(hidden)
-                if queries_only and number == self.config.num_layers - 1:
+                if queries_only and layer is self.layers[-1]:
                     hidden = hidden[:, :num_queries].contiguous()
                 hidden = layer.attention(hidden, keys_values, mask)
                 queries, text = hidden[:, :num_queries].contiguous(), hidden[:, num_queries:].contiguous()
@@ -174,7 +192,7 @@ class QFormer(nn.Module):
 
     def folding_pays(self, num_patches: int) -> bool:
         """Return whether photos that one text alone reads are read faster by their patches than by their keys."""
-        cross = self.layers[0].cross_attention
+        cross = self.query_layers[0].cross_attention
         return cross is not None and cross.folding_pays(self.config.num_queries, num_patches)
 
     def write_texts(self, past: Sequence[KeysValues], ids_BT: Tensor, text_mask_BT: Tensor) -> Tensor:
@@ -182,7 +200,7 @@ class QFormer(nn.Module):
 
         past: the keys and values that `read_photos` returned for the same photos.
         """
-        mask = masks.causal_text_mask(text_mask_BT, past[0][0].shape[2])
+        mask = masks.causal_text_mask(text_mask_BT, past[-1][0].shape[2])
         return self._write(self._embed_texts(ids_BT), past, mask)[0]
 
     def write_next(
@@ -204,7 +222,9 @@ class QFormer(nn.Module):
             new_keys, new_values = layer.attention.compute_keys_values(hidden_BTD)
             all_seen = torch.cat([keys, new_keys], dim=2), torch.cat([values, new_values], dim=2)
             longer_past.append(all_seen)
-            hidden_BTD = layer.text_mlp(layer.attention(hidden_BTD, all_seen, mask))
+            # Layers without queries have fewer columns; the queries' columns come first.
+            layer_mask = None if mask is None else mask[..., mask.shape[-1] - all_seen[0].shape[2] :]
+            hidden_BTD = layer.text_mlp(layer.attention(hidden_BTD, all_seen, layer_mask))
         return hidden_BTD, longer_past
 
     def _embed_queries(self, batch: int, query_numbers: Tensor | None) -> Tensor:

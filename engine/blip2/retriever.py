@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.blip2.config import Blip2Config
-from engine.blip2.layers import KeysValues
+from engine.blip2.layers import KeysValues, PatchNorm
 from engine.blip2.qformer import PhotoKeys, QFormer, TextStart
 from engine.blip2.vision import VisionEncoder
 
@@ -40,8 +40,9 @@ class Retriever(nn.Module):
         super().__init__()
         self.config = config
         self.vision = VisionEncoder(config.vision)
-        self.vision_norm = nn.LayerNorm(config.vision.num_channels, eps=config.vision_norm_eps)
-        self.qformer = QFormer(config.qformer, config.vision.num_channels)
+        vision_width, patch_width = config.vision.num_channels, config.qformer.patch_width
+        self.vision_norm = PatchNorm(vision_width, patch_width, config.vision_norm_eps)
+        self.qformer = QFormer(config.qformer, patch_width or vision_width)
         self.photo_head = nn.Linear(config.qformer.width, config.embed_dim)
         self.text_head = nn.Linear(config.qformer.width, config.embed_dim)
         self.match_head = nn.Linear(config.qformer.width, 2)
@@ -63,9 +64,13 @@ class Retriever(nn.Module):
         return self.project_photos(self.qformer.read_photos(photo_keys)[0])
 
     def encode_texts(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Return the ITC unit vectors (B, E) float32 of texts, which the first token, [CLS], gives."""
-        first = self.qformer.read_texts(ids_BT, mask_BT, first_only=True)[:, 0]
-        return F.normalize(self.text_head(first).float(), dim=-1)
+        """Return the ITC unit vectors (B, E) float32 of texts, which [CLS] or the mean of all tokens gives."""
+        if self.config.text_pooling == "first":
+            pooled = self.qformer.read_texts(ids_BT, mask_BT, first_only=True)[:, 0]
+        else:
+            hidden_BTD = self.qformer.read_texts(ids_BT, mask_BT) * mask_BT.unsqueeze(2)
+            pooled = hidden_BTD.sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
+        return F.normalize(self.text_head(pooled).float(), dim=-1)
 
     def project_photos(self, hidden_BQD: Tensor) -> Tensor:
         """Project the outputs of the queries to unit vectors (B, Q, E) float32."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -38,16 +39,32 @@ class VisionEncoder(nn.Module):
                 f"The image encoder {config.timm_name!r} cannot be made by timm {timm.__version__} with "
                 f"{config.timm_args}: {error}"
             ) from error
-        if self.backbone.num_features != config.num_channels:
+        num_channels = self.backbone.num_features + self._count_earlier_channels()
+        if num_channels != config.num_channels:
             raise CheckpointError(
-                f"The image encoder {config.timm_name!r} gives {self.backbone.num_features} channels, but config.json "
-                f"says {config.num_channels}."
+                f"The image encoder {config.timm_name!r} gives {num_channels} channels, but config.json says "
+                f"{config.num_channels}."
             )
         if not config.final_norm:
             # A ViT has its last norm in one of these two attributes; a convolutional model has neither.
             for name in ("norm", "fc_norm"):
                 if hasattr(self.backbone, name):
                     setattr(self.backbone, name, nn.Identity())
+
+    def _count_earlier_channels(self) -> int:
+        """Return the number of channels of the feature map that `earlier_part` adds to the patches, 0 without one."""
+        number = self.config.earlier_part
+        if not number:
+            return 0
+        parts = list_network_parts(self) if hasattr(self.backbone, "conv_stem") else []
+        if not 0 < number < len(parts) - 1:
+            raise CheckpointError(
+                f"earlier_part is {number}, but the image encoder {self.config.timm_name!r} has "
+                f"{max(len(parts) - 2, 0)} parts between its stem and its head."
+            )
+        (block,), _ = parts[number]
+        norm = block.bn3 if hasattr(block, "bn3") else block.bn2
+        return norm.num_features
 
     @property
     def device(self) -> torch.device:
@@ -56,6 +73,8 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
         """Encode normalised pixels as patches (B, P, V)."""
+        if self.config.earlier_part:
+            return self.read_parts(pixels_B3HW)
         features = self.backbone.forward_features(pixels_B3HW)
         if features.ndim == 4:
             if getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
@@ -65,6 +84,20 @@ class VisionEncoder(nn.Module):
         if num_prefix and not self.config.class_token:
             features = features[:, num_prefix:]
         return features
+
+    def read_parts(self, features: Tensor, first: int = 0) -> Tensor:
+        """Compute the patches (B, P, V) from the feature map (B, C, H, W) that the parts before `first` gave.
+
+        The map of `config.earlier_part` must come from part `first - 1` or a later one. first: 0 for pixels.
+        """
+        earlier, number = (features, self.config.earlier_part) if first else (None, self.config.earlier_part)
+        for part_number, (_, part) in enumerate(list_network_parts(self)[first:], first):
+            features = part(features)
+            if part_number == number:
+                earlier = features
+        if number and earlier is not None:
+            features = torch.cat([features, F.adaptive_avg_pool2d(earlier, features.shape[2:])], dim=1)
+        return features.flatten(2).transpose(1, 2)
 
     def count_patches(self) -> int:
         """Return P, the number of patches of a picture, by encoding a blank one."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.blip2.config import CaptionerConfig
 from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, select_encoder_tensors
+from engine.checkpoints.encoder_packages import add_packaged_encoder
 from engine.checkpoints.filling import compute_tensor_digest
 from engine.checkpoints.key_names import TRANSFORMERS_CAPTIONER, rename_tensors, split_language
 from engine.checkpoints.language_folder import read_language, read_language_config, read_language_tokenizer
@@ -26,6 +27,7 @@ from engine.checkpoints.layout import (
     read_tokenizer,
 )
 from engine.checkpoints.published import PUBLISHED
+from engine.checkpoints.retrieval_reading import read_folder
 from engine.checkpoints.tensors import StoredTensor, read_safetensors
 from engine.checkpoints.transformers_folders import (
     TRANSFORMERS_NORM_EPS,
@@ -87,16 +89,18 @@ def _read_qseek_captioner(folder: Path, values: dict[str, Any]) -> CaptionerSour
         config = CaptionerConfig.from_dict(values)
     except CheckpointError as error:
         raise CheckpointError(f"In {folder}: {error}") from error
-    tensors = read_safetensors(folder / WEIGHTS)
+    own = read_safetensors(folder / WEIGHTS)
+    tensors = add_packaged_encoder(config.vision, own, folder)
     language = read_language(folder / LANGUAGE)
     files: tuple[Path, ...] = (folder / CONFIG, folder / WEIGHTS, *language.files)
     if config.encoder:
         encoder, file = _read_shared_encoder(folder, config)
         tensors, files = {**tensors, **encoder}, (*files, file)
+    shared = frozenset(tensors.keys() - own.keys())
     if not config.language.reads_prompt:
-        return CaptionerSource(config, tensors, language, None, files)
+        return CaptionerSource(config, tensors, language, None, files, shared)
     tokenizer = read_tokenizer(folder / TOKENIZER)
-    return CaptionerSource(config, tensors, language, tokenizer, (*files, folder / TOKENIZER))
+    return CaptionerSource(config, tensors, language, tokenizer, (*files, folder / TOKENIZER), shared)
 
 
 def _read_shared_encoder(folder: Path, config: CaptionerConfig) -> tuple[dict[str, StoredTensor], Path]:
@@ -105,7 +109,7 @@ def _read_shared_encoder(folder: Path, config: CaptionerConfig) -> tuple[dict[st
     sharing = f"{folder} shares the image encoder of {encoder}"
     if not (encoder / WEIGHTS).is_file():
         raise CheckpointError(f"{sharing}, which has no {WEIGHTS}. Keep the two folders beside each other.")
-    tensors = select_encoder_tensors(read_safetensors(encoder / WEIGHTS))
+    tensors = select_encoder_tensors(read_folder(encoder).tensors)
     if compute_tensor_digest(tensors) != config.encoder_digest:
         raise CheckpointError(
             f"{sharing}, which is not the one that it was trained with. Get both folders anew."

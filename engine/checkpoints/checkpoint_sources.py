@@ -6,7 +6,7 @@ The readers of all layouts return one of these three sources, and `building` mak
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,25 @@ MAX_TOKENS = 35
 class RetrieverSource:
     """An opened retrieval checkpoint.
 
-    tensors: by our names. tokenizer: has the token [DEC]. files: the files that decide the model's numbers.
+    tensors: by our names. tokenizer: has the token [DEC]. files: the files that decide the model's numbers. shared:
+    names of the tensors that lie elsewhere, in the package of the image encoder.
     """
 
     config: Blip2Config
     tensors: Mapping[str, StoredTensor]
     tokenizer: Tokenizer
     files: tuple[Path, ...]
+    shared: frozenset[str] = frozenset()
 
     @property
     def num_parameters(self) -> int:
-        """Return the number of all parameters."""
-        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+        """Return the number of all parameters that are loaded, those of a shared image encoder included."""
+        return count_parameters(self.tensors.values())
+
+    @property
+    def num_shared_parameters(self) -> int:
+        """Return the number of parameters of a shared image encoder, which lies elsewhere."""
+        return count_parameters(self.tensors[name] for name in self.shared)
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class CaptionerSource:
     """An opened captioner.
 
     tensors: all tensors but those of the language model, by our names. tokenizer: the tokenizer of a Q-Former that
-    reads the prompt, None where it does not. files: the files that decide the model's numbers.
+    reads the prompt, None where it does not. files: the files that decide the model's numbers. shared: names of the
+    tensors that lie elsewhere, in the package of the image encoder or in the folder of another model.
     """
 
     config: CaptionerConfig
@@ -64,19 +72,22 @@ class CaptionerSource:
     language: LanguageSource
     tokenizer: Tokenizer | None
     files: tuple[Path, ...]
+    shared: frozenset[str] = frozenset()
 
     @property
     def num_parameters(self) -> int:
         """Return the number of all parameters that are loaded, those of a shared image encoder included."""
-        tensors = [*self.tensors.values(), *self.language.tensors.values()]
-        return sum(math.prod(tensor.shape) for tensor in tensors)
+        return count_parameters([*self.tensors.values(), *self.language.tensors.values()])
 
     @property
     def num_shared_parameters(self) -> int:
-        """Return the number of parameters of a shared image encoder, which lies in the folder of another model."""
-        if not self.config.encoder:
-            return 0
-        return sum(math.prod(tensor.shape) for tensor in select_encoder_tensors(self.tensors).values())
+        """Return the number of parameters of a shared image encoder, which lies elsewhere."""
+        return count_parameters(self.tensors[name] for name in self.shared)
+
+
+def count_parameters(tensors: Iterable[StoredTensor]) -> int:
+    """Return the number of values in tensors."""
+    return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
 def select_encoder_tensors(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from engine.blip2.config import Blip2Config
 from engine.checkpoints.checkpoint_sources import RetrieverSource
+from engine.checkpoints.encoder_packages import add_packaged_encoder
 from engine.checkpoints.key_names import TRANSFORMERS, rename_tensors
 from engine.checkpoints.layout import (
     CONFIG,
@@ -28,6 +29,7 @@ from engine.checkpoints.layout import (
 )
 from engine.checkpoints.tensors import StoredTensor, as_stored, read_safetensors
 from engine.checkpoints.transformers_folders import read_transformers_config, read_transformers_tensors
+from engine.checkpoints.word_table import unpack_words
 from engine.errors import CheckpointError
 
 GENERATIVE = (
@@ -68,9 +70,11 @@ def _read_qseek_folder(folder: Path, values: Any) -> RetrieverSource:
         config = Blip2Config.from_dict(values)
     except CheckpointError as error:
         raise CheckpointError(f"In {folder}: {error}") from error
-    tensors = read_safetensors(folder / WEIGHTS)
+    own = unpack_words(read_safetensors(folder / WEIGHTS))
+    tensors = add_packaged_encoder(config.vision, own, folder)
     tokenizer, vocabulary = _read_folder_tokenizer(folder, config)
-    return RetrieverSource(config, tensors, tokenizer, (folder / CONFIG, folder / WEIGHTS, vocabulary))
+    files, shared = (folder / CONFIG, folder / WEIGHTS, vocabulary), frozenset(tensors.keys() - own.keys())
+    return RetrieverSource(config, tensors, tokenizer, files, shared)
 
 
 def _read_transformers_folder(folder: Path, values: dict[str, Any]) -> RetrieverSource:

@@ -17,27 +17,36 @@ from tokenizers import Tokenizer
 from engine.blip2.captioner import Captioner
 from engine.blip2.retriever import Retriever
 from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, select_encoder_tensors
+from engine.checkpoints.encoder_packages import leave_out_packaged
 from engine.checkpoints.filling import compute_tensor_digest
 from engine.checkpoints.language_folder import save_language
 from engine.checkpoints.layout import (
     LANGUAGE,
     TOKENIZER,
     WEIGHT_SUFFIXES,
-    WEIGHTS,
     open_checkpoint_folder,
     write_files,
     write_folder,
     write_weights,
 )
-from engine.checkpoints.tensors import read_safetensors
+from engine.checkpoints.retrieval_reading import read_folder
+from engine.checkpoints.word_table import pack_words
 from engine.errors import CheckpointError
 
 
 def save_checkpoint(
-    folder: Path, net: Retriever, tokenizer: Tokenizer, *, dtype: torch.dtype = torch.float32
-) -> None:
-    """Write a retrieval network as a checkpoint folder. dtype: the type that floating-point tensors are cast to."""
-    write_folder(folder, cast_floats(net.state_dict(), dtype), tokenizer, net.config.to_dict())
+    folder: Path, net: Retriever, tokenizer: Tokenizer, *, dtype: torch.dtype = torch.float32,
+    int8_words: bool = False,
+) -> None:  # fmt: skip
+    """Write a retrieval network as a checkpoint folder.
+
+    dtype: the type that floating-point tensors are cast to. int8_words: whether the word embeddings are written as
+    int8 (`word_table.py`).
+    """
+    state = leave_out_packaged(cast_floats(net.state_dict(), dtype), net.config.vision)
+    if int8_words:
+        state = pack_words(state)
+    write_folder(folder, state, tokenizer, net.config.to_dict())
 
 
 def cast_floats(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -66,7 +75,7 @@ def save_captioner(
     own_tensors = cast_floats(collect_own_tensors(net), dtype)
     config = replace(net.config, encoder="", encoder_digest="")
     if encoder:
-        shared = select_encoder_tensors(read_safetensors(folder.parent / encoder / WEIGHTS))
+        shared = select_encoder_tensors(read_folder(folder.parent / encoder).tensors)
         differing = [
             name
             for name, tensor in shared.items()
@@ -85,7 +94,7 @@ def save_captioner(
             language_tokenizer.save(str(half / LANGUAGE / TOKENIZER))
         else:
             save_language(half / LANGUAGE, net.language, language_tokenizer)
-        write_files(half, own_tensors, tokenizer, config.to_dict())
+        write_files(half, leave_out_packaged(own_tensors, config.vision), tokenizer, config.to_dict())
 
 
 def save_trained(
@@ -100,7 +109,8 @@ def save_trained(
     config = replace(source.config, encoder="", encoder_digest="")  # The folder holds the encoder itself.
     with open_checkpoint_folder(folder) as half:
         _write_language(half / LANGUAGE, source.language)
-        write_files(half, cast_floats({**others, **state}, dtype), source.tokenizer, config.to_dict())
+        tensors = leave_out_packaged(cast_floats({**others, **state}, dtype), config.vision)
+        write_files(half, tensors, source.tokenizer, config.to_dict())
 
 
 def _write_language(folder: Path, language: LanguageSource) -> None:

@@ -6,6 +6,7 @@ holds anything but tensors is refused.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,14 +55,15 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_pickled(path: Path) -> dict[str, StoredTensor]:
-    """Open a .pth or .bin file and return its tensors by name, mapped into memory.
+    """Open a .pth or .bin file and return its tensors by name.
 
+    They are mapped into memory, unless the file has the format from before PyTorch 1.6, which cannot be mapped.
     Raises CheckpointError for a file that holds anything but tensors.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is not there.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch passes on every kind of error that its readers raise.
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(

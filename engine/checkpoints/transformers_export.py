@@ -186,6 +186,11 @@ def _make_vision_values(vision: VisionConfig) -> dict[str, Any]:
 
 
 def _make_qformer_values(former: QFormerConfig, vision: VisionConfig) -> dict[str, Any]:
+    if former.first_query_layer or former.patch_width:
+        raise CheckpointError(
+            f"The checkpoint cannot be written for transformers: its queries enter at layer {former.first_query_layer} "
+            f"and its patches are projected to width {former.patch_width}; BLIP-2 in transformers knows neither."
+        )
     return {
         "hidden_size": former.width,
         "num_hidden_layers": former.num_layers,

@@ -33,7 +33,8 @@ class ModelInfo:
 
     num_parameters, num_bytes: size of the weights in its own folder, without a shared image encoder. image_size: side
     of the square that it reads, in pixels. writes: whether it is a captioner with a language model, which cannot
-    search. encoder: name of the model beside it whose image encoder it shares, "" where it has its own.
+    search. encoder: name of the model beside it whose image encoder it shares, or of the package that carries its image
+    encoder; "" where it has its own.
     """
 
     name: str
@@ -88,10 +89,10 @@ def _make_model_info(name: str, folder: Path, source: RetrieverSource | Captione
         path for path in source.files if path.suffix in WEIGHT_SUFFIXES and path.is_relative_to(folder)
     ]
     num_bytes = sum(path.stat().st_size for path in weights)
-    num_parameters, encoder = source.num_parameters, ""
+    num_parameters = source.num_parameters - source.num_shared_parameters
+    encoder = source.config.vision.package
     writes = isinstance(source, CaptionerSource)
-    if isinstance(source, CaptionerSource):
-        num_parameters -= source.num_shared_parameters
+    if isinstance(source, CaptionerSource) and source.config.encoder:
         encoder = source.config.encoder
     digest, size = compute_digest(source.files), source.config.vision.image_size
     return ModelInfo(name, folder, digest, num_parameters, num_bytes, size, writes, encoder)

@@ -42,11 +42,12 @@ def is_captioner(source: Path, parts: LavisParts) -> bool:
 
 
 def convert_retriever(
-    source: Path, folder: Path, layout: Layout, dtype: torch.dtype, parts: LavisParts
+    source: Path, folder: Path, layout: Layout, dtype: torch.dtype, parts: LavisParts, int8_words: bool = False
 ) -> RetrieverSource:
     """Write a retrieval checkpoint to `folder` in another layout; return the opened source.
 
     source: a model folder or a .pth file of LAVIS. dtype: the type of the floating-point weights that are written.
+    int8_words: whether the word embeddings are written as int8 (in qseek's layout).
     Raises CheckpointError as `read_folder`, `read_lavis` and `save_transformers` do, and when the vocabulary is needed
     and cannot be downloaded.
     """
@@ -55,8 +56,11 @@ def convert_retriever(
     else:
         vocabulary = read_tokenizer(parts.vocabulary or load_bert_vocabulary())
         opened = read_lavis(source, vocabulary, parts.encoder, parts.image_size)
-    save = save_checkpoint if layout == "qseek" else save_transformers
-    save(folder, make_net(opened, source, dtype), opened.tokenizer, dtype=dtype)
+    net = make_net(opened, source, dtype)
+    if layout == "qseek":
+        save_checkpoint(folder, net, opened.tokenizer, dtype=dtype, int8_words=int8_words)
+    else:
+        save_transformers(folder, net, opened.tokenizer, dtype=dtype)
     return opened
 
 

@@ -51,7 +51,7 @@ class RetrievalModel(LoadedModel[Retriever]):
     @property
     def patch_shape(self) -> tuple[int, int]:
         """Return (P, V), the shape of one photo's patches."""
-        return self.num_patches, self.config.vision.num_channels
+        return self.num_patches, self.config.qformer.patch_width or self.config.vision.num_channels
 
     @property
     def vision_at_once(self) -> int:

@@ -37,7 +37,7 @@ def estimate_retriever_bytes(
     layers = qformer.num_layers * sum(
         estimate_layer_bytes(num_rows, qformer.width, qformer.num_heads) for num_rows in passes
     )
-    num_crossing = -(-qformer.num_layers // qformer.cross_attention_every)
+    num_crossing = -(-(qformer.num_layers - qformer.first_query_layer) // qformer.cross_attention_every)
     # Keys and values of the photo and of its two stand-ins, and the scores of four passes over it.
     layers += (
         num_crossing * num_patches * (3 * 2 * 2 * qformer.width + 4 * 5 * qformer.num_heads * num_queries)
@@ -60,7 +60,7 @@ def estimate_captioner_bytes(
     num_rows = num_queries + max_tokens
     num_qformer_rows = num_rows if config.language.reads_prompt else num_queries
     layers = qformer.num_layers * estimate_layer_bytes(num_qformer_rows, qformer.width, qformer.num_heads)
-    num_crossing = -(-qformer.num_layers // qformer.cross_attention_every)
+    num_crossing = -(-(qformer.num_layers - qformer.first_query_layer) // qformer.cross_attention_every)
     layers += num_crossing * num_patches * (2 * 2 * qformer.width + 5 * qformer.num_heads * num_queries)
     width, num_heads = language.hidden_size, language.num_attention_heads
     layers += language.num_hidden_layers * estimate_layer_bytes(num_rows, width, num_heads)

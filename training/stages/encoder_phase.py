@@ -40,9 +40,7 @@ class EncoderEnd:
             # The maps are stored in bfloat16.
             features = features.to(self.weight.dtype)
         with _compute_in_float32(self.slow_convs):
-            for _, part in list_network_parts(self.vision)[self.first :]:
-                features = part(features)
-        return features.flatten(2).transpose(1, 2)
+            return self.vision.read_parts(features, self.first)
 
 
 def _is_slow(conv: nn.Conv2d) -> bool:

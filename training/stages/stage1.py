@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from engine.blip2.retriever import Retriever
 from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.encoder_packages import leave_out_packaged
 from engine.checkpoints.layout import write_folder
 from engine.checkpoints.saving import cast_floats
 from training.batches.batch_source import Batch, BatchSource
@@ -212,7 +213,8 @@ def run_stage1(
         state = cast_floats(gather_full_tensors(trained.net.state_dict()), torch.float16)
         if world.rank == 0:
             folder, model = output / "model", trained.net.config.to_dict()
-            write_folder(folder, {**state, **trained.encoder}, trained.tokenizer, model)
+            state = leave_out_packaged({**state, **trained.encoder}, trained.net.config.vision)
+            write_folder(folder, state, trained.tokenizer, model)
             tell(f"Wrote {folder}.")
 
 

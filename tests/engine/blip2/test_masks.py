@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import tiny_net, tiny_tokenizer
+from tiny import tiny_config, tiny_net, tiny_tokenizer
 from torch import Tensor
 
 from engine.blip2 import masks
@@ -78,9 +78,10 @@ def test_multimodal_causal_mask() -> None:
 # One joint pass of queries and text, with the model's own layers, beside its separate passes.
 
 
-@pytest.fixture(scope="module")
-def net() -> Retriever:
-    return tiny_net().requires_grad_(False)
+@pytest.fixture(scope="module", params=[0, 1, 2])
+def net(request: pytest.FixtureRequest) -> Retriever:
+    """Return a network of three layers; the queries enter in the first, the second or the third one."""
+    return tiny_net(tiny_config(first_query_layer=request.param)).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +96,21 @@ def tokens() -> tuple[Tensor, Tensor]:
 
 
 def joint_pass(net: Retriever, patches: Tensor, ids: Tensor, mask_B1RR: Tensor) -> tuple[Tensor, Tensor]:
-    """Read queries and text in one sequence under one mask; return the hidden states of the queries and of the text."""
+    """Read queries and text in one sequence under one mask; return the hidden states of the queries and of the text.
+
+    The layers before the queries enter read the text alone, under the text's part of the mask.
+    """
     former = net.qformer
     count = former.config.num_queries
     text = former.words(ids) + former.positions.weight[: ids.shape[1]]
     hidden = former.norm(torch.cat([former.queries.expand(len(ids), -1, -1), text], dim=1))
-    for layer in former.layers:
+    mask_B1RR = mask_B1RR.expand(-1, -1, hidden.shape[1], -1)
+    for layer in former.text_layers:
+        read, text = hidden[:, :count], hidden[:, count:]
+        mask_B1TT = mask_B1RR[:, :, count:, count:]
+        text = layer.attention(text, layer.attention.compute_keys_values(text), mask_B1TT)
+        hidden = torch.cat([read, layer.text_mlp(text)], dim=1)
+    for layer in former.query_layers:
         hidden = layer.attention(hidden, layer.attention.compute_keys_values(hidden), mask_B1RR)
         read, text = hidden[:, :count], hidden[:, count:]
         if layer.cross_attention is not None:

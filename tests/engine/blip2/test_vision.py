@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.blip2.config import VisionConfig, mini
-from engine.blip2.vision import VisionEncoder, fold_batch_norms
+from engine.blip2.vision import VisionEncoder, fold_batch_norms, list_network_parts
 from engine.errors import CheckpointError
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -127,3 +127,31 @@ def test_a_net_that_norms_first_is_left_alone() -> None:
     pixels = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(fold_batch_norms(encoder)(pixels), encoder(pixels), atol=1e-3, rtol=1e-3)
+
+
+def test_an_earlier_map_is_averaged_onto_the_patches() -> None:
+    """The map of part 15 of EfficientNet-Lite2 has twice the side of the last one: 2 x 2 places go to each patch."""
+    encoder = make_encoder(
+        "tf_efficientnet_lite2", 64, 1280 + 120, earlier_part=15, class_token=False, final_norm=True
+    )
+    plain = make_encoder("tf_efficientnet_lite2", 64, 1280, class_token=False, final_norm=True)
+    plain.load_state_dict(encoder.state_dict())
+    batch = pixels(64)
+    patches, parts = encoder(batch), list_network_parts(encoder)
+    torch.testing.assert_close(patches[:, :, :1280], plain(batch), atol=1e-5, rtol=0)
+    features = batch
+    for _, part in parts[:16]:
+        features = part(features)
+    assert features.shape == (2, 120, 4, 4)
+    for row in range(2):
+        for column in range(2):
+            place = features[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean((2, 3))
+            torch.testing.assert_close(patches[:, 2 * row + column, 1280:], place, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.read_parts(features, 16), patches, atol=1e-5, rtol=0)
+    torch.testing.assert_close(fold_batch_norms(encoder)(batch), patches, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "number"), [("tf_efficientnet_lite2", 22), ("vit_tiny_patch16_224", 3)])
+def test_an_earlier_part_that_an_encoder_lacks_is_refused(name: str, number: int) -> None:
+    with pytest.raises(CheckpointError, match=f"earlier_part is {number}, but the image encoder '{name}'"):
+        VisionEncoder(VisionConfig(name, 32, 192, earlier_part=number))

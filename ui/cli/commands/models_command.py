@@ -142,6 +142,9 @@ def pull(name: str) -> None:
     help="Captioner: leave its image encoder out and share that of the model folder NAME beside FOLDER.",
 )
 @click.option(
+    "--int8-words", is_flag=True, help="Write the word embeddings as int8, which halves them and costs nothing."
+)
+@click.option(
     "--to",
     "layout",
     type=click.Choice(["qseek", "transformers"]),
@@ -159,6 +162,7 @@ def convert(
     dtype: str,
     layout: Layout,
     share_encoder: str | None,
+    int8_words: bool,
 ) -> None:
     """Convert a model to a folder for qseek or for transformers.
 
@@ -179,9 +183,14 @@ def convert(
     if not is_captioner(source, parts):
         if share_encoder:
             raise click.UsageError(f"--share-encoder is for captioners, but {source} searches. Leave it out.")
-        size = convert_retriever(source, folder, layout, weights, parts).config.vision.image_size
+        if int8_words and layout != "qseek":
+            raise click.UsageError("--int8-words is for folders of qseek; transformers reads no such table. Leave it out.")
+        opened = convert_retriever(source, folder, layout, weights, parts, int8_words)
+        size = opened.config.vision.image_size
         say(f"Wrote {folder}: {size} px, {dtype}. Use it with: --model {folder}")
         return
+    if int8_words:
+        raise click.UsageError(f"--int8-words is for models that search, but {source} writes captions. Leave it out.")
     if share_encoder and layout != "qseek":
         raise click.UsageError(
             "--share-encoder is for folders of qseek, since transformers' folders hold their encoder. Leave it out."
