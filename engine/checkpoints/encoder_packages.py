@@ -7,15 +7,14 @@ names of another implementation; their code is never imported.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
 
 from engine.blip2.config import VisionConfig
+from engine.checkpoints.package_files import find_package_file
 from engine.checkpoints.tensors import StoredTensor, read_pickled
 from engine.errors import CheckpointError
 
@@ -98,44 +97,19 @@ def add_packaged_encoder(
 def read_packaged_encoder(package: str, digest: str, folder: Path | str) -> dict[str, StoredTensor]:
     """Open the weights of an image encoder that a package carries -> tensors by our names, the classifier's included.
 
-    digest: the SHA-256 that the file must have. folder: what needs the encoder, for messages. Raises CheckpointError
-    for a package that is unknown or not installed, and for a file that is missing or another one; the message gives
-    the line that installs it.
+    digest: the SHA-256 that the file must have. folder: of the checkpoint that needs it, for messages. Raises
+    CheckpointError for a package that qseek does not know, and as `find_package_file` does.
     """
-    path = find_packaged_file(package, folder)
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != digest:
-        raise CheckpointError(
-            f"{path} is not the image encoder that {folder} was trained with: its SHA-256 is {actual[:12]}..., and it "
-            f"should be {digest[:12]}.... Install it anew: {_install_line(package, '--force-reinstall ')}."
-        )
-    depths = PACKAGES[package].depths
-    return {BACKBONE + translate_name(name, depths): tensor for name, tensor in read_pickled(path).items()}
-
-
-def find_packaged_file(package: str, folder: Path | str) -> Path:
-    """Return the path of the weights in an installed package. folder, errors: see `read_packaged_encoder`."""
     if package not in PACKAGES:
         raise CheckpointError(
             f"{folder} takes its image encoder from the package {package!r}, which this version of qseek does not "
             f"know. It knows {', '.join(PACKAGES)}."
         )
-    try:
-        files = distribution(package).files or []
-    except PackageNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} takes its image encoder from the package {package}, which is not installed. Run "
-            f"{_install_line(package)}."
-        ) from error
-    for file in files:
-        path = Path(str(file.locate()))
-        if path.suffix == ".pth" and path.is_file():
-            return path
-    raise CheckpointError(
-        f"The package {package}, from which {folder} takes its image encoder, has lost its .pth file. Install it anew: "
-        f"{_install_line(package, '--force-reinstall ')}."
-    )
+    known = PACKAGES[package]
+    path = find_package_file(package, known.version, ".pth", digest, f"The image encoder of {folder}")
+    return {
+        BACKBONE + translate_name(name, known.depths): tensor for name, tensor in read_pickled(path).items()
+    }
 
 
 def translate_name(name: str, depths: tuple[int, ...]) -> str:
@@ -167,7 +141,7 @@ def leave_out_packaged(state: Mapping[str, torch.Tensor], vision: VisionConfig) 
     """
     if not vision.package:
         return dict(state)
-    packaged = read_packaged_encoder(vision.package, vision.package_digest, "The model")
+    packaged = read_packaged_encoder(vision.package, vision.package_digest, "a model")
 
     def is_packaged(name: str, tensor: torch.Tensor) -> bool:
         return name in packaged and torch.equal(packaged[name].read().to(tensor.dtype), tensor.cpu())
@@ -182,7 +156,3 @@ def _find_block(number: int, depths: tuple[int, ...]) -> tuple[int, int]:
             return stage, number
         number -= depth
     raise CheckpointError(f"The encoder's file has more blocks than its {sum(depths)}.")
-
-
-def _install_line(package: str, options: str = "") -> str:
-    return f"`pip install {options}{package}=={PACKAGES[package].version}`"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ from engine.errors import DataError
 from engine.models.devices import choose_fast_dtype
 from training.batches.batch_source import Batch
 from training.batches.sample_order import choose_batch
+from training.batches.view_files import compute_views_digest, read_or_make
 from training.distributed.world import current_world
 from training.loop.optimizer import OptimConfig
 from training.loop.random_draws import shared_draws
@@ -108,11 +110,13 @@ class EncodedViews:
         return [group[int(draw * len(group))] for group, draw in zip(texts, draws, strict=True)]
 
 
-def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: ViewSettings) -> Tensor:
+def encode_views(
+    net: Retriever | Captioner, pictures: np.ndarray, config: ViewSettings, folder: Path | None = None
+) -> Tensor:
     """Encode every picture and (views - 1) random crops of it by the frozen encoder -> (N, W, P, V) bfloat16.
 
     pictures: uint8 (N, H, W, 3), square. Crops are squares of `smallest_crop` to 1 of the side, half of them mirrored;
-    the seed decides them.
+    the seed decides them. folder: where the views are kept for the next run (`view_files.py`), None for nowhere.
     """
     dtype = choose_fast_dtype(net.vision.device)
     # The encoder is frozen: its batch norms neither learn nor see the batch.
@@ -121,7 +125,7 @@ def encode_views(net: Retriever | Captioner, pictures: np.ndarray, config: ViewS
         # The network's encoder keeps its precision.
         vision = copy.deepcopy(vision)
     vision = vision.to(dtype)
-    return compute_views(lambda pixels: vision(pixels.to(dtype)), net.vision, pictures, config)
+    return compute_views(lambda pixels: vision(pixels.to(dtype)), net.vision, pictures, config, folder=folder)
 
 
 def compute_views(
@@ -130,23 +134,30 @@ def compute_views(
     pictures: np.ndarray,
     config: ViewSettings,
     batch: int = 50,
+    folder: Path | None = None,
 ) -> Tensor:
     """Apply a function to every view of every picture -> (N, W, ...) bfloat16, on the CPU.
 
     compute: takes pixels (B, 3, H, W). encoder: gives the device and the pixels' mean and deviation.
-    batch: number of pictures at a time; a crop is the same for all of them.
+    batch: number of pictures at a time; a crop is the same for all of them. folder: see `encode_views`.
     """
     size, device, vision = pictures.shape[1], encoder.device, encoder.config
-    draws = torch.Generator().manual_seed(config.optim.seed)
-    rows = []
-    with torch.inference_mode():
-        for start in range(0, len(pictures), batch):
-            whole = to_pixels(pictures[start : start + batch], vision.mean, vision.std, device)
-            views = [compute(whole)]
-            for _ in range(config.views - 1):
-                views.append(compute(_cut_random_crop(whole, size, config.smallest_crop, draws)))
-            rows.append(torch.stack(views, dim=1).to("cpu", torch.bfloat16))
-    return torch.cat(rows).clone()
+
+    @torch.inference_mode()
+    def compute_rows(first: int) -> Tensor:
+        draws = torch.Generator().manual_seed((config.optim.seed << 32) + first)
+        whole = to_pixels(pictures[first : first + batch], vision.mean, vision.std, device)
+        views = [compute(whole)]
+        for _ in range(config.views - 1):
+            views.append(compute(_cut_random_crop(whole, size, config.smallest_crop, draws)))
+        return torch.stack(views, dim=1).to("cpu", torch.bfloat16)
+
+    if folder is None:
+        return torch.cat([compute_rows(first) for first in range(0, len(pictures), batch)]).clone()
+    settings = (vision, config.views, config.smallest_crop, config.optim.seed, batch)
+    name = compute_views_digest(encoder, pictures, *settings)
+    shape = compute_rows(len(pictures) - 1).shape[1:]
+    return read_or_make(folder / f"{name}.bf16", shape, len(pictures), compute_rows, batch)
 
 
 def _cut_random_crop(pixels_B3HW: Tensor, size: int, min_side: float, draws: torch.Generator) -> Tensor:

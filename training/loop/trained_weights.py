@@ -8,6 +8,10 @@ from torch import Tensor, nn
 from training.distributed.wrapping import gather_full_tensors, shard_like
 
 
+SEPARATE_PARTS = ("vision.", "language.")
+"""Prefixes of the parts of a model whose inputs are cast to their dtype, so that it may differ from the rest's."""
+
+
 class TrainedWeights:
     """The trained parameters of a model, and their float32 masters where the model computes in bfloat16.
 
@@ -16,7 +20,10 @@ class TrainedWeights:
     """
 
     def __init__(self, model: nn.Module, dtype: str):
-        """Cast the trained parameters of a model to bfloat16 and keep their masters, unless dtype is "float32".
+        """Cast the parameters of a model to bfloat16, unless dtype is "float32", and keep masters of the trained ones.
+
+        Frozen parameters between trained ones are cast as well, and get their values back in the end. A frozen image
+        encoder or language model keeps the dtype that it has.
 
         Under FSDP, dtype is "float32": it casts the weights that it gathers, and keeps float32 weights itself.
         """
@@ -26,6 +33,11 @@ class TrainedWeights:
         self.has_masters = dtype != "float32"
         if self.has_masters:
             self.masters = [weight.detach().float().clone().requires_grad_() for weight in self.masters]
+            self.frozen = {
+                name: parameter.data
+                for name, parameter in model.named_parameters()
+                if not parameter.requires_grad and not name.startswith(SEPARATE_PARTS)
+            }
             self._cast(torch.bfloat16)
         self.parameters = self._list_parameters()
 
@@ -50,10 +62,13 @@ class TrainedWeights:
         if self.has_masters:
             self._cast(torch.float32)
             self.copy_masters_to_model()
+            for name, value in self.frozen.items():
+                self.model.get_parameter(name).data = value
 
     def _cast(self, dtype: torch.dtype) -> None:
-        """Cast the trained parameters; frozen parts and running statistics keep their precision."""
-        for parameter in self._list_parameters():
+        """Cast the parameters but those of `SEPARATE_PARTS` that are frozen; running statistics keep their precision."""
+        frozen = [self.model.get_parameter(name) for name in self.frozen]
+        for parameter in [*self._list_parameters(), *frozen]:
             parameter.data = parameter.data.to(dtype)
 
     def state(self) -> dict[str, Tensor]:

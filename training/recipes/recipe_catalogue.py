@@ -17,6 +17,7 @@ from training.recipes.mini_recipes import (
     mini_itc,
     mini_language,
     mini_retrieval,
+    mini2_stage1,
     mini_stage1,
     mini_text,
     mini_tuned,
@@ -30,6 +31,7 @@ TEXT = {"mini-text": mini_text}
 LANGUAGE = {"mini-language": mini_language}
 STAGE1: dict[str, Callable[[], Stage1Config]] = {
     "mini": mini_stage1,
+    "mini2": mini2_stage1,
     "mini-tuned": mini_tuned,
     "mini-itc": mini_itc,
     "mini-again": mini_again,

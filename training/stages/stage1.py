@@ -36,11 +36,13 @@ from training.losses.cached_embeddings import Stage1Inputs, backward_in_chunks, 
 from training.losses.itc_itm_itg import match_distillation_loss
 from training.losses.stage1_losses import apply_vision_norm, compute_itc_loss, stage1_losses
 from training.stages.encoder_phase import EncoderEnd
+from training.stages.names_phase import NamesTask, read_named_pictures
 from training.stages.stage1_config import Stage1Config, check_stage1
 from training.stages.stage_setup import (
     Say,
     collect_fixed_settings,
     copy_frozen_encoder,
+    freeze_text_layers,
     open_stream,
     prepare_network,
     read_whole_sets,
@@ -48,6 +50,10 @@ from training.stages.stage_setup import (
 )
 from training.stages.starts import load_stage1_start
 from training.stages.weight_average import blend_weights
+
+
+VIEWS = "views"
+"""Folder beside the runs in which encoded views are kept."""
 
 
 class Stage1Task:
@@ -70,6 +76,7 @@ class Stage1Task:
         self.tokenizer, self.source, self.config = tokenizer, source, config
         self.optim = optim or config.optim
         self.wrapper: nn.Module = prepare_network(net, config)
+        freeze_text_layers(net, config.frozen_text_layers)
         self.settings = collect_fixed_settings(config, config.fixed_settings, source)
 
     def losses(self, step: int) -> dict[str, Tensor]:
@@ -242,6 +249,7 @@ def _train_on_patches(
     """
     net, tokenizer = load_stage1_start(config, data, runs)
     net.to(device)
+    config = replace(config, model=net.config)
     text_tokenizer = TextTokenizer(tokenizer, net.config.max_tokens)
     pictures, samples = read_whole_sets(config, data, runs, net.config.vision.image_size, tell)
     if (optim := config.encoder_optim) is not None:
@@ -252,8 +260,15 @@ def _train_on_patches(
         task = EncoderTask(net, text_tokenizer, EncodedViews(maps, samples, optim), config, optim)
         train(task, optim, output / "encoder", say=tell)
         del task, maps
-    if config.itc_optim is not None or config.optim.steps:
-        patches = encode_views(net, pictures, config)
+    if config.names_optim is not None or config.itc_optim is not None or config.optim.steps:
+        patches = encode_views(net, pictures, config, runs / VIEWS)
+    if config.names_optim is not None and config.names is not None:
+        optim = config.names_optim
+        source = EncodedViews(patches, samples, optim)
+        named = read_named_pictures(net, config, config.names, data, runs / VIEWS, tell)
+        names_task = NamesTask(net, text_tokenizer, source, named, config, config.names, optim)
+        train(names_task, optim, output / "names", say=tell)
+        del names_task, named
     if (optim := config.itc_optim) is not None:
         source = EncodedViews(patches, samples, optim)
         train(ItcTask(net, text_tokenizer, source, config, optim), optim, output / "itc", say=tell)

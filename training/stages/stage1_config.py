@@ -6,10 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.blip2.config import Blip2Config
-from engine.datasets.captioned_sets import SourceConfig
+from engine.datasets.captioned_sets import SetConfig, SourceConfig
 from engine.errors import DataError, TrainingError
 from training.loop.optimizer import OptimConfig
 from training.stages.stage_setup import check_common, refuse_settings
+
+
+@dataclass(frozen=True)
+class NamesConfig:
+    """The settings of learning names from a classifier (`losses/names_loss.py`).
+
+    pictures: sets of photos, whose captions are not read; the weight of a set is its share of what is drawn. batch:
+    photos of a step, over all processes, beside the captioned ones. weight: the factor of the loss. views: as in
+    `Stage1Config`, for these photos.
+    """
+
+    pictures: tuple[SetConfig, ...]
+    batch: int = 128
+    weight: float = 1.0
+    views: int = 1
 
 
 @dataclass(frozen=True)
@@ -25,13 +40,17 @@ class Stage1Config:
     A run starts in one of three ways. start: a model folder, a stage-1 run, or a model by name; it goes before text.
     encoder and text: the runs (stages/distillation.py, stages/text_half.py) on which a new Q-Former is built. encoder
     and bert: a safetensors file of the image encoder with timm's names, and a Hugging Face BERT folder, which also
-    gives the Q-Former's sizes; both paths are below the data folder, or absolute.
+    gives the Q-Former's sizes; both paths are below the data folder, or absolute. encoder is not needed where the
+    model's encoder comes from a package, and bert may be the name of an installed package that holds such a folder.
+    fan_in_start: whether cross-attention, projections and heads, which BERT does not have, begin with the deviation
+    1 / sqrt(number of inputs) instead of BERT's 0.02, by which a narrow Q-Former learns sooner.
 
     Settings with 0 views. train_encoder: whether the encoder learns. recompute_encoder: its activations are computed
     again in the backward pass instead of stored (gradient checkpointing, arXiv:1604.06174). chunk: number of pairs that
     a process computes at a time (`cached_embeddings.py`), 0 for all. workers: number of threads that read and decode.
 
-    Settings with 1 view or more. itc_optim: the optimizer of a run with ITC alone, before the one with all losses,
+    Settings with 1 view or more. names_optim: the optimizer of a run with ITC and names on a frozen text half
+    (`names_phase.py`), before all others; names: its photos. itc_optim: the optimizer of a run with ITC alone, before the one with all losses,
     which is left out when it has 0 steps. encoder_optim: the optimizer of a run before that, in which the parts of a
     convolutional encoder from number `encoder_from` on learn as well (`EncoderTask`). patch_share: the share of the
     patches that a step reads (masking patches, arXiv:2212.00794, has the same purpose). query_share: the share of the
@@ -39,7 +58,8 @@ class Stage1Config:
     earlier_share: how much the weights before the run with all losses count in the weights that are written (averaged
     weights forget less, arXiv:2109.01903).
 
-    Settings with any number of views. label_smoothing: of ITC and ITG. picture_ids: whether pairs of one photo share
+    Settings with any number of views. frozen_text_layers: number of the first layers in which nothing that reads text
+    learns; the word embeddings are frozen with them. 0 trains all. label_smoothing: of ITC and ITG. picture_ids: whether pairs of one photo share
     ITC's targets and are never each other's negatives (COCO fine-tuning). compile: whether torch.compile is used.
     """
 
@@ -51,11 +71,15 @@ class Stage1Config:
     encoder: str = ""
     text: str = ""
     bert: str = ""
+    fan_in_start: bool = False
+    frozen_text_layers: int = 0
     picture_ids: bool = False
     train_encoder: bool = False
     recompute_encoder: bool = False
     label_smoothing: float = 0.1
     smallest_crop: float = 0.5
+    names: NamesConfig | None = None
+    names_optim: OptimConfig | None = None
     itc_optim: OptimConfig | None = None
     encoder_optim: OptimConfig | None = None
     encoder_from: int = 0
@@ -73,7 +97,7 @@ class Stage1Config:
 
         The other settings are compared elsewhere, or only determine the start.
         """
-        shared = ("model", "label_smoothing", "smallest_crop")
+        shared = ("model", "label_smoothing", "smallest_crop", "frozen_text_layers", "fan_in_start", "names")
         if self.views:
             return (*shared, "views", "encoder_from", "patch_share", "query_share", "match_distillation")
         return (*shared, "start", "encoder", "bert", "picture_ids", "train_encoder")
@@ -82,6 +106,8 @@ class Stage1Config:
 PICTURE_SETTINGS = ("train_encoder", "recompute_encoder", "chunk")
 """Settings that act only where pictures are read in every step."""
 PATCH_SETTINGS = (
+    "names",
+    "names_optim",
     "itc_optim",
     "encoder_optim",
     "earlier_share",
@@ -96,8 +122,9 @@ def check_stage1(config: Stage1Config) -> None:
     """Check the settings of stage 1. Raises TrainingError or DataError for those that contradict each other."""
     if config.start and not config.text and (config.bert or config.encoder):
         raise TrainingError("Set either start (a whole model) or encoder and bert (its parts), not both.")
-    if not config.start and not (config.encoder and (config.bert or config.text)):
-        missing = "encoder" if config.bert else "bert" if config.encoder else "start"
+    has_encoder = bool(config.encoder or config.model.vision.package)
+    if not config.start and not (has_encoder and (config.bert or config.text)):
+        missing = "encoder" if config.bert else "bert" if has_encoder else "start"
         raise TrainingError(
             f"{missing} is not set: stage 1 begins from a model folder (--set start=...), or from an image encoder's "
             "safetensors file and a BERT folder (--set encoder=... --set bert=...)."
@@ -109,6 +136,13 @@ def check_stage1(config: Stage1Config) -> None:
         raise DataError(
             f"earlier_share is {config.earlier_share}; it is a share, so use a number from 0 to 1."
         )
+    if not 0 <= config.frozen_text_layers <= config.model.qformer.num_layers:
+        raise TrainingError(
+            f"frozen_text_layers is {config.frozen_text_layers}; the Q-Former has "
+            f"{config.model.qformer.num_layers} layers."
+        )
+    if config.names_optim is not None and config.names is None:
+        raise TrainingError("names_optim is set and names is not: say in names which photos are read.")
     if config.views:
         refuse_settings(
             config,

