@@ -90,7 +90,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "ui/cli/commands/evaluate_writing", "engine/evaluation", "engine/datasets", *UI_FOR_COMMANDS,
     ),
     "ui/cli/commands/evaluate_writing": ("engine/evaluation", "engine/datasets", *UI_FOR_COMMANDS),
-    "ui/cli/commands/models_command": ("engine/checkpoints", "engine/models", "training/stages", *UI_FOR_COMMANDS),
+    "ui/cli/commands/models_command": ("engine/checkpoints", "engine/models", "training/loop", *UI_FOR_COMMANDS),
     "ui/cli/commands/train_command": (
         "training/recipes", "training/stages", "training/capfilt", "training/loop", *UI_FOR_COMMANDS,
     ),

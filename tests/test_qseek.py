@@ -42,7 +42,7 @@ def test_an_error_about_an_unknown_name_lists_the_public_names() -> None:
 
 def test_the_version_is_written_in_one_file() -> None:
     assert version("qseek") == qseek.__version__
-    assert qseek.__version__ not in (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{qseek.__version__}"' not in (ROOT / "pyproject.toml").read_text()
 
 
 def test_importing_it_loads_nothing_heavy() -> None:

@@ -39,7 +39,8 @@ class VisionEncoder(nn.Module):
                 f"The image encoder {config.timm_name!r} cannot be made by timm {timm.__version__} with "
                 f"{config.timm_args}: {error}"
             ) from error
-        num_channels = self.backbone.num_features + self._count_earlier_channels()
+        backbone: Any = self.backbone
+        num_channels = backbone.num_features + self._count_earlier_channels()
         if num_channels != config.num_channels:
             raise CheckpointError(
                 f"The image encoder {config.timm_name!r} gives {num_channels} channels, but config.json says "
@@ -62,9 +63,8 @@ class VisionEncoder(nn.Module):
                 f"earlier_part is {number}, but the image encoder {self.config.timm_name!r} has "
                 f"{max(len(parts) - 2, 0)} parts between its stem and its head."
             )
-        (block,), _ = parts[number]
-        norm = block.bn3 if hasattr(block, "bn3") else block.bn2
-        return norm.num_features
+        block: Any = parts[number][0][0]
+        return (block.bn3 if hasattr(block, "bn3") else block.bn2).num_features
 
     @property
     def device(self) -> torch.device:
@@ -96,7 +96,8 @@ class VisionEncoder(nn.Module):
             if part_number == number:
                 earlier = features
         if number and earlier is not None:
-            features = torch.cat([features, F.adaptive_avg_pool2d(earlier, features.shape[2:])], dim=1)
+            height, width = features.shape[2:]
+            features = torch.cat([features, F.adaptive_avg_pool2d(earlier, (height, width))], dim=1)
         return features.flatten(2).transpose(1, 2)
 
     def count_patches(self) -> int:

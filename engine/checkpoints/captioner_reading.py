@@ -89,14 +89,14 @@ def _read_qseek_captioner(folder: Path, values: dict[str, Any]) -> CaptionerSour
         config = CaptionerConfig.from_dict(values)
     except CheckpointError as error:
         raise CheckpointError(f"In {folder}: {error}") from error
-    own = read_safetensors(folder / WEIGHTS)
-    tensors = add_packaged_encoder(config.vision, own, folder)
+    stored = read_safetensors(folder / WEIGHTS)
+    tensors = add_packaged_encoder(config.vision, stored, folder)
     language = read_language(folder / LANGUAGE)
     files: tuple[Path, ...] = (folder / CONFIG, folder / WEIGHTS, *language.files)
     if config.encoder:
         encoder, file = _read_shared_encoder(folder, config)
         tensors, files = {**tensors, **encoder}, (*files, file)
-    shared = frozenset(tensors.keys() - own.keys())
+    shared = frozenset(tensors.keys() - stored.keys())
     if not config.language.reads_prompt:
         return CaptionerSource(config, tensors, language, None, files, shared)
     tokenizer = read_tokenizer(folder / TOKENIZER)

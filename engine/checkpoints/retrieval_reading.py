@@ -27,9 +27,8 @@ from engine.checkpoints.layout import (
     read_json,
     read_tokenizer,
 )
-from engine.checkpoints.tensors import StoredTensor, as_stored, read_safetensors
+from engine.checkpoints.tensors import StoredTensor, as_stored, read_safetensors, unpack_words
 from engine.checkpoints.transformers_folders import read_transformers_config, read_transformers_tensors
-from engine.checkpoints.word_table import unpack_words
 from engine.errors import CheckpointError
 
 GENERATIVE = (
@@ -70,10 +69,10 @@ def _read_qseek_folder(folder: Path, values: Any) -> RetrieverSource:
         config = Blip2Config.from_dict(values)
     except CheckpointError as error:
         raise CheckpointError(f"In {folder}: {error}") from error
-    own = unpack_words(read_safetensors(folder / WEIGHTS))
-    tensors = add_packaged_encoder(config.vision, own, folder)
+    stored = unpack_words(read_safetensors(folder / WEIGHTS))
+    tensors = add_packaged_encoder(config.vision, stored, folder)
     tokenizer, vocabulary = _read_folder_tokenizer(folder, config)
-    files, shared = (folder / CONFIG, folder / WEIGHTS, vocabulary), frozenset(tensors.keys() - own.keys())
+    files, shared = (folder / CONFIG, folder / WEIGHTS, vocabulary), frozenset(tensors.keys() - stored.keys())
     return RetrieverSource(config, tensors, tokenizer, files, shared)
 
 

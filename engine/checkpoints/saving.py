@@ -30,7 +30,7 @@ from engine.checkpoints.layout import (
     write_weights,
 )
 from engine.checkpoints.retrieval_reading import read_folder
-from engine.checkpoints.word_table import pack_words
+from engine.checkpoints.tensors import pack_words
 from engine.errors import CheckpointError
 
 

@@ -1,13 +1,13 @@
 """Open files of tensors: the shapes are known at once, and the values are read when they are asked for.
 
 Weights come from safetensors files, or from .pth and .bin files that are opened with `weights_only=True`. A file that
-holds anything but tensors is refused.
+holds anything but tensors is refused. The word embeddings of a Q-Former may be stored as int8.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from engine.checkpoints.layout import missing_file_error
 from engine.errors import CheckpointError
+
+WORDS, WORD_SCALES = "qformer.words.weight", "qformer.words.scales"
+LARGEST_INT8 = 127
 
 
 @dataclass(frozen=True)
@@ -78,3 +81,26 @@ def read_pickled(path: Path) -> dict[str, StoredTensor]:
     ):
         raise CheckpointError(f"{path} holds no tensors by name (a state dict).")
     return {key: as_stored(tensor) for key, tensor in state.items()}
+
+
+def pack_words(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a network with the word embeddings (K, D) as int8, and their scales (K,) as float32.
+
+    A table of 30,522 words of width 384 takes 12 MB instead of 23. A value moves by half a scale at most, which is 0.4
+    percent of the largest value of its word.
+    """
+    words_KD = state[WORDS].float()
+    scales_K = words_KD.abs().amax(dim=1).clamp(min=1e-12) / LARGEST_INT8
+    rounded_KD = (words_KD / scales_K[:, None]).round().to(torch.int8)
+    return {**state, WORDS: rounded_KD, WORD_SCALES: scales_K}
+
+
+def unpack_words(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return tensors whose word embeddings are multiplied by their scales when they are read."""
+    others = {name: tensor for name, tensor in tensors.items() if name != WORD_SCALES}
+    if WORD_SCALES in tensors and WORDS in tensors:
+        scales, words = tensors[WORD_SCALES], tensors[WORDS]
+        others[WORDS] = words.with_change(
+            lambda rounded_KD: rounded_KD.float() * scales.read()[:, None], words.shape
+        )
+    return others

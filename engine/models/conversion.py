@@ -42,7 +42,12 @@ def is_captioner(source: Path, parts: LavisParts) -> bool:
 
 
 def convert_retriever(
-    source: Path, folder: Path, layout: Layout, dtype: torch.dtype, parts: LavisParts, int8_words: bool = False
+    source: Path,
+    folder: Path,
+    layout: Layout,
+    dtype: torch.dtype,
+    parts: LavisParts,
+    int8_words: bool = False,
 ) -> RetrieverSource:
     """Write a retrieval checkpoint to `folder` in another layout; return the opened source.
 

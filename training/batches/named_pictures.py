@@ -25,8 +25,8 @@ class Classifier:
         """
         if not vision.package:
             raise TrainingError(
-                f"names is set, but the image encoder {vision.timm_name!r} comes from no package, so that there is no "
-                "classifier that knows names. Set names to null."
+                f"The image encoder {vision.timm_name!r} comes from no package, so that there is no classifier that "
+                "knows names. Set names to null."
             )
         tensors = read_packaged_encoder(vision.package, vision.package_digest, "The recipe")
         weight, bias = (tensors[f"{BACKBONE}{CLASSIFIER}{part}"].read() for part in ("weight", "bias"))
@@ -38,7 +38,9 @@ class Classifier:
         The classifier reads the mean of the last map; channels of an earlier map, which come behind, are left out.
         """
         mean_BV = patches_BPV[:, :, : self.weight_CV.shape[1]].float().mean(dim=1)
-        return F.linear(mean_BV, self.weight_CV.to(mean_BV.device), self.bias_C.to(mean_BV.device)).softmax(dim=1)
+        return F.linear(mean_BV, self.weight_CV.to(mean_BV.device), self.bias_C.to(mean_BV.device)).softmax(
+            dim=1
+        )
 
 
 class NamedPictures:

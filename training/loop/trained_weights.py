@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from training.distributed.wrapping import gather_full_tensors, shard_like
 
-
 SEPARATE_PARTS = ("vision.", "language.")
 """Prefixes of the parts of a model whose inputs are cast to their dtype, so that it may differ from the rest's."""
 
@@ -66,7 +65,7 @@ class TrainedWeights:
                 self.model.get_parameter(name).data = value
 
     def _cast(self, dtype: torch.dtype) -> None:
-        """Cast the parameters but those of `SEPARATE_PARTS` that are frozen; running statistics keep their precision."""
+        """Cast all parameters but frozen ones of `SEPARATE_PARTS`; running statistics keep their precision."""
         frozen = [self.model.get_parameter(name) for name in self.frozen]
         for parameter in [*self._list_parameters(), *frozen]:
             parameter.data = parameter.data.to(dtype)

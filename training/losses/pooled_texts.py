@@ -27,8 +27,8 @@ class PooledTexts:
         """Return the pooled vectors (B, D) of texts, in float32 on the CPU; those that are new are computed now."""
         new_texts = sorted({text for text in texts if text not in self.vectors}, key=len)
         for start in range(0, len(new_texts), TEXTS_AT_ONCE):
-            some = new_texts[start : start + TEXTS_AT_ONCE]
-            self.vectors.update(zip(some, self._compute(some), strict=True))
+            part = new_texts[start : start + TEXTS_AT_ONCE]
+            self.vectors.update(zip(part, self._compute(part), strict=True))
         return torch.stack([self.vectors[text] for text in texts])
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from training.recipes import blip2_recipes, language_recipes
 from training.recipes.mini_recipes import (
+    mini2_stage1,
     mini_again,
     mini_capfilt,
     mini_capfilt_captioned,
@@ -17,7 +18,6 @@ from training.recipes.mini_recipes import (
     mini_itc,
     mini_language,
     mini_retrieval,
-    mini2_stage1,
     mini_stage1,
     mini_text,
     mini_tuned,

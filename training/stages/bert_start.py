@@ -20,9 +20,9 @@ from torch import Tensor
 
 from engine.blip2.config import QFormerConfig
 from engine.blip2.retriever import Retriever
+from engine.checkpoints.encoder_packages import find_package_file
 from engine.checkpoints.key_names import BERT, to_our_name
 from engine.checkpoints.layout import add_dec_token, read_tokenizer
-from engine.checkpoints.package_files import find_package_file
 from engine.checkpoints.tensors import StoredTensor, read_pickled, read_safetensors
 from engine.errors import CheckpointError, DataError
 

@@ -8,6 +8,7 @@ Shapes: B captioned photos of this process, M photos in all, P patches, V vision
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,11 +19,14 @@ from torch import Tensor
 
 from engine.blip2.retriever import Retriever
 from engine.blip2.wordpiece import TextTokenizer
+from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.datasets.captioned_sets import read_small_sets
 from engine.datasets.picture_reading import load_pictures
 from engine.wording import count_text
 from training.batches.batch_source import BatchSource
-from training.batches.encoded_views import encode_views
+from training.batches.class_names import ClassNames
+from training.batches.encoded_views import EncodedViews, encode_views
+from training.batches.named_pairs import NamedPairs
 from training.batches.named_pictures import Classifier, NamedPictures
 from training.distributed.world import current_world
 from training.loop.optimizer import OptimConfig
@@ -30,13 +34,18 @@ from training.loop.random_draws import draw_random_share
 from training.losses.names_loss import merge_classes, names_loss
 from training.losses.pooled_texts import PooledTexts
 from training.losses.stage1_losses import apply_vision_norm, compute_contrast
-from training.stages.class_names import ClassNames
 from training.stages.stage1_config import NamesConfig, Stage1Config
-from training.stages.stage_setup import Say, collect_fixed_settings, freeze_text_layers, prepare_network, take_images
+from training.stages.stage_setup import (
+    Say,
+    collect_fixed_settings,
+    freeze_text_layers,
+    prepare_network,
+    take_images,
+)
 
 
 class NamesInputs(NamedTuple):
-    """What a step reads: patches (M, P, V), of which the first B have captions, and pooled texts."""
+    """The inputs of a step: patches (M, P, V), of which the first B have captions, and pooled texts."""
 
     patches: Tensor
     captions: Tensor
@@ -54,14 +63,15 @@ class NamesTask:
         net: Retriever,
         tokenizer: TextTokenizer,
         source: BatchSource,
-        pictures: NamedPictures,
+        sets: Sequence[Tensor],
         config: Stage1Config,
         names: NamesConfig,
         optim: OptimConfig,
     ):
-        """Prepare the network: image encoder and text half are frozen."""
+        """Prepare the network: image encoder and text half are frozen. sets: of `read_named_sets`."""
         self.net = self.model = net
-        self.source, self.pictures, self.config, self.names, self.optim = source, pictures, config, names, optim
+        self.source, self.config, self.names, self.optim = source, config, names, optim
+        self.pictures = NamedPictures(sets, names.shares)
         self.wrapper = prepare_network(net, config)
         freeze_text_layers(net, net.config.qformer.num_layers)
         self.texts, self.class_names = PooledTexts(net, tokenizer), ClassNames()
@@ -79,9 +89,9 @@ class NamesTask:
         patches = torch.cat([images, others])
         texts, numbers = self.class_names.draw_texts(draws)
         probabilities = merge_classes(self.classifier.classify(patches).cpu(), numbers, len(texts))
-        kept = draw_random_share(patches.shape[1], self.config.patch_share, draws)
+        positions = draw_random_share(patches.shape[1], self.config.patch_share, draws)
         inputs = NamesInputs(
-            patches[:, kept.to(device)],
+            patches[:, positions.to(device)],
             self.texts.read(list(islice(batch.captions, count))).to(device),
             self.texts.read(texts).to(device),
             probabilities.to(device),
@@ -100,12 +110,12 @@ class NamesTask:
         return {"loss": itc + self.names.weight * named, "itc": itc, "names": named}
 
 
-def read_named_pictures(
+def read_named_sets(
     net: Retriever, config: Stage1Config, names: NamesConfig, data: Path, views_folder: Path, tell: Say
-) -> NamedPictures:
-    """Read and encode the photos of `names.pictures`. Raises DataError for a set that cannot be read.
+) -> list[Tensor]:
+    """Return the patches (N, W, P, V) of each set of `names.pictures`.
 
-    views_folder: where the encoded views are kept.
+    views_folder: where the encoded views are kept. Raises DataError for a set that cannot be read.
     """
     sets = []
     for source in names.pictures:
@@ -115,4 +125,21 @@ def read_named_pictures(
             f"{source.path}: {count_text(len(pictures), 'picture')} for their names, {len(failures):,} unreadable."
         )
         sets.append(encode_views(net, pictures, replace(config, views=names.views), views_folder))
-    return NamedPictures(sets, [source.weight for source in names.pictures])
+    return sets
+
+
+def make_named_source(
+    net: Retriever,
+    patches: Tensor,
+    samples: Sequence[CaptionedPicture],
+    named_sets: Sequence[Tensor],
+    config: Stage1Config,
+) -> BatchSource:
+    """Return the batches of the run with all losses, with `names.pairs` named photos in each where it is set."""
+    names = config.names
+    if names is None or not names.pairs:
+        return EncodedViews(patches, samples, config.optim)
+    captioned = EncodedViews(patches, samples, replace(config.optim, batch=config.optim.batch - names.pairs))
+    classifier = Classifier(net.config.vision)
+    paths = [source.path for source in names.pictures]
+    return NamedPairs(captioned, named_sets, names.shares, paths, classifier, names.pairs, names.least)

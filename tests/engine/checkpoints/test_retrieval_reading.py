@@ -16,8 +16,8 @@ from transformers import Blip2ForImageTextRetrieval
 from engine.blip2.retriever import Retriever, itc_scores
 from engine.blip2.wordpiece import TextTokenizer
 from engine.checkpoints.building import load_net, make_net
+from engine.checkpoints.filling import resize_positions
 from engine.checkpoints.lavis_files import read_lavis
-from engine.checkpoints.position_grids import resize_positions
 from engine.checkpoints.retrieval_reading import read_folder
 from engine.checkpoints.transformers_export import save_transformers
 from engine.errors import CheckpointError

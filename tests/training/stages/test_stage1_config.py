@@ -8,11 +8,17 @@ from typing import Any
 import pytest
 from tiny import tiny_config
 
-from engine.datasets.captioned_sets import SourceConfig
+from engine.datasets.captioned_sets import SetConfig, SourceConfig
 from engine.errors import TrainingError
 from training.loop.optimizer import OptimConfig
 from training.recipes.recipe_catalogue import RETRIEVAL, STAGE1
-from training.stages.stage1_config import PATCH_SETTINGS, PICTURE_SETTINGS, Stage1Config, check_stage1
+from training.stages.stage1_config import (
+    PATCH_SETTINGS,
+    PICTURE_SETTINGS,
+    NamesConfig,
+    Stage1Config,
+    check_stage1,
+)
 
 OPTIM = OptimConfig(steps=1, batch=4, lr=1e-3)
 CONFIG = Stage1Config(tiny_config(), (SourceConfig("s-*.tar"),), OPTIM, start="model")
@@ -20,6 +26,8 @@ CHANGED: dict[str, Any] = {
     "train_encoder": True,
     "recompute_encoder": True,
     "chunk": 2,
+    "names": NamesConfig((SetConfig("n-*.tar"),)),
+    "names_optim": OPTIM,
     "itc_optim": OPTIM,
     "encoder_optim": OPTIM,
     "earlier_share": 0.5,
@@ -33,7 +41,8 @@ CHANGED: dict[str, Any] = {
 def test_a_setting_for_pictures_is_refused_with_patches_and_the_other_way_round(name: str) -> None:
     assert {*PATCH_SETTINGS, *PICTURE_SETTINGS} == CHANGED.keys()
     allowed_views, refused_views = (0, 2) if name in PICTURE_SETTINGS else (2, 0)
-    check_stage1(replace(CONFIG, views=allowed_views, **{name: CHANGED[name]}))
+    needed = {"names": CHANGED["names"]} if name == "names_optim" else {}
+    check_stage1(replace(CONFIG, views=allowed_views, **{name: CHANGED[name]}, **needed))
     with pytest.raises(TrainingError, match=f"^{name} is set and views is {refused_views}: .* Set views to"):
         check_stage1(replace(CONFIG, views=refused_views, **{name: CHANGED[name]}))
 

@@ -142,7 +142,9 @@ def pull(name: str) -> None:
     help="Captioner: leave its image encoder out and share that of the model folder NAME beside FOLDER.",
 )
 @click.option(
-    "--int8-words", is_flag=True, help="Write the word embeddings as int8, which halves them and costs nothing."
+    "--int8-words",
+    is_flag=True,
+    help="Write the word embeddings as int8, which halves them and costs nothing.",
 )
 @click.option(
     "--to",
@@ -180,27 +182,35 @@ def convert(
         )
     parts = LavisParts(encoder, vocabulary, pixels, language)
     weights: torch.dtype = getattr(torch, dtype)
-    if not is_captioner(source, parts):
-        if share_encoder:
-            raise click.UsageError(f"--share-encoder is for captioners, but {source} searches. Leave it out.")
-        if int8_words and layout != "qseek":
-            raise click.UsageError("--int8-words is for folders of qseek; transformers reads no such table. Leave it out.")
+    writes = is_captioner(source, parts)
+    _check_convert_options(source, writes, layout, share_encoder, int8_words)
+    if not writes:
         opened = convert_retriever(source, folder, layout, weights, parts, int8_words)
         size = opened.config.vision.image_size
         say(f"Wrote {folder}: {size} px, {dtype}. Use it with: --model {folder}")
         return
-    if int8_words:
-        raise click.UsageError(f"--int8-words is for models that search, but {source} writes captions. Leave it out.")
-    if share_encoder and layout != "qseek":
-        raise click.UsageError(
-            "--share-encoder is for folders of qseek, since transformers' folders hold their encoder. Leave it out."
-        )
     convert_captioner(source, folder, layout, weights, parts, share_encoder or "")
     usage = f"qseek caption PHOTO --model {folder}"
     if layout == "transformers":
         say(f"Wrote {folder}. transformers' from_pretrained loads it, and so does: {usage}")
     else:
         say(f"Wrote {folder}. Use it with: {usage}")
+
+
+def _check_convert_options(
+    source: Path, writes: bool, layout: str, share_encoder: str | None, int8_words: bool
+) -> None:
+    """Raise UsageError for options of `convert` that do not fit the kind of model or the layout."""
+    if share_encoder and not writes:
+        raise click.UsageError(f"--share-encoder is for captioners, but {source} searches. Leave it out.")
+    if int8_words and writes:
+        raise click.UsageError(f"--int8-words is for models that search, but {source} writes. Leave it out.")
+    if share_encoder and layout != "qseek":
+        raise click.UsageError(
+            "--share-encoder is for folders of qseek, since transformers' folders hold their encoder. Leave it out."
+        )
+    if int8_words and layout != "qseek":
+        raise click.UsageError("--int8-words is for folders of qseek, not of transformers. Leave it out.")
 
 
 @models.command()
@@ -221,7 +231,7 @@ def average(sources: tuple[str, ...], folder: Path, dtype: str) -> None:
     """
     import torch
 
-    from training.stages.weight_average import average_models
+    from training.loop.weight_average import average_models
 
     _check_empty(folder)
     average_models(sources, folder, dtype=getattr(torch, dtype))

@@ -20,11 +20,11 @@ WORDINGS = (
     "a picture of the {label}",
     "{a} in a photo",
 )
-"""Ways to word a name: {label} stands for the name, {a} for the name after its article."""
+"""The ways to word a name: {label} stands for the name, {a} for the name after its article."""
 FIRST_NAME_SHARE = 0.6
-"""How often a class goes by its first name; else any of its names is drawn."""
+"""The share of steps in which a class goes by its first name; else any of its names is drawn."""
 BROADER_SHARE = 0.15
-"""How often a broader word takes the place of its classes in a step."""
+"""The share of steps in which a broader word takes the place of its classes."""
 
 BROADER: Mapping[str, Sequence[str]] = {
     "dog": ["Chihuahua..Mexican hairless"],
@@ -119,7 +119,9 @@ class ClassNames:
         broader = list(self.broader.items())
         order = torch.randperm(len(broader), generator=draws).tolist()
         for (word, classes), draw in zip(
-            [broader[place] for place in order], torch.rand(len(broader), generator=draws).tolist(), strict=True
+            [broader[place] for place in order],
+            torch.rand(len(broader), generator=draws).tolist(),
+            strict=True,
         ):
             if draw < BROADER_SHARE and bool((numbers[classes] < 0).all()):
                 numbers[classes] = len(texts)
