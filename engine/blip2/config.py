@@ -83,6 +83,8 @@ class Blip2Config:
     straight projection of a text, 0 for none, as in BLIP-2. max_tokens: the longest text that it reads, [CLS] and [SEP]
     counted. vision_norm_eps: the epsilon of `ln_vision`. match_ready: whether the ITM head puts photos in a better
     order than ITC; where it does not, search keeps ITC's order. match_weight: the factor of the ITM logit in the score.
+    match_calibration: slope and offset of the logistic function that turns a score into the probability of a match,
+    fitted after training, so that order and percentage agree; None takes the softmax of the ITM logits, as BLIP-2 does.
     has_captions: whether there is an ITG head.
     """
 
@@ -93,6 +95,7 @@ class Blip2Config:
     vision_norm_eps: float = 1e-5
     match_ready: bool = True
     match_weight: float = 1.0
+    match_calibration: tuple[float, float] | None = None
     has_captions: bool = True
     text_pooling: str = "first"
     text_mlp_width: int = 0

@@ -187,6 +187,19 @@ def _take_photos(photos: PhotoKeys | Tensor, part: slice) -> PhotoKeys | Tensor:
     return [(k, v) if len(k) == 1 else (k[part], v[part]) for k, v in photos]
 
 
-def match_probability(logits_N2: np.ndarray) -> np.ndarray:
-    """Return the probability (N,) of a match, the softmax over [no match, match]."""
-    return 1 / (1 + np.exp(np.clip(logits_N2[:, 0] - logits_N2[:, 1], -80, 80)))
+def compute_scores(config: Blip2Config, logits_N2: np.ndarray, itc_N: np.ndarray) -> np.ndarray:
+    """Return the scores (N,) of matched pairs from their ITM logits and cosines (ARCHITECTURE, decision 1)."""
+    return config.match_weight * logits_N2[:, 1] + itc_N
+
+
+def compute_match_probabilities(config: Blip2Config, logits_N2: np.ndarray, itc_N: np.ndarray) -> np.ndarray:
+    """Return the probabilities (N,) that pairs match.
+
+    They are the softmax of the ITM logits over [no match, match], or where the model is calibrated the logistic
+    function of the score.
+    """
+    margins = logits_N2[:, 1] - logits_N2[:, 0]
+    if config.match_calibration is not None:
+        slope, offset = config.match_calibration
+        margins = slope * compute_scores(config, logits_N2, itc_N) + offset
+    return 1 / (1 + np.exp(-np.clip(margins, -80, 80)))

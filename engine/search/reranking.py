@@ -15,7 +15,12 @@ import torch
 from engine.blip2.qformer import PhotoKeys
 from engine.errors import QueryError
 from engine.index.store import Store
-from engine.models.retrieval_model import PHOTO_BATCH, RetrievalModel
+from engine.models.retrieval_model import (
+    PHOTO_BATCH,
+    RetrievalModel,
+    compute_match_probabilities,
+    compute_scores,
+)
 from engine.pictures.picture_batches import read_squares
 from engine.progress import Pace, Progress
 from engine.search.key_cache import KeyCache
@@ -78,8 +83,12 @@ class Reranking:
         raise QueryError(f"{photo.path} cannot be read: {failures[0].reason}.")
 
     def score(self, logits_N2: np.ndarray, itc_N: np.ndarray) -> np.ndarray:
-        """Return the scores (N,) of matched pairs (ARCHITECTURE, decision 1)."""
-        return self._model.config.match_weight * logits_N2[:, 1] + itc_N
+        """Return the scores (N,) of matched pairs; see `compute_scores`."""
+        return compute_scores(self._model.config, logits_N2, itc_N)
+
+    def compute_probabilities(self, logits_N2: np.ndarray, itc_N: np.ndarray) -> np.ndarray:
+        """Return the probabilities (N,) of matches; see `compute_match_probabilities`."""
+        return compute_match_probabilities(self._model.config, logits_N2, itc_N)
 
     def _read(
         self, photos: Sequence[Photo], failures: list[Failure], fold: bool

@@ -24,7 +24,7 @@ from engine.blip2.qformer import PhotoKeys
 from engine.errors import IndexStateError, QueryError
 from engine.index.manifest import Manifest
 from engine.index.store import Store
-from engine.models.retrieval_model import BEHIND, RetrievalModel, match_probability
+from engine.models.retrieval_model import BEHIND, RetrievalModel
 from engine.search.key_cache import KeyCache
 from engine.search.reranking import Reranking, sort_best_first
 from engine.search.retrieval import Candidates, Retrieval, sort_by_itc
@@ -157,7 +157,7 @@ class Searcher:
                 logits = self.model.match(keys, chosen[:rerank])
             scores -= BEHIND
             scores[:rerank] = self.reranking.score(logits, itc[:rerank])
-            itm[:rerank] = match_probability(logits).tolist()
+            itm[:rerank] = self.reranking.compute_probabilities(logits, itc[:rerank]).tolist()
         hits = [
             TextHit(rank, chosen[row], float(scores[row]), float(itc[row]), itm[row])
             for rank, row in enumerate(sort_best_first(scores)[:top], 1)
@@ -184,7 +184,7 @@ class Searcher:
             matches = self.reranking.match(text, photos, vectors[0])
         num_ready, notes = self._limit_reranked(len(matches.rows))
         scores = self.reranking.score(matches.logits, matches.itc) if num_ready else matches.itc
-        itm = match_probability(matches.logits)
+        itm = self.reranking.compute_probabilities(matches.logits, matches.itc)
         hits = tuple(
             Hit(
                 rank,
@@ -228,7 +228,8 @@ class Searcher:
             rows_read = rows[matches.rows].tolist()
             scores -= BEHIND
             scores[rows_read] = self.reranking.score(matches.logits, itc[rows_read]) + bonus[rows_read]
-            for row, probability in zip(rows_read, match_probability(matches.logits).tolist(), strict=True):
+            probabilities = self.reranking.compute_probabilities(matches.logits, itc[rows_read])
+            for row, probability in zip(rows_read, probabilities.tolist(), strict=True):
                 itm[row] = probability
         hits = tuple(
             Hit(rank, photos[row], float(scores[row]), float(itc[row]), itm[row])

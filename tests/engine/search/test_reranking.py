@@ -314,3 +314,19 @@ def test_a_checkpoint_may_weigh_its_logits(
     assert searcher.match(path, ["a red dog"]).hits[0].score == pytest.approx(
         0.25 * (text.score - text.itc) + text.itc, abs=1e-3
     )
+
+
+def test_a_calibrated_checkpoint_has_probabilities_in_the_order_of_its_scores(
+    searcher: Searcher, model: RetrievalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Search, rerank and match all give the logistic function of the score, with the config's slope and offset."""
+    plain = searcher.search("a red dog", top=100).hits
+    by_logits = [hit.itm for hit in plain]
+    monkeypatch.setattr(model.net, "config", replace(model.config, match_calibration=(0.7, -0.4)))
+    hits = searcher.search("a red dog", top=100).hits
+    paths = [hit.photo.path for hit in hits]
+    assert [hit.photo.id for hit in hits] == [hit.photo.id for hit in plain]
+    reranked = searcher.rerank("a red dog", paths).hits
+    for hit in (*hits, *reranked, *searcher.match(paths[0], ["a red dog", "a blue house"]).hits):
+        assert hit.itm == pytest.approx(1 / (1 + np.exp(0.4 - 0.7 * hit.score)), abs=1e-4)
+    assert [hit.itm for hit in hits] == sorted((hit.itm for hit in hits), reverse=True) != by_logits
