@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,7 @@ from engine.datasets.captioned_pictures import CaptionedPicture, compute_data_di
 from engine.errors import DataError
 from engine.models.devices import choose_fast_dtype
 from training.batches.batch_source import Batch
+from training.batches.hard_groups import add_neighbours
 from training.batches.sample_order import choose_batch
 from training.batches.view_files import compute_views_digest, read_or_make
 from training.distributed.world import current_world
@@ -62,12 +64,16 @@ class EncodedViews:
         optim: OptimConfig,
         *,
         draws_from_torch: bool = False,
+        neighbours: Tensor | None = None,
+        group: int = 1,
     ):
         """Raise DataError when a picture has no caption, or when the pictures do not fill a batch.
 
-        views: (N, W, ...), in the order of the samples. draws_from_torch: random numbers come from torch's global
-        generator, which the loop seeds for every step, so that only a single process can train on the batches. By
-        default they are equal for any number of processes, and each process gets its share of a batch.
+        views: (N, W, ...), in the order of the samples. neighbours, group: the table of `hard_groups.find_neighbours`,
+        by which batches are filled with groups of so many photos; None draws all at random. draws_from_torch: random
+        numbers come from torch's global generator, which the loop seeds for every step, so that only a single process
+        can train on the batches. By default they are equal for any number of processes, and each process gets its share
+        of a batch.
         """
         uncaptioned = [sample.key for sample in samples if not sample.captions]
         if uncaptioned:
@@ -76,12 +82,13 @@ class EncodedViews:
             raise DataError(f"{len(samples)} pictures are fewer than a batch of {optim.batch}.")
         self.views, self.samples, self.optim = views, samples, optim
         self.draws_from_torch = draws_from_torch
+        self.neighbours, self.group = neighbours, group
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of a step."""
         world = current_world()
         draws = None if self.draws_from_torch else shared_draws(self.optim.seed, step)
-        batch_numbers = choose_batch(step, len(self.samples), self.optim)
+        batch_numbers = self._choose_pictures(step, draws)
         view_numbers = torch.randint(self.views.shape[1], (len(batch_numbers),), generator=draws)
         caption_draws = None
         if draws is not None:
@@ -94,6 +101,14 @@ class EncodedViews:
             [""] * len(numbers),
             draws,
         )
+
+    def _choose_pictures(self, step: int, draws: torch.Generator | None) -> Tensor:
+        """Return the numbers of a step's pictures, of all processes."""
+        optim, count = self.optim, len(self.samples)
+        if self.neighbours is None or draws is None:
+            return choose_batch(step, count, optim)
+        seeds = choose_batch(step, count, replace(optim, batch=max(1, optim.batch // self.group)))
+        return add_neighbours(seeds, self.neighbours, optim.batch, draws)
 
     def settings(self) -> dict[str, str]:
         """Return a digest of all pictures and captions, which must be unchanged when a stopped run goes on."""

@@ -99,7 +99,7 @@ def mini_stage1() -> Stage1Config:
 def mini2_stage1() -> Stage1Config:
     """Train the second mini on published parts: names and ITC on frozen texts, then all losses."""
     names = OptimConfig(steps=12 * 23, batch=256, lr=1e-3, warmup=14, clip=1.0, seed=21, dtype="auto")
-    optim = OptimConfig(steps=0, batch=96, lr=3e-4, warmup=40, clip=1.0, seed=22, dtype="auto")
+    optim = OptimConfig(steps=330, batch=128, lr=3e-4, warmup=30, clip=1.0, seed=22, dtype="auto")
     pictures = (
         SetConfig("coco-unlabelled-*.tar", 0.45),
         SetConfig("imagenet-sample-*.tar", 0.4),
@@ -114,9 +114,12 @@ def mini2_stage1() -> Stage1Config:
         fan_in_start=True,
         frozen_text_layers=3,
         smallest_crop=0.7,
-        names=NamesConfig(pictures, batch=128),
+        names=NamesConfig(pictures, batch=128, pairs=32),
         names_optim=names,
         patch_share=0.6,
+        picture_ids=True,
+        group=8,
+        match_distillation=0.5,
     )
 
 

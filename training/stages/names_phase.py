@@ -26,6 +26,7 @@ from engine.wording import count_text
 from training.batches.batch_source import BatchSource
 from training.batches.class_names import ClassNames
 from training.batches.encoded_views import EncodedViews, encode_views
+from training.batches.hard_groups import find_neighbours
 from training.batches.named_pairs import NamedPairs
 from training.batches.named_pictures import Classifier, NamedPictures
 from training.distributed.world import current_world
@@ -42,6 +43,10 @@ from training.stages.stage_setup import (
     prepare_network,
     take_images,
 )
+
+NEIGHBOURS = 30
+"""Number of photos among which the neighbours of a photo in a batch are drawn."""
+PHOTOS_AT_ONCE = 100
 
 
 class NamesInputs(NamedTuple):
@@ -128,18 +133,50 @@ def read_named_sets(
     return sets
 
 
-def make_named_source(
+def make_source(
     net: Retriever,
+    tokenizer: TextTokenizer,
     patches: Tensor,
     samples: Sequence[CaptionedPicture],
     named_sets: Sequence[Tensor],
     config: Stage1Config,
 ) -> BatchSource:
-    """Return the batches of the run with all losses, with `names.pairs` named photos in each where it is set."""
-    names = config.names
-    if names is None or not names.pairs:
-        return EncodedViews(patches, samples, config.optim)
-    captioned = EncodedViews(patches, samples, replace(config.optim, batch=config.optim.batch - names.pairs))
-    classifier = Classifier(net.config.vision)
+    """Return the batches of the run with all losses.
+
+    `config.group` puts photos together that the network confuses as it is now; `names.pairs` adds named photos.
+    """
+    names, optim = config.names, config.optim
+    num_named = names.pairs if names is not None else 0
+    neighbours = None
+    if config.group > 1:
+        neighbours = find_confused(net, tokenizer, patches, samples)
+    captioned = EncodedViews(
+        patches,
+        samples,
+        replace(optim, batch=optim.batch - num_named),
+        neighbours=neighbours,
+        group=config.group,
+    )
+    if names is None or not num_named:
+        return captioned
     paths = [source.path for source in names.pictures]
-    return NamedPairs(captioned, named_sets, names.shares, paths, classifier, names.pairs, names.least)
+    classifier = Classifier(net.config.vision)
+    return NamedPairs(captioned, named_sets, names.shares, paths, classifier, num_named, names.least)
+
+
+@torch.no_grad()
+def find_confused(
+    net: Retriever, tokenizer: TextTokenizer, patches: Tensor, samples: Sequence[CaptionedPicture]
+) -> Tensor:
+    """Return the table of `find_neighbours` for photos by their first view and the mean vector of their captions."""
+    device, was_training = net.temperature.device, net.training
+    net.eval()
+    photos, texts, pooled = [], [], PooledTexts(net, tokenizer)
+    for first in range(0, len(samples), PHOTOS_AT_ONCE):
+        part = patches[first : first + PHOTOS_AT_ONCE, 0].to(device)
+        photos.append(net.encode_photos(net.compute_photo_keys(apply_vision_norm(net, part))).cpu())
+        for sample in samples[first : first + PHOTOS_AT_ONCE]:
+            vectors = net.project_texts(pooled.read(sample.captions).to(device))
+            texts.append(vectors.mean(dim=0).cpu())
+    net.train(was_training)
+    return find_neighbours(torch.cat(photos), torch.stack(texts), NEIGHBOURS)

@@ -37,7 +37,7 @@ from training.losses.cached_embeddings import Stage1Inputs, backward_in_chunks, 
 from training.losses.itc_itm_itg import match_distillation_loss
 from training.losses.stage1_losses import apply_vision_norm, compute_itc_loss, stage1_losses
 from training.stages.encoder_phase import EncoderEnd
-from training.stages.names_phase import NamesTask, make_named_source, read_named_sets
+from training.stages.names_phase import NamesTask, make_source, read_named_sets
 from training.stages.stage1_config import Stage1Config, check_stage1
 from training.stages.stage_setup import (
     Say,
@@ -276,7 +276,7 @@ def _train_on_patches(
     if config.optim.steps:
         weights = net.state_dict() if config.earlier_share else {}
         earlier_weights = {name: weight.clone() for name, weight in weights.items()}
-        all_source = make_named_source(net, patches, samples, named_sets, config)
+        all_source = make_source(net, text_tokenizer, patches, samples, named_sets, config)
         train(Stage1Task(net, text_tokenizer, all_source, config), config.optim, output / "all", say=tell)
         blend_weights(net, earlier_weights, config.earlier_share)
     return TrainedModel(net, tokenizer, {})

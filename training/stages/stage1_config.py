@@ -63,8 +63,9 @@ class Stage1Config:
     in which the parts of a convolutional encoder from number `encoder_from` on learn as well (`EncoderTask`).
     patch_share: the share of the patches that a step reads (masking patches, arXiv:2212.00794, has the same purpose).
     query_share: the share of the queries that take part in a step. match_distillation: the weight of
-    `itc_itm_itg.match_distillation_loss`. earlier_share: how much the weights before the run with all losses count in
-    the weights that are written (averaged weights forget less, arXiv:2109.01903).
+    `itc_itm_itg.match_distillation_loss`. group: how many photos of a batch with all losses belong together because ITC
+    confuses them (`hard_groups.py`), 1 for a random batch. earlier_share: how much the weights before the run with all
+    losses count in the weights that are written (averaged weights forget less, arXiv:2109.01903).
 
     Settings with any number of views. frozen_text_layers: number of the first layers in which nothing that reads text
     learns; the word embeddings are frozen with them. 0 trains all. label_smoothing: of ITC and ITG. picture_ids:
@@ -83,6 +84,7 @@ class Stage1Config:
     fan_in_start: bool = False
     frozen_text_layers: int = 0
     picture_ids: bool = False
+    group: int = 1
     train_encoder: bool = False
     recompute_encoder: bool = False
     label_smoothing: float = 0.1
@@ -108,7 +110,15 @@ class Stage1Config:
         """
         shared = ("model", "label_smoothing", "smallest_crop", "frozen_text_layers", "fan_in_start", "names")
         if self.views:
-            return (*shared, "views", "encoder_from", "patch_share", "query_share", "match_distillation")
+            return (
+                *shared,
+                "views",
+                "encoder_from",
+                "patch_share",
+                "query_share",
+                "match_distillation",
+                "group",
+            )
         return (*shared, "start", "encoder", "bert", "picture_ids", "train_encoder")
 
 
@@ -120,6 +130,7 @@ PATCH_SETTINGS = (
     "itc_optim",
     "encoder_optim",
     "earlier_share",
+    "group",
     "patch_share",
     "query_share",
     "match_distillation",
@@ -139,6 +150,8 @@ def check_stage1(config: Stage1Config) -> None:
             "safetensors file and a BERT folder (--set encoder=... --set bert=...)."
         )
     check_common(config)
+    if config.group < 1:
+        raise TrainingError(f"group is {config.group}; use 1 for random batches, or 2 and more.")
     if config.chunk == 1:
         raise TrainingError(f"chunk is {config.chunk}; use 2 or more pairs, or 0 for the whole batch.")
     if not 0 <= config.earlier_share <= 1:

@@ -118,7 +118,8 @@ def test_the_classifier_reads_the_mean_of_the_last_map() -> None:
 def test_named_photos_take_part_in_all_losses(data: Path) -> None:
     """The run with all losses has named pairs where the classifier is sure enough, and refuses none at all."""
     names = NamesConfig((SetConfig("n-*.tar"),), batch=6, pairs=2, least=0.0)
-    config = names_config(names=names, names_optim=None, optim=replace(OPTIM, steps=4, log_every=1))
+    optim = replace(OPTIM, steps=4, log_every=1)
+    config = names_config(names=names, names_optim=None, optim=optim, group=2, picture_ids=True)
     save_start(config, data / "first")
     lines: list[str] = []
     run_stage1(config, data, data, data / "out", say=lines.append)

@@ -34,6 +34,7 @@ CHANGED: dict[str, Any] = {
     "patch_share": 0.5,
     "query_share": 0.5,
     "match_distillation": 1.0,
+    "group": 4,
 }
 
 
@@ -54,6 +55,7 @@ def test_a_setting_for_pictures_is_refused_with_patches_and_the_other_way_round(
         ({"views": 2, "sources": (SourceConfig("a.tar", weight=2.0),)}, "a.tar has a weight.* views is 2"),
         ({"start": "", "encoder": "e"}, "bert is not set"),
         ({"bert": "b"}, "not both"),
+        ({"group": 0}, "group is 0; use 1 for random batches"),
     ],
 )
 def test_contradicting_settings_are_refused(changes: dict[str, Any], words: str) -> None:
