@@ -26,7 +26,7 @@ class Classifier:
         if not vision.package:
             raise TrainingError(
                 f"The image encoder {vision.timm_name!r} comes from no package, so that there is no classifier that "
-                "knows names. Set names to null."
+                "knows names. Set names to none."
             )
         tensors = read_packaged_encoder(vision.package, vision.package_digest, "The recipe")
         weight, bias = (tensors[f"{BACKBONE}{CLASSIFIER}{part}"].read() for part in ("weight", "bias"))
