@@ -65,5 +65,7 @@ def advise_on_dtype(then: str, device: torch.device) -> str:
     """
     advice = f"go on with them (--set optim.dtype={then})"
     if DTYPES.get(then) == torch.bfloat16 and choose_fast_dtype(device) != torch.bfloat16:
-        advice += ", which is about 30 times as slow on this machine, since it has no bfloat16 in hardware"
+        advice += (
+            ", which is up to 30 times as slow on this machine, since its hardware is not made for bfloat16"
+        )
     return advice

@@ -120,15 +120,37 @@ def match_distillation_loss(
     text. photo_for_text, text_for_photo: the numbers of these negatives among all N pairs. offset: number of this
     process's first pair among all.
     """
-    num_pairs = len(photo_for_text_B)
-    rows = torch.arange(num_pairs, device=logits_M2.device)
+    scores_B3 = select_scores(similarities, photo_for_text_B, text_for_photo_B, offset)
+    margins_B3 = (logits_M2[:, 1] - logits_M2[:, 0]).float().view(3, len(scores_B3)).T
+    return F.cross_entropy(margins_B3, scores_B3.softmax(dim=1))
+
+
+def add_itc_scores(
+    logits_M2: Tensor,
+    similarities: Similarities,
+    photo_for_text_B: Tensor,
+    text_for_photo_B: Tensor,
+    offset: int = 0,
+) -> Tensor:
+    """Add ITC's scores over the temperature to the match logits, for an ITM that learns what ITC gets wrong.
+
+    BLIP-2 ranks by the sum of both (section 4.4). With `itm_loss` of the sum the head begins where ITC is, and need not
+    learn first what ITC knows already. Gradients reach ITM alone. Parameters: as in `match_distillation_loss`.
+    """
+    scores_M = select_scores(similarities, photo_for_text_B, text_for_photo_B, offset).T.flatten()
+    return torch.stack([logits_M2[:, 0].float(), logits_M2[:, 1].float() + scores_M], dim=1)
+
+
+def select_scores(
+    similarities: Similarities, photo_for_text_B: Tensor, text_for_photo_B: Tensor, offset: int
+) -> Tensor:
+    """Return ITC's scores (B, 3) of each pair and its two negatives, without gradient."""
+    rows = torch.arange(len(photo_for_text_B), device=photo_for_text_B.device)
     to_text, to_photo = similarities.photo_to_text.detach(), similarities.text_to_photo.detach()
-    scores_B3 = torch.stack(
+    return torch.stack(
         [to_text[rows, rows + offset], to_photo[rows, photo_for_text_B], to_text[rows, text_for_photo_B]],
         dim=1,
     )
-    margins_B3 = (logits_M2[:, 1] - logits_M2[:, 0]).float().view(3, num_pairs).T
-    return F.cross_entropy(margins_B3, scores_B3.softmax(dim=1))
 
 
 def itg_loss(logits_MK: Tensor, targets_M: Tensor, label_smoothing: float = 0.1) -> Tensor:

@@ -24,6 +24,7 @@ from training.distributed.gathering import fetch_rows, gather, gather_constants,
 from training.distributed.world import current_world
 from training.losses.itc_itm_itg import (
     Similarities,
+    add_itc_scores,
     draw_negatives,
     itc_loss,
     itc_similarities,
@@ -80,6 +81,7 @@ def stage1_losses(
     label_smoothing: float = 0.1,
     queries: Tensor | None = None,
     draws_2N: Tensor | None = None,
+    residual_match: bool = False,
 ) -> Stage1Losses:
     """Compute all three losses of a batch of matching pairs; every process calls it with equally many pairs.
 
@@ -87,7 +89,8 @@ def stage1_losses(
     image_ids: (B,), equal for pairs that show the same photo (soft targets, never each other's negatives).
     negatives: given ones, for tests; by default they are drawn from ITC's scores. queries: numbers of the queries that
     take part, by default all. draws: uniform numbers that decide the negatives of all N texts and of all N photos, so
-    that the result does not depend on how the batch is shared; by default fresh ones.
+    that the result does not depend on how the batch is shared; by default fresh ones. residual_match: whether ITM
+    learns what ITC gets wrong (`add_itc_scores`).
     Raise TrainingError for a batch of one pair in all.
     """
     keys = model.compute_photo_keys(patches_BPV)
@@ -98,7 +101,11 @@ def stage1_losses(
     )
     negatives = contrast.negatives if negatives is None else negatives
     logits = _match_with_negatives(model, patches_BPV, keys, ids_BT, mask_BT, negatives, queries)
-    itm = itm_loss(logits, len(ids_BT))
+    summed_logits = logits
+    if residual_match:
+        offset = current_world().rank * len(ids_BT)
+        summed_logits = add_itc_scores(logits, contrast.similarities, *negatives, offset)
+    itm = itm_loss(summed_logits, len(ids_BT))
     itg = caption_loss(model, past, ids_BT, mask_BT, dec_id, label_smoothing) * token_mean_weight(mask_BT)
     return Stage1Losses(contrast.loss, itm, itg, logits, negatives, contrast.similarities)
 

@@ -118,8 +118,8 @@ def mini2_stage1() -> Stage1Config:
         names_optim=names,
         patch_share=0.6,
         picture_ids=True,
-        group=8,
-        match_distillation=0.5,
+        group=4,
+        residual_match=True,
     )
 
 

@@ -133,6 +133,7 @@ class Stage1Task:
             label_smoothing=self.config.label_smoothing,
             queries=inputs.queries,
             draws_2N=inputs.draws,
+            residual_match=self.config.residual_match,
         )
         loss_parts = {"itc": losses.itc, "itm": losses.itm, "itg": losses.itg}
         if not self.config.match_distillation:

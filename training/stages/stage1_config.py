@@ -63,7 +63,8 @@ class Stage1Config:
     in which the parts of a convolutional encoder from number `encoder_from` on learn as well (`EncoderTask`).
     patch_share: the share of the patches that a step reads (masking patches, arXiv:2212.00794, has the same purpose).
     query_share: the share of the queries that take part in a step. match_distillation: the weight of
-    `itc_itm_itg.match_distillation_loss`. group: how many photos of a batch with all losses belong together because ITC
+    `itc_itm_itg.match_distillation_loss`. residual_match: whether ITM learns what ITC gets wrong
+    (`itc_itm_itg.add_itc_scores`). group: how many photos of a batch with all losses belong together because ITC
     confuses them (`hard_groups.py`), 1 for a random batch. earlier_share: how much the weights before the run with all
     losses count in the weights that are written (averaged weights forget less, arXiv:2109.01903).
 
@@ -85,6 +86,7 @@ class Stage1Config:
     frozen_text_layers: int = 0
     picture_ids: bool = False
     group: int = 1
+    residual_match: bool = False
     train_encoder: bool = False
     recompute_encoder: bool = False
     label_smoothing: float = 0.1
@@ -118,6 +120,7 @@ class Stage1Config:
                 "query_share",
                 "match_distillation",
                 "group",
+                "residual_match",
             )
         return (*shared, "start", "encoder", "bert", "picture_ids", "train_encoder")
 
@@ -131,6 +134,7 @@ PATCH_SETTINGS = (
     "encoder_optim",
     "earlier_share",
     "group",
+    "residual_match",
     "patch_share",
     "query_share",
     "match_distillation",

@@ -1,4 +1,4 @@
-"""The dtype "auto" stands for bfloat16 where the hardware computes it, and for float32 everywhere else."""
+"""The dtype "auto" stands for bfloat16 where the hardware is fast in it, and for float32 everywhere else."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ def test_a_named_dtype_is_taken_on_every_device(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "expected"),
+    ("capabilities", "is_intel", "expected"),
     [
-        ({"avx512_bf16": True}, torch.bfloat16),
-        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
-        ({"avx512_bf16": False, "avx2": True}, torch.float32),
-        ({}, torch.float32),
+        ({"avx512_bf16": True}, False, torch.bfloat16),
+        ({"avx512_bf16": True}, True, torch.float32),
+        ({"avx512_bf16": True, "amx_bf16": True}, True, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, True, torch.bfloat16),
+        ({"avx512_bf16": False, "avx2": True}, False, torch.float32),
+        ({}, False, torch.float32),
     ],
 )
 def test_auto_on_a_processor(
-    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], is_intel: bool, expected: torch.dtype
 ) -> None:
+    """Intel's processors are fast in bfloat16 only with AMX, others also with AVX-512."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(devices, "_is_intel", lambda: is_intel)
     assert resolve_dtype("auto", "cpu") is expected
     assert choose_device("cpu", "auto") == (torch.device("cpu"), expected)
 

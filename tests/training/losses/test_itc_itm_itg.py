@@ -172,3 +172,19 @@ def test_match_distillation_teaches_itm_alone() -> None:
         logits, itc_itm_itg.Similarities(to_text, to_photo), numbers, numbers
     )
     assert torch.autograd.grad(loss, [logits, to_text], allow_unused=True)[1] is None
+
+
+def test_residual_match_adds_itcs_scores_to_the_logits_of_a_match() -> None:
+    """The order is that of the logits: pairs, texts with wrong photos, photos with wrong texts; ITC learns nothing."""
+    to_text, to_photo = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    similarities = itc_itm_itg.Similarities(to_text, to_photo)
+    logits = torch.randn(9, 2).requires_grad_()
+    photos, texts = torch.tensor([1, 2, 0]), torch.tensor([4, 3, 1])
+    summed = itc_itm_itg.add_itc_scores(logits, similarities, photos, texts, offset=2)
+    scores = [to_text[row, row + 2] for row in range(3)]
+    scores += [to_photo[row, photos[row]] for row in range(3)]
+    scores += [to_text[row, texts[row]] for row in range(3)]
+    torch.testing.assert_close(summed[:, 1] - logits[:, 1], torch.stack(scores))
+    assert torch.equal(summed[:, 0], logits[:, 0])
+    loss = itc_itm_itg.itm_loss(summed, 3)
+    assert torch.autograd.grad(loss, [logits, to_text], allow_unused=True)[1] is None

@@ -147,8 +147,10 @@ def test_a_machine_without_bfloat16_computes_in_float32(
     _, tokenizer, _, samples = make_eight_pairs(replace(config, model=stage1_config().model))
     net = Retriever(config.model)
     pictures = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), dtype=np.uint8)
+    choice = "training.loop.run_dtype.choose_fast_dtype"
+    monkeypatch.setattr(choice, lambda device: torch.bfloat16)
     bfloat16_maps = encode_maps(net, pictures, config, config.encoder_from)
-    monkeypatch.setattr("training.loop.run_dtype.choose_fast_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(choice, lambda device: torch.float32)
     maps = encode_maps(net, pictures, config, config.encoder_from)
     cosine = torch.nn.functional.cosine_similarity(
         maps.float().flatten(), bfloat16_maps.float().flatten(), dim=0

@@ -35,6 +35,7 @@ CHANGED: dict[str, Any] = {
     "query_share": 0.5,
     "match_distillation": 1.0,
     "group": 4,
+    "residual_match": True,
 }
 
 
