@@ -50,12 +50,15 @@ class NamedPictures:
         """Take the patches (N, W, P, V) of each set, and its share in proportion to those of the others."""
         self.sets, self.shares = sets, torch.tensor(shares)
 
-    def draw(self, count: int, draws: torch.Generator) -> Tensor:
-        """Draw photos -> patches (count, P, V): first a set for each, then a photo and a view."""
+    def draw(self, count: int, draws: torch.Generator) -> list[tuple[int, int, int]]:
+        """Draw photos -> the number of the set, of the photo in it, and of the view, for each."""
         set_numbers = torch.multinomial(self.shares, count, replacement=True, generator=draws).tolist()
-        places = torch.rand(2, count, generator=draws)
-        rows = []
-        for set_number, photo, view in zip(set_numbers, *places.tolist(), strict=True):
-            patches = self.sets[set_number]
-            rows.append(patches[int(photo * len(patches)), int(view * patches.shape[1])])
-        return torch.stack(rows)
+        places = torch.rand(2, count, generator=draws).tolist()
+        return [
+            (number, int(photo * len(self.sets[number])), int(view * self.sets[number].shape[1]))
+            for number, photo, view in zip(set_numbers, *places, strict=True)
+        ]
+
+    def read_patches(self, drawn: Sequence[tuple[int, int, int]]) -> Tensor:
+        """Return the patches (B, P, V) of what `draw` returned, or of a part of it."""
+        return torch.stack([self.sets[number][row, view] for number, row, view in drawn])

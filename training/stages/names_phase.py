@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.blip2.retriever import Retriever
+from engine.blip2.retriever import Retriever, itc_scores
 from engine.blip2.wordpiece import TextTokenizer
+from engine.checkpoints.building import load_net
 from engine.datasets.captioned_pictures import CaptionedPicture
 from engine.datasets.captioned_sets import read_small_sets
 from engine.datasets.picture_reading import load_pictures
@@ -32,6 +33,8 @@ from training.batches.named_pictures import Classifier, NamedPictures
 from training.distributed.world import current_world
 from training.loop.optimizer import OptimConfig
 from training.loop.random_draws import draw_random_share
+from training.losses.ensemble_teachers import TeacherVectors, mean_scores, ranking_loss, read_teacher
+from training.losses.itc_itm_itg import LEAST_TEMPERATURE
 from training.losses.names_loss import merge_classes, names_loss
 from training.losses.pooled_texts import PooledTexts
 from training.losses.stage1_losses import apply_vision_norm, compute_contrast
@@ -43,6 +46,8 @@ from training.stages.stage_setup import (
     prepare_network,
     take_images,
 )
+from training.stages.starts import find_start
+from training.stages.text_half import read_caption_groups
 
 NEIGHBOURS = 30
 """Number of photos among which the neighbours of a photo in a batch are drawn."""
@@ -50,12 +55,18 @@ PHOTOS_AT_ONCE = 100
 
 
 class NamesInputs(NamedTuple):
-    """The inputs of a step: patches (M, P, V), of which the first B have captions, and pooled texts."""
+    """The inputs of a step: patches (M, P, V), of which the first B have captions, and pooled texts.
+
+    others: pooled captions of other photos. targets: the teachers' scores of the photos without captions with them.
+    Both are empty without teachers.
+    """
 
     patches: Tensor
     captions: Tensor
     names: Tensor
     probabilities: Tensor
+    others: Tensor
+    targets: Tensor
 
 
 class NamesTask:
@@ -72,11 +83,17 @@ class NamesTask:
         config: Stage1Config,
         names: NamesConfig,
         optim: OptimConfig,
+        teachers: Sequence[TeacherVectors] = (),
+        other_captions: Sequence[str] = (),
     ):
-        """Prepare the network: image encoder and text half are frozen. sets: of `read_named_sets`."""
+        """Prepare the network: image encoder and text half are frozen.
+
+        sets: of `read_named_sets`. teachers, other_captions: of `read_teachers`.
+        """
         self.net = self.model = net
         self.source, self.config, self.names, self.optim = source, config, names, optim
         self.pictures = NamedPictures(sets, names.shares)
+        self.teachers, self.other_captions = teachers, other_captions
         self.wrapper = prepare_network(net, config)
         freeze_text_layers(net, net.config.qformer.num_layers)
         self.texts, self.class_names = PooledTexts(net, tokenizer), ClassNames()
@@ -90,8 +107,9 @@ class NamesTask:
         assert draws is not None, "stage 1 draws alike in all processes"
         count, device = self.optim.batch // world.size, self.net.temperature.device
         images = take_images(batch, count, self.net.config.vision, device)
-        others = world.select_share(self.pictures.draw(self.names.batch, draws)).to(device)
-        patches = torch.cat([images, others])
+        drawn = self.pictures.draw(self.names.batch, draws)
+        drawn = [drawn[number] for number in world.select_share(torch.arange(len(drawn))).tolist()]
+        patches = torch.cat([images, self.pictures.read_patches(drawn).to(device)])
         texts, numbers = self.class_names.draw_texts(draws)
         probabilities = merge_classes(self.classifier.classify(patches).cpu(), numbers, len(texts))
         positions = draw_random_share(patches.shape[1], self.config.patch_share, draws)
@@ -100,8 +118,20 @@ class NamesTask:
             self.texts.read(list(islice(batch.captions, count))).to(device),
             self.texts.read(texts).to(device),
             probabilities.to(device),
+            *(part.to(device) for part in self._ask_teachers(drawn, draws)),
         )
         return self.wrapper(self._compute_losses, inputs)
+
+    def _ask_teachers(
+        self, drawn: Sequence[tuple[int, int, int]], draws: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return pooled captions (M, D) that are drawn now, and the teachers' scores (B, M) with them."""
+        if not self.teachers:
+            return torch.empty(0), torch.empty(0)
+        numbers = torch.randint(len(self.other_captions), (self.names.texts,), generator=draws)
+        texts = self.texts.read([self.other_captions[number] for number in numbers.tolist()])
+        set_numbers, rows, _ = zip(*drawn, strict=True)
+        return texts, mean_scores(self.teachers, set_numbers, rows, numbers)
 
     def _compute_losses(self, net: Retriever, inputs: NamesInputs) -> dict[str, Tensor]:
         keys = net.compute_photo_keys(apply_vision_norm(net, inputs.patches))
@@ -112,7 +142,38 @@ class NamesTask:
             photos[: len(captions)], captions, net.temperature, label_smoothing=self.config.label_smoothing
         ).loss
         named = names_loss(photos, names, inputs.probabilities, net.temperature)
-        return {"loss": itc + self.names.weight * named, "itc": itc, "names": named}
+        loss_parts = {"itc": itc, "names": named}
+        loss = itc + self.names.weight * named
+        if len(inputs.targets):
+            others = net.project_texts(inputs.others.to(dtype))
+            scores = itc_scores(photos[len(captions) :], others) / net.temperature.clamp(
+                min=LEAST_TEMPERATURE
+            )
+            loss_parts["taught"] = ranking_loss(scores, inputs.targets)
+            loss = loss + loss_parts["taught"]
+        return {"loss": loss, **loss_parts}
+
+
+def read_teachers(
+    names: NamesConfig, sets: Sequence[Tensor], data: Path, runs: Path, tell: Say
+) -> tuple[list[TeacherVectors], list[str]]:
+    """Load each model of `names.teachers` and let it encode the photos of the sets, and captions of other photos.
+
+    Return the teachers' vectors and the captions; both are empty without teachers. Raises DataError for a model or a
+    table that is not there.
+    """
+    if not names.teachers:
+        return [], []
+    groups = read_caption_groups([data / names.captions])
+    captions = [caption for group in groups for caption in group]
+    order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(0)).tolist()
+    captions = [captions[number] for number in order[: names.num_captions]]
+    teachers = []
+    for name in names.teachers:
+        net, tokenizer = load_net(find_start(name, data, runs))
+        tell(f"The teacher {name} encodes {count_text(len(captions), 'caption')}.")
+        teachers.append(read_teacher(net, tokenizer, sets, captions))
+    return teachers, captions
 
 
 def read_named_sets(

@@ -37,7 +37,7 @@ from training.losses.cached_embeddings import Stage1Inputs, backward_in_chunks, 
 from training.losses.itc_itm_itg import match_distillation_loss
 from training.losses.stage1_losses import apply_vision_norm, compute_itc_loss, stage1_losses
 from training.stages.encoder_phase import EncoderEnd
-from training.stages.names_phase import NamesTask, make_source, read_named_sets
+from training.stages.names_phase import NamesTask, make_source, read_named_sets, read_teachers
 from training.stages.stage1_config import Stage1Config, check_stage1
 from training.stages.stage_setup import (
     Say,
@@ -268,7 +268,8 @@ def _train_on_patches(
         named_sets = read_named_sets(net, config, config.names, data, runs / VIEWS, tell)
     if (optim := config.names_optim) is not None and config.names is not None:
         source = EncodedViews(patches, samples, optim)
-        names_task = NamesTask(net, text_tokenizer, source, named_sets, config, config.names, optim)
+        taught = read_teachers(config.names, named_sets, data, runs, tell)
+        names_task = NamesTask(net, text_tokenizer, source, named_sets, config, config.names, optim, *taught)
         train(names_task, optim, output / "names", say=tell)
         del names_task
     if (optim := config.itc_optim) is not None:

@@ -20,6 +20,9 @@ class NamesConfig:
     photos of a step, over all processes, beside the captioned ones. weight: the factor of the loss. views: as in
     `Stage1Config`, for these photos. pairs: how many pairs of a batch with all losses are photos with their name as
     the caption (`named_pairs.py`). least: the least probability of a class whose name becomes a caption.
+    teachers: models or runs whose mean scores are learned on these photos with captions of other photos
+    (`ensemble_teachers.py`). captions: the table of these captions below the data folder, as `TextConfig` has it;
+    num_captions of them are drawn once, and `texts` of these in each step.
     """
 
     pictures: tuple[SetConfig, ...]
@@ -28,6 +31,10 @@ class NamesConfig:
     views: int = 1
     pairs: int = 0
     least: float = 0.5
+    teachers: tuple[str, ...] = ()
+    captions: str = ""
+    num_captions: int = 40_000
+    texts: int = 512
 
     @property
     def shares(self) -> list[float]:
@@ -177,3 +184,5 @@ def check_stage1(config: Stage1Config) -> None:
         refuse_settings(config, PATCH_SETTINGS, "it acts on patches that are made once, before training.")
     if config.names_optim is not None and config.names is None:
         raise TrainingError("names_optim is set and names is not: say in names which photos are read.")
+    if config.names is not None and config.names.teachers and not config.names.captions:
+        raise TrainingError("names.teachers is set and names.captions is not: name the table of captions.")

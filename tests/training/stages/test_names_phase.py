@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from eight_pairs import caption_tokenizer, stage1_config, write_colour_shard
+from eight_pairs import COLOURS, caption_tokenizer, stage1_config, write_colour_shard
 from packaged_encoder import LITE2
 from shard_writing import make_png, write_shard
 
@@ -52,8 +53,8 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def save_start(config: Stage1Config, folder: Path) -> Retriever:
-    torch.manual_seed(0)
+def save_start(config: Stage1Config, folder: Path, seed: int = 0) -> Retriever:
+    torch.manual_seed(seed)
     net = Retriever(config.model)
     load_packaged_encoder(net)
     save_checkpoint(folder, net, caption_tokenizer())
@@ -103,6 +104,32 @@ def test_a_stopped_run_goes_on_with_the_same_losses(
     assert losses[0] == losses[1] and len(losses[0]) == 12
 
 
+def test_teachers_are_asked_about_photos_without_captions(data: Path) -> None:
+    """A student comes near to the mean scores of two teachers, and a missing table or model is named."""
+    with gzip.open(data / "captions.tsv.gz", "wt") as table:
+        table.writelines(f"{number}\ta {colour} wall\n" for number, colour in enumerate(COLOURS))
+    names = NamesConfig(
+        (SetConfig("n-*.tar"),), batch=6, teachers=("one", "two"), captions="captions.tsv.gz", texts=8
+    )
+    config = names_config(names=names, names_optim=replace(OPTIM, steps=40, log_every=10))
+    save_start(config, data / "first")
+    for seed, name in enumerate(("one", "two"), 1):
+        save_start(config, data / name, seed)
+    lines: list[str] = []
+    run_stage1(config, data, data, data / "out", say=lines.append)
+    assert "The teacher two encodes 8 captions." in lines
+    rows = [json.loads(line) for line in (data / "out" / "names" / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["taught"] < rows[0]["taught"]
+    with pytest.raises(TrainingError, match=r"names\.teachers is set and names\.captions is not"):
+        check_stage1(replace(config, names=replace(names, captions="")))
+    for changes, word in (
+        ({"captions": "none.tsv.gz"}, "none.tsv.gz cannot be read"),
+        ({"teachers": ("no",)}, "'no'"),
+    ):
+        with pytest.raises(DataError, match=word):
+            run_stage1(replace(config, names=replace(names, **changes)), data, data, data / word[:3])  # type: ignore[arg-type]
+
+
 def test_the_classifier_reads_the_mean_of_the_last_map() -> None:
     """Channels of an earlier map lie behind those of the last one and do not count."""
     classifier = Classifier(replace(LITE2, num_channels=1400))
@@ -132,8 +159,13 @@ def test_named_photos_take_part_in_all_losses(data: Path) -> None:
 
 def test_photos_are_drawn_by_the_shares_of_their_sets() -> None:
     sets = [torch.full((3, 2, 1, 1), 1.0), torch.full((50, 1, 1, 1), 2.0)]
-    drawn = NamedPictures(sets, [3.0, 1.0]).draw(400, torch.Generator().manual_seed(0))
-    assert drawn.shape == (400, 1, 1) and 270 < int((drawn == 1).sum()) < 330
+    pictures = NamedPictures(sets, [3.0, 1.0])
+    drawn = pictures.draw(400, torch.Generator().manual_seed(0))
+    patches = pictures.read_patches(drawn)
+    assert patches.shape == (400, 1, 1) and 270 < int((patches == 1).sum()) < 330
+    assert {photo[1:] for photo in drawn if photo[0] == 0} == {
+        (row, view) for row in range(3) for view in range(2)
+    }
 
 
 def test_settings_that_do_not_go_together(data: Path) -> None:
