@@ -25,9 +25,9 @@ PHOTOS_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class TeacherVectors:
-    """The answers of one teacher: unit vectors (N, Q, E) of the photos of each set and (T, E) of the captions, in float16.
+    """The answers of one teacher, unit vectors in float16.
 
-    temperature: by which its scores are divided.
+    photos: (N, Q, E) of each set. captions: (T, E). temperature: the number by which its scores are divided.
     """
 
     photos: Sequence[Tensor]

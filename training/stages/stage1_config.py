@@ -185,4 +185,6 @@ def check_stage1(config: Stage1Config) -> None:
     if config.names_optim is not None and config.names is None:
         raise TrainingError("names_optim is set and names is not: say in names which photos are read.")
     if config.names is not None and config.names.teachers and not config.names.captions:
-        raise TrainingError("names.teachers is set and names.captions is not: name the table of captions.")
+        raise TrainingError(
+            "No names.captions is set for names.teachers: name the table of captions that they read."
+        )

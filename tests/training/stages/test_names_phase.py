@@ -120,7 +120,7 @@ def test_teachers_are_asked_about_photos_without_captions(data: Path) -> None:
     assert "The teacher two encodes 8 captions." in lines
     rows = [json.loads(line) for line in (data / "out" / "names" / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["taught"] < rows[0]["taught"]
-    with pytest.raises(TrainingError, match=r"names\.teachers is set and names\.captions is not"):
+    with pytest.raises(TrainingError, match=r"No names\.captions is set for names\.teachers"):
         check_stage1(replace(config, names=replace(names, captions="")))
     for changes, word in (
         ({"captions": "none.tsv.gz"}, "none.tsv.gz cannot be read"),
