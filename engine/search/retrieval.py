@@ -91,7 +91,8 @@ class Retrieval:
         live: the ids of the photos that may be found.
         """
         ids, cosines = self._photo_index().search_slots(photo_QE, k, live)
-        return ids[ids >= 0], cosines[ids >= 0]
+        # Vectors are stored in float16, so that the product of two equal ones may be a little above 1.
+        return ids[ids >= 0], np.clip(cosines[ids >= 0], -1, 1)
 
     def find_texts(self, photo_QE: np.ndarray, k: int) -> tuple[list[str], np.ndarray]:
         """Return at most k indexed texts and their ITC with a photo, the best first.

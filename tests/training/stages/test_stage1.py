@@ -74,7 +74,8 @@ def test_itc_alone_learns(tmp_path: Path) -> None:
         ItcTask(net, tokenizer, make_batches(patches, samples, config), config), config.optim, tmp_path
     )
     assert set(rows[0]) == {"step", "loss", "lr", "samples_per_second", "mfu"}
-    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    # Crops of noise have little in common; chance gives ln 8 = 2.08.
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
 
 
 def test_every_picture_comes_once_an_epoch() -> None:
