@@ -72,7 +72,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "training/stages": (
         "training/batches", "training/losses", "training/loop", "training/distributed", *ENGINE_FOR_TRAINING,
     ),
-    "training/capfilt": ("training/stages", "training/loop", "training/distributed", *ENGINE_FOR_TRAINING),
+    "training/capfilt": (
+        "training/stages", "training/batches", "training/loop", "training/distributed", *ENGINE_FOR_TRAINING,
+    ),
     "training/recipes": ("training/stages", "training/capfilt", "training/loop", *ENGINE_FOR_TRAINING),
     "ui/reports": ("engine/evaluation",),
     "ui/session": ("indexer", "engine/search", "engine/models", "engine/index"),

@@ -25,7 +25,7 @@ from engine.datasets.captioned_sets import read_small_sets
 from engine.datasets.picture_reading import load_pictures
 from engine.evaluation.recall import recall
 from engine.models.loading import load_model
-from engine.models.retrieval_model import RetrievalModel, compute_match_probabilities, compute_scores
+from engine.models.retrieval_model import BEHIND, RetrievalModel, compute_match_probabilities, compute_scores
 from training.batches.class_names import ClassNames
 
 BATCH, CANDIDATES, CAPTIONS = 50, 128, 5
@@ -115,7 +115,7 @@ def rerank(
         rows = np.flatnonzero(wanted[:, text])
         keys = model.compute_photo_keys(patches_NPV[rows].to(model.device))
         logits_NM2[rows, text] = model.match(keys, model.start_texts([caption]))
-    scores = np.where(wanted, 0, -1000) + itc_NM
+    scores = np.where(wanted, 0, -BEHIND) + itc_NM
     scores[wanted] = compute_scores(model.config, logits_NM2[wanted], itc_NM[wanted])
     return scores, logits_NM2
 

@@ -19,6 +19,7 @@ from engine.blip2.pixels import to_pixels
 from engine.errors import DataError
 from engine.models.hub import compute_digest
 from engine.pictures.squares import squash
+from training.batches.class_names import word_name
 from training.stages.teacher import TEACHER, load_teacher
 
 NAMES = "imagenet_labels.txt"
@@ -34,11 +35,7 @@ def label_captions(label: str, texts: Sequence[str]) -> list[str]:
     empty label gives none.
     """
     names = [name for name in (part.strip() for part in label.split(",")) if name]
-    return [text.format(label=name, a=f"{_article(name)} {name}") for name in names for text in texts]
-
-
-def _article(name: str) -> str:
-    return "an" if name[0].lower() in "aeiou" else "a"
+    return [word_name(name, text) for name in names for text in texts]
 
 
 def check_texts(texts: Sequence[str]) -> None:

@@ -41,15 +41,21 @@ def read_teacher(
 ) -> TeacherVectors:
     """Encode the first view of every photo of the sets (N, W, P, V), and captions, with a trained network."""
     net.eval()
-    photos = []
-    for patches in sets:
-        parts = [
-            net.encode_photos(net.compute_photo_keys(apply_vision_norm(net, part[:, 0]))).half().cpu()
-            for part in patches.split(PHOTOS_AT_ONCE)
-        ]
-        photos.append(torch.cat(parts))
+    photos = [encode_first_views(net, patches).half() for patches in sets]
     texts = net.project_texts(PooledTexts(net, tokenizer).read(captions)).half()
     return TeacherVectors(photos, texts, max(LEAST_TEMPERATURE, float(net.temperature)))
+
+
+@torch.no_grad()
+def encode_first_views(net: Retriever, patches_NWPV: Tensor) -> Tensor:
+    """Return the unit vectors (N, Q, E) float32 of photos by the first of their views, on the CPU."""
+    parts = [
+        net.encode_photos(
+            net.compute_photo_keys(apply_vision_norm(net, part[:, 0].to(net.temperature.device)))
+        )
+        for part in patches_NWPV.split(PHOTOS_AT_ONCE)
+    ]
+    return torch.cat([part.cpu() for part in parts])
 
 
 def mean_scores(

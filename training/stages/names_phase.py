@@ -33,7 +33,13 @@ from training.batches.named_pictures import Classifier, NamedPictures
 from training.distributed.world import current_world
 from training.loop.optimizer import OptimConfig
 from training.loop.random_draws import draw_random_share
-from training.losses.ensemble_teachers import TeacherVectors, mean_scores, ranking_loss, read_teacher
+from training.losses.ensemble_teachers import (
+    TeacherVectors,
+    encode_first_views,
+    mean_scores,
+    ranking_loss,
+    read_teacher,
+)
 from training.losses.itc_itm_itg import LEAST_TEMPERATURE
 from training.losses.names_loss import merge_classes, names_loss
 from training.losses.pooled_texts import PooledTexts
@@ -51,7 +57,6 @@ from training.stages.text_half import read_caption_groups
 
 NEIGHBOURS = 30
 """Number of photos among which the neighbours of a photo in a batch are drawn."""
-PHOTOS_AT_ONCE = 100
 
 
 class NamesInputs(NamedTuple):
@@ -232,12 +237,10 @@ def find_confused(
     """Return the table of `find_neighbours` for photos by their first view and the mean vector of their captions."""
     device, was_training = net.temperature.device, net.training
     net.eval()
-    photos, texts, pooled = [], [], PooledTexts(net, tokenizer)
-    for first in range(0, len(samples), PHOTOS_AT_ONCE):
-        part = patches[first : first + PHOTOS_AT_ONCE, 0].to(device)
-        photos.append(net.encode_photos(net.compute_photo_keys(apply_vision_norm(net, part))).cpu())
-        for sample in samples[first : first + PHOTOS_AT_ONCE]:
-            vectors = net.project_texts(pooled.read(sample.captions).to(device))
-            texts.append(vectors.mean(dim=0).cpu())
+    pooled = PooledTexts(net, tokenizer)
+    texts = [
+        net.project_texts(pooled.read(sample.captions).to(device)).mean(dim=0).cpu() for sample in samples
+    ]
+    photos = encode_first_views(net, patches)
     net.train(was_training)
-    return find_neighbours(torch.cat(photos), torch.stack(texts), NEIGHBOURS)
+    return find_neighbours(photos, torch.stack(texts), NEIGHBOURS)
